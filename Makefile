@@ -1,0 +1,30 @@
+# Everything from a bare clone. `make help` lists the targets.
+PYTHON_BIN := .venv/bin/python
+SHELL := /bin/bash
+.PHONY: help setup demo test check doctor wheel
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: ## .venv with everything (fast when nothing changed)
+	@bash scripts/setup.sh
+
+demo: setup ## the whole loop on a CPU: demonstrations, SFT cold start, GRPO, evaluation
+	@$(PYTHON_BIN) scripts/demo.py
+
+test: setup ## every test that runs without a GPU
+	@$(PYTHON_BIN) -m pytest -m "not gpu" --durations=15 $(ARGS)
+
+check: setup ## format, lint, spelling, types, import order
+	@$(PYTHON_BIN) -m ruff format --check .
+	@$(PYTHON_BIN) -m ruff check .
+	@$(PYTHON_BIN) -m codespell_lib .
+	@$(PYTHON_BIN) -m pyright
+	@$(PYTHON_BIN) -m pytest -q tests/unit/test_layers.py
+
+doctor: setup ## what of the stack works on this machine, and what to do where it does not
+	@$(PYTHON_BIN) scripts/doctor.py
+
+wheel: setup ## build dist/rlvla-*.whl
+	@$(PYTHON_BIN) -m hatchling build -t wheel

@@ -1,0 +1,203 @@
+"""The contract between rlvla and a simulator: `VLAEnv` says it, `check_env` checks it."""
+
+from __future__ import annotations
+
+import abc
+import json
+from collections.abc import Sequence
+from importlib import resources
+from itertools import pairwise
+from typing import Any
+
+import gymnasium
+import numpy as np
+from PIL import Image
+
+Box = tuple[int, int, int, int]
+"""Zoom box [x1, y1, x2, y2], integers 0..1000 in the frame the model sees, origin top left."""
+Observation = dict[str, Any]
+"""`images` uint8 [N, H, W, 3], `proprio` float32 [P], `instruction` str."""
+
+
+class EnvContractError(ValueError):
+    """An env breaks the contract of `VLAEnv`; the message names how."""
+
+
+class VLAEnv(gymnasium.Env[Observation, np.ndarray], abc.ABC):
+    """A simulator of instructed manipulation tasks, whose cameras can be looked into closely.
+
+    rlvla calls it structurally, so inheriting is a convenience: it brings `step_chunk` and `zoom`.
+    Set `suite`, `task_names`, `observation_space` and `action_space`, implement the abstract
+    methods, and run `check_env`. An env is driven from one thread, from `reset` to `close`.
+    """
+
+    suite: str
+    """Name of the set of tasks, as in results."""
+    task_names: tuple[str, ...]
+    """Indexed by task id."""
+
+    @abc.abstractmethod
+    def init_state_ids(self, task_id: int, split: str) -> Sequence[int]:
+        """Initial states of a task for one split; those of "train" and "evaluate" are disjoint.
+
+        Raises:
+            ValueError: unknown split or task; the message names it.
+        """
+
+    @abc.abstractmethod
+    def max_env_steps(self, task_id: int) -> int:
+        """Env steps after which an episode of this task is truncated."""
+
+    @abc.abstractmethod
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode. Call it first in yours, with the seed: it seeds `np_random`.
+
+        Args:
+            seed: seeds `np_random`, which only draws what `options` leaves out.
+            options: `task_id` (default 0) and `init_state_id` (default: drawn from train). The same
+                two ids give the same state bit for bit, whatever the seed and whatever happened
+                before.
+
+        Raises:
+            ValueError: an id that does not exist; the message names it.
+        """
+        return super().reset(seed=seed)
+
+    @abc.abstractmethod
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """One env step.
+
+        Args:
+            action: float32 [A], physical units, clipped to what the robot can do.
+
+        Returns:
+            obs, reward (1.0 on success, else 0.0), terminated, truncated, and info with
+            `is_success: bool`.
+        """
+
+    @abc.abstractmethod
+    def native_frames(self) -> tuple[np.ndarray, ...]:
+        """The cameras at full resolution: N x uint8 [H, W, 3], same field of view as `images`."""
+
+    @abc.abstractmethod
+    def get_state(self) -> np.ndarray:
+        """Everything that the future depends on, env step counter included: float64 [S]."""
+
+    @abc.abstractmethod
+    def set_state(self, state: np.ndarray) -> None:
+        """Restores `get_state`: afterwards the same actions give the same states, bit for bit."""
+
+    def step_chunk(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, bool, bool, dict[str, Any]]:
+        """Executes a chunk until it or the episode ends. Override it where rendering is dear.
+
+        Args:
+            actions: float32 [K, A].
+
+        Returns:
+            The last obs, rewards float32 [k] of the k <= K steps executed, and the last terminated,
+            truncated and info.
+
+        Raises:
+            ValueError: an empty chunk.
+        """
+        if len(actions) == 0:
+            raise ValueError("step_chunk needs at least one action")
+        rewards = []
+        for action in actions:
+            obs, reward, terminated, truncated, info = self.step(action)
+            rewards.append(reward)
+            if terminated or truncated:
+                break
+        return obs, np.array(rewards, np.float32), terminated, truncated, info
+
+    def zoom(self, image: int, bbox: Box) -> np.ndarray:
+        """Part of a native frame, resized to the size of a policy view: uint8 [H, W, 3].
+
+        Args:
+            image: index of the camera.
+            bbox: see `Box`; widened to whole native pixels. A box of another aspect ratio is
+                stretched.
+
+        Raises:
+            ValueError: a camera that does not exist, or an empty box, or one that leaves the frame.
+        """
+        frames = self.native_frames()
+        check_image(image, len(frames))
+        height, width = frames[image].shape[:2]
+        x1, y1, x2, y2 = box_to_pixels(bbox, width, height)
+        return resize(frames[image][y1:y2, x1:x2], *self.view_shape)
+
+    @property
+    def view_shape(self) -> tuple[int, int]:
+        """(H, W) of a policy view, pixels."""
+        assert isinstance(self.observation_space, gymnasium.spaces.Dict)
+        shape = self.observation_space["images"].shape
+        assert shape is not None
+        return shape[1], shape[2]
+
+
+def check_image(image: int, num_images: int) -> None:
+    """Raises ValueError unless the camera exists."""
+    if not 0 <= image < num_images:
+        raise ValueError(f"no image {image}: this env has {num_images}")
+
+
+def box_to_pixels(bbox: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """The native pixels [x1, y1, x2, y2], ends exclusive, that a box of 0..1000 touches.
+
+    Raises:
+        ValueError: a box that is empty, leaves the frame, or is not four integers.
+    """
+    if len(bbox) != 4 or not all(isinstance(v, int | np.integer) for v in bbox):
+        raise ValueError(f"box {bbox!r} is not four integers")
+    x1, y1, x2, y2 = (int(v) for v in bbox)
+    if not (0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000):
+        raise ValueError(f"box {[x1, y1, x2, y2]} is empty or leaves the frame 0..1000")
+    # -(-a // b) rounds up.
+    return x1 * width // 1000, y1 * height // 1000, -(-x2 * width // 1000), -(-y2 * height // 1000)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Box filter on uint8 [H, W, 3]: area mean where it shrinks, nearest where it grows."""
+    if image.shape[:2] == (height, width):
+        return np.array(image)
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+
+
+def load_manifest(name: str, package: str = "rlvla_envs") -> dict[str, range]:
+    """The initial state ids of each split, from `manifests/<name>.json` of a package.
+
+    Raises:
+        EnvContractError: the splits overlap.
+    """
+    text = resources.files(package).joinpath(f"manifests/{name}.json").read_text()
+    splits = {split: range(*limits) for split, limits in json.loads(text)["splits"].items()}
+    ends = sorted((ids.start, ids.stop) for ids in splits.values())
+    if any(stop > start for (_, stop), (start, _) in pairwise(ends)):
+        raise EnvContractError(f"manifest {name}: the splits overlap: {splits}")
+    return splits
+
+
+def check_env(env: str | gymnasium.Env[Any, Any], **kwargs: Any) -> None:
+    """Checks that an env keeps the contract of `VLAEnv`, by running a few steps of each task.
+
+    Args:
+        env: a Gymnasium id ("module:id" imports the module that registers it), or an env.
+        **kwargs: for `gymnasium.make`, when `env` is an id.
+
+    Raises:
+        EnvContractError: names what is wrong.
+    """
+    # Kept apart, so that this file is all that the author of an env has to read.
+    from rlvla_envs.check import check_contract
+
+    if isinstance(env, str):
+        made = gymnasium.make(env, **kwargs)
+        try:
+            check_contract(made.unwrapped)
+        finally:
+            made.close()
+    else:
+        check_contract(env.unwrapped)

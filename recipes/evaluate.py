@@ -1,0 +1,26 @@
+"""Success of a checkpoint on held-out initial states, with its Wilson 95 % interval.
+
+python recipes/evaluate.py --model outputs/grpo/checkpoint [--episode.use-zoom False] [--episode.temperature 1.0]
+"""
+
+from __future__ import annotations
+
+from rlvla.config import EvaluateConfig, load
+from rlvla.evaluation import evaluate, line
+
+
+def main(cfg: EvaluateConfig) -> None:
+    """Evaluate, print a line a task and one for all."""
+    summary = evaluate(cfg)
+    for name, result in summary["tasks"].items():
+        print(line(name, result))
+    print(line("all", summary))
+    print(
+        f"format {100 * summary['format_rate']:.1f} %, {summary['tool_calls_per_turn']:.2f} tool calls and "
+        f"{summary['tokens_per_decision']:.0f} tokens a decision, "
+        f"{1000 * summary['latency_per_decision_s']['p50']:.0f} ms (median)"
+    )
+
+
+if __name__ == "__main__":
+    main(load(EvaluateConfig))

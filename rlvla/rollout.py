@@ -1,0 +1,189 @@
+"""The process of sampling trajectories: Ray actors that hold envs, and one that holds the vLLM engine.
+
+A RolloutActor plays as many episodes at once as it has envs, each an independent coroutine, so that the sampler
+batches over all of them and a finished env takes the next episode at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from rlvla.config import EnvConfig, EpisodeConfig, GRPOConfig, SamplerConfig
+from rlvla.episode import Decider, EnvThread, derive_seed, run_episode
+from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import Env, SampleOutput, SampleRequest
+from rlvla.tools import load_tools
+from rlvla.types import Group, TaskSpec, Trajectory
+
+
+def make_env(config: EnvConfig) -> Env:
+    """The bare env behind a Gymnasium id; raises gymnasium's error, which names the id, when it is not registered."""
+    for module in config.imports:
+        importlib.import_module(module)
+    return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
+
+
+class SamplerActor:
+    """A vLLM engine as a Ray actor."""
+
+    def __init__(
+        self, model: Path, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int, threads: int
+    ) -> None:
+        from rlvla.sampler import VLLMSampler
+
+        self._sampler = VLLMSampler(
+            model, config, max_images=max_images, max_model_len=max_model_len, seed=seed, threads=threads
+        )
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        """See `protocols.Sampler`."""
+        return await self._sampler.sample(request)
+
+    async def load_weights(self, weights: dict[str, np.ndarray], policy_version: int) -> None:
+        """Take new weights between two requests, without an engine restart."""
+        await asyncio.to_thread(self._sampler.load_weights, weights, policy_version)
+
+    async def close(self) -> None:
+        """End the engine."""
+        self._sampler.close()
+
+
+class RaySampler:
+    """A SamplerActor's handle behind the Sampler protocol."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        """See `protocols.Sampler`."""
+        return await self._actor.sample.remote(request)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One episode to play: which task, and which member of its group."""
+
+    task: TaskSpec
+    member: int
+
+
+class RolloutActor:
+    """Several envs in one process, each driven by its own thread."""
+
+    def __init__(self, sampler: Any, model: Path, env: EnvConfig, episode: EpisodeConfig, num_envs: int) -> None:
+        self._decider = Decider(
+            sampler=RaySampler(sampler),
+            processor=PolicyProcessor.load(model),
+            tools=load_tools(episode.tools),
+            config=episode,
+        )
+        self._envs = [EnvThread(lambda: make_env(env)) for _ in range(num_envs)]
+
+    async def run(self, jobs: Sequence[Job]) -> list[Trajectory]:
+        """Play all jobs; trajectories come back in the jobs' order."""
+        pending = iter(enumerate(jobs))
+        trajectories: dict[int, Trajectory] = {}
+
+        async def drive(env: EnvThread) -> None:
+            for index, job in pending:
+                trajectories[index] = await run_episode(self._decider, env, job.task, member=job.member)
+
+        await asyncio.gather(*(drive(env) for env in self._envs[: len(jobs)]))
+        return [trajectories[index] for index in range(len(jobs))]
+
+    async def close(self) -> None:
+        """Close every env."""
+        for env in self._envs:
+            env.close()
+
+
+@dataclass(kw_only=True)
+class TaskStream:
+    """Endless tasks: the env's tasks in turn, each with a train initial state; resumable from its two counters."""
+
+    config: EnvConfig
+    seed: int
+    position: int = 0
+    """Tasks drawn so far."""
+    surplus: list[Group] = field(default_factory=list)
+    """Groups with signal that were sampled and not yet learned from."""
+
+    def __post_init__(self) -> None:
+        """Asks one env for its tasks and states, then closes it."""
+        env = make_env(self.config)
+        self._suite = env.suite
+        self._task_ids = task_ids(env, self.config)
+        self._states = {task: env.init_state_ids(task, "train") for task in self._task_ids}
+        env.close()
+
+    def take(self, count: int) -> list[TaskSpec]:
+        """The next tasks; the k-th of a run is the same whatever was taken together."""
+        return [self._draw() for _ in range(count)]
+
+    def _draw(self) -> TaskSpec:
+        task_id = self._task_ids[self.position % len(self._task_ids)]
+        seed = derive_seed(self.seed, self.position)
+        states = self._states[task_id]
+        self.position += 1
+        return TaskSpec(suite=self._suite, task_id=task_id, init_state_id=states[seed % len(states)], seed=seed)
+
+
+def task_ids(env: Env, config: EnvConfig) -> list[int]:
+    """Ids of the configured task names; raises ValueError naming one that the env lacks."""
+    for name in config.tasks:
+        if name not in env.task_names:
+            raise ValueError(f"env.tasks names {name!r}; {config.id} has {', '.join(env.task_names)}")
+    return [env.task_names.index(name) for name in config.tasks or env.task_names]
+
+
+Play = Callable[[Sequence[Job]], list[Trajectory]]
+"""Plays jobs on whatever actors there are; trajectories in the jobs' order."""
+
+
+def rollout(play: Play, tasks: Sequence[TaskSpec], group_size: int) -> list[Group]:
+    """One group of `group_size` trajectories for each task, in the tasks' order."""
+    jobs = [Job(task=task, member=member) for task in tasks for member in range(group_size)]
+    trajectories = play(jobs)
+    chunks = [trajectories[start : start + group_size] for start in range(0, len(jobs), group_size)]
+    return [Group(task=chunk[0].task, trajectories=tuple(chunk)) for chunk in chunks]
+
+
+def collect(
+    play: Play, tasks: TaskStream, judge: Callable[[Group], Group], config: GRPOConfig
+) -> tuple[list[Group], list[Group]]:
+    """The groups that a learner step takes, and all that were sampled for it.
+
+    With `max_waves` above 1 this is dynamic sampling (DAPO, arXiv 2503.14476 section 3.2): groups whose advantages are
+    all zero are dropped and others sampled in their place, wave by wave; groups with signal beyond
+    `groups_per_step` wait in `tasks.surplus` for the next step. Order follows the task stream, never completion.
+
+    Args:
+        play: see `rollout`.
+        tasks: where the tasks come from; advanced.
+        judge: fills rewards and advantages of a group.
+        config: `groups_per_step`, `group_size`, `max_waves`.
+
+    Returns:
+        (groups to learn from, at most `groups_per_step`; groups sampled now).
+    """
+    if config.max_waves == 1:
+        groups = [judge(g) for g in rollout(play, tasks.take(config.groups_per_step), config.group_size)]
+        return groups, groups
+    kept, sampled = list(tasks.surplus), []
+    for _ in range(config.max_waves):
+        if len(kept) >= config.groups_per_step:
+            break
+        wave = [judge(g) for g in rollout(play, tasks.take(config.groups_per_step), config.group_size)]
+        sampled += wave
+        kept += [group for group in wave if group.has_signal]
+    tasks.surplus = kept[config.groups_per_step :]
+    chosen = kept[: config.groups_per_step]
+    return chosen, sampled or chosen

@@ -1,0 +1,125 @@
+"""The output folder of a GRPO run: resolved config, metrics, checkpoints to resume from, the finished policy.
+
+    outputs/grpo/config.yaml provenance.json metrics.jsonl summary.json trajectories.jsonl checkpoint/ state/step-00050/
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rlvla.cluster import Cluster
+from rlvla.config import GRPOConfig, write_resolved
+from rlvla.metrics import MetricsLogger, PhaseTimer
+from rlvla.rollout import TaskStream
+from rlvla.storage import load_trajectories, save_trajectories
+from rlvla.types import Group, Trajectory
+
+SHOWN = ("success", "format_rate", "tool_calls_per_turn", "response_tokens", "kl", "mismatch_kl")
+"""The metrics beside the progress bar."""
+
+
+class GRPORun:
+    """Where a run writes and from where it resumes."""
+
+    def __init__(self, cfg: GRPOConfig) -> None:
+        """Raises FileNotFoundError naming `model` when there is no checkpoint to start from."""
+        if not (cfg.model / "config.json").is_file():
+            raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py first")
+        self._cfg = cfg
+        self._started = time.perf_counter()
+        self._success: list[float] = []
+        write_resolved(cfg, cfg.output)
+
+    def __enter__(self) -> GRPORun:
+        self._logger = MetricsLogger(self._cfg.output, self._cfg.log)
+        self._bar = tqdm(total=self._cfg.num_steps, desc="grpo", unit="step", dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._logger.close()
+
+    def resume(self, cluster: Cluster, tasks: TaskStream) -> int:
+        """Go on from the newest checkpoint under `state/`, if there is one; returns the first step to run."""
+        states = sorted((self._cfg.output / "state").glob("step-*"))
+        if not states:
+            return 0
+        step = int(states[-1].name.removeprefix("step-"))
+        cluster.load_state(states[-1] / "learner")
+        cluster.sync(policy_version=step)
+        tasks.position = json.loads((states[-1] / "tasks.json").read_text())["position"]
+        tasks.surplus = _regroup(load_trajectories(states[-1] / "surplus.jsonl"))
+        self._logger.rewind(step)
+        return step
+
+    def progress(self, first: int) -> Iterator[int]:
+        """The steps from `first` on, shown as a bar."""
+        self._bar.update(first)
+        for step in range(first, self._cfg.num_steps):
+            yield step
+            self._bar.update()
+
+    def log(self, step: int, metrics: Mapping[str, float], timer: PhaseTimer) -> None:
+        """Write a step's metrics to every sink, rates and time by phase among them."""
+        seconds = timer.metrics()
+        rates = {
+            "trajectories_per_s": metrics["num_trajectories"] / seconds["time/rollout_s"],
+            "env_steps_per_s": metrics["num_trajectories"] * metrics["num_env_steps"] / seconds["time/rollout_s"],
+        }
+        everything = {**metrics, **rates, **seconds}
+        self._logger.log(step, everything)
+        self._success.append(metrics["success"])
+        self._bar.set_postfix({name: f"{everything[name]:.3g}" for name in SHOWN if name in everything})
+
+    def keep(self, step: int, sampled: Sequence[Group], cluster: Cluster, tasks: TaskStream) -> None:
+        """Checkpoint when it is due, and keep some trajectories of the last step for the report."""
+        cfg = self._cfg
+        if cfg.save_every and (step + 1) % cfg.save_every == 0:
+            self._checkpoint(step + 1, cluster, tasks)
+        if step + 1 == cfg.num_steps:
+            trajectories = [t for group in sampled for t in group.trajectories[:1]]
+            save_trajectories(cfg.output / "trajectories.jsonl", trajectories[: cfg.save_trajectories])
+
+    def finish(self, cluster: Cluster) -> None:
+        """Write the policy and `summary.json`."""
+        cluster.save(self._cfg.output / "checkpoint")
+        tenth = max(1, len(self._success) // 10)
+        summary = {
+            "steps": self._cfg.num_steps,
+            "success_first": _mean(self._success[:tenth]),
+            "success_last": _mean(self._success[-tenth:]),
+            "minutes": round((time.perf_counter() - self._started) / 60, 2),
+            "checkpoint": "checkpoint",
+        }
+        (self._cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+    def _checkpoint(self, step: int, cluster: Cluster, tasks: TaskStream) -> None:
+        """Write aside, then rename, so that an interrupted write is never resumed from."""
+        final = self._cfg.output / "state" / f"step-{step:06d}"
+        aside = final.with_name(f"incomplete-{step:06d}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        cluster.save_state(aside / "learner")
+        (aside / "tasks.json").write_text(json.dumps({"position": tasks.position}))
+        save_trajectories(aside / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _regroup(trajectories: Sequence[Trajectory]) -> list[Group]:
+    """Trajectories saved group after group -> the groups."""
+    groups: dict[tuple[int, int, int], list[Trajectory]] = {}
+    for trajectory in trajectories:
+        task = trajectory.task
+        groups.setdefault((task.task_id, task.init_state_id, task.seed), []).append(trajectory)
+    return [Group(task=members[0].task, trajectories=tuple(members)) for members in groups.values()]

@@ -1,0 +1,344 @@
+"""vLLM behind the Sampler protocol: one engine in this process, one thread that drives it, new weights in place.
+
+The thread admits requests as they come and steps the engine while anything runs, so that vLLM batches continuously
+over all callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import queue
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rlvla.config import SamplerConfig
+from rlvla.protocols import SampleOutput, SampleRequest
+
+BAN_BIAS = -100.0
+"""Added to the logits of banned ids; vLLM admits -100..100, and e^-100 is never drawn."""
+
+
+class SamplerError(RuntimeError):
+    """The engine failed and serves no more; the cause is chained."""
+
+
+class WeightReceiver:
+    """Mixed into vLLM's workers (`worker_extension_cls`), so that each, wherever it runs, takes its share."""
+
+    model_runner: Any
+
+    def receive_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Load {name in the checkpoint: array} in place, with vLLM's own post-processing (packing, sharding)."""
+        # torch.tensor copies: arrays out of Ray's object store are read-only.
+        self.model_runner.reload_weights(
+            weights_iterator=((name, torch.tensor(array)) for name, array in weights.items())
+        )
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        # On the CPU vLLM multiplies by packed copies. A head that is tied to the embeddings has no weights of its own
+        # to reload, hence keeps its old copy unless told.
+        for module in self.model_runner.get_model().modules():
+            if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
+                module.quant_method.process_weights_after_loading(module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Load:
+    weights: Mapping[str, np.ndarray]
+    policy_version: int
+    future: Future[None] = field(default_factory=Future)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    request: SampleRequest
+    future: Future[SampleOutput] = field(default_factory=Future)
+
+
+class VLLMSampler:
+    """A `protocols.Sampler`; thread-safe.
+
+    Args:
+        model: checkpoint folder.
+        config: of the engine.
+        max_images: images in one context at most.
+        max_model_len: tokens of one context at most, sampled ones included.
+        seed: of the engine; requests bring their own.
+        threads: OpenMP threads on the CPU.
+
+    Raises:
+        SamplerError: vLLM cannot serve this checkpoint; the cause is chained.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        config: SamplerConfig,
+        *,
+        max_images: int,
+        max_model_len: int,
+        seed: int = 0,
+        threads: int = 1,
+    ) -> None:
+        _set_environment(threads)
+        self.num_context_tokens = 0
+        """Of all requests so far."""
+        self.num_cached_tokens = 0
+        """Those of them that came out of the prefix cache."""
+        self._policy_version = 0
+        self._weight_names = _weight_names(Path(model))
+        self._jobs: queue.SimpleQueue[_Sample | _Load | None] = queue.SimpleQueue()
+        self._running: dict[str, Future[SampleOutput]] = {}
+        self._count = 0
+        self._failure: BaseException | None = None
+        # Guards the step from "works" to "failed": no job may slip into the queue behind the last look at it.
+        self._lock = threading.Lock()
+        ready: Future[None] = Future()
+        arguments = _engine_arguments(model, config, max_images, max_model_len, seed)
+        self._thread = threading.Thread(
+            target=self._serve, args=(arguments, threads, ready), name="vllm-engine", daemon=True
+        )
+        self._thread.start()
+        try:
+            ready.result()
+        except Exception as error:
+            raise SamplerError(f"vLLM cannot serve {model}: {error}") from error
+        atexit.register(self.close)  # native threads of an engine that is still alive would abort the process
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        """Continue one context; see `protocols.Sampler`.
+
+        Raises:
+            ValueError: vLLM refuses this request, e.g. it is longer than `max_model_len`; others go on.
+            SamplerError: the engine failed.
+        """
+        job = _Sample(request=request)
+        self._submit(job)
+        return await asyncio.wrap_future(job.future)
+
+    def load_weights(self, weights: Mapping[str, np.ndarray], policy_version: int) -> None:
+        """Replace the weights between two requests: running ones end first, later ones see the new weights.
+
+        Args:
+            weights: {name in the Hugging Face checkpoint: array}, all of them.
+            policy_version: put on every output from now on.
+
+        Raises:
+            ValueError: names differ from the checkpoint's; nothing was loaded.
+            SamplerError: the engine failed.
+        """
+        if wrong := self._weight_names.symmetric_difference(weights):
+            shown = ", ".join(sorted(wrong)[:5])
+            raise ValueError(f"{len(wrong)} weights are missing or not in the checkpoint, among them {shown}")
+        job = _Load(weights=weights, policy_version=policy_version)
+        self._submit(job)
+        job.future.result()
+
+    def close(self) -> None:
+        """End the engine once its running requests have ended; requests that still wait fail."""
+        atexit.unregister(self.close)
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _submit(self, job: _Sample | _Load) -> None:
+        with self._lock:
+            if self._failure is not None or not self._thread.is_alive():
+                raise SamplerError("the vLLM engine failed or was closed") from self._failure
+            self._jobs.put(job)
+
+    def _serve(self, arguments: Mapping[str, Any], threads: int, ready: Future[None]) -> None:
+        """The engine's thread: every call into vLLM happens here."""
+        try:
+            engine = self._start(arguments, threads)
+        except Exception as error:  # handed to the constructor, which raises it
+            self._failure = error
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        try:
+            while self._admit(engine):
+                self._step(engine)
+        except Exception as error:  # the callers wait for an answer, whatever happened
+            self._fail(error)
+        finally:
+            self._fail(SamplerError("the sampler was closed"))
+            engine.engine_core.shutdown()
+
+    def _start(self, arguments: Mapping[str, Any], threads: int) -> Any:
+        if not torch.cuda.is_available():
+            torch.set_num_threads(threads)  # vLLM's CPU worker disables this call later on
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from rlvla.policy import IMAGE_TOKEN_BIAS, placeholder_ids
+
+        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        config = engine.model_config.hf_config
+        self._logit_bias = {id_: IMAGE_TOKEN_BIAS for id_ in placeholder_ids(config)}
+        return engine
+
+    def _admit(self, engine: Any) -> bool:
+        """Take the jobs that wait, sleeping when there is nothing else to do; False when it is time to end."""
+        wait = not self._running
+        while True:
+            try:
+                job = self._jobs.get(block=wait)
+            except queue.Empty:
+                return True
+            if isinstance(job, _Sample):
+                self._add(engine, job)
+                wait = not self._running
+                continue
+            while self._running:
+                self._step(engine)
+            if job is None:
+                return False
+            self._load(engine, job)
+            wait = True
+
+    def _add(self, engine: Any, job: _Sample) -> None:
+        if not job.future.set_running_or_notify_cancel():
+            return  # its caller was cancelled
+        request = job.request
+        prompt = {
+            "prompt_token_ids": list(request.prompt_ids),
+            "multi_modal_data": {"image": [Image.fromarray(image) for image in request.images]},
+        }
+        request_id = str(self._count)
+        self._count += 1
+        try:
+            (rendered,) = engine.renderer.render_cmpl([prompt])
+            engine.add_request(request_id, rendered, self._parameters(request))
+        except ValueError as error:
+            job.future.set_exception(error)
+            return
+        self._running[request_id] = job.future
+
+    def _parameters(self, request: SampleRequest) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            stop_token_ids=list(request.stop_ids),
+            logit_bias={**self._logit_bias, **{id_: BAN_BIAS for id_ in request.banned_ids}},
+            ignore_eos=True,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+
+    def _step(self, engine: Any) -> None:
+        for output in engine.step():
+            future = self._running.pop(output.request_id)
+            completion = output.outputs[0]
+            self.num_context_tokens += len(output.prompt_token_ids)
+            self.num_cached_tokens += output.num_cached_tokens or 0
+            future.set_result(
+                SampleOutput(
+                    context_ids=np.array(output.prompt_token_ids, np.int32),
+                    token_ids=np.array(completion.token_ids, np.int32),
+                    logprobs=np.array(completion.logprobs.logprobs, np.float32),
+                    policy_version=self._policy_version,
+                )
+            )
+
+    def _load(self, engine: Any, job: _Load) -> None:
+        try:
+            engine.collective_rpc("receive_weights", args=(job.weights,))
+            # What was computed under the old weights must not be met again.
+            engine.reset_prefix_cache()
+            engine.reset_mm_cache()
+            engine.reset_encoder_cache()
+        except Exception as error:
+            job.future.set_exception(SamplerError(f"weights did not load: {error}"))
+            raise  # half-loaded weights: the engine is of no more use
+        self._policy_version = job.policy_version
+        job.future.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        """Answer everyone who waits, and refuse whoever comes later."""
+        with self._lock:
+            self._failure = self._failure or error
+            waiting: list[Future[Any]] = list(self._running.values())
+            self._running.clear()
+            while not self._jobs.empty():
+                job = self._jobs.get()
+                if job is not None and job.future.set_running_or_notify_cancel():
+                    waiting.append(job.future)
+        for future in waiting:
+            failure = SamplerError(f"the vLLM engine failed: {error}")
+            failure.__cause__ = error
+            future.set_exception(failure)
+
+
+def _set_environment(threads: int) -> None:
+    """What vLLM reads from the environment, before it is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process starts in 2 s instead of 16
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    for name, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads of several processes would share one core
+    }.items():
+        os.environ.setdefault(name, value)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # the first request would compile for 2 s
+
+
+def _engine_arguments(
+    model: Path | str, config: SamplerConfig, max_images: int, max_model_len: int, seed: int
+) -> dict[str, Any]:
+    """vLLM's arguments, with two limits of its CPU backend kept: blocks are multiples of 32, prefills are whole."""
+    on_cpu: dict[str, Any] = {}
+    if not torch.cuda.is_available():
+        on_cpu["block_size"] = -(-config.block_size // 32) * 32
+        # A prompt cut in two would rewind the request's seeded generator, which a CPU generator cannot do: with room
+        # for every token of every sequence no prompt is ever cut.
+        on_cpu["max_num_batched_tokens"] = config.max_num_seqs * max_model_len
+    return {
+        "model": str(model),
+        "dtype": config.dtype,
+        "seed": seed,
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "kv_cache_memory_bytes": (config.kv_cache_mb << 20) or None,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "block_size": config.block_size,
+        "enable_prefix_caching": True,
+        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "limit_mm_per_prompt": {"image": max_images, "video": 0},
+        "generation_config": "vllm",  # not the checkpoint's sampling defaults
+        "logprobs_mode": "processed_logprobs",  # of the distribution that was drawn from
+        "worker_extension_cls": f"{WeightReceiver.__module__}.{WeightReceiver.__qualname__}",
+        "disable_log_stats": True,
+        **on_cpu,
+    }
+
+
+def _weight_names(model: Path) -> frozenset[str]:
+    """Names in the checkpoint's safetensors files. vLLM only warns about weights that it was not given."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            names.update(weights.keys())
+    if not names:
+        raise FileNotFoundError(f"{model} holds no *.safetensors: it is no checkpoint")
+    return frozenset(names)

@@ -1,0 +1,211 @@
+"""What flows through a run: Segment in Turn in Trajectory in Group. Numpy only, frozen; stages return `replace(...)`.
+
+Axis letters, here and everywhere: G group, B rows, L tokens, N images, K chunk length, A action dims, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+Box = tuple[int, int, int, int]
+"""Zoom box [x1, y1, x2, y2], integers 0..1000 in the frame the model sees, origin top left."""
+
+
+class SegmentKind(StrEnum):
+    """Kind of a span of tokens. The policy samples THINK, TOOL_CALL, ACT and MALFORMED; the rest is context."""
+
+    PROMPT = "prompt"
+    THINK = "think"
+    TOOL_CALL = "tool_call"
+    TOOL_RESULT = "tool_result"
+    ACT = "act"
+    MALFORMED = "malformed"
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the policy produced these tokens, so that they are trained on."""
+        return self not in (SegmentKind.PROMPT, SegmentKind.TOOL_RESULT)
+
+
+class EndReason(StrEnum):
+    """Why a trajectory ended."""
+
+    SUCCESS = "success"
+    """The simulator's goal predicate held."""
+    FAILURE = "failure"
+    """The simulator ended the episode without success, e.g. the wrong pad was pressed."""
+    MAX_ENV_STEPS = "max_env_steps"
+    """Time limit of the env (Gymnasium: truncated)."""
+    MALFORMED = "malformed"
+    """The policy's output held no executable action."""
+    CONTEXT_FULL = "context_full"
+    """A turn outgrew its token limit."""
+    ENV_ERROR = "env_error"
+    """The simulator crashed; never trained on and never scored 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """`turn.token_ids[start:end]`, of one kind."""
+
+    kind: SegmentKind
+    start: int
+    end: int
+    """Exclusive."""
+    text: str = ""
+    """What the tokens say, without the marks around it."""
+    box: Box | None = None
+    """TOOL_CALL of the zoom tool: the box asked for, as parsed."""
+    error: str = ""
+    """Why this is MALFORMED, or why the tool call in it was refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One decision: look, (think, zoom)*, act once. One contiguous context, hence one row of a batch."""
+
+    token_ids: np.ndarray
+    """[L] int32, exactly as the sampler saw and produced them; never re-tokenised. One id per image patch token."""
+    sampler_logprobs: np.ndarray
+    """[L] float32; entry t scores token t under the sampler; 0 where the token was not sampled."""
+    segments: tuple[Segment, ...]
+    """Tile [0, L) without gap or overlap (checked)."""
+    images: tuple[np.ndarray, ...]
+    """N x [H, W, 3] uint8 RGB in the order of their places in `token_ids`: cameras first, then crops."""
+    actions: np.ndarray
+    """[k, A] float32, simulator units, as executed; k <= K, and 0 where the turn was malformed."""
+    policy_version: int
+    """Learner steps behind the weights that sampled this turn."""
+    latency_s: float = 0.0
+    """Wall time from the observation to the decoded actions."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless the segments tile the tokens and every token has its logprob."""
+        end = 0
+        for segment in self.segments:
+            if segment.start != end or segment.end < segment.start:
+                raise ValueError(f"segments do not tile the turn: {segment} does not start at {end}")
+            end = segment.end
+        if not end == len(self.token_ids) == len(self.sampler_logprobs):
+            raise ValueError(
+                f"segments end at {end}, with {len(self.token_ids)} token_ids and "
+                f"{len(self.sampler_logprobs)} sampler_logprobs"
+            )
+
+    @property
+    def loss_mask(self) -> np.ndarray:
+        """[L] bool, True where the policy sampled the token."""
+        mask = np.zeros(len(self.token_ids), bool)
+        for segment in self.segments:
+            mask[segment.start : segment.end] = segment.kind.is_sampled
+        return mask
+
+    def of_kind(self, kind: SegmentKind) -> tuple[Segment, ...]:
+        """The segments of one kind, in order."""
+        return tuple(segment for segment in self.segments if segment.kind is kind)
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Tokens that the policy produced in this turn."""
+        return sum(s.end - s.start for s in self.segments if s.kind.is_sampled)
+
+    @property
+    def is_malformed(self) -> bool:
+        """Whether the policy broke the markup somewhere in this turn."""
+        return any(s.kind is SegmentKind.MALFORMED for s in self.segments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """Enough to replay an episode: which task from which initial state with which sampling seed."""
+
+    suite: str
+    task_id: int
+    init_state_id: int
+    seed: int
+    """Sampling seed of the group; members derive theirs from it."""
+    instruction: str = field(default="", compare=False)
+    """In words; filled by the env at reset, hence no part of the identity."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """All turns of one episode."""
+
+    task: TaskSpec
+    turns: tuple[Turn, ...]
+    end: EndReason
+    num_env_steps: int
+    reward: float | None = None
+    """Weighted sum of `reward_terms`, filled by the reward module."""
+    reward_terms: Mapping[str, float] = field(default_factory=dict)
+    """Unweighted terms by name."""
+    advantage: float | None = None
+    """Group-relative advantage, one for the whole trajectory."""
+    error: str = ""
+    """ENV_ERROR: what the simulator raised."""
+
+    @property
+    def success(self) -> bool:
+        """Whether the simulator's goal predicate held at the end."""
+        return self.end is EndReason.SUCCESS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """G trajectories of one task from one initial state (checked)."""
+
+    task: TaskSpec
+    trajectories: tuple[Trajectory, ...]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when a trajectory started elsewhere."""
+        for trajectory in self.trajectories:
+            if trajectory.task != self.task:
+                raise ValueError(f"group of {self.task} holds a trajectory of {trajectory.task}")
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether some advantage differs from zero, so that the group moves the policy."""
+        return any(t.advantage for t in self.trajectories)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """One annotated decision of an expert: what the policy should have said and done."""
+
+    instruction: str
+    images: tuple[np.ndarray, ...]
+    """One policy view per camera, [H, W, 3] uint8 RGB."""
+    proprio: np.ndarray
+    """[P] float32, simulator units."""
+    texts: tuple[str, ...]
+    """One per generation: all but the last end in a tool call, the last ends before `<act>`."""
+    crops: tuple[np.ndarray, ...]
+    """The tool's images, `crops[i]` after `texts[i]`; one fewer than `texts`."""
+    actions: np.ndarray
+    """[K, A] float32, simulator units."""
+    carried_thought: str = ""
+    """The previous decision's last thought, if prompts carry it."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless each text but the last has its crop."""
+        if len(self.texts) != len(self.crops) + 1:
+            raise ValueError(f"{len(self.texts)} texts need {len(self.texts) - 1} crops, got {len(self.crops)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What the policy (and its tools) can see before a decision."""
+
+    images: tuple[np.ndarray, ...]
+    """One policy view per camera, [H, W, 3] uint8 RGB."""
+    proprio: np.ndarray
+    """[P] float32, simulator units."""
+    instruction: str
+    zoom: Callable[[int, Box], np.ndarray]
+    """(image index, box) -> [H, W, 3] uint8, the box at the camera's native resolution."""

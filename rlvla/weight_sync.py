@@ -1,0 +1,23 @@
+"""Learner -> samplers: new weights into running engines, versioned, through Ray's object store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+
+def sync_weights(learners: Sequence[Any], samplers: Sequence[Any], policy_version: int) -> None:
+    """Load the learner's weights into every sampler; returns when all of them act with the new version.
+
+    Every learner rank takes part, since under ZeRO-3 each holds a share; rank 0 returns the whole. The driver passes
+    the reference on and never holds the weights itself.
+
+    Args:
+        learners: LearnerActor handles, rank 0 first.
+        samplers: SamplerActor handles.
+        policy_version: learner steps behind these weights.
+    """
+    weights, *others = [learner.weights.remote() for learner in learners]
+    ray.get([sampler.load_weights.remote(weights, policy_version) for sampler in samplers] + others)

@@ -1,0 +1,45 @@
+"""Environment, hypothesis profile and skip rules of every test."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import pytest
+from hypothesis import settings
+
+# Before any heavy import, and inherited by subprocesses: no network, no telemetry, no window, no thread storms.
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "MPLBACKEND": "Agg",
+    "LP_NUM_THREADS": "1",  # Mesa's software renderer starts a thread per core in every env otherwise
+}.items():
+    os.environ.setdefault(name, value)
+
+# The same examples in every run, so that a red build is reproducible; no deadline on shared machines.
+settings.register_profile("rlvla", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("rlvla")
+
+
+def missing_requirement(marker: str) -> str:
+    """What a marked test lacks on this machine, or an empty string."""
+    if marker == "gpu" and shutil.which("nvidia-smi") is None:
+        return "needs an NVIDIA GPU"
+    if marker == "libero" and importlib.util.find_spec("libero") is None:
+        return "needs hf-libero: make setup"
+    if marker == "libero" and not os.environ.get("RLVLA_LIBERO_ASSETS"):
+        return "set RLVLA_LIBERO_ASSETS to LIBERO's assets: a folder or a .tar.xz"
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a marked test with the reason why it cannot run here."""
+    for marker in ("gpu", "libero"):
+        if item.get_closest_marker(marker) and (reason := missing_requirement(marker)):
+            pytest.skip(reason)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import rlvla
+import torchvision_cpu_hook as hook
+from doctor_checks import read_lock
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = ROOT / "requirements"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CPU_LOCKS = ("torch-cpu.txt", "cpu.lock", "simulators.lock", "dev.lock")
+
+
+def run_setup(**env: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "scripts" / "setup.sh")]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=60, check=False)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    return zipfile.ZipFile(next(folder.glob("rlvla-*.whl")))
+
+
+def test_the_wheel_ships_exactly_three_packages(wheel: zipfile.ZipFile) -> None:
+    top_level = {name.split("/")[0] for name in wheel.namelist()}
+    assert {name for name in top_level if not name.endswith(".dist-info")} == {"rlvla", "rlvla_envs", "rlvla_reward"}
+
+
+def test_the_wheel_holds_every_module_and_manifest(wheel: zipfile.ZipFile) -> None:
+    for package in (ROOT / "rlvla", ROOT / "envs" / "rlvla_envs", ROOT / "reward" / "rlvla_reward"):
+        files = [path for path in package.rglob("*") if path.suffix in (".py", ".json")]
+        expected = {f"{package.name}/{path.relative_to(package).as_posix()}" for path in files}
+        assert expected <= set(wheel.namelist())
+
+
+def test_the_wheel_says_its_version_and_licence(wheel: zipfile.ZipFile) -> None:
+    name = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
+    head = wheel.read(name).decode()
+    assert f"Version: {rlvla.__version__}\n" in head
+    assert "License-Expression: Apache-2.0\n" in head
+
+
+@pytest.mark.parametrize("name", [*CPU_LOCKS, "gpu.lock"])
+def test_every_requirement_is_an_exact_pin(name: str) -> None:
+    lines = [line for line in (REQUIREMENTS / name).read_text().splitlines() if line and not line.startswith("#")]
+    assert lines
+    assert [line for line in lines if not re.fullmatch(r"[a-z0-9._-]+==[\w.+!]+", line)] == []
+
+
+def test_locks_that_are_installed_together_are_disjoint() -> None:
+    names = [name for lock in CPU_LOCKS for name in read_lock(REQUIREMENTS / lock)]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_exact_pins_of_the_extras_are_those_of_the_locks() -> None:
+    cpu = {name: version for lock in CPU_LOCKS for name, version in read_lock(REQUIREMENTS / lock).items()}
+    gpu = {**cpu, **read_lock(REQUIREMENTS / "gpu.lock")}
+    for extra, requirements in PROJECT["project"]["optional-dependencies"].items():
+        for name, _, version in (requirement.partition("==") for requirement in requirements):
+            if version:
+                assert (gpu if extra == "gpu" else cpu)[name] == version, f"extra {extra}: {name}"
+
+
+def test_every_ranged_requirement_admits_its_lock() -> None:
+    from packaging.requirements import Requirement
+
+    cpu = {name: version for lock in CPU_LOCKS for name, version in read_lock(REQUIREMENTS / lock).items()}
+    extras = PROJECT["project"]["optional-dependencies"]
+    for text in [*PROJECT["project"]["dependencies"], *extras["train"], *extras["dev"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(cpu[requirement.name]), f"{text}: the lock has {cpu[requirement.name]}"
+
+
+def test_setup_refuses_an_unsuitable_python() -> None:
+    result = run_setup(PYTHON="/bin/false")
+    assert result.returncode == 1
+    assert "rlvla needs Python 3.11 to 3.13" in result.stdout
+    assert "What to do: install Python" in result.stdout
+
+
+def test_setup_refuses_an_unknown_extra() -> None:
+    result = run_setup(RLVLA_EXTRA="tpu")
+    assert result.returncode == 1
+    assert "set RLVLA_EXTRA to cpu or gpu" in result.stdout
+
+
+@pytest.mark.parametrize(("version", "expected"), [("0.28.0+cu130", True), ("0.28.0+cpu", False), ("0.28.0", False)])
+def test_the_torchvision_hook_acts_on_cuda_builds_only(tmp_path: Path, version: str, expected: bool) -> None:
+    (tmp_path / "version.py").write_text(f"__version__ = '{version}'\n")
+    assert hook.is_cuda_build(str(tmp_path)) is expected
+
+
+def test_the_torchvision_hook_is_found_by_a_bare_interpreter(tmp_path: Path) -> None:
+    """As vLLM inspects models: a fresh process, which no parent has patched."""
+    hook.install(str(tmp_path))
+    code = (
+        f"import site, sys; site.addsitedir({str(tmp_path)!r}); assert 'torch' not in sys.modules;"
+        "from torchvision.transforms.v2 import functional as F; import torch;"
+        "print(*F.resize(torch.ones(3, 8, 8), [4, 4]).shape)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout.split() == ["3", "4", "4"], result.stderr

@@ -1,0 +1,290 @@
+"""The built-in tabletop: solvable, reproducible, and impossible without a closer look."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as check_gymnasium_env
+
+pytest.importorskip("mujoco")
+
+from rlvla_envs.tabletop import TabletopEnv, policy_view
+from rlvla_envs.tabletop_camera import NATIVE_SIZE, TopCamera
+from rlvla_envs.tabletop_expert import expert_chunk
+from rlvla_envs.tabletop_scene import BADGES, TASKS, Scene, sample_layout
+
+FIRST_EVALUATE_ID = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[TabletopEnv]:
+    """One env for the module: that no test can disturb the next is part of what is tested."""
+    env = TabletopEnv()
+    yield env
+    env.close()
+
+
+def start(env: TabletopEnv, task: str, init_state_id: int) -> dict[str, np.ndarray]:
+    options = {"task_id": env.task_names.index(task), "init_state_id": init_state_id}
+    return env.reset(options=options)[0]
+
+
+def run_expert(env: TabletopEnv, target: str | None = None) -> tuple[bool, bool, bool]:
+    """(is_success, terminated, truncated) of an episode of 5-step chunks."""
+    while True:
+        _, _, terminated, truncated, info = env.step_chunk(expert_chunk(env, 5, target))
+        if terminated or truncated:
+            return info["is_success"], terminated, truncated
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_expert_solves_the_task(env: TabletopEnv, task: str) -> None:
+    successes = []
+    for init_state_id in range(FIRST_EVALUATE_ID, FIRST_EVALUATE_ID + 50):
+        start(env, task, init_state_id)
+        successes.append(run_expert(env)[0])
+    assert np.mean(successes) >= 0.98
+
+
+def test_press_takes_one_chunk(env: TabletopEnv) -> None:
+    for init_state_id in range(20):
+        start(env, "press", init_state_id)
+        chunk = expert_chunk(env, 5)
+        pad = next(o for o in env.objects() if o.is_target)
+        assert np.allclose(chunk[:, :2], pad.position[:2])
+        assert len(set(chunk[:4, 2])) == len(set(chunk[4:, 2])) == 1
+        *_, terminated, _, info = env.step_chunk(chunk)
+        assert terminated
+        assert info["is_success"]
+
+
+def test_the_first_pad_pressed_decides(env: TabletopEnv) -> None:
+    for init_state_id in range(10):
+        start(env, "press", init_state_id)
+        wrong = next(o.badge for o in env.objects() if not o.is_target)
+        assert run_expert(env, wrong) == (False, True, False)
+        with pytest.raises(RuntimeError, match="ended"):
+            env.step(np.zeros(4, np.float32))
+
+
+def test_the_wrong_block_in_the_bowl_is_no_success(env: TabletopEnv) -> None:
+    start(env, "pick", 0)
+    wrong = next(o.badge for o in env.objects()[:-1] if not o.is_target)
+    for _ in range(3):
+        *_, terminated, _, info = env.step_chunk(expert_chunk(env, 5, wrong))
+    assert env.scene.rests_in_bowl(env.layout.badges.index(wrong))
+    assert not terminated
+    assert not info["is_success"]
+
+
+def test_a_held_block_over_the_bowl_is_no_success_yet(env: TabletopEnv) -> None:
+    start(env, "pick", 0)
+    for _ in range(2):
+        env.step_chunk(expert_chunk(env, 5))
+    *_, terminated, truncated, info = env.step_chunk(expert_chunk(env, 3))
+    assert not terminated
+    assert not truncated
+    assert not (info["is_success"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_same_ids_same_state_whatever_came_before(env: TabletopEnv, task: str) -> None:
+    first = start(env, task, 7)
+    state = env.get_state()
+    run_expert(env)
+    start(env, TASKS[0], 8)
+    again = start(env, task, 7)
+    assert np.array_equal(env.get_state(), state)
+    assert np.array_equal(first["images"], again["images"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_restoring_in_mid_grasp_replays_bit_for_bit(env: TabletopEnv, task: str) -> None:
+    start(env, task, 3)
+    if task == "pick":
+        env.step_chunk(expert_chunk(env, 5))
+    env.step_chunk(expert_chunk(env, 5)[:2])
+    saved, rest = env.get_state(), expert_chunk(env, 2)
+    env.step_chunk(rest)
+    expected = env.get_state()
+    start(env, TASKS[0], 5)
+    env.set_state(saved)
+    env.step_chunk(rest)
+    assert np.array_equal(env.get_state(), expected)
+
+
+def test_gymnasium_accepts_it(env: TabletopEnv) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it recommends normalised actions; ours are metres
+        check_gymnasium_env(env, skip_render_check=True)
+
+
+def test_looking_changes_nothing(env: TabletopEnv) -> None:
+    states = []
+    for looks in (0, 2):
+        start(env, "pick", 4)
+        for _ in range(2):
+            for action in expert_chunk(env, 5):
+                for _ in range(looks):
+                    env.zoom(0, (100, 100, 300, 300))
+                env.step(action)
+        states.append(env.get_state())
+    assert np.array_equal(*states)
+
+
+def test_tasks_keep_their_initial_states_in_any_order() -> None:
+    env = TabletopEnv(tasks=("pick",))
+    env.reset(options={"task_id": 0, "init_state_id": 11})
+    assert env.layout == sample_layout("pick", 11)
+    env.close()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_layouts_keep_their_distances(task: str) -> None:
+    for init_state_id in range(200):
+        layout = sample_layout(task, init_state_id)
+        cells = np.array(layout.cells)
+        gaps = np.linalg.norm(cells[:, None] - cells[None], axis=-1)[~np.eye(3, dtype=bool)]
+        assert gaps.min() >= 11
+        assert np.abs(cells).max() + 3 <= 32 - 6
+        assert sorted(layout.badges) == sorted(BADGES)
+        assert layout.cells == tuple(sorted(layout.cells, key=lambda c: (c[0], -c[1])))
+        assert layout.badges[layout.target] in layout.instruction
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_view_is_the_same_for_every_permutation_of_badges(task: str) -> None:
+    scene = Scene(task)
+    camera = TopCamera(scene)
+    for init_state_id in range(8):
+        layout = sample_layout(task, init_state_id)
+        frames = []
+        for badges in permutations(BADGES):
+            scene.place(replace(layout, badges=badges))
+            frames.append(camera.frame())
+        assert len({frame.tobytes() for frame in frames}) == 6
+        assert len({policy_view(frame, 64).tobytes() for frame in frames}) == 1
+    camera.close()
+
+
+def badge_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
+    """Held-out accuracy of a linear classifier: least squares with a little ridge, features [n, d]."""
+    x = np.concatenate([features / 255.0, np.ones((len(features), 1))], axis=1)
+    half = len(x) // 2
+    gram = x[:half] @ x[:half].T + 1e-2 * np.eye(half)
+    weights = x[:half].T @ np.linalg.solve(gram, np.eye(3)[labels[:half]])
+    return float(np.mean((x[half:] @ weights).argmax(axis=1) == labels[half:]))
+
+
+def test_only_a_zoom_tells_the_badges_apart(env: TabletopEnv) -> None:
+    from_view, from_zoom, labels = [], [], []
+    for init_state_id in range(120):
+        view = start(env, "press", init_state_id)["images"][0]
+        frame = env.native_frames()[0]
+        for info in env.objects():
+            row, column = (round(c * 64 / 1000) for c in info.center[::-1])
+            from_view.append(view[row - 3 : row + 3, column - 3 : column + 3].ravel())
+            x1, y1, _x2, _y2 = (v * NATIVE_SIZE // 1000 for v in info.bbox)
+            from_zoom.append(frame[y1 : y1 + 32, x1 : x1 + 32].ravel())
+            labels.append(BADGES.index(info.badge))
+    labels = np.array(labels)
+    chance, noise = 1 / 3, np.sqrt(2 / 9 / (len(labels) / 2))
+    assert abs(badge_accuracy(np.array(from_view), labels) - chance) < 3 * noise
+    assert badge_accuracy(np.array(from_zoom), labels) > 0.95
+
+
+def test_rendering_a_box_equals_cropping_it() -> None:
+    crop, render = TabletopEnv(), TabletopEnv(zoom_source="render")
+    rng = np.random.default_rng(0)
+    for init_state_id in range(4):
+        for env in (crop, render):
+            start(env, "pick", init_state_id)
+        for _ in range(5):
+            (x1, x2), (y1, y2) = (np.sort(rng.choice(1001, 2, replace=False)) for _ in range(2))
+            box = (int(x1), int(y1), int(x2), int(y2))
+            assert np.array_equal(crop.zoom(0, box), render.zoom(0, box)), box
+    crop.close()
+    render.close()
+
+
+def test_a_zoom_on_a_badge_shows_its_two_colours(env: TabletopEnv) -> None:
+    start(env, "press", 0)
+    for info in env.objects():
+        crop = env.zoom(0, info.bbox)
+        assert crop.shape == (64, 64, 3)
+        index = BADGES.index(info.badge)
+        others = [c for c in range(3) if c != index]
+        stripe = crop[16:48, :, index].astype(int) - crop[16:48][:, :, others].mean(-1)
+        assert stripe.max() > 100
+        assert stripe.min() < -100
+
+
+def test_objects_are_where_the_image_shows_them(env: TabletopEnv) -> None:
+    start(env, "pick", 2)
+    env.step_chunk(expert_chunk(env, 5))
+    infos = env.objects()
+    assert [o.name for o in infos] == ["block 1", "block 2", "block 3", "bowl"]
+    assert sum(o.is_target for o in infos) == 1
+    assert infos[-1].badge is None
+    assert env.project(np.array([-0.32, 0.32, 0])) == (0, 0)
+    assert env.project(np.array([0.16, -0.16, 0])) == (750, 750)
+    for info in infos:
+        assert info.center == env.project(info.position)
+
+
+def test_envs_live_in_their_own_threads() -> None:
+    def look(init_state_id: int) -> np.ndarray:
+        env = TabletopEnv(tasks=("press",))
+        obs = start(env, "press", init_state_id)
+        env.close()
+        return obs["images"]
+
+    with ThreadPoolExecutor(2) as pool:
+        views = list(pool.map(look, [0, 1, 0, 1]))
+    assert np.array_equal(views[0], views[2])
+    assert np.array_equal(views[1], views[3])
+
+
+def test_view_rounds_half_up() -> None:
+    frame = np.zeros((NATIVE_SIZE, NATIVE_SIZE, 3), np.uint8)
+    frame[:8, :4] = 1
+    view = policy_view(frame, 64)
+    assert view[0, 0].tolist() == [1, 1, 1]
+    assert view.sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"tasks": ("press", "fly")}, "fly"),
+        ({"tasks": ()}, "tasks"),
+        ({"zoom_source": "lens"}, "lens"),
+        ({"view_size": 60}, "60"),
+        ({"render_mode": "human"}, "human"),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        TabletopEnv(**kwargs)
+
+
+def test_wrong_calls_are_named(env: TabletopEnv) -> None:
+    with pytest.raises(ValueError, match="500000"):
+        env.reset(options={"task_id": 0, "init_state_id": 500_000})
+    start(env, "press", 0)
+    with pytest.raises(ValueError, match="nan"):
+        env.step(np.full(4, np.nan, np.float32))
+    with pytest.raises(ValueError, match="3"):
+        env.step(np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="purple"):
+        expert_chunk(env, 5, "purple")
+    with pytest.raises(ValueError, match="numbers"):
+        env.set_state(env.get_state()[:-1])
+    with pytest.raises(RuntimeError, match="reset"):
+        TabletopEnv().get_state()
