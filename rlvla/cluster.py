@@ -13,7 +13,6 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, GRPOConfig, SamplerConfig
-from rlvla.learner import Learner
 from rlvla.rollout import Job, RolloutActor, SamplerActor
 from rlvla.types import Group, Trajectory
 from rlvla.weight_sync import sync_weights
@@ -23,7 +22,7 @@ class LearnerActor:
     """One DeepSpeed rank as a Ray actor."""
 
     def __init__(self) -> None:
-        self._learner: Learner | None = None
+        self._learner: Any = None
 
     def address(self) -> str:
         """`host:port`, free just now, where the ranks may meet."""
@@ -34,6 +33,8 @@ class LearnerActor:
 
     def start(self, cfg: GRPOConfig, *, rank: int, world: int, master: str) -> None:
         """Join the process group and load the model."""
+        from rlvla.learner import Learner  # DeepSpeed, in the learner's process only
+
         self._learner = Learner(
             cfg.model,
             cfg.learner,

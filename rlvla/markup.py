@@ -53,6 +53,9 @@ def parse(symbols: Sequence[str | None]) -> tuple[Span, ...]:
 
     Args:
         symbols: for each token (or character run) its mark, or None when it is not a mark.
+
+    Returns:
+        At least one span; the last is a TOOL_CALL, an ACT or MALFORMED.
     """
     spans: list[Span] = []
     position = 0
@@ -69,6 +72,8 @@ def parse(symbols: Sequence[str | None]) -> tuple[Span, ...]:
         if sum(s.kind is SegmentKind.THINK for s in spans) > 1:
             spans[-1] = _malformed(symbols, span.start, "two thoughts in a row")
             break
+    if not spans or spans[-1].kind is SegmentKind.THINK:
+        return (_malformed(symbols, 0, "it ends before a tool call or an action"),)
     return tuple(spans)
 
 

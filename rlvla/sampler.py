@@ -119,7 +119,8 @@ class VLLMSampler:
         """Continue one context; see `protocols.Sampler`.
 
         Raises:
-            ValueError: vLLM refuses this request, e.g. it is longer than `max_model_len`; others go on.
+            ValueError: placeholders and images differ in number, or vLLM refuses the request, e.g. because it is
+                longer than `max_model_len`; others go on.
             SamplerError: the engine failed.
         """
         job = _Sample(request=request)
@@ -184,7 +185,8 @@ class VLLMSampler:
 
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         config = engine.model_config.hf_config
-        self._logit_bias = {id_: IMAGE_TOKEN_BIAS for id_ in placeholder_ids(config)}
+        self._image_token_id = config.image_token_id
+        self._logit_bias = dict.fromkeys(placeholder_ids(config), IMAGE_TOKEN_BIAS)
         return engine
 
     def _admit(self, engine: Any) -> bool:
@@ -210,6 +212,12 @@ class VLLMSampler:
         if not job.future.set_running_or_notify_cancel():
             return  # its caller was cancelled
         request = job.request
+        num_placeholders = request.prompt_ids.count(self._image_token_id)
+        if num_placeholders != len(request.images):  # vLLM would take a surplus placeholder for a word
+            job.future.set_exception(
+                ValueError(f"the context has {num_placeholders} image placeholders for {len(request.images)} images")
+            )
+            return
         prompt = {
             "prompt_token_ids": list(request.prompt_ids),
             "multi_modal_data": {"image": [Image.fromarray(image) for image in request.images]},
@@ -219,8 +227,10 @@ class VLLMSampler:
         try:
             (rendered,) = engine.renderer.render_cmpl([prompt])
             engine.add_request(request_id, rendered, self._parameters(request))
-        except ValueError as error:
-            job.future.set_exception(error)
+        except Exception as error:  # a request that vLLM refuses concerns its caller alone
+            refusal = ValueError(f"vLLM refuses the request: {error}")
+            refusal.__cause__ = error
+            job.future.set_exception(refusal)
             return
         self._running[request_id] = job.future
 
@@ -233,7 +243,7 @@ class VLLMSampler:
             seed=request.seed,
             max_tokens=request.max_tokens,
             stop_token_ids=list(request.stop_ids),
-            logit_bias={**self._logit_bias, **{id_: BAN_BIAS for id_ in request.banned_ids}},
+            logit_bias={**self._logit_bias, **dict.fromkeys(request.banned_ids, BAN_BIAS)},
             ignore_eos=True,
             logprobs=0,
             flat_logprobs=True,
@@ -303,7 +313,7 @@ def _set_environment(threads: int) -> None:
 def _engine_arguments(
     model: Path | str, config: SamplerConfig, max_images: int, max_model_len: int, seed: int
 ) -> dict[str, Any]:
-    """vLLM's arguments, with two limits of its CPU backend kept: blocks are multiples of 32, prefills are whole."""
+    """Arguments of the engine, with two limits of its CPU backend kept: blocks are multiples of 32, prefills are whole."""
     on_cpu: dict[str, Any] = {}
     if not torch.cuda.is_available():
         on_cpu["block_size"] = -(-config.block_size // 32) * 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -25,6 +26,26 @@ for name, value in {
 # The same examples in every run, so that a red build is reproducible; no deadline on shared machines.
 settings.register_profile("rlvla", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("rlvla")
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a tiny random policy: Idefics3, 16 action bins, chunks [2, 4]."""
+    import numpy as np
+
+    from rlvla.actions import QuantileCodec
+    from rlvla.config import TinyModelConfig
+    from rlvla.policy import save_policy
+    from rlvla.prompt import PolicyProcessor
+    from rlvla.tiny_vlm import build_tiny
+
+    corpus = ['<think>look 100 200</think><tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 5, 10, 20]}}']
+    model, hf_processor = build_tiny(TinyModelConfig(hidden_size=64, num_layers=2, vision_layers=1), corpus, 16, seed=0)
+    actions = np.random.default_rng(0).uniform(-1, 1, (100, 4))
+    codec = QuantileCodec.fit(actions, num_bins=16, chunk_length=2)
+    path = tmp_path_factory.mktemp("policy") / "checkpoint"
+    save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    return path
 
 
 def missing_requirement(marker: str) -> str:

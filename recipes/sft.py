@@ -1,0 +1,29 @@
+"""The cold start: supervised fine-tuning on annotated demonstrations, which teaches the markup and how to look.
+
+python recipes/sft.py --config recipes/configs/sft_tiny_tabletop.yaml
+accelerate launch --num_processes 8 recipes/sft.py --config ...      (many GPUs, many nodes)
+"""
+
+from __future__ import annotations
+
+from rlvla import dataset
+from rlvla.cold_start import start_policy
+from rlvla.config import SFTConfig, load
+from rlvla.sft import SFTRun, SFTTrainer
+
+
+def main(cfg: SFTConfig) -> None:
+    """Train for `cfg.num_steps` steps; an interrupted run goes on from its last state."""
+    demonstrations = dataset.read(cfg.dataset)
+    model, processor = start_policy(cfg, demonstrations)
+    trainer = SFTTrainer(cfg, model, processor, demonstrations)
+    with SFTRun(cfg, trainer) as run:
+        for step in run.progress(run.resume()):
+            loss = trainer.step(step)
+            run.log(step, loss)
+            run.keep(step)
+    run.finish()
+
+
+if __name__ == "__main__":
+    main(load(SFTConfig))

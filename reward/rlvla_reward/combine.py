@@ -1,0 +1,129 @@
+"""R = sum of weight * term: from the config's list of terms to rewards in a group."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rlvla.config import RewardTermConfig
+from rlvla.plugins import resolve
+from rlvla.types import EndReason, Group, Trajectory
+from rlvla_reward.format import format_score
+from rlvla_reward.success import success
+
+BUILTIN = {"success": success, "format": format_score}
+"""Terms that a config may name without a module."""
+
+
+class RewardError(ValueError):
+    """A reward term that cannot be built, or that failed; the message names the term and its function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One term, resolved."""
+
+    name: str
+    fn: Any
+    """(Trajectory, **kwargs) -> float."""
+    config: RewardTermConfig
+
+    def __str__(self) -> str:
+        return f"reward term {self.name!r} ({self.config.fn})"
+
+    def __call__(self, trajectory: Trajectory) -> float:
+        """The unweighted term; raises RewardError, naming the task, if the function fails or returns no number."""
+        task = trajectory.task
+        where = f"{self}, task {task.suite} {task.task_id}, initial state {task.init_state_id}, seed {task.seed}"
+        try:
+            value = self.fn(trajectory, **self.config.kwargs)
+        except Exception as error:  # whatever a plugin raises; it stops the run, with the place where it happened
+            raise RewardError(f"{where}: {type(error).__name__}: {error}") from error
+        if not isinstance(value, numbers.Real | np.bool_):
+            raise RewardError(f"{where}: returned {type(value).__name__}, not a number; return a float")
+        if not math.isfinite(value):
+            raise RewardError(f"{where}: returned {value}; a reward must be finite")
+        return float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    """The weighted sum of terms."""
+
+    terms: tuple[Term, ...]
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weight by the term's name, in the config's order."""
+        return {term.name: term.config.weight for term in self.terms}
+
+    def score(self, group: Group) -> Group:
+        """Fill `reward` and `reward_terms` of every trajectory; one whose simulator crashed stays without.
+
+        Raises:
+            RewardError: a term raised, or returned something that is no finite number.
+        """
+        return replace(group, trajectories=tuple(self._score_one(t) for t in group.trajectories))
+
+    def _score_one(self, trajectory: Trajectory) -> Trajectory:
+        if trajectory.end is EndReason.ENV_ERROR:
+            return replace(trajectory, reward=None, reward_terms={})
+        terms = {term.name: term(trajectory) for term in self.terms}
+        total = sum(weight * terms[name] for name, weight in self.weights.items())
+        return replace(trajectory, reward=total, reward_terms=terms)
+
+
+def build(terms: Sequence[RewardTermConfig]) -> Reward:
+    """Resolve the terms of a config.
+
+    Args:
+        terms: `fn` is a name in `BUILTIN`, `"module:function"` or `"path/to/file.py:function"`.
+
+    Raises:
+        RewardError: no term, two terms of one name, something that is not callable, or keyword arguments that the
+            function does not take.
+        PluginError: `fn` names nothing that exists.
+    """
+    if not terms:
+        raise RewardError("reward is empty: name at least one term, for example {fn: success}")
+    built = tuple(_build_term(config) for config in terms)
+    names = [term.name for term in built]
+    for name in names:
+        if names.count(name) > 1:
+            raise RewardError(f"two reward terms are named {name!r}: give one of them another `name`")
+    return Reward(terms=built)
+
+
+def _build_term(config: RewardTermConfig) -> Term:
+    is_plugin = ":" in config.fn
+    if not is_plugin and config.fn not in BUILTIN:
+        raise RewardError(
+            f"reward term {config.fn!r}: there is no built-in of that name, only {', '.join(BUILTIN)}; "
+            f"write a plugin as 'module:function' or 'path/to/file.py:function'"
+        )
+    fn = resolve(config.fn) if is_plugin else BUILTIN[config.fn]
+    term = Term(name=config.name or config.fn.rpartition(":")[2], fn=fn, config=config)
+    if not callable(fn):
+        raise RewardError(f"{term}: {type(fn).__name__} is not callable")
+    _check_signature(term)
+    return term
+
+
+def _check_signature(term: Term) -> None:
+    try:
+        signature = inspect.signature(term.fn)
+    except ValueError:  # a C function without one: the first call tells
+        return
+    try:
+        signature.bind(None, **term.config.kwargs)
+    except TypeError as error:
+        raise RewardError(
+            f"{term}: {error}; it is called as {term.name}(trajectory, **kwargs) with kwargs {term.config.kwargs}, "
+            f"and its signature is {signature}"
+        ) from None

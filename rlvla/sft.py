@@ -1,0 +1,260 @@
+"""Supervised fine-tuning through accelerate with its DeepSpeed plugin, so that `accelerate launch` scales it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin
+from tqdm import tqdm
+
+from rlvla.cold_start import to_turn
+from rlvla.collate import Row, to_batch, to_row
+from rlvla.config import EpisodeConfig, EvaluateConfig, LearnerConfig, SFTConfig, write_resolved
+from rlvla.dataset import DemonstrationSet
+from rlvla.evaluation import evaluate
+from rlvla.learner import lr_factor, skip_shm_build
+from rlvla.loss import sft_token_loss
+from rlvla.metrics import MetricsLogger
+from rlvla.policy import prepare, save_policy, token_logprobs
+from rlvla.prompt import PolicyProcessor
+
+
+class SFTTrainer:
+    """Model, optimizer and data of a cold start, on one of any number of processes."""
+
+    def __init__(
+        self, cfg: SFTConfig, model: Any, processor: PolicyProcessor, demonstrations: DemonstrationSet
+    ) -> None:
+        """Raises ValueError when the batch does not divide over the processes."""
+        skip_shm_build()
+        self.cfg = cfg
+        self.processor = processor
+        self._demonstrations = demonstrations
+        self._train, self._validation = split(demonstrations.episode_index, cfg.validation_share, cfg.seed)
+        self.accelerator = _accelerator(cfg)
+        world = self.accelerator.num_processes
+        if cfg.batch_size % world:
+            raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
+        learner = cfg.learner
+        model = prepare(model, lora=learner.lora, gradient_checkpointing=learner.gradient_checkpointing)
+        optimizer = torch.optim.AdamW(
+            (p for p in model.parameters() if p.requires_grad),
+            lr=learner.lr,
+            betas=learner.betas,
+            weight_decay=learner.weight_decay,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(learner, step, cfg.num_steps))
+        self.model, self.optimizer = self.accelerator.prepare(model.train(), optimizer)
+        self._scheduler = scheduler
+        self.accelerator.register_for_checkpointing(scheduler)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimizer step over the `step`-th batch, which depends on nothing but the seed and the step."""
+        started = time.perf_counter()
+        rows = self._rows(batch_indices(self._train, self.cfg.batch_size, step, self.cfg.seed))
+        num_tokens = self._sum(sum(row.num_sampled_tokens for row in rows))
+        total = 0.0
+        for micro in _micro_batches(rows, self._num_micro_batches):
+            with self.accelerator.accumulate(self.model):
+                # Every backend divides by the micro-batches, and averages over processes: undo both, since the sum
+                # over all tokens is divided by their number already.
+                scale = self._num_micro_batches * self.accelerator.num_processes / num_tokens
+                loss = self._token_losses(micro).sum() * scale
+                self.accelerator.backward(loss)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                total += float(loss.detach()) / scale
+        self._scheduler.step()
+        mean = self._sum(total) / num_tokens
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"loss is {mean} in step {step}: lower learner.lr or look at the data")
+        seconds = time.perf_counter() - started
+        return {"loss": mean, "lr": self._scheduler.get_last_lr()[0], "tokens_per_s": num_tokens / seconds}
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss of a sampled token on episodes that are not trained on."""
+        self.model.eval()
+        indices = self._validation[self.accelerator.process_index :: self.accelerator.num_processes]
+        rows = [self._row(index) for index in indices]
+        num_batches = max(1, math.ceil(len(self._validation) / self.accelerator.num_processes / self.cfg.batch_size))
+        total = sum(float(self._token_losses(part).sum()) for part in _micro_batches(rows, num_batches) if part)
+        num_tokens = self._sum(sum(row.num_sampled_tokens for row in rows))
+        self.model.train()
+        return self._sum(total) / num_tokens
+
+    def save(self, path: Path) -> None:
+        """Write the policy in Hugging Face format."""
+        state = self.accelerator.get_state_dict(self.model)  # gathers ZeRO-3's shards on every process
+        if self.accelerator.is_main_process:
+            save_policy(self.accelerator.unwrap_model(self.model), self.processor, path, state)
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def _num_micro_batches(self) -> int:
+        rows = self.cfg.batch_size // self.accelerator.num_processes
+        return math.ceil(rows / self.cfg.learner.micro_batch_rows)
+
+    def _rows(self, indices: Sequence[int]) -> list[Row]:
+        """This process's share of a batch."""
+        return [self._row(i) for i in indices[self.accelerator.process_index :: self.accelerator.num_processes]]
+
+    def _row(self, index: int) -> Row:
+        return to_row(to_turn(self.processor, self._demonstrations[index]))
+
+    def _token_losses(self, rows: Sequence[Row]) -> torch.Tensor:
+        batch = to_batch(rows, self.processor.hf_processor.tokenizer.pad_token_id).to(self.accelerator.device)
+        pixels = self.processor.pixel_inputs(batch.images)
+        inputs = {
+            **self.processor.forward_inputs(batch.input_ids, batch.attention_mask),
+            **{name: tensor.to(self.accelerator.device) for name, tensor in pixels.items()},
+        }
+        logprobs, _ = token_logprobs(self.model, inputs, first=batch.first)
+        return sft_token_loss(logprobs, batch.loss_mask)
+
+    def _sum(self, value: float) -> float:
+        tensor = torch.tensor(float(value), dtype=torch.float64, device=self.accelerator.device)
+        return float(self.accelerator.reduce(tensor, "sum"))
+
+
+class SFTRun:
+    """The output folder of a cold start: config, metrics, states to resume from, the checkpoint, its success."""
+
+    def __init__(self, cfg: SFTConfig, trainer: SFTTrainer) -> None:
+        self._cfg = cfg
+        self._trainer = trainer
+        self._is_main = trainer.accelerator.is_main_process
+        self._validation_loss = float("nan")
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> SFTRun:
+        if self._is_main:
+            write_resolved(self._cfg, self._cfg.output)
+            self._logger = MetricsLogger(self._cfg.output, self._cfg.log)
+        self._bar = tqdm(total=self._cfg.num_steps, desc="sft", unit="step", disable=not self._is_main, mininterval=2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._is_main:
+            self._logger.close()
+
+    def resume(self) -> int:
+        """Go on from the newest state, if there is one; returns the first step to run."""
+        states = sorted((self._cfg.output / "state").glob("step-*"))
+        if not states:
+            return 0
+        self._trainer.accelerator.load_state(str(states[-1]))
+        step = int(states[-1].name.removeprefix("step-"))
+        if self._is_main:
+            self._logger.rewind(step)
+        return step
+
+    def progress(self, first: int) -> Iterator[int]:
+        """The steps from `first` on, shown as a bar."""
+        self._bar.update(first)
+        for step in range(first, self._cfg.num_steps):
+            yield step
+            self._bar.update()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write a step's metrics; every `validate_every` steps and at the end with the validation loss."""
+        if self._is_due(step, self._cfg.validate_every):
+            self._validation_loss = self._trainer.validate()
+            metrics = {**metrics, "validation_loss": self._validation_loss}
+        if self._is_main:
+            self._logger.log(step, metrics)
+        self._bar.set_postfix(loss=f"{metrics['loss']:.3f}", validation=f"{self._validation_loss:.3f}")
+
+    def keep(self, step: int) -> None:
+        """Save a state to resume from when it is due: aside first, then renamed, so that it is whole."""
+        if not self._cfg.save_every or (step + 1) % self._cfg.save_every:
+            return
+        final = self._cfg.output / "state" / f"step-{step + 1:06d}"
+        aside = final.with_name(f"incomplete-{step + 1:06d}")
+        self._trainer.accelerator.save_state(str(aside))
+        self._trainer.accelerator.wait_for_everyone()
+        if self._is_main:
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+
+    def finish(self) -> None:
+        """Write the checkpoint and `summary.json`, with success on held-out states when `num_trials` asks for it."""
+        cfg = self._cfg
+        self._trainer.save(cfg.output / "checkpoint")
+        if not self._is_main:
+            return
+        summary: dict[str, Any] = {
+            "steps": cfg.num_steps,
+            "validation_loss": self._validation_loss,
+            "minutes": round((time.perf_counter() - self._started) / 60, 2),
+            "checkpoint": "checkpoint",
+        }
+        if cfg.num_trials:
+            summary["evaluation"] = evaluate(
+                EvaluateConfig(
+                    model=cfg.output / "checkpoint",
+                    output=cfg.output / "evaluate",
+                    env=cfg.env,
+                    episode=EpisodeConfig(temperature=0.0),
+                    num_trials=cfg.num_trials,
+                )
+            )
+        (cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return (step + 1) % every == 0 or step + 1 == self._cfg.num_steps
+
+
+def split(episode_index: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers to train and to validate on; whole episodes go one way, at least one to validation."""
+    episodes = np.random.default_rng(seed).permutation(np.unique(episode_index))
+    num_validation = max(1, round(share * len(episodes)))
+    is_validation = np.isin(episode_index, episodes[:num_validation])
+    if is_validation.all():
+        raise ValueError(f"the data set has {len(episodes)} episodes: too few to train and to validate on")
+    return np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
+
+
+def batch_indices(rows: np.ndarray, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """The rows of the `step`-th batch: epoch after epoch, each in an order of its own."""
+    start = step * batch_size
+    epochs = range(start // len(rows), (start + batch_size - 1) // len(rows) + 1)
+    order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(rows) for epoch in epochs])
+    offset = start - epochs[0] * len(rows)
+    return order[offset : offset + batch_size]
+
+
+def _micro_batches(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
+    """`count` parts of rows of like length; the last ones may be empty."""
+    by_length = sorted(rows, key=lambda row: len(row.token_ids))
+    cuts = [round(i * len(rows) / count) for i in range(count + 1)]
+    return [by_length[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+
+
+def _accelerator(cfg: SFTConfig) -> Accelerator:
+    learner: LearnerConfig = cfg.learner
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro_batches = math.ceil(cfg.batch_size // world / learner.micro_batch_rows)
+    plugin = DeepSpeedPlugin(
+        hf_ds_config={
+            "train_micro_batch_size_per_gpu": math.ceil(cfg.batch_size // world / micro_batches),
+            "gradient_accumulation_steps": micro_batches,
+            "gradient_clipping": learner.max_grad_norm,
+            "zero_optimization": {"stage": learner.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": learner.dtype == "bfloat16"},
+            "steps_per_print": 1 << 30,
+        }
+    )
+    return Accelerator(deepspeed_plugin=plugin, cpu=not torch.cuda.is_available())

@@ -1,0 +1,192 @@
+"""The think/zoom/act state machine, with a scripted sampler and a three-line env: no Ray, no vLLM, no simulator."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlvla.config import EpisodeConfig
+from rlvla.episode import Decider, EnvThread, derive_seed, run_episode
+from rlvla.prompt import PolicyProcessor
+from rlvla.testing import ScriptedSampler
+from rlvla.tools import load_tools
+from rlvla.types import EndReason, SegmentKind, TaskSpec, Trajectory
+
+TASK = TaskSpec(suite="test", task_id=0, init_state_id=3, seed=7)
+ZOOM = '<tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 0, 500, 500]}}</tool>'
+BAD_ZOOM = '<tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [9, 9, 9, 9]}}</tool>'
+
+
+class CountingEnv:
+    """Ends with success after `length` chunks of actions; may crash."""
+
+    suite = "test"
+    task_names = ("count",)
+
+    def __init__(self, length: int = 1, crash_at: str = "") -> None:
+        self.length, self.crash_at, self.chunks = length, crash_at, 0
+
+    def init_state_ids(self, task_id: int, split: str) -> range:
+        return range(10)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if self.crash_at == "reset":
+            raise RuntimeError("the reset broke")
+        self.chunks = 0
+        return self._observe(), {}
+
+    def step_chunk(self, actions: np.ndarray) -> Any:
+        if self.crash_at == "step":
+            raise RuntimeError("the step broke")
+        self.chunks += 1
+        ended = self.chunks >= self.length
+        return self._observe(), np.zeros(len(actions), np.float32), ended, False, {"is_success": ended}
+
+    def zoom(self, image: int, bbox: Any) -> np.ndarray:
+        return np.full((64, 64, 3), 200, np.uint8)
+
+    def close(self) -> None: ...
+
+    def _observe(self) -> dict[str, Any]:
+        return {"images": np.zeros((1, 64, 64, 3), np.uint8), "proprio": np.zeros(4), "instruction": "press the pad"}
+
+
+def act(processor: PolicyProcessor, count: int | None = None) -> str:
+    shape = processor.codec.chunk_shape
+    return "<act>" + "<act_1>" * (shape[0] * shape[1] if count is None else count) + "</act>"
+
+
+def play(checkpoint: Path, texts: list[str], env: CountingEnv | None = None, **config: Any) -> Trajectory:
+    processor = PolicyProcessor.load(checkpoint)
+    sampler = ScriptedSampler(
+        script=[processor.vocabulary.encode(text) for text in texts], expand=processor.expand
+    )
+    episode = EpisodeConfig(**config)
+    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(episode.tools), config=episode)
+    thread = EnvThread(lambda: env or CountingEnv())
+    try:
+        return asyncio.run(run_episode(decider, thread, TASK, member=0))
+    finally:
+        thread.close()
+
+
+def kinds(trajectory: Trajectory, turn: int = 0) -> list[SegmentKind]:
+    return [segment.kind for segment in trajectory.turns[turn].segments]
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_policy: Path) -> PolicyProcessor:
+    return PolicyProcessor.load(tiny_policy)
+
+
+def test_think_zoom_think_act(tiny_policy: Path, processor: PolicyProcessor) -> None:
+    trajectory = play(tiny_policy, [f"<think>look</think>{ZOOM}", f"<think>press</think>{act(processor)}"])
+    K = SegmentKind
+    assert trajectory.end is EndReason.SUCCESS
+    assert trajectory.task.instruction == "press the pad"
+    assert kinds(trajectory) == [K.PROMPT, K.THINK, K.TOOL_CALL, K.TOOL_RESULT, K.THINK, K.ACT]
+    turn = trajectory.turns[0]
+    assert [s.text for s in turn.of_kind(K.THINK)] == ["look", "press"]
+    assert turn.of_kind(K.TOOL_CALL)[0].box == (0, 0, 500, 500)
+    assert len(turn.images) == 2
+    assert (turn.images[1] == 200).all()
+    assert turn.actions.shape == processor.codec.chunk_shape
+
+
+def test_what_was_sampled_is_what_is_trained_on(tiny_policy: Path, processor: PolicyProcessor) -> None:
+    texts = [f"<think>look</think>{ZOOM}", f"<think>press</think>{act(processor)}"]
+    turn = play(tiny_policy, texts).turns[0]
+    sampled = [id_ for text in texts for id_ in processor.vocabulary.encode(text)]
+    assert turn.token_ids[turn.loss_mask].tolist() == sampled
+    assert (turn.sampler_logprobs[~turn.loss_mask] == 0).all()
+    assert (turn.sampler_logprobs[turn.loss_mask] < 0).all()
+
+
+def test_turns_go_on_until_the_env_ends(tiny_policy: Path, processor: PolicyProcessor) -> None:
+    trajectory = play(tiny_policy, [act(processor)] * 3, CountingEnv(length=3))
+    assert len(trajectory.turns) == 3
+    assert trajectory.num_env_steps == 3 * processor.codec.chunk_length
+
+
+def test_a_refused_call_is_told_why_and_may_be_corrected(tiny_policy: Path, processor: PolicyProcessor) -> None:
+    trajectory = play(tiny_policy, [BAD_ZOOM, ZOOM, act(processor)])
+    calls = trajectory.turns[0].of_kind(SegmentKind.TOOL_CALL)
+    results = trajectory.turns[0].of_kind(SegmentKind.TOOL_RESULT)
+    assert "too small" in calls[0].error
+    assert "too small" in results[0].text
+    assert (calls[0].box, calls[1].box, calls[1].error) == (None, (0, 0, 500, 500), "")
+    assert trajectory.end is EndReason.SUCCESS
+
+
+def test_too_many_calls_end_the_trajectory(tiny_policy: Path, processor: PolicyProcessor) -> None:
+    allowed = play(tiny_policy, [ZOOM, ZOOM, act(processor)], max_tool_calls=1)
+    assert allowed.end is EndReason.SUCCESS
+    assert "too many calls" in allowed.turns[0].of_kind(SegmentKind.TOOL_CALL)[1].error
+    ended = play(tiny_policy, [ZOOM, ZOOM, ZOOM], max_tool_calls=1)
+    assert ended.end is EndReason.MALFORMED
+    assert "called again" in ended.turns[0].segments[-1].error
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<think>only thought</think>", "ends before"),
+        ("press it", "expected"),
+        ("<think>a</think><think>b</think>", "two thoughts"),
+        ("<act><act_1></act>", "1 action tokens"),
+        ("<act>move</act>", "no action"),
+    ],
+)
+def test_output_without_an_action_is_malformed(tiny_policy: Path, text: str, reason: str) -> None:
+    trajectory = play(tiny_policy, [text])
+    assert trajectory.end is EndReason.MALFORMED
+    assert reason in trajectory.turns[0].segments[-1].error
+    assert trajectory.turns[0].is_malformed
+    assert trajectory.num_env_steps == 0
+
+
+def test_a_thought_beyond_its_limit_is_malformed(tiny_policy: Path, processor: PolicyProcessor) -> None:
+    trajectory = play(tiny_policy, ["<think>" + "look " * 20 + "</think>" + act(processor)], max_think_tokens=4)
+    assert trajectory.end is EndReason.MALFORMED
+    assert "longer than 4 tokens" in trajectory.turns[0].segments[-1].error
+
+
+def test_a_turn_that_outgrows_its_limit_is_context_full(tiny_policy: Path) -> None:
+    trajectory = play(tiny_policy, [ZOOM] * 9, max_turn_tokens=70, max_tool_calls=9)
+    assert trajectory.end is EndReason.CONTEXT_FULL
+    assert len(trajectory.turns[0].token_ids) >= 70
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_a_crash_of_the_simulator_is_an_end_of_its_own(
+    tiny_policy: Path, processor: PolicyProcessor, where: str
+) -> None:
+    trajectory = play(tiny_policy, [act(processor)], CountingEnv(crash_at=where))
+    assert trajectory.end is EndReason.ENV_ERROR
+    assert trajectory.error == f"RuntimeError: the {where} broke"
+
+
+def test_without_thought_the_turn_starts_behind_the_act_mark(tiny_policy: Path, processor: PolicyProcessor) -> None:
+    trajectory = play(tiny_policy, [act(processor).removeprefix("<act>")], use_thought=False)
+    assert trajectory.end is EndReason.SUCCESS
+    assert kinds(trajectory) == [SegmentKind.PROMPT, SegmentKind.ACT]
+    assert trajectory.turns[0].token_ids[~trajectory.turns[0].loss_mask][-1] == processor.vocabulary.mark_ids["<act>"]
+
+
+def test_without_zoom_the_tool_mark_is_banned(tiny_policy: Path, processor: PolicyProcessor) -> None:
+    sampler = ScriptedSampler(script=[processor.vocabulary.encode(act(processor))], expand=processor.expand)
+    decider = Decider(sampler=sampler, processor=processor, tools={}, config=EpisodeConfig(use_zoom=False))
+    thread = EnvThread(CountingEnv)
+    asyncio.run(run_episode(decider, thread, TASK, member=0))
+    thread.close()
+    assert sampler.requests[0].banned_ids == (processor.vocabulary.mark_ids["<tool>"],)
+
+
+def test_members_and_turns_sample_with_seeds_of_their_own() -> None:
+    seeds = {derive_seed(7, member, turn, call) for member in range(4) for turn in range(4) for call in range(4)}
+    assert len(seeds) == 64
+    assert derive_seed(7, 1, 2) == derive_seed(7, 1, 2)

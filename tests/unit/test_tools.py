@@ -1,0 +1,63 @@
+"""Tools: what an accepted call returns, and what the policy gets to read when a call is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from rlvla.plugins import PluginError
+from rlvla.tools import call_tool, load_tools, zoom_in
+from rlvla.types import Observation
+
+
+@pytest.fixture
+def observation() -> Observation:
+    def zoom(image: int, box: tuple[int, int, int, int]) -> np.ndarray:
+        return np.full((4, 4, 3), box[0] // 10, np.uint8)
+
+    return Observation(
+        images=(np.zeros((4, 4, 3), np.uint8),), proprio=np.zeros(4, np.float32), instruction="press", zoom=zoom
+    )
+
+
+def call(name: str, **arguments: object) -> str:
+    return json.dumps({"name": name, "arguments": arguments})
+
+
+def test_an_accepted_zoom_returns_the_crop_and_its_box(observation: Observation) -> None:
+    result, box = call_tool({"zoom_in": zoom_in}, observation, call("zoom_in", image=0, bbox=[100, 0, 200, 100]))
+    assert box == (100, 0, 200, 100)
+    assert isinstance(result, np.ndarray)
+    assert (result == 10).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("not json", "not valid JSON"),
+        ('{"arguments": {}}', "no name"),
+        ('{"name": "zoom_in"}', "no arguments"),
+        (call("dance"), "no tool named dance"),
+        (call("zoom_in", image=1, bbox=[0, 0, 100, 100]), "image must be 0..0"),
+        (call("zoom_in", image=0, bbox=[0, 0, 1001, 100]), "0..1000"),
+        (call("zoom_in", image=0, bbox=[5, 5, 5, 5]), "empty or too small"),
+        (call("zoom_in", image=0, bbox=[0, 0, 0.5, 1]), "four integers"),
+        (call("zoom_in", image=0), "four integers"),
+        ("[" * 100_000, "too long"),
+    ],
+)
+def test_a_refused_call_says_why(observation: Observation, text: str, reason: str) -> None:
+    result, box = call_tool({"zoom_in": zoom_in}, observation, text)
+    assert box is None
+    assert isinstance(result, str)
+    assert reason in result
+
+
+def test_tools_come_from_the_config_by_name() -> None:
+    assert load_tools({"zoom_in": "rlvla.tools:zoom_in"}) == {"zoom_in": zoom_in}
+    with pytest.raises(PluginError, match="zoom_out"):
+        load_tools({"zoom_out": "rlvla.tools:zoom_out"})
+    with pytest.raises(PluginError, match="not callable"):
+        load_tools({"zoom_in": "rlvla.markup:MARKS"})
