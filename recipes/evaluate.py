@@ -1,6 +1,6 @@
 """Success of a checkpoint on held-out initial states, with its Wilson 95 % interval.
 
-python recipes/evaluate.py --model outputs/grpo/checkpoint [--episode.use-zoom False] [--episode.temperature 1.0]
+python recipes/evaluate.py --model outputs/grpo/checkpoint [--episode.no-use-zoom] [--episode.temperature 1.0]
 """
 
 from __future__ import annotations

@@ -102,7 +102,9 @@ class QuantileCodec:
         """
         symbols = np.asarray(symbols)
         if symbols.shape != (self.chunk_length * len(self.low),):
-            raise ValueError(f"got {list(symbols.shape)} symbols, a chunk of {list(self.chunk_shape)} has their product")
+            raise ValueError(
+                f"got {list(symbols.shape)} symbols, a chunk of {list(self.chunk_shape)} has their product"
+            )
         if symbols.min() < 0 or symbols.max() >= self.num_bins:
             raise ValueError(f"symbols range {symbols.min()}..{symbols.max()}, bins 0..{self.num_bins - 1}")
         bins = symbols.reshape(self.chunk_shape)

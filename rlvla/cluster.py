@@ -17,6 +17,9 @@ from rlvla.rollout import Job, RolloutActor, SamplerActor
 from rlvla.types import Group, Trajectory
 from rlvla.weight_sync import sync_weights
 
+_ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "LP_NUM_THREADS": "1"}
+"""Of every actor: no chatter, and no thread storm of Mesa's software renderer."""
+
 
 class LearnerActor:
     """One DeepSpeed rank as a Ray actor."""
@@ -33,8 +36,11 @@ class LearnerActor:
 
     def start(self, cfg: GRPOConfig, *, rank: int, world: int, master: str) -> None:
         """Join the process group and load the model."""
+        import torch
+
         from rlvla.learner import Learner  # DeepSpeed, in the learner's process only
 
+        torch.set_num_threads(cfg.cluster.threads)
         self._learner = Learner(
             cfg.model,
             cfg.learner,
@@ -127,10 +133,10 @@ class Cluster:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=self._next_bundle
             ),
-            "max_concurrency": 1024 if cls is SamplerActor else 1,
+            "runtime_env": {"env_vars": _ENVIRONMENT},
         }
-        if cls is LearnerActor:
-            options.pop("max_concurrency")
+        if cls is SamplerActor:  # every episode of every rollout actor may wait for it at once
+            options["max_concurrency"] = 10_000
         self._next_bundle += 1
         return ray.remote(cls).options(**options).remote(*args, **kwargs)
 

@@ -67,9 +67,7 @@ def _action_ids(processor: PolicyProcessor, demonstration: Demonstration) -> lis
     return [vocabulary.mark_ids["<act>"], *(vocabulary.action_ids[b] for b in bins), vocabulary.mark_ids["</act>"]]
 
 
-def _sampled(
-    processor: PolicyProcessor, ids: Sequence[int], text: str
-) -> tuple[np.ndarray, tuple[Segment, ...]]:
+def _sampled(processor: PolicyProcessor, ids: Sequence[int], text: str) -> tuple[np.ndarray, tuple[Segment, ...]]:
     spans = parse(processor.vocabulary.symbols(ids))
     if spans[-1].kind is SegmentKind.MALFORMED:
         raise DatasetError(f"annotation is not well-formed markup ({spans[-1].error}): {text!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -144,8 +145,8 @@ def share(rows: Sequence[Row], rank: int, world: int, max_rows: int) -> list[lis
     num_batches = math.ceil(math.ceil(len(rows) / world) / max_rows)
     idle = _idle(mine[-1] if mine else by_length[-1])
     mine += [idle] * (num_batches - len(mine))
-    cuts = [round(i * len(mine) / num_batches) for i in range(num_batches + 1)]
-    return [mine[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    cuts = [i * len(mine) // num_batches for i in range(num_batches + 1)]
+    return [mine[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 def _idle(row: Row) -> Row:

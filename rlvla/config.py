@@ -75,8 +75,8 @@ class SamplerConfig:
     """KV cache, MiB; 0 leaves it to `gpu_memory_utilization` (GPU)."""
     gpu_memory_utilization: float = 0.45
     """Share of GPU memory when `kv_cache_mb` is 0; 0.45 leaves room for a colocated learner."""
-    block_size: int = 16
-    """Tokens of a KV block; prefix caching works in whole blocks."""
+    block_size: int = 32
+    """Tokens of a KV block; prefix caching works in whole blocks, and vLLM's CPU attention in multiples of 32."""
     enforce_eager: bool = True
     """False: compile and capture CUDA graphs (GPU)."""
     tensor_parallel_size: int = 1
@@ -151,7 +151,7 @@ class LossConfig:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     importance_cap: float = 2.0
-    """Cap of exp(old - sampler logprob), the truncated importance weight between sampler and learner; 0 turns it off."""
+    """Cap of exp(old - sampler logprob), the truncated importance weight between sampler and learner; 0: off."""
 
 
 @dataclass(frozen=True, kw_only=True)

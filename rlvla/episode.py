@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from rlvla.config import EpisodeConfig
 from rlvla.markup import Span, parse
 from rlvla.prompt import PolicyProcessor
-from rlvla.protocols import Env, Sampler, SampleOutput, SampleRequest, Tool
+from rlvla.protocols import Env, SampleOutput, Sampler, SampleRequest, Tool
 from rlvla.tools import call_tool
 from rlvla.types import Box, EndReason, Observation, Segment, SegmentKind, TaskSpec, Trajectory, Turn
 
@@ -24,7 +25,7 @@ MAX_CALL_TOKENS = 64
 """Tokens that a tool call may take beyond the thought before it."""
 
 
-class EnvCrash(Exception):
+class EnvCrashError(Exception):
     """The simulator raised; the trajectory ends as ENV_ERROR."""
 
 
@@ -37,7 +38,7 @@ class EnvThread:
         self._executor = ThreadPoolExecutor(max_workers=1)
 
     async def call(self, function: Callable[[Env], T]) -> T:
-        """Run `function(env)` in the env's thread; raises EnvCrash, after which the next call makes a new env."""
+        """Run `function(env)` in the env's thread; raises EnvCrashError, after which the next call makes a new env."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, function)
 
     def _run(self, function: Callable[[Env], T]) -> T:
@@ -47,7 +48,7 @@ class EnvThread:
             return function(self._env)
         except Exception as error:  # the one intended catch: whatever a simulator raises
             self._env = None
-            raise EnvCrash(f"{type(error).__name__}: {error}") from error
+            raise EnvCrashError(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """Close the env in its thread and end the thread."""
@@ -141,8 +142,8 @@ async def decide(
         if num_calls > config.max_tool_calls:
             result, box = "error: too many calls, act now", None
         else:
-            text = last.text
-            result, box = await env.call(lambda _: call_tool(decider.tools, observation, text))
+            call = partial(call_tool, decider.tools, observation, last.text)
+            result, box = await env.call(lambda _, call=call: call())
         segments[-1] = replace(last, box=box, error=result if isinstance(result, str) else "")
         context.add_output(output, segments)
         _add_result(processor, context, result)
@@ -282,7 +283,7 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
             if decider.processor.carry_thought:
                 thoughts = decision.turn.of_kind(SegmentKind.THINK)
                 carried = thoughts[-1].text if thoughts else ""
-    except EnvCrash as crash:
+    except EnvCrashError as crash:
         return replace(_trajectory(task, turns, EndReason.ENV_ERROR, num_env_steps), error=str(crash))
 
 

@@ -35,8 +35,8 @@ def kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> to
     """Estimate KL(policy || reference) at tokens that the policy sampled (http://joschu.net/blog/kl-approx.html).
 
     With `r = ref_logprobs - logprobs`: k1 is `-r`, unbiased, may be negative; k2 is `r^2 / 2`; k3 is
-    `exp(r) - r - 1`, unbiased and never negative, as in GRPO (arXiv 2402.03300, equation 4). As a loss k1 is of no use: its
-    gradient is 0 on average, whatever the reference.
+    `exp(r) - r - 1`, unbiased and never negative, as in GRPO (arXiv 2402.03300, equation 4). As a loss k1 is of no use:
+    its gradient is 0 on average, whatever the reference.
 
     Args:
         logprobs: of the policy, any shape.

@@ -58,7 +58,10 @@ def prepare(model: Any, *, lora: LoraConfig | None = None, gradient_checkpointin
 
     names = "|".join(lora.target_modules)
     config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=_LANGUAGE_MODEL.format(names=names)
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
+        lora_dropout=0.0,
+        target_modules=_LANGUAGE_MODEL.format(names=names),
     )
     return peft.get_peft_model(model, config)
 
@@ -166,9 +169,9 @@ def _merged_state(bare: Any) -> dict[str, torch.Tensor]:
 
     base = bare.get_base_model()
     weights = {name: tensor for name, tensor in base.state_dict().items() if ".lora_" not in name}
-    for name, module in base.named_modules():
-        if isinstance(module, LoraLayer):
-            delta = sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
-            key = f"{name}.base_layer.weight"
-            weights[key] = (weights[key].float() + delta).to(weights[key].dtype)
+    adapted: dict[str, Any] = {name: m for name, m in base.named_modules() if isinstance(m, LoraLayer)}
+    for name, module in adapted.items():
+        delta = sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
+        key = f"{name}.base_layer.weight"
+        weights[key] = (weights[key].float() + delta).to(weights[key].dtype)
     return {name.replace(".base_layer.", "."): tensor.detach() for name, tensor in weights.items()}

@@ -1,6 +1,6 @@
 """The output folder of a GRPO run: resolved config, metrics, checkpoints to resume from, the finished policy.
 
-    outputs/grpo/config.yaml provenance.json metrics.jsonl summary.json trajectories.jsonl checkpoint/ state/step-00050/
+outputs/grpo/config.yaml provenance.json metrics.jsonl summary.json trajectories.jsonl checkpoint/ state/step-00050/
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, write_resolved
-from rlvla.metrics import MetricsLogger, PhaseTimer
+from rlvla.metrics import MetricsLogger, PhaseTimer, read_metrics
 from rlvla.rollout import TaskStream
 from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.types import Group, Trajectory
@@ -33,7 +32,6 @@ class GRPORun:
             raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py first")
         self._cfg = cfg
         self._started = time.perf_counter()
-        self._success: list[float] = []
         write_resolved(cfg, cfg.output)
 
     def __enter__(self) -> GRPORun:
@@ -68,13 +66,14 @@ class GRPORun:
     def log(self, step: int, metrics: Mapping[str, float], timer: PhaseTimer) -> None:
         """Write a step's metrics to every sink, rates and time by phase among them."""
         seconds = timer.metrics()
+        trajectories_per_s = metrics["num_trajectories"] / seconds["time/rollout_s"]
         rates = {
-            "trajectories_per_s": metrics["num_trajectories"] / seconds["time/rollout_s"],
-            "env_steps_per_s": metrics["num_trajectories"] * metrics["num_env_steps"] / seconds["time/rollout_s"],
+            "trajectories_per_s": trajectories_per_s,
+            # Absent when the simulator crashed in every trajectory.
+            "env_steps_per_s": trajectories_per_s * metrics.get("num_env_steps", 0.0),
         }
         everything = {**metrics, **rates, **seconds}
         self._logger.log(step, everything)
-        self._success.append(metrics["success"])
         self._bar.set_postfix({name: f"{everything[name]:.3g}" for name in SHOWN if name in everything})
 
     def keep(self, step: int, sampled: Sequence[Group], cluster: Cluster, tasks: TaskStream) -> None:
@@ -89,11 +88,12 @@ class GRPORun:
     def finish(self, cluster: Cluster) -> None:
         """Write the policy and `summary.json`."""
         cluster.save(self._cfg.output / "checkpoint")
-        tenth = max(1, len(self._success) // 10)
+        success = [line["success"] for line in read_metrics(self._logger.path) if line.get("success") is not None]
+        tenth = max(1, len(success) // 10)
         summary = {
             "steps": self._cfg.num_steps,
-            "success_first": _mean(self._success[:tenth]),
-            "success_last": _mean(self._success[-tenth:]),
+            "success_first": _mean(success[:tenth]),
+            "success_last": _mean(success[-tenth:]),
             "minutes": round((time.perf_counter() - self._started) / 60, 2),
             "checkpoint": "checkpoint",
         }
@@ -112,8 +112,8 @@ class GRPORun:
         aside.rename(final)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+def _mean(values: Sequence[float | None]) -> float:
+    return sum(v for v in values if v is not None) / len(values) if values else float("nan")
 
 
 def _regroup(trajectories: Sequence[Trajectory]) -> list[Group]:

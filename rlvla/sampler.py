@@ -313,7 +313,7 @@ def _set_environment(threads: int) -> None:
 def _engine_arguments(
     model: Path | str, config: SamplerConfig, max_images: int, max_model_len: int, seed: int
 ) -> dict[str, Any]:
-    """Arguments of the engine, with two limits of its CPU backend kept: blocks are multiples of 32, prefills are whole."""
+    """Arguments of the engine; on the CPU blocks are rounded up to multiples of 32, and prompts are never cut."""
     on_cpu: dict[str, Any] = {}
     if not torch.cuda.is_available():
         on_cpu["block_size"] = -(-config.block_size // 32) * 32

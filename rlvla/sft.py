@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import numpy as np
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
@@ -21,7 +23,8 @@ from rlvla.collate import Row, to_batch, to_row
 from rlvla.config import EpisodeConfig, EvaluateConfig, LearnerConfig, SFTConfig, write_resolved
 from rlvla.dataset import DemonstrationSet
 from rlvla.evaluation import evaluate
-from rlvla.learner import lr_factor, skip_shm_build
+from rlvla.learner import learning_rate
+from rlvla.learner_engine import skip_compilation  # names the CPU to DeepSpeed, before it is imported
 from rlvla.loss import sft_token_loss
 from rlvla.metrics import MetricsLogger
 from rlvla.policy import prepare, save_policy, token_logprobs
@@ -35,7 +38,7 @@ class SFTTrainer:
         self, cfg: SFTConfig, model: Any, processor: PolicyProcessor, demonstrations: DemonstrationSet
     ) -> None:
         """Raises ValueError when the batch does not divide over the processes."""
-        skip_shm_build()
+        skip_compilation()
         self.cfg = cfg
         self.processor = processor
         self._demonstrations = demonstrations
@@ -52,7 +55,9 @@ class SFTTrainer:
             betas=learner.betas,
             weight_decay=learner.weight_decay,
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(learner, step, cfg.num_steps))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate(learner, step, cfg.num_steps) / learner.lr
+        )
         self.model, self.optimizer = self.accelerator.prepare(model.train(), optimizer)
         self._scheduler = scheduler
         self.accelerator.register_for_checkpointing(scheduler)
@@ -94,9 +99,10 @@ class SFTTrainer:
 
     def save(self, path: Path) -> None:
         """Write the policy in Hugging Face format."""
-        state = self.accelerator.get_state_dict(self.model)  # gathers ZeRO-3's shards on every process
-        if self.accelerator.is_main_process:
-            save_policy(self.accelerator.unwrap_model(self.model), self.processor, path, state)
+        module = self.accelerator.unwrap_model(self.model)
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.cfg.learner.zero_stage == 3):
+            if self.accelerator.is_main_process:
+                save_policy(module, self.processor, path)
         self.accelerator.wait_for_everyone()
 
     @property
@@ -133,7 +139,7 @@ class SFTRun:
         self._cfg = cfg
         self._trainer = trainer
         self._is_main = trainer.accelerator.is_main_process
-        self._validation_loss = float("nan")
+        self._validation_loss: float | None = None
         self._started = time.perf_counter()
 
     def __enter__(self) -> SFTRun:
@@ -173,7 +179,8 @@ class SFTRun:
             metrics = {**metrics, "validation_loss": self._validation_loss}
         if self._is_main:
             self._logger.log(step, metrics)
-        self._bar.set_postfix(loss=f"{metrics['loss']:.3f}", validation=f"{self._validation_loss:.3f}")
+        shown = {"loss": metrics["loss"], "validation": self._validation_loss}
+        self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items() if value is not None})
 
     def keep(self, step: int) -> None:
         """Save a state to resume from when it is due: aside first, then renamed, so that it is whole."""
@@ -238,7 +245,7 @@ def _micro_batches(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
     """`count` parts of rows of like length; the last ones may be empty."""
     by_length = sorted(rows, key=lambda row: len(row.token_ids))
     cuts = [round(i * len(rows) / count) for i in range(count + 1)]
-    return [by_length[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [by_length[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 def _accelerator(cfg: SFTConfig) -> Accelerator:

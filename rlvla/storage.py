@@ -1,4 +1,4 @@
-"""Trajectories in a file, exactly: one JSON object a line, arrays as base64 of their bytes, images as PNG. No pickle."""
+"""Trajectories in a file, exactly: a JSON object a line, arrays as base64 of their bytes, images as PNG; no pickle."""
 
 from __future__ import annotations
 

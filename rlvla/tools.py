@@ -53,5 +53,6 @@ def call_tool(tools: Mapping[str, Tool], observation: Observation, text: str) ->
         return f"error: there is no tool named {call.name[:40]}", None
     result = tools[call.name](observation, call.arguments)
     box = parse_box(call.arguments.get("bbox"))
-    accepted = not isinstance(result, str) and not isinstance(box, str)
-    return result, box if accepted else None
+    if isinstance(result, str) or isinstance(box, str):
+        return result, None
+    return result, box

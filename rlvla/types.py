@@ -1,6 +1,6 @@
 """What flows through a run: Segment in Turn in Trajectory in Group. Numpy only, frozen; stages return `replace(...)`.
 
-Axis letters, here and everywhere: G group, B rows, L tokens, N images, K chunk length, A action dims, H height, W width.
+Axis letters, everywhere: G group, B rows, L tokens, N images, K chunk length, A action dims, H height, W width.
 """
 
 from __future__ import annotations

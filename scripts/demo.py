@@ -3,7 +3,7 @@
 python scripts/demo.py [--output outputs/demo] [--seed 0]
 
 Runs the four recipes one after the other with the configs under recipes/configs, and writes `summary.json` with the
-success of the SFT policy, of the GRPO policy, and of the GRPO policy without its zoom tool, on the same held-out states.
+success of the SFT policy, of the GRPO policy, and of the GRPO policy without its zoom tool, on the same states.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def main() -> None:
     started = time.perf_counter()
     seed = str(args.seed)
     recipe("annotate", "annotate_tiny_tabletop.yaml", "--output", f"{output}/demos", "--seed", seed)
-    recipe(
-        "sft", "sft_tiny_tabletop.yaml", "--dataset", f"{output}/demos", "--output", f"{output}/sft", "--seed", seed
-    )
+    recipe("sft", "sft_tiny_tabletop.yaml", "--dataset", f"{output}/demos", "--output", f"{output}/sft", "--seed", seed)
     results = {"sft": evaluate(output / "sft/checkpoint", output / "evaluate_sft", args.seed)}
     recipe(
         "grpo",
@@ -73,9 +71,7 @@ def main() -> None:
     )
     trained = output / "grpo/checkpoint"
     results["grpo"] = evaluate(trained, output / "evaluate_grpo", args.seed)
-    results["grpo_no_zoom"] = evaluate(
-        trained, output / "evaluate_grpo_no_zoom", args.seed, "--episode.no-use-zoom"
-    )
+    results["grpo_no_zoom"] = evaluate(trained, output / "evaluate_grpo_no_zoom", args.seed, "--episode.no-use-zoom")
     summary = {**results, "minutes": round((time.perf_counter() - started) / 60, 1), "seed": args.seed}
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report(output)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -31,7 +33,9 @@ SHOWN = {
     "entropy": "entropy",
 }
 """What GRPO is judged by, in the order of reading; everything else folds away."""
-_STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.linewidth": 0.6}
+PARTS = ("time/update_s",)
+"""Inside another phase (learn); stacked on it, their time would count twice."""
+_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.linewidth": 0.6}
 
 
 def section(runs: Sequence[tuple[str, Metrics]]) -> str:
@@ -68,9 +72,10 @@ def _charts(runs: Sequence[tuple[str, Metrics]]) -> str:
     first = [name for name in SHOWN if name in names]
     if not first:  # a supervised run: all that it measures
         first = [name for name in names if not name.startswith("time/")]
-    phases = [name for name in names if name.startswith("time/")]
-    rest = [name for name in names if name not in (*first, *phases)]
-    shown = [_curve(name, runs) for name in first] + [_phases(run, metrics) for run, metrics in runs if phases]
+    phases = {name for _, metrics in runs for name in _phase_names(metrics)}
+    rest = [name for name in names if name not in first and name not in phases]
+    shown = [_curve(name, runs) for name in first]
+    shown += [_phases(run, metrics) for run, metrics in runs if _phase_names(metrics)]
     more = tag("div", "".join(_curve(name, runs) for name in rest), class_="charts")
     folded = tag("details", tag("summary", f"{len(rest)} more metrics") + more, class_="more") if rest else ""
     return _legend([name for name, _ in runs]) + tag("div", "".join(shown), class_="charts") + folded
@@ -110,9 +115,13 @@ def _curve(name: str, runs: Sequence[tuple[str, Metrics]]) -> str:
     return _figure(figure, title, f"metric-{name}", "; ".join(lasts))
 
 
+def _phase_names(metrics: Metrics) -> list[str]:
+    return sorted({name for line in metrics for name in line if name.startswith("time/")} - set(PARTS))
+
+
 def _phases(run: str, metrics: Metrics) -> str:
     """Where a step's time goes, stacked."""
-    names = sorted({name for line in metrics for name in line if name.startswith("time/")})
+    names = _phase_names(metrics)
     steps = np.array([line["step"] for line in metrics], float)
     rows = [np.array([line.get(name) or 0.0 for line in metrics], float) for name in names]
     labels = [name.removeprefix("time/").removesuffix("_s") for name in names]
@@ -123,7 +132,7 @@ def _phases(run: str, metrics: Metrics) -> str:
     return _figure(figure, f"seconds per step, {run}", f"time-{run}", ", ".join(labels))
 
 
-def _axes() -> tuple[Figure, matplotlib.axes.Axes]:
+def _axes() -> tuple[Figure, Axes]:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.7, 2.1), layout="constrained")
         axes = figure.add_subplot()

@@ -18,10 +18,10 @@ h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.25rem; margin: 2
 h3 { font-size: 1rem; margin: 1.5rem 0 .6rem; } nav a { margin-right: 1rem; } a { color: var(--bar); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 500; color: var(--dim); font-size: .85rem; }
-th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: middle; white-space: nowrap; }
-td.number, th.number { text-align: right; } 
+th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+td.number, th.number { text-align: right; }
 table.facts th, table.facts td { padding-top: .1rem; padding-bottom: .1rem; font-size: .85rem; }
-.scroll { overflow-x: auto; } .dim { color: var(--dim); font-size: .85rem; } .mono { font-family: ui-monospace, monospace; }
+.scroll { overflow-x: auto; } .dim { color: var(--dim); font-size: .85rem; }
 .interval { width: 16rem; height: 1.1rem; display: block; } .interval .track { fill: var(--line); }
 .interval .rate { fill: var(--bar); } .interval .range { stroke: var(--ink); stroke-width: 1.5; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; }
@@ -29,7 +29,7 @@ figure { margin: 0; } figcaption { font-size: .85rem; color: var(--dim); }
 .chart { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .8rem .3rem; }
 .chart figcaption b { color: var(--ink); font-weight: 600; } .chart svg { width: 100%; height: auto; display: block; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .3rem 0 .8rem; font-size: .85rem; }
-.legend i { display: inline-block; width: 1.1rem; height: 3px; margin-right: .4rem; vertical-align: middle; white-space: nowrap; }
+.legend i { display: inline-block; width: 1.1rem; height: 3px; margin-right: .4rem; vertical-align: middle; }
 details.more { margin-top: 1rem; } summary { cursor: pointer; }
 .episode { background: var(--card); border: 1px solid var(--line); border-radius: 8px; margin: .6rem 0;
   padding: .7rem .9rem; }

@@ -29,11 +29,11 @@ def find_rates(summary: Mapping[str, Any], path: str = "") -> Iterator[tuple[str
 
 
 def find_numbers(summary: Mapping[str, Any], path: str = "") -> dict[str, float]:
-    """The numbers of a summary that belong to no success rate, by their path of keys."""
+    """The numbers of a summary beside its success rates, by their path of keys."""
     numbers: dict[str, float] = {}
     for key, value in summary.items():
         name = f"{path} {key}".strip()
-        if isinstance(value, Mapping) and not value.keys() >= RATE_KEYS and key not in ("tasks", "packages"):
+        if isinstance(value, Mapping) and key not in ("tasks", "packages"):
             numbers |= find_numbers(value, name)
         elif isinstance(value, int | float) and not isinstance(value, bool) and key not in RATE_KEYS:
             numbers[name] = value

@@ -88,7 +88,7 @@ async def two_image_turn(sampler, processor, **changes) -> list[tuple[SampleRequ
     first = request(processor, **changes)
     output = await sampler.sample(first)
     compact = first.prompt_ids + tuple(output.token_ids.tolist()) + processor.result_ids(image=True)
-    second = replace(first, prompt_ids=compact, images=(image(0), image(1)), seed=first.seed + 1)
+    second = replace(first, prompt_ids=compact, images=(*first.images, image(1)), seed=first.seed + 1)
     return [(first, output), (second, await sampler.sample(second))]
 
 

@@ -62,9 +62,7 @@ def act(processor: PolicyProcessor, count: int | None = None) -> str:
 
 def play(checkpoint: Path, texts: list[str], env: CountingEnv | None = None, **config: Any) -> Trajectory:
     processor = PolicyProcessor.load(checkpoint)
-    sampler = ScriptedSampler(
-        script=[processor.vocabulary.encode(text) for text in texts], expand=processor.expand
-    )
+    sampler = ScriptedSampler(script=[processor.vocabulary.encode(text) for text in texts], expand=processor.expand)
     episode = EpisodeConfig(**config)
     decider = Decider(sampler=sampler, processor=processor, tools=load_tools(episode.tools), config=episode)
     thread = EnvThread(lambda: env or CountingEnv())
@@ -85,13 +83,13 @@ def processor(tiny_policy: Path) -> PolicyProcessor:
 
 def test_think_zoom_think_act(tiny_policy: Path, processor: PolicyProcessor) -> None:
     trajectory = play(tiny_policy, [f"<think>look</think>{ZOOM}", f"<think>press</think>{act(processor)}"])
-    K = SegmentKind
+    kind = SegmentKind
     assert trajectory.end is EndReason.SUCCESS
     assert trajectory.task.instruction == "press the pad"
-    assert kinds(trajectory) == [K.PROMPT, K.THINK, K.TOOL_CALL, K.TOOL_RESULT, K.THINK, K.ACT]
+    assert kinds(trajectory) == [kind.PROMPT, kind.THINK, kind.TOOL_CALL, kind.TOOL_RESULT, kind.THINK, kind.ACT]
     turn = trajectory.turns[0]
-    assert [s.text for s in turn.of_kind(K.THINK)] == ["look", "press"]
-    assert turn.of_kind(K.TOOL_CALL)[0].box == (0, 0, 500, 500)
+    assert [s.text for s in turn.of_kind(kind.THINK)] == ["look", "press"]
+    assert turn.of_kind(kind.TOOL_CALL)[0].box == (0, 0, 500, 500)
     assert len(turn.images) == 2
     assert (turn.images[1] == 200).all()
     assert turn.actions.shape == processor.codec.chunk_shape

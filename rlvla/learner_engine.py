@@ -1,0 +1,243 @@
+"""DeepSpeed behind six verbs: backward, step, total, weights, save_state, load_state. One object is one rank."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read at the import below
+import deepspeed
+from deepspeed import comm
+from deepspeed.ops import __compatible_ops__ as compatible_ops
+from transformers.utils import logging as hf_logging
+
+from rlvla import policy
+from rlvla.config import LearnerConfig
+from rlvla.prompt import PolicyProcessor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_ZERO_STATE = ("base_optimizer_state", "single_partition_of_fp32_groups", "optimizer_state_dict", "fp32_flat_groups")
+"""The entries of a ZeRO optimizer's state that change while it trains (stage 2: the first two, stage 3: the others)."""
+
+
+def join(rank: int, world: int, master: str) -> torch.device:
+    """Enter the process group, over gloo on the CPU and nccl on GPUs.
+
+    Args:
+        rank: of this process, 0..world - 1.
+        world: number of processes.
+        master: `host:port` where rank 0 listens.
+
+    Returns:
+        The device of this rank.
+
+    Raises:
+        ValueError: `master` is no `host:port`.
+    """
+    host, _, port = master.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"master is {master!r}: write it as host:port, for example 127.0.0.1:29500")
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=local_rank, WORLD_SIZE=str(world), MASTER_ADDR=host, MASTER_PORT=port)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # one a call, by DeepSpeed
+    skip_compilation()
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(local_rank)) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    return device
+
+
+def skip_compilation() -> None:
+    """Keep DeepSpeed from building its shared-memory all-reduce: a minute of C++ for a little speed on one CPU host."""
+    compatible_ops["deepspeed_shm_comm"] = False
+
+
+class Engine:
+    """A model, its AdamW and their shares on this rank.
+
+    Args:
+        model: Hugging Face or peft model, the same on every rank.
+        cfg: optimisation.
+        device: from `join`.
+    """
+
+    def __init__(self, model: Any, cfg: LearnerConfig, device: torch.device) -> None:
+        self._stage = _zero_stage(cfg)
+        self._max_grad_norm = cfg.max_grad_norm
+        # Dropout would make the policy that learns another one than the policy that is scored; checkpointing wants it.
+        model.to(device).train(cfg.gradient_checkpointing)
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._adamw = torch.optim.AdamW(
+            self._trained.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
+        )
+        self._deepspeed: Any = deepspeed.initialize(
+            model=model, optimizer=self._adamw, config=_deepspeed_config(cfg), dist_init_required=False
+        )[0]
+        self._deepspeed.module.train(cfg.gradient_checkpointing)
+        self._rank, self._world = comm.get_rank(), comm.get_world_size()
+
+    @property
+    def model(self) -> Any:
+        """What to call forward on."""
+        return self._deepspeed
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Add the gradient of one micro-batch's share of the objective.
+
+        Args:
+            loss: scalar; the objective is the sum over micro-batches and ranks.
+            is_last: whether `step` comes next; as many micro-batches on every rank.
+        """
+        self._deepspeed.set_gradient_accumulation_boundary(is_last)
+        # DeepSpeed averages over ranks, and would over micro-batches; the objective is a sum.
+        self._deepspeed.backward(loss * self._world, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """Clip the gradient, update the weights and forget the gradient; returns its norm before clipping."""
+        for group in self._adamw.param_groups:
+            group["lr"] = lr
+        if self._clips_here:
+            norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm)
+            self._deepspeed.step()
+            return float(norm)
+        self._deepspeed.step()
+        return float(self._deepspeed.get_global_grad_norm())
+
+    @property
+    def _clips_here(self) -> bool:
+        """Whether the optimizer is a plain AdamW, whose gradient norm DeepSpeed does not tell."""
+        return self._deepspeed.optimizer is self._adamw
+
+    def total(self, values: torch.Tensor, *, largest: bool = False) -> torch.Tensor:
+        """Sum (or maximum) over all ranks."""
+        values = values.detach().to(self._deepspeed.device, copy=True)
+        comm.all_reduce(values, op=comm.ReduceOp.MAX if largest else comm.ReduceOp.SUM)
+        return values.cpu()
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[Any]:
+        """The model with whole weights on rank 0; every rank must enter."""
+        module = self._deepspeed.module
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self._stage == 3):
+            yield module
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """{Hugging Face name: float32 or integer array} on rank 0, empty on the others; every rank must call."""
+        with self.gathered() as module:
+            if self._rank:
+                return {}
+            return {name: _to_numpy(weight) for name, weight in policy.named_weights(module)}
+
+    def save_policy(self, processor: PolicyProcessor, path: Path) -> None:
+        """Write a Hugging Face checkpoint from rank 0; every rank must call."""
+        with self.gathered() as module:
+            if self._rank == 0:
+                policy.save_policy(module, processor, path)
+        comm.barrier()
+
+    def save_state(self, folder: Path, counters: dict[str, int]) -> None:
+        """Write trained weights, optimizer, random state and the caller's counters, one file per rank."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state: dict[str, Any] = {"world": self._world, "zero_stage": self._stage}
+        state |= {"random": _random_state(), "counters": counters}
+        if self._stage == 3:
+            state["trained"] = {}  # the optimizer's float32 shares are the weights
+        else:
+            state["trained"] = {name: p.detach() for name, p in self._trained.items()}
+        optimizer = self._deepspeed.optimizer.state_dict()
+        state["optimizer"] = optimizer if self._clips_here else {k: optimizer[k] for k in _ZERO_STATE if k in optimizer}
+        torch.save(state, _state_file(folder, self._rank))
+        comm.barrier()
+
+    def load_state(self, folder: Path) -> dict[str, int]:
+        """Go on exactly where `save_state` was called; returns its counters.
+
+        Raises:
+            FileNotFoundError: no state for this rank.
+            ValueError: it was saved with another number of ranks or another ZeRO stage.
+        """
+        file = _state_file(folder, self._rank)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: {folder} holds no learner state for rank {self._rank}")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        for key, now in (("world", self._world), ("zero_stage", self._stage)):
+            if state[key] != now:
+                raise ValueError(
+                    f"{file} was saved with {key} {state[key]}, this run has {now}: resume with the former"
+                )
+        with torch.no_grad():
+            for name, weight in state["trained"].items():
+                self._trained[name].copy_(weight)
+        self._load_optimizer(state["optimizer"])
+        _set_random_state(state["random"])
+        return state["counters"]
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        optimizer = self._deepspeed.optimizer
+        if self._clips_here:
+            optimizer.load_state_dict(saved)
+            return
+        # The rest (layout, loss scaler objects) is as at construction; DeepSpeed picks this rank's entry.
+        by_rank = {self._rank: {**optimizer.state_dict(), **saved}}
+        optimizer.load_state_dict(by_rank, load_optimizer_states=True, load_from_fp32_weights=True)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._deepspeed.destroy()
+        comm.destroy_process_group()
+
+
+def _zero_stage(cfg: LearnerConfig) -> int:
+    """DeepSpeed keeps float32 masters of bfloat16 weights in its ZeRO optimizers only."""
+    return 2 if cfg.dtype == "bfloat16" and cfg.zero_stage == 0 else cfg.zero_stage
+
+
+def _deepspeed_config(cfg: LearnerConfig) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": cfg.max_grad_norm,
+        "bf16": {"enabled": cfg.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {"stage": _zero_stage(cfg), "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+def _to_numpy(weight: torch.Tensor) -> np.ndarray:
+    """A copy on the CPU; NumPy has no bfloat16, and float32 holds it exactly."""
+    weight = weight.detach().cpu()
+    return (weight.float() if weight.is_floating_point() else weight).clone().numpy()
+
+
+def _state_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank_{rank}.pt"
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,103 @@
+"""The paper's Table 4 at this scale: SFT only, GRPO without a cold start, the full method, and it without its zoom.
+
+python scripts/ablation.py [--demo outputs/demo] [--seeds 0 1 2] [--output outputs/ablation]
+
+For each seed the demo's recipes run from the start (those whose `summary.json` is there already are not run again), and
+GRPO once more from random weights. Prints the table and writes it to `summary.json` and `table.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from demo import ROOT, evaluate, recipe
+
+ROWS = {
+    "sft": "SFT only",
+    "no_cold_start": "GRPO without cold start",
+    "grpo": "SFT + GRPO (full)",
+    "grpo_no_zoom": "full, zoom disabled at evaluation",
+}
+"""Result -> how the table calls it."""
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, help="folder of a demo that has run with the first seed; spares that run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs/ablation")
+    args = parser.parse_args()
+    results = {}
+    for i, seed in enumerate(args.seeds):
+        folder = args.output.resolve() / f"seed-{seed}"
+        demo = args.demo.resolve() if args.demo and i == 0 else folder / "demo"
+        results[seed] = {**run_demo(demo, seed), "no_cold_start": without_cold_start(demo, folder, seed)}
+    table = render(results)
+    (args.output / "summary.json").write_text(json.dumps(results, indent=2) + "\n")
+    (args.output / "table.md").write_text(table)
+    print(table)
+
+
+def run_demo(folder: Path, seed: int) -> dict[str, Any]:
+    """The demo's three results for one seed."""
+    if not (folder / "summary.json").is_file():
+        command = [sys.executable, str(ROOT / "scripts/demo.py"), "--output", str(folder), "--seed", str(seed)]
+        subprocess.run(command, check=True)
+    summary = json.loads((folder / "summary.json").read_text())
+    if summary["seed"] != seed:
+        raise SystemExit(f"{folder} ran with seed {summary['seed']}, not {seed}: name its seed first in --seeds")
+    return {name: summary[name] for name in ("sft", "grpo", "grpo_no_zoom")}
+
+
+def without_cold_start(demo: Path, folder: Path, seed: int) -> dict[str, Any]:
+    """Success of GRPO that starts from the same architecture and tokenizer with random weights."""
+    done = folder / "evaluate/summary.json"
+    if not done.is_file():
+        start, run = folder / "random", folder / "grpo"
+        flags = ("--seed", str(seed))
+        recipe(
+            "sft",
+            "sft_tiny_tabletop.yaml",
+            "--dataset",
+            f"{demo}/demos",
+            "--output",
+            str(start),
+            "--num-steps",
+            "0",
+            *flags,
+        )
+        recipe(
+            "grpo",
+            "grpo_tiny_tabletop.yaml",
+            "--model",
+            f"{start}/checkpoint",
+            "--output",
+            str(run),
+            *flags,
+        )
+        evaluate(run / "checkpoint", folder / "evaluate", seed)
+    summary = json.loads(done.read_text())
+    return {key: summary[key] for key in ("rate", "low", "high", "num_trials")}
+
+
+def render(results: dict[int, dict[str, Any]]) -> str:
+    """A Markdown table, a column a seed."""
+    lines = ["| | " + " | ".join(f"seed {seed}" for seed in results) + " |", "|---|" + "---|" * len(results)]
+    for key, name in ROWS.items():
+        cells = [_cell(result[key]) for result in results.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(result: dict[str, Any]) -> str:
+    return f"{100 * result['rate']:.1f} % [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
+
+
+if __name__ == "__main__":
+    main()

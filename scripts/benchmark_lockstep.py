@@ -1,0 +1,269 @@
+"""The rollout that ours is compared with: `transformers.generate` over the whole batch, in lockstep.
+
+It makes the same decisions as ours: same checkpoint, same prompts, markup, tools, limits and temperature (it calls our
+`rlvla.episode.decide`), same envs and initial states, one env per trajectory. What differs is what SimpleVLA-RL's
+rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/rob_rollout.py, `_generate_minibatch`):
+
+- All envs decide together, and none steps before all have decided. The loop goes on until the time limit.
+- Each phase of a decision (until `</tool>` or `</act>`) is one `model.generate` with KV cache over a left-padded batch
+  that holds every row: the ones that wait for this phase, those that have acted already, and those whose episode has
+  ended. A decision takes as many phases as the row that looks most often.
+
+Where there is a choice, it is made in favour of this baseline. A row that only rides along (SimpleVLA-RL samples it
+anew from its last observation) never prolongs a `generate`, and its env is neither stepped nor asked; once all episodes
+have ended the loop stops; log-probabilities are not computed (SimpleVLA-RL pays another forward for them); envs live on
+through all repeats (SimpleVLA-RL starts a process for each trajectory of each rollout).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from benchmark_ours import num_decisions
+from benchmark_result import Run
+from rlvla import policy
+from rlvla.config import GRPOConfig
+from rlvla.episode import Decider, EnvThread, decide, derive_seed, observe
+from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.rollout import Job, make_env
+from rlvla.tools import load_tools
+from rlvla.types import SegmentKind
+
+
+class _RowsEnd(StoppingCriteria):
+    """A row ends at its stop token or limit; rows with limit 0 have ended from the start."""
+
+    def __init__(self, stop_ids: Sequence[int], limits: torch.Tensor, context_length: int) -> None:
+        self._stop_ids = torch.tensor(stop_ids, device=limits.device)
+        self._limits, self._context_length = limits, context_length
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        is_stop = torch.isin(input_ids[:, -1], self._stop_ids)
+        return is_stop | (input_ids.shape[1] - self._context_length >= self._limits)
+
+
+class LockstepBatch:
+    """A Hugging Face model that continues a fixed number of rows together.
+
+    Args:
+        model: checkpoint folder.
+        num_rows: B.
+        dtype: of weights and activations.
+    """
+
+    def __init__(self, model: Any, num_rows: int, dtype: torch.dtype = torch.float32) -> None:
+        self.processor = PolicyProcessor.load(model)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = policy.load_model(model, dtype).to(self._device).eval()
+        self._pad_id = self.processor.hf_processor.tokenizer.pad_token_id or 0
+        self._requests: list[SampleRequest | None] = [None] * num_rows
+        self._deciding: set[int] = set()
+        self._waiting: dict[int, asyncio.Future[SampleOutput]] = {}
+
+    def begin(self, rows: Sequence[int]) -> None:
+        """A decision starts; `rows` take part in it until they `leave`."""
+        self._deciding = set(rows)
+
+    def leave(self, row: int) -> None:
+        """This row has decided; the others need not wait for it any more."""
+        self._deciding.remove(row)
+        self._generate_if_all_wait()
+
+    async def sample(self, row: int, request: SampleRequest) -> SampleOutput:
+        """Continue one row, once all that take part have asked."""
+        self._requests[row] = request
+        self._waiting[row] = asyncio.get_running_loop().create_future()
+        future = self._waiting[row]
+        self._generate_if_all_wait()
+        return await future
+
+    def _generate_if_all_wait(self) -> None:
+        if not self._waiting or self._waiting.keys() != self._deciding:
+            return
+        waiting, self._waiting = self._waiting, {}
+        for row, output in self._generate(sorted(waiting)).items():
+            waiting[row].set_result(output)
+
+    @torch.no_grad()
+    def _generate(self, live: Sequence[int]) -> dict[int, SampleOutput]:
+        """One `generate` over the whole batch; the outputs of the rows in `live`."""
+        requests = [request for request in self._requests if request is not None]
+        contexts = [self.processor.expand(request.prompt_ids, request.images) for request in requests]
+        inputs = self._inputs(contexts, requests)
+        length = inputs["input_ids"].shape[1]
+        limits = torch.tensor([r.max_tokens if i in live else 0 for i, r in enumerate(requests)], device=self._device)
+        request = requests[live[0]]
+        sequences = self._model.generate(
+            **inputs,
+            generation_config=self._generation_config(request, int(limits.max())),
+            stopping_criteria=StoppingCriteriaList([_RowsEnd(request.stop_ids, limits, length)]),
+        )
+        sampled = sequences[:, length:].cpu().numpy()
+        return {row: _output(contexts[row], sampled[row], requests[row]) for row in live}
+
+    def _inputs(self, contexts: Sequence[np.ndarray], requests: Sequence[SampleRequest]) -> dict[str, torch.Tensor]:
+        """Forward inputs, padded on the left, on the device."""
+        length = max(len(context) for context in contexts)
+        ids = torch.full((len(contexts), length), self._pad_id)
+        mask = torch.zeros((len(contexts), length), dtype=torch.int64)
+        for i, context in enumerate(contexts):
+            ids[i, length - len(context) :] = torch.from_numpy(context)
+            mask[i, length - len(context) :] = 1
+        inputs = self.processor.forward_inputs(ids, mask)
+        inputs |= self.processor.pixel_inputs([request.images for request in requests])
+        dtype = self._model.dtype
+        return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
+
+    def _generation_config(self, request: SampleRequest, max_tokens: int) -> GenerationConfig:
+        sampling = {"temperature": request.temperature, "top_k": 0, "top_p": 1.0} if request.temperature else {}
+        return GenerationConfig(
+            max_new_tokens=max_tokens,
+            do_sample=request.temperature > 0,
+            pad_token_id=self._pad_id,
+            suppress_tokens=[*policy.placeholder_ids(self._model.config), *request.banned_ids],
+            use_cache=True,
+            **sampling,
+        )
+
+
+def _output(context: np.ndarray, sampled: np.ndarray, request: SampleRequest) -> SampleOutput:
+    """Cut what follows the stop token or the limit: padding, or the tokens of rows that went on."""
+    stops = np.flatnonzero(np.isin(sampled, request.stop_ids))
+    length = min([*(stops[:1] + 1).tolist(), request.max_tokens, len(sampled)])
+    return SampleOutput(
+        context_ids=context,
+        token_ids=sampled[:length].astype(np.int32),
+        logprobs=np.zeros(length, np.float32),
+        policy_version=0,
+    )
+
+
+@dataclass(frozen=True)
+class _RowSampler:
+    """One row of a LockstepBatch behind the Sampler protocol."""
+
+    batch: LockstepBatch
+    row: int
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        """See `protocols.Sampler`."""
+        return await self.batch.sample(self.row, request)
+
+
+@dataclass(kw_only=True)
+class _Episode:
+    """One row's episode while it is played."""
+
+    row: int
+    job: Job
+    env: EnvThread
+    raw: Any
+    carried_thought: str = ""
+    actions: np.ndarray | None = None
+    num_decisions: int = 0
+    num_env_steps: int = 0
+    has_ended: bool = False
+    success: bool = False
+
+
+@dataclass(kw_only=True)
+class LockstepRollout:
+    """Envs and model of the baseline. Use as a context manager.
+
+    Args:
+        cfg: what our rollout is configured by.
+        num_rows: trajectories, hence envs and rows of the batch.
+    """
+
+    cfg: GRPOConfig
+    num_rows: int
+    _envs: list[EnvThread] = field(default_factory=list)
+
+    def __enter__(self) -> LockstepRollout:
+        cfg = self.cfg
+        self._batch = LockstepBatch(cfg.model, self.num_rows, getattr(torch, cfg.sampler.dtype))
+        self._envs = [EnvThread(lambda: make_env(cfg.env)) for _ in range(self.num_rows)]
+        tools = load_tools(cfg.episode.tools)
+        self._deciders = [
+            Decider(
+                sampler=_RowSampler(self._batch, row), processor=self._batch.processor, tools=tools, config=cfg.episode
+            )
+            for row in range(self.num_rows)
+        ]
+        self._num_decisions = num_decisions(cfg)
+        torch.manual_seed(cfg.seed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for env in self._envs:
+            env.close()
+
+    def run(self, jobs: Sequence[Job]) -> Run:
+        """Play one trajectory per row."""
+        started = time.perf_counter()
+        episodes = asyncio.run(self._play(jobs))
+        seconds = time.perf_counter() - started
+        decisions = sum(e.num_decisions for e in episodes)
+        return Run(
+            seconds=seconds,
+            counts={
+                "trajectories": len(episodes),
+                "env_steps": sum(e.num_env_steps for e in episodes),
+                "decisions": decisions,
+            },
+            facts={
+                "success": sum(e.success for e in episodes) / len(episodes),
+                "decisions_per_trajectory": decisions / len(episodes),
+            },
+        )
+
+    async def _play(self, jobs: Sequence[Job]) -> list[_Episode]:
+        numbered = enumerate(zip(jobs, self._envs, strict=True))
+        episodes = await asyncio.gather(*(_reset(row, job, env) for row, (job, env) in numbered))
+        for _ in range(self._num_decisions):
+            live = [episode for episode in episodes if not episode.has_ended]
+            if not live:
+                break
+            self._batch.begin([episode.row for episode in live])
+            await asyncio.gather(*(self._decide(episode) for episode in live))
+            await asyncio.gather(*(_step(episode) for episode in live))
+        return episodes
+
+    async def _decide(self, episode: _Episode) -> None:
+        decider = self._deciders[episode.row]
+        observation = await episode.env.call(lambda e: observe(e, episode.raw))
+        seed = derive_seed(episode.job.task.seed, episode.job.member, episode.num_decisions)
+        decision = await decide(decider, observation, episode.env, seed=seed, carried_thought=episode.carried_thought)
+        self._batch.leave(episode.row)
+        episode.num_decisions += 1
+        episode.actions = decision.actions
+        if decider.processor.carry_thought:
+            thoughts = decision.turn.of_kind(SegmentKind.THINK)
+            episode.carried_thought = thoughts[-1].text if thoughts else ""
+
+
+async def _reset(row: int, job: Job, env: EnvThread) -> _Episode:
+    options = {"task_id": job.task.task_id, "init_state_id": job.task.init_state_id}
+    raw, _ = await env.call(lambda e: e.reset(seed=job.task.seed, options=options))
+    return _Episode(row=row, job=job, env=env, raw=raw)
+
+
+async def _step(episode: _Episode) -> None:
+    """Execute what was decided; nothing executable ends the episode, as in ours."""
+    chunk = episode.actions
+    if chunk is None:
+        episode.has_ended = True
+        return
+    episode.raw, rewards, terminated, truncated, info = await episode.env.call(lambda e: e.step_chunk(chunk))
+    episode.num_env_steps += len(rewards)
+    episode.success = bool(info.get("is_success", False))
+    episode.has_ended = terminated or truncated or episode.success

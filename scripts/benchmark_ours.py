@@ -1,0 +1,150 @@
+"""Our side of the benchmark: GRPO steps on a real cluster, and the same envs without a policy."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import rlvla_reward
+from benchmark_result import Run
+from rlvla.advantage import with_advantages
+from rlvla.cluster import Cluster
+from rlvla.config import GRPOConfig
+from rlvla.episode import EnvThread
+from rlvla.prompt import PolicyProcessor
+from rlvla.rollout import Job, make_env, rollout, task_ids
+from rlvla.types import Group, TaskSpec
+
+
+def jobs_of(tasks: Sequence[TaskSpec], group_size: int) -> list[Job]:
+    """The episodes of a step, in the order in which `rlvla.rollout.rollout` plays them."""
+    return [Job(task=task, member=member) for task in tasks for member in range(group_size)]
+
+
+def num_decisions(cfg: GRPOConfig) -> int:
+    """Action chunks until the time limit of the longest of the configured tasks."""
+    env: Any = make_env(cfg.env)
+    limit = max(env.max_env_steps(task) for task in task_ids(env, cfg.env))
+    env.close()
+    chunk_length, _ = PolicyProcessor.load(cfg.model).codec.chunk_shape
+    return -(-limit // chunk_length)
+
+
+class Ours:
+    """A cluster that makes GRPO steps as `recipes/grpo.py` does. Use as a context manager."""
+
+    def __init__(self, cfg: GRPOConfig) -> None:
+        self._cfg = cfg
+        self._reward = rlvla_reward.build(cfg.reward)
+        self.groups: list[list[Group]] = []
+        """Of each step, for the learners that ours is compared with."""
+
+    def __enter__(self) -> Ours:
+        cfg = self._cfg
+        self._cluster = Cluster(
+            cfg.cluster,
+            model=cfg.model,
+            env=cfg.env,
+            episode=cfg.episode,
+            sampler=cfg.sampler,
+            seed=cfg.seed,
+            grpo=cfg,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cluster.close()
+
+    def step(self, tasks: Sequence[TaskSpec]) -> Run:
+        """One step: parts `rollout` (with scoring), `learner`, `sync`.
+
+        `learner` is the time inside `Learner.step`, as that of the loops it is compared with; the step as a whole
+        has the transfers to and from it in it too.
+
+        Raises:
+            RuntimeError: no turn could be learned from.
+        """
+        started = time.perf_counter()
+        groups = [self._judge(group) for group in rollout(self._cluster.play, tasks, self._cfg.group_size)]
+        sampled = time.perf_counter()
+        learned = self._cluster.learn(groups)
+        if not learned["num_rows"]:
+            raise RuntimeError("no turn to learn from: every trajectory crashed or outgrew episode.max_turn_tokens")
+        updated = time.perf_counter()
+        self.groups.append(groups)
+        self._cluster.sync(policy_version=len(self.groups))
+        ended = time.perf_counter()
+        tokens = learned["tokens_per_s"] * learned["time/update_s"] / self._cfg.num_epochs
+        return Run(
+            seconds=ended - started,
+            parts={
+                "rollout": _rollout_run(groups, sampled - started),
+                "learner": Run(seconds=learned["time/update_s"], counts={"tokens": tokens}),
+                "sync": Run(seconds=ended - updated),
+            },
+        )
+
+    def _judge(self, group: Group) -> Group:
+        return with_advantages(self._reward.score(group), self._cfg.advantage, self._reward.weights)
+
+
+def _rollout_run(groups: Sequence[Group], seconds: float) -> Run:
+    trajectories = [t for group in groups for t in group.trajectories]
+    num_decisions = sum(len(t.turns) for t in trajectories)
+    return Run(
+        seconds=seconds,
+        counts={
+            "trajectories": len(trajectories),
+            "env_steps": sum(t.num_env_steps for t in trajectories),
+            "decisions": num_decisions,
+        },
+        facts={
+            "success": sum(t.success for t in trajectories) / len(trajectories),
+            "decisions_per_trajectory": num_decisions / len(trajectories),
+        },
+    )
+
+
+def measure_simulator(cfg: GRPOConfig, jobs: Sequence[Job]) -> Run:
+    """The same episodes on as many threads as a rollout actor has envs, with random chunks and nothing else.
+
+    One observation is rendered per chunk. Envs are made before the clock starts.
+    """
+    codec = PolicyProcessor.load(cfg.model).codec
+    return asyncio.run(_random_rollout(cfg, jobs, codec.chunk_shape[0]))
+
+
+async def _random_rollout(cfg: GRPOConfig, jobs: Sequence[Job], chunk_length: int) -> Run:
+    envs = [EnvThread(lambda: make_env(cfg.env)) for _ in range(min(cfg.cluster.envs_per_actor, len(jobs)))]
+    await asyncio.gather(*(env.call(lambda e: e.reset(seed=0)) for env in envs))
+    pending = iter(enumerate(jobs))
+    steps: list[int] = []
+
+    async def drive(env: EnvThread) -> None:
+        for index, job in pending:
+            steps.append(await env.call(lambda e, i=index, j=job: _play_randomly(e, j, i, chunk_length)))
+
+    started = time.perf_counter()
+    await asyncio.gather(*(drive(env) for env in envs))
+    seconds = time.perf_counter() - started
+    for env in envs:
+        env.close()
+    return Run(seconds=seconds, counts={"env_steps": sum(steps), "trajectories": len(jobs)})
+
+
+def _play_randomly(env: Any, job: Job, seed: int, chunk_length: int) -> int:
+    """One episode of uniformly drawn actions; returns its env steps."""
+    rng = np.random.default_rng(seed)
+    space = env.action_space
+    env.reset(seed=job.task.seed, options={"task_id": job.task.task_id, "init_state_id": job.task.init_state_id})
+    count = 0
+    while True:
+        chunk = rng.uniform(space.low, space.high, (chunk_length, *space.shape)).astype(np.float32)
+        _, rewards, terminated, truncated, _ = env.step_chunk(chunk)
+        count += len(rewards)
+        if terminated or truncated:
+            return count

@@ -1,0 +1,81 @@
+"""A third party's env, in one file: a grey picture, one step, and success when the action is high enough.
+
+Registered by its import; nothing of rlvla knows it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from rlvla.types import Demonstration
+from rlvla_envs.spec import VLAEnv
+
+
+class Bandit(VLAEnv):
+    """Success when the first action's first dimension is above 0.5: a quarter of [-1, 1]."""
+
+    suite = "bandit"
+    task_names = ("push",)
+
+    def __init__(self) -> None:
+        self.action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(
+            images=gymnasium.spaces.Box(0, 255, (1, 32, 32, 3), np.uint8),
+            proprio=gymnasium.spaces.Box(-1, 1, (1,), np.float32),
+            instruction=gymnasium.spaces.Text(20),
+        )
+        self._success = False
+
+    def init_state_ids(self, task_id: int, split: str) -> range:
+        return {"train": range(1000), "evaluate": range(1000, 2000)}[split]
+
+    def max_env_steps(self, task_id: int) -> int:
+        return 1
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        gymnasium.Env.reset(self, seed=seed)
+        self._success = False
+        return self._observe(), {"is_success": False}
+
+    def step(self, action: np.ndarray) -> Any:
+        self._success = bool(action[0] > 0.5)
+        return self._observe(), float(self._success), True, False, {"is_success": self._success}
+
+    def native_frames(self) -> tuple[np.ndarray, ...]:
+        return (np.full((32, 32, 3), 128, np.uint8),)
+
+    def get_state(self) -> np.ndarray:
+        return np.array([self._success], np.float64)
+
+    def set_state(self, state: np.ndarray) -> None:
+        self._success = bool(state[0])
+
+    def _observe(self) -> dict[str, Any]:
+        return {
+            "images": np.stack(self.native_frames()),
+            "proprio": np.zeros(1, np.float32),
+            "instruction": "push",
+        }
+
+
+gymnasium.register(id="lab/Bandit-v0", entry_point="bandit:Bandit", disable_env_checker=True, order_enforce=False)
+
+
+def demonstrate(
+    env: Bandit, task_id: int, init_state_id: int, chunk_length: int, rng: np.random.Generator
+) -> list[Demonstration]:
+    """Actions at random: a cold start that knows the markup and nothing of the task."""
+    observation, _ = env.reset(options={"task_id": task_id, "init_state_id": init_state_id})
+    return [
+        Demonstration(
+            instruction=observation["instruction"],
+            images=tuple(observation["images"]),
+            proprio=observation["proprio"],
+            texts=("<think>try</think>",),
+            crops=(),
+            actions=rng.uniform(-1, 1, (chunk_length, 1)).astype(np.float32),
+        )
+    ]

@@ -1,0 +1,64 @@
+"""Two Ray nodes on this machine: the recipe joins them by their address, and the actors spread over both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster as RayNodes
+from ray.util.state import list_actors
+
+from rlvla.cluster import Cluster
+from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, SamplerConfig
+from rlvla.rollout import Job, TaskStream, rollout
+
+
+@pytest.fixture
+def two_nodes():
+    nodes = RayNodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    nodes.add_node(num_cpus=1)
+    yield nodes.address
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.mark.timeout(300)
+def test_one_run_on_two_nodes(two_nodes: str, tiny_policy: Path) -> None:
+    config = ClusterConfig(
+        address=two_nodes, placement="STRICT_SPREAD", sampler_cpus=1, rollout_cpus=1, envs_per_actor=2, threads=1
+    )
+    env = EnvConfig(tasks=("press",))
+    tasks = TaskStream(config=env, seed=0)
+    episode = EpisodeConfig(max_turn_tokens=96, max_think_tokens=8)
+    with Cluster(config, model=tiny_policy, env=env, episode=episode, sampler=SamplerConfig(), seed=0) as cluster:
+        groups = rollout(cluster.play, tasks.take(2), group_size=2)
+        nodes = {actor.node_id for actor in list_actors(filters=[("state", "=", "ALIVE")])}
+    assert len(nodes) == 2
+    assert [len(group.trajectories) for group in groups] == [2, 2]
+    assert all(turn.num_sampled_tokens for group in groups for t in group.trajectories for turn in t.turns)
+
+
+def test_a_cluster_that_is_too_small_is_told_at_once(tiny_policy: Path) -> None:
+    config = ClusterConfig(sampler_cpus=999.0)
+    with pytest.raises(RuntimeError, match=r"reserves.*999.*lower cluster"):
+        Cluster(
+            config,
+            model=tiny_policy,
+            env=EnvConfig(),
+            episode=EpisodeConfig(),
+            sampler=SamplerConfig(),
+            seed=0,
+        )
+    ray.shutdown()
+
+
+def test_jobs_keep_their_order() -> None:
+    def play(jobs: list[Job]) -> list:
+        from rlvla.testing import make_trajectory
+
+        return [make_trajectory(task=job.task) for job in jobs]
+
+    tasks = TaskStream(config=EnvConfig(tasks=("press",)), seed=0).take(3)
+    groups = rollout(play, tasks, group_size=2)
+    assert [group.task for group in groups] == tasks

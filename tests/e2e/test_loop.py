@@ -1,0 +1,171 @@
+"""The whole loop on the built-in simulator, at the smallest size: real MuJoCo, vLLM, Ray, DeepSpeed, accelerate."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run import recipe, script
+from safetensors.numpy import load_file
+
+from rlvla.metrics import read_metrics
+from rlvla.storage import load_trajectories
+
+pytestmark = pytest.mark.timeout(900)
+
+ENV = {"id": "rlvla/Tabletop-v0", "tasks": ["press"], "kwargs": {"zoom_source": "render"}}
+EPISODE = {"max_turn_tokens": 192, "max_think_tokens": 16, "max_tool_calls": 2}
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loop")
+    recipe("annotate", {"output": f"{folder}/demos", "env": ENV, "num_episodes": 64}, folder)
+    return folder / "demos"
+
+
+def sft_config(demos: Path, output: Path, **learner: Any) -> dict[str, Any]:
+    return {
+        "dataset": str(demos),
+        "output": str(output),
+        "tiny": {"hidden_size": 64, "num_layers": 2, "vision_layers": 1},
+        "num_bins": 16,
+        "num_steps": 4,
+        "batch_size": 8,
+        "validate_every": 2,
+        "save_every": 2,
+        "learner": {"lr": 1e-3, "warmup_steps": 1, "schedule": "cosine", "micro_batch_rows": 8, **learner},
+    }
+
+
+@pytest.fixture(scope="module")
+def sft(demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sft")
+    recipe("sft", {**sft_config(demos, folder / "run"), "env": ENV, "num_trials": 2}, folder)
+    return folder / "run"
+
+
+def weights(checkpoint: Path) -> dict[str, np.ndarray]:
+    return load_file(checkpoint / "model.safetensors")
+
+
+def resumed(run: Path, aside: Path, step: int = 2) -> Path:
+    """A run folder that holds nothing but the state of `step`, as if the run had been killed right after it."""
+    aside.mkdir(parents=True)
+    shutil.copytree(run / f"state/step-{step:06d}", aside / f"state/step-{step:06d}")
+    return aside
+
+
+def test_sft_writes_a_policy_and_what_it_can_do(sft: Path) -> None:
+    lines = read_metrics(sft / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert [("validation_loss" in line) for line in lines] == [False, True, False, True]
+    summary = json.loads((sft / "summary.json").read_text())
+    assert summary["evaluation"]["num_trials"] == 2
+    assert 0 <= summary["evaluation"]["format_rate"] <= 1
+    assert (sft / "config.yaml").is_file()
+    assert (sft / "provenance.json").is_file()
+
+
+def test_sft_resumed_equals_sft_unbroken(demos: Path, sft: Path, tmp_path: Path) -> None:
+    again = resumed(sft, tmp_path / "again")
+    recipe("sft", sft_config(demos, again), tmp_path)
+    for name, weight in weights(sft / "checkpoint").items():
+        assert np.array_equal(weight, weights(again / "checkpoint")[name]), name
+    assert [line["step"] for line in read_metrics(again / "metrics.jsonl")] == [2, 3]
+
+
+def test_sft_micro_batches_and_zero_leave_the_update_alone(demos: Path, sft: Path, tmp_path: Path) -> None:
+    recipe("sft", sft_config(demos, tmp_path / "run", micro_batch_rows=4, zero_stage=2), tmp_path)
+    for name, weight in weights(sft / "checkpoint").items():
+        np.testing.assert_allclose(weights(tmp_path / "run/checkpoint")[name], weight, atol=2e-5, err_msg=name)
+
+
+def grpo_config(sft: Path, output: Path) -> dict[str, Any]:
+    return {
+        "model": str(sft / "checkpoint"),
+        "output": str(output),
+        "env": ENV,
+        "episode": EPISODE,
+        # One episode at a time: what vLLM batches together, hence every bit, is then the same in every run.
+        "cluster": {"envs_per_actor": 1, "threads": 1},
+        "reward": [{"fn": "success"}, {"fn": "format", "weight": 0.1}],
+        "learner": {"lr": 1e-4, "micro_batch_rows": 8},
+        "num_steps": 4,
+        "groups_per_step": 1,
+        "group_size": 3,
+        "max_waves": 2,
+        "minibatch_trajectories": 2,
+        "save_every": 2,
+        "log": {"tensorboard": True},
+    }
+
+
+@pytest.fixture(scope="module")
+def grpo(sft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grpo")
+    recipe("grpo", grpo_config(sft, folder / "run"), folder)
+    return folder / "run"
+
+
+def test_grpo_logs_every_step_and_leaves_a_policy(grpo: Path, sft: Path) -> None:
+    lines = read_metrics(grpo / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    for line in lines:
+        assert all(value is None or math.isfinite(value) for value in line.values())
+        assert {"success", "reward/format", "format_rate", "response_tokens", "tool_calls_per_turn"} <= line.keys()
+        assert {"time/rollout_s", "time/learn_s", "time/sync_s", "env_steps_per_s", "trajectories_per_s"} <= line.keys()
+    learned = [line for line in lines if line["num_rows"]]
+    assert learned
+    assert max(line["mismatch_kl"] for line in learned) < 1e-6  # sampler and learner agree, also after weight syncs
+    before, after = weights(sft / "checkpoint"), weights(grpo / "checkpoint")
+    assert before.keys() == after.keys()
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+    assert list((grpo / "tensorboard").iterdir())
+
+
+def test_grpo_resumed_equals_grpo_unbroken(grpo: Path, sft: Path, tmp_path: Path) -> None:
+    again = resumed(grpo, tmp_path / "again")
+    recipe("grpo", grpo_config(sft, again), tmp_path)
+    kept = ("success", "reward", "response_tokens", "num_turns")
+    unbroken = [{k: line.get(k) for k in kept} for line in read_metrics(grpo / "metrics.jsonl")[2:]]
+    assert [{k: line.get(k) for k in kept} for line in read_metrics(again / "metrics.jsonl")] == unbroken
+    for name, weight in weights(grpo / "checkpoint").items():
+        assert np.array_equal(weight, weights(again / "checkpoint")[name]), name
+
+
+def test_grpo_with_lora_on_two_learners(sft: Path, tmp_path: Path) -> None:
+    config = grpo_config(sft, tmp_path / "run") | {"num_steps": 1, "max_waves": 1, "save_every": 0}
+    config["cluster"] = {"envs_per_actor": 2, "threads": 1, "num_learners": 2, "learner_cpus": 0.3}
+    config["learner"] = {"lr": 1e-3, "micro_batch_rows": 8, "zero_stage": 2, "lora": {"rank": 4, "alpha": 8.0}}
+    recipe("grpo", config, tmp_path)
+    assert weights(tmp_path / "run/checkpoint").keys() == weights(sft / "checkpoint").keys()
+
+
+def test_evaluation_and_report(grpo: Path, tmp_path: Path) -> None:
+    config = {
+        "model": str(grpo / "checkpoint"),
+        "output": str(tmp_path / "evaluate"),
+        "env": ENV,
+        "episode": {**EPISODE, "temperature": 0.0, "use_zoom": False},
+        "cluster": {"envs_per_actor": 4, "threads": 1},
+        "num_trials": 6,
+        "save_trajectories": 2,
+    }
+    printed = recipe("evaluate", config, tmp_path)
+    assert "press" in printed
+    summary = json.loads((tmp_path / "evaluate/summary.json").read_text())
+    assert (summary["num_trials"], summary["protocol"]["use_zoom"]) == (6, False)
+    assert summary["tool_calls_per_turn"] == 0
+    trajectories = load_trajectories(tmp_path / "evaluate/trajectories.jsonl")
+    assert {t.task.init_state_id for t in trajectories} <= set(range(1_000_000, 1_000_006))
+    script("scripts/report.py", grpo, tmp_path / "evaluate", "--output", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page
+    assert "press the" in page

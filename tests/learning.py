@@ -1,0 +1,109 @@
+"""A tiny policy, groups for it to learn from, and a learner rank to run in a process of its own.
+
+python -m tests.learning RANK WORLD MASTER CHECKPOINT OUTPUT
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlvla import policy
+from rlvla.actions import QuantileCodec
+from rlvla.config import LearnerConfig, LossConfig, TinyModelConfig
+from rlvla.learner import Learner
+from rlvla.prompt import PolicyProcessor
+from rlvla.testing import TASK, make_trajectory, make_turn
+from rlvla.tiny_vlm import build_tiny
+from rlvla.types import EndReason, Group, SegmentKind, Turn
+
+NUM_BINS = 8
+ONE_BY_ONE = {"minibatch_trajectories": 1}
+"""An update per trajectory, some of one turn, so that the second of two ranks idles."""
+LOSS = LossConfig(kl_coef=0.1, average="trajectory")
+
+
+def make_checkpoint(path: Path) -> Path:
+    """Write a policy of 0.1 million random weights."""
+    config = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1, image_size=32)
+    model, hf_processor = build_tiny(config, ["press the red pad"], NUM_BINS, seed=0)
+    codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=NUM_BINS, chunk_length=2, gripper_dim=None)
+    policy.save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    return path
+
+
+def make_turns(processor: PolicyProcessor, num_turns: int, rng: np.random.Generator) -> list[Turn]:
+    """Turns of various lengths, every second one with a zoom, hence a second image."""
+    turns = []
+    for i in range(num_turns):
+        images = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(1 + i % 2)]
+        prompt = processor.expand(processor.prompt_ids("press the red pad", 1), images[:1])
+        parts = [(SegmentKind.PROMPT, prompt), (SegmentKind.THINK, rng.integers(20, 90, rng.integers(2, 9)))]
+        if i % 2:
+            result = processor.expand(processor.result_ids(image=True), images[1:])
+            parts += [(SegmentKind.TOOL_CALL, rng.integers(20, 90, 4)), (SegmentKind.TOOL_RESULT, result)]
+        parts.append((SegmentKind.ACT, rng.integers(20, 90, 4)))
+        layout = [(kind, len(ids)) for kind, ids in parts]
+        token_ids = np.concatenate([ids for _, ids in parts])
+        turns.append(make_turn(layout, token_ids=token_ids, images=images, sampler_logprob=-5.0))
+    return turns
+
+
+def make_groups(checkpoint: Path, seed: int = 0) -> list[Group]:
+    """Two groups of three trajectories of one to three turns, and one trajectory that crashed."""
+    processor, rng = PolicyProcessor.load(checkpoint), np.random.default_rng(seed)
+    groups = []
+    for _ in range(2):
+        members = [
+            make_trajectory(make_turns(processor, n, rng), advantage=a) for n, a in ((1, 1.0), (3, 0.0), (2, -1.0))
+        ]
+        groups.append(Group(task=TASK, trajectories=(*members, make_trajectory(end=EndReason.ENV_ERROR))))
+    return groups
+
+
+def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> Learner:
+    """A learner; `options` go to its constructor if it knows them, else to LearnerConfig."""
+    own = {"temperature": 1.0, "total_steps": 10, "minibatch_trajectories": 6, "num_epochs": 1, "seed": 0}
+    own |= {"mask_context_full": True, "rank": 0, "world": 1, "master": free_address()}
+    own |= {name: options.pop(name) for name in list(options) if name in own}
+    return Learner(checkpoint, LearnerConfig(**{"lr": 1e-3, "micro_batch_rows": 4, **options}), loss, **own)
+
+
+def free_address() -> str:
+    """`host:port` on this machine, free just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def learn(checkpoint: Path, **options: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Two steps of two updates each; (metrics of the second, weights)."""
+    learner = make_learner(checkpoint, **{"minibatch_trajectories": 3, **options})
+    for seed in range(2):
+        metrics = learner.step(make_groups(checkpoint, seed))
+    weights = learner.weights()
+    learner.close()
+    return metrics, weights
+
+
+def main(rank: int, world: int, master: str, checkpoint: Path, output: Path) -> None:
+    """Learn under each ZeRO stage as one of `world` ranks; rank 0 writes weights and metrics."""
+    torch.set_num_threads(1)
+    host, port = master.split(":")
+    for stage in (0, 2, 3):
+        # A rank may come back for the next stage before the others have left the last one.
+        address = f"{host}:{int(port) + stage}"
+        metrics, weights = learn(checkpoint, zero_stage=stage, rank=rank, world=world, master=address, **ONE_BY_ONE)
+        if rank == 0:
+            np.savez(output / f"weights_{stage}.npz", **weights)  # pyright: ignore[reportArgumentType]
+            np.savez(output / f"metrics_{stage}.npz", **metrics)  # pyright: ignore[reportArgumentType]
+        assert bool(weights) == (rank == 0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5]))

@@ -1,0 +1,117 @@
+import ast
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlvla import config
+from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, load, write_resolved
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = {"annotate": AnnotateConfig, "sft": SFTConfig, "grpo": GRPOConfig, "evaluate": EvaluateConfig}
+"""By the first word of a YAML file's name."""
+YAML_FILES = sorted((ROOT / "recipes/configs").glob("*.yaml"))
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.stem)
+def test_every_shipped_yaml_loads_with_the_class_that_its_name_says(path: Path) -> None:
+    cls = CLASSES[path.stem.split("_")[0]]
+    loaded = load(cls, ["--config", str(path)])
+    assert isinstance(loaded, cls)
+    assert path.read_text().startswith("#"), "say the command, the hardware and the expected result on top"
+
+
+def test_there_is_a_yaml_for_every_recipe() -> None:
+    assert {path.stem.split("_")[0] for path in YAML_FILES} == CLASSES.keys()
+
+
+@pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
+def test_defaults_are_valid_and_survive_a_file(cls: type, tmp_path: Path) -> None:
+    default = load(cls, [])
+    assert default == cls()
+    write_resolved(default, tmp_path)
+    assert load(cls, ["--config", str(tmp_path / "config.yaml")]) == default
+    assert "numpy" in json.loads((tmp_path / "provenance.json").read_text())["packages"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("num_stesp: 3", "num_stesp"), ("learner: {learning_rate: 1}", "learner.learning_rate")],
+)
+def test_an_unknown_key_is_named(tmp_path: Path, text: str, key: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(SystemExit, match=key) as caught:
+        load(GRPOConfig, ["--config", path])
+    assert path in str(caught.value)
+
+
+def test_a_wrong_value_names_key_and_value(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"num_steps[\s\S]*input_value='many'"):
+        load(GRPOConfig, ["--config", write(tmp_path, "num_steps: many")])
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"nowhere\.yaml"):
+        load(GRPOConfig, ["--config", "nowhere.yaml"])
+    with pytest.raises(SystemExit, match=r"run\.yaml"):
+        load(GRPOConfig, ["--config", write(tmp_path, "a: [1")])
+
+
+def test_1e_6_is_a_number(tmp_path: Path) -> None:
+    path = write(tmp_path, "learner: {lr: 1e-6}")
+    assert yaml.safe_load(Path(path).read_text()) == {"learner": {"lr": "1e-6"}}  # why this needs a test
+    assert load(GRPOConfig, ["--config", path]).learner.lr == 1e-6
+
+
+def test_flags_override_the_file_which_overrides_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, "num_steps: 7\nlearner: {lr: 1e-3, zero_stage: 2}\nenv: {kwargs: {a: 1}}")
+    cfg = load(GRPOConfig, ["--learner.lr", "2e-6", "--config", path, "--loss.clip-high", "0.3"])
+    assert (cfg.num_steps, cfg.learner.lr, cfg.learner.zero_stage, cfg.loss.clip_high) == (7, 2e-6, 2, 0.3)
+    assert cfg.env.kwargs == {"a": 1}
+    assert cfg.group_size == GRPOConfig().group_size
+    assert load(EvaluateConfig, ["--episode.no-use-zoom"]).episode.use_zoom is False
+
+
+def test_reward_terms_come_from_yaml(tmp_path: Path) -> None:
+    text = "reward: [{fn: success}, {fn: 'mine.py:f', weight: 0.2, kwargs: {k: 3}, name: g}]"
+    cfg = load(GRPOConfig, ["--config", write(tmp_path, text)])
+    assert cfg.reward == (
+        RewardTermConfig(fn="success"),
+        RewardTermConfig(fn="mine.py:f", weight=0.2, kwargs={"k": 3}, name="g"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"group_size": 1}, "group_size is 1"),
+        ({"episode": config.EpisodeConfig(temperature=0.0)}, r"episode\.temperature"),
+        ({"reward": ()}, "reward is empty"),
+        (
+            {"learner": config.LearnerConfig(zero_stage=3, lora=config.LoraConfig())},
+            r"zero_stage 3 with learner\.lora",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GRPOConfig(**fields)
+
+
+def test_every_key_is_documented() -> None:
+    classes = [c for c in ast.parse((ROOT / "rlvla/config.py").read_text()).body if isinstance(c, ast.ClassDef)]
+    assert len(classes) > 10
+    for cls in classes:
+        for field, after in pairwise([*cls.body, None]):
+            if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation):
+                is_string = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert is_string, f"{cls.name}: no docstring under {ast.unparse(field)}"

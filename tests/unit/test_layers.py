@@ -1,0 +1,63 @@
+"""Imports point only at earlier layers. A new arrow is a change of design: edit LAYERS, and say why in the commit."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYERS = [
+    ["types", "config"],
+    ["protocols", "markup", "actions", "tools", "plugins", "metrics", "storage", "prompt", "dataset"],
+    ["advantage", "loss", "collate"],
+    ["policy", "tiny_vlm", "sampler", "episode", "cold_start", "testing"],
+    ["rollout", "learner_engine", "learner"],
+    ["weight_sync", "cluster"],
+    ["run", "evaluation", "sft"],
+]
+"""Modules of `rlvla`; those of one layer may import each other."""
+RANK = {f"rlvla.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}
+PACKAGES = {
+    "envs/rlvla_envs": {"rlvla.types", "rlvla.markup"},
+    "reward/rlvla_reward": {"rlvla.types", "rlvla.markup", "rlvla.config", "rlvla.plugins"},
+}
+"""Folder -> what of `rlvla` its modules may import."""
+MODULES = sorted(path for path in (ROOT / "rlvla").glob("*.py") if path.stem != "__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports anywhere, `from rlvla import types` as `rlvla.types`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import by full name, not relatively"
+            module = node.module or ""
+            names = {f"{module}.{alias.name}" for alias in node.names} if module == "rlvla" else set()
+            yield from names & RANK.keys() or {module}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {f"rlvla.{path.stem}" for path in MODULES} <= RANK.keys()
+    assert all(path.parent == ROOT / "rlvla" for path in (ROOT / "rlvla").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_point_at_earlier_layers(path: Path) -> None:
+    own = RANK[f"rlvla.{path.stem}"]
+    for module in imports(path):
+        assert module.split(".")[0] not in ("rlvla_envs", "rlvla_reward", "recipes", "scripts", "tests"), module
+        assert RANK.get(module, -1) <= own, f"{path.name} imports {module}, which is of a later layer"
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_envs_and_rewards_use_little_of_rlvla(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    own = Path(folder).name
+    for path in files:
+        for module in imports(path):
+            assert not module.startswith("rlvla_") or module.split(".")[0] == own, f"{path} imports {module}"
+            is_of_rlvla = module.split(".")[0] == "rlvla"
+            assert not is_of_rlvla or module in PACKAGES[folder], f"{path} imports {module}"

@@ -1,0 +1,237 @@
+"""One learner process: what a step does, what must not change it, and how it is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rlvla import policy
+from rlvla.config import LearnerConfig, LoraConfig, LossConfig
+from rlvla.learner import METRICS, learning_rate
+from rlvla.prompt import PolicyProcessor
+from rlvla.types import EndReason, Group, SegmentKind
+from tests.learning import LOSS, learn, make_checkpoint, make_groups, make_learner
+
+LORA = LoraConfig(rank=4)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def usual(checkpoint):
+    return learn(checkpoint)
+
+
+@pytest.fixture
+def learner(checkpoint):
+    learner = make_learner(checkpoint)
+    yield learner
+    learner.close()
+
+
+def assert_same_weights(left, right, atol=2e-5):
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_allclose(left[name], right[name], rtol=0, atol=atol, err_msg=name)
+
+
+def plain_step(
+    checkpoint, groups, loss: LossConfig, temperature: float
+) -> tuple[float, float, dict[str, torch.Tensor]]:
+    """A first step without DeepSpeed, padding or batches, by the formula: (objective, gradient norm, weights)."""
+    model, processor = policy.load_model(checkpoint).eval(), PolicyProcessor.load(checkpoint)
+    live = [t for group in groups for t in group.trajectories if t.end is not EndReason.ENV_ERROR]
+    objective = 0.0
+    for trajectory in live:
+        share = 1 / (len(live) * sum(turn.num_sampled_tokens for turn in trajectory.turns))
+        for turn in trajectory.turns:
+            ids = torch.from_numpy(turn.token_ids).long()[None]
+            inputs = processor.forward_inputs(ids, torch.ones_like(ids)) | processor.pixel_inputs([turn.images])
+            logits = model(**inputs).logits[0, :-1]
+            logits[:, list(policy.placeholder_ids(model.config))] += policy.IMAGE_TOKEN_BIAS
+            logprobs = (logits / temperature).log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+            weight = (logprobs.detach() - torch.from_numpy(turn.sampler_logprobs)[1:]).exp()
+            ratio = (logprobs - logprobs.detach()).exp()
+            cost = -weight.clamp(max=loss.importance_cap) * ratio * trajectory.advantage
+            objective = objective + share * cost[torch.from_numpy(turn.loss_mask)[1:]].sum()
+    objective.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0).step()
+    return objective.item(), norm.item(), dict(policy.named_weights(model))
+
+
+def test_a_step_is_what_plain_torch_does(checkpoint):
+    groups = make_groups(checkpoint)
+    objective, norm, expected = plain_step(checkpoint, groups, LOSS, temperature=1.3)
+    learner = make_learner(checkpoint, temperature=1.3)
+    metrics, weights = learner.step(groups), learner.weights()
+    learner.close()
+    assert metrics["loss"] == pytest.approx(objective, abs=1e-6)  # the KL to the reference is 0 still
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    # Adam's first step is lr = 1e-3 times the gradient's sign: rounding shows where a gradient is almost 0.
+    assert_same_weights(weights, {name: weight.numpy() for name, weight in expected.items()}, atol=1e-4)
+
+
+def test_the_first_update_is_on_policy_and_at_the_reference(checkpoint, learner):
+    metrics = learner.step(make_groups(checkpoint))
+    assert metrics["kl"] == metrics["kl/think"] == metrics["kl/act"] == 0
+    assert metrics["ratio_max"] == 1
+    assert metrics["clip_fraction_low"] == metrics["clip_fraction_high"] == 0
+    assert metrics["num_rows"] == 12
+    assert {name for name in metrics if not name.startswith("kl/")} <= METRICS.keys()
+
+
+def test_later_steps_leave_the_reference(usual):
+    metrics, _ = usual
+    assert 0 < metrics["kl"] < 1
+    assert metrics["ratio_max"] > 1  # the second minibatch sees a policy that the first one changed
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_good_tokens_become_likelier_than_bad_ones(checkpoint, learner):
+    groups = make_groups(checkpoint)
+    good, bad = (t.turns[0] for t in groups[0].trajectories if t.advantage)
+    processor = PolicyProcessor.load(checkpoint)
+
+    def logprob(turn) -> float:
+        ids = torch.from_numpy(turn.token_ids).long()[None]
+        inputs = processor.forward_inputs(ids, torch.ones_like(ids)) | processor.pixel_inputs([turn.images])
+        with torch.no_grad():
+            logprobs, _ = policy.token_logprobs(learner._engine.model, inputs)
+        return float(logprobs[0, turn.loss_mask].mean())
+
+    before = logprob(good) - logprob(bad)
+    for _ in range(3):
+        learner.step(groups)
+    assert logprob(good) - logprob(bad) > before + 0.1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"micro_batch_rows": 1},
+        {"micro_batch_rows": 64},
+        {"gradient_checkpointing": True},
+        {"zero_stage": 2},
+        {"zero_stage": 3},
+    ],
+    ids=str,
+)
+def test_how_the_step_is_computed_does_not_matter(checkpoint, usual, options):
+    metrics, weights = learn(checkpoint, **options)
+    assert_same_weights(weights, usual[1])
+    for name in ("loss", "kl", "grad_norm", "entropy", "mismatch_kl"):
+        assert metrics[name] == pytest.approx(usual[0][name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"zero_stage": 2},
+        {"zero_stage": 3},
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "zero_stage": 3},
+        {"lora": LORA},
+        {"lora": LORA, "zero_stage": 2},
+    ],
+    ids=str,
+)
+def test_a_resumed_learner_goes_on_bit_for_bit(checkpoint, tmp_path, options):
+    groups = make_groups(checkpoint)
+    options |= {"schedule": "linear", "minibatch_trajectories": 4, "num_epochs": 2}
+    first = make_learner(checkpoint, **options)
+    first.step(groups)
+    first.save_state(tmp_path)
+    metrics, weights = first.step(groups), first.weights()
+    first.close()
+    second = make_learner(checkpoint, **options)
+    second.load_state(tmp_path)
+    again, weights_again = second.step(groups), second.weights()
+    second.close()
+    assert {n: v for n, v in again.items() if "_s" not in n} == {n: v for n, v in metrics.items() if "_s" not in n}
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weights_again[name], weight, err_msg=name)
+
+
+def test_with_lora_the_reference_is_the_policy_without_adapter(checkpoint):
+    groups, start = make_groups(checkpoint), make_learner(checkpoint)
+    initial = start.weights()
+    start.close()
+    learner = make_learner(checkpoint, lora=LORA)
+    assert_same_weights(learner.weights(), initial, atol=0)
+    assert learner.step(groups)["kl"] == 0
+    assert learner.step(groups)["kl"] > 0
+    changed = {n for n, weight in learner.weights().items() if not np.array_equal(weight, initial[n])}
+    learner.close()
+    assert changed
+    assert all(name.endswith("_proj.weight") and "vision" not in name for name in changed)
+
+
+def test_without_kl_no_reference_is_kept(checkpoint):
+    metrics, _ = learn(checkpoint, loss=LossConfig(kl_coef=0.0))
+    assert not [name for name in metrics if name.startswith("kl")]
+
+
+def test_a_saved_policy_has_the_learners_weights(checkpoint, learner, tmp_path):
+    learner.step(make_groups(checkpoint))
+    learner.save(tmp_path)
+    saved = {name: weight.numpy() for name, weight in policy.named_weights(policy.load_model(tmp_path))}
+    assert_same_weights(saved, learner.weights(), atol=0)
+    PolicyProcessor.load(tmp_path)
+
+
+def test_without_a_row_to_learn_from_the_weights_stay(checkpoint, learner):
+    crashed = [t for t in make_groups(checkpoint)[0].trajectories if t.end is EndReason.ENV_ERROR]
+    before = learner.weights()
+    metrics = learner.step([Group(task=crashed[0].task, trajectories=tuple(crashed))])
+    assert metrics == {"num_rows": 0, "num_tokens": 0}
+    assert_same_weights(learner.weights(), before, atol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(checkpoint, learner):
+    group = make_groups(checkpoint)[0]
+    turn = group.trajectories[0].turns[0]
+    broken = replace(turn, sampler_logprobs=np.full_like(turn.sampler_logprobs, np.nan))
+    members = (replace(group.trajectories[0], turns=(broken,)), *group.trajectories[1:])
+    with pytest.raises(FloatingPointError, match="learner step 1 is nan"):
+        learner.step([replace(group, trajectories=members)])
+
+
+def test_kl_is_told_apart_by_kind(usual):
+    kinds = (SegmentKind.THINK, SegmentKind.TOOL_CALL, SegmentKind.ACT)
+    assert {name for name in usual[0] if name.startswith("kl/")} == {f"kl/{kind}" for kind in kinds}
+
+
+def test_a_state_that_does_not_fit_is_refused(checkpoint, learner, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"rank_0\.pt is missing"):
+        learner.load_state(tmp_path)
+    learner.save_state(tmp_path)
+    torch.save(torch.load(tmp_path / "rank_0.pt", weights_only=True) | {"world": 2}, tmp_path / "rank_0.pt")
+    with pytest.raises(ValueError, match="world 2, this run has 1"):
+        learner.load_state(tmp_path)
+
+
+def test_a_master_without_port_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="host:port"):
+        make_learner(checkpoint, master="localhost")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 2, 3, 3, 3, 3]),
+        ("linear", [1, 2, 3, 2.25, 1.5, 0.75]),
+        ("cosine", [1, 2, 3, 2.56066, 1.5, 0.43934]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_follows_the_schedule(schedule, expected):
+    cfg = LearnerConfig(lr=3.0, warmup_steps=2, schedule=schedule)
+    assert [learning_rate(cfg, step, 6) for step in range(6)] == pytest.approx(expected, abs=1e-5)

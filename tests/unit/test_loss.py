@@ -1,0 +1,134 @@
+"""The objective, checked by hand."""
+
+import math
+
+import pytest
+import torch
+
+from rlvla import loss
+from rlvla.config import LossConfig
+
+LN2 = math.log(2)
+PLAIN = LossConfig(clip_low=0.2, clip_high=0.28, kl_coef=0.0, importance_cap=0.0)
+
+
+def cost(
+    *,
+    logprob: float,
+    old: float,
+    advantage: float,
+    sampler: float | None = None,
+    cfg: LossConfig = PLAIN,
+    **more: float,
+) -> tuple[float, float, loss.TokenStats]:
+    """Loss and its gradient for one sampled token."""
+    logprobs = torch.tensor([[logprob]], dtype=torch.float64, requires_grad=True)
+
+    def tensor(value: float | None) -> torch.Tensor | None:
+        return None if value is None else torch.tensor([[value]], dtype=torch.float64)
+
+    values, stats = loss.grpo_token_loss(
+        logprobs,
+        old_logprobs=tensor(old),
+        sampler_logprobs=tensor(old if sampler is None else sampler),
+        ref_logprobs=tensor(more.get("ref")),
+        entropy=tensor(more.get("entropy")),
+        advantages=torch.tensor([advantage]),
+        mask=torch.tensor([[True]]),
+        cfg=cfg,
+    )
+    (gradient,) = torch.autograd.grad(values.sum(), logprobs)
+    return values.item(), gradient.item(), stats
+
+
+def test_at_ratio_1_the_gradient_is_reinforce():
+    value, gradient, _ = cost(logprob=-1.0, old=-1.0, advantage=2.5)
+    assert (value, gradient) == (-2.5, -2.5)
+
+
+def test_a_good_token_stops_gaining_above_the_high_clip():
+    value, gradient, stats = cost(logprob=-1.0, old=-1.0 - LN2, advantage=1.0)  # ratio 2
+    assert value == pytest.approx(-1.28)
+    assert gradient == 0
+    assert stats.is_clipped_high.item()
+    assert not stats.is_clipped_low.item()
+    assert stats.ratio.item() == pytest.approx(2)
+
+
+def test_a_bad_token_stops_gaining_below_the_low_clip():
+    value, gradient, stats = cost(logprob=-1.0 - LN2, old=-1.0, advantage=-1.0)  # ratio 1/2
+    assert value == pytest.approx(0.8)
+    assert gradient == 0
+    assert stats.is_clipped_low.item()
+    assert not stats.is_clipped_high.item()
+
+
+def test_a_bad_token_that_became_likelier_is_not_clipped():
+    value, gradient, stats = cost(logprob=-1.0, old=-1.0 - LN2, advantage=-1.0)
+    assert (value, gradient) == (pytest.approx(2), pytest.approx(2))
+    assert not stats.is_clipped_high.item()
+
+
+@pytest.mark.parametrize(("cap", "weight"), [(0.0, 1.0), (1.5, 1.5), (3.0, 2.0)])
+def test_the_importance_weight_is_capped_and_has_no_gradient(cap, weight):
+    cfg = LossConfig(kl_coef=0.0, importance_cap=cap)
+    value, gradient, stats = cost(logprob=-1.0, old=-1.0, sampler=-1.0 - LN2, advantage=1.0, cfg=cfg)
+    assert value == pytest.approx(-weight)
+    assert gradient == pytest.approx(-weight)
+    assert stats.mismatch_kl.item() == pytest.approx(2 - LN2 - 1)
+
+
+def test_the_three_kl_estimators():
+    logprobs, ref = torch.tensor([-1.0]), torch.tensor([-1.0 - LN2])
+    values = {name: loss.kl(logprobs, ref, name).item() for name in ("k1", "k2", "k3")}
+    assert values == pytest.approx({"k1": LN2, "k2": LN2**2 / 2, "k3": 0.5 + LN2 - 1})
+    with pytest.raises(ValueError, match="'k4'"):
+        loss.kl(logprobs, ref, "k4")
+
+
+def test_kl_and_entropy_are_added_with_their_coefficients():
+    cfg = LossConfig(kl_coef=0.1, kl_estimator="k2", entropy_coef=0.01, importance_cap=0.0)
+    value, _, stats = cost(logprob=-1.0, old=-1.0, advantage=1.0, ref=-3.0, entropy=5.0, cfg=cfg)
+    assert value == pytest.approx(-1 + 0.1 * 2 - 0.01 * 5)
+    assert stats.kl.item() == pytest.approx(2)
+
+
+def test_nothing_off_the_mask_counts_whatever_stands_there():
+    logprobs = torch.tensor([[-1.0, -500.0]], requires_grad=True)
+    nonsense = torch.tensor([[-1.0, math.inf]])
+    values, stats = loss.grpo_token_loss(
+        logprobs,
+        old_logprobs=nonsense,
+        sampler_logprobs=nonsense,
+        ref_logprobs=nonsense,
+        entropy=None,
+        advantages=torch.tensor([1.0]),
+        mask=torch.tensor([[True, False]]),
+        cfg=LossConfig(),
+    )
+    values.sum().backward()
+    assert values.tolist() == [[-1.0, 0.0]]
+    (gradient,) = logprobs.grad
+    assert gradient[1] == 0
+    assert gradient.isfinite().all()
+    assert stats.kl[0, 1] == stats.mismatch_kl[0, 1] == stats.ratio[0, 1] == 0
+
+
+def test_sft_is_the_negative_log_likelihood_of_masked_tokens():
+    values = loss.sft_token_loss(torch.tensor([[-1.0, -2.0, -4.0]]), torch.tensor([[False, True, True]]))
+    assert values.tolist() == [[0, 2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"),
+    [("token", [1 / 10] * 3), ("trajectory", [1 / 8, 1 / 8, 1 / 12]), ("constant", [1 / 200] * 3)],
+)
+def test_the_three_averages(average, expected):
+    # Trajectory 7 has turns of 1 and 3 sampled tokens, trajectory 9 one of 6.
+    weights = loss.token_weights(torch.tensor([1, 3, 6]), torch.tensor([7, 7, 9]), average, constant_length=100)
+    assert weights.tolist() == pytest.approx(expected)
+
+
+def test_an_unknown_average_is_named():
+    with pytest.raises(ValueError, match="'turn'"):
+        loss.token_weights(torch.tensor([1]), torch.tensor([0]), "turn")

@@ -1,0 +1,183 @@
+import json
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rlvla import EndReason, Group
+from rlvla.config import LogConfig
+from rlvla.metrics import METRICS, MetricsLogger, PhaseTimer, read_metrics, rollout_metrics, wilson_interval
+from tests.examples import TASK, act, good_turn, malformed, think, trajectory, turn, zoom
+
+
+def two_groups() -> list[Group]:
+    """One group with signal, one whose simulator crashed once; 4 turns in all that count."""
+    good = replace(
+        trajectory([good_turn(), good_turn()]), reward=1.1, reward_terms={"success": 1.0, "format": 1.0}, advantage=1.0
+    )
+    bad = replace(
+        trajectory([turn(think(), *zoom(error="error: no"), malformed())], EndReason.MALFORMED),
+        reward=0.0,
+        reward_terms={"success": 0.0, "format": 0.0},
+        advantage=-1.0,
+    )
+    alone = replace(
+        trajectory([turn(think(), *zoom((0, 0, 500, 500)), act())], EndReason.MAX_ENV_STEPS),
+        reward=0.1,
+        reward_terms={"success": 0.0, "format": 1.0},
+        advantage=0.0,
+    )
+    crashed = trajectory([good_turn()] * 9, EndReason.ENV_ERROR)
+    return [Group(task=TASK, trajectories=(good, bad)), Group(task=TASK, trajectories=(alone, crashed))]
+
+
+def test_rollout_metrics_by_hand() -> None:
+    metrics = rollout_metrics(two_groups())
+    assert metrics == pytest.approx(
+        {
+            "success": 1 / 3,
+            "reward": 1.2 / 3,
+            "reward/success": 1 / 3,
+            "reward/format": 2 / 3,
+            "num_trajectories": 4,
+            "num_turns": 4 / 3,
+            "num_env_steps": 20 / 3,
+            "format_rate": 3 / 4,
+            "response_tokens": (48 + 48 + 35 + 38) / 4,
+            "tool_calls_per_turn": 4 / 4,
+            "bad_call_rate": 1 / 4,
+            "crop_area": (0.08 + 0.08 + 0.25) / 3,
+            "groups_without_signal": 1 / 2,
+            "end/success": 1 / 4,
+            "end/failure": 0,
+            "end/max_env_steps": 1 / 4,
+            "end/malformed": 1 / 4,
+            "end/context_full": 0,
+            "end/env_error": 1 / 4,
+        }
+    )
+
+
+def test_only_documented_names_are_emitted() -> None:
+    timer = PhaseTimer()
+    with timer.phase("rollout"):
+        pass
+    patterns = [re.compile(re.sub(r"<\w+>", r"\\w+", name) + "$") for name in METRICS]
+    for name in {**rollout_metrics(two_groups()), **timer.metrics()}:
+        assert any(pattern.match(name) for pattern in patterns), name
+
+
+def test_what_has_no_sample_is_left_out() -> None:
+    crashed = Group(task=TASK, trajectories=(trajectory([], EndReason.ENV_ERROR),))
+    metrics = rollout_metrics([crashed])
+    assert metrics["end/env_error"] == 1.0
+    assert not {"success", "reward", "crop_area", "groups_without_signal", "response_tokens"} & metrics.keys()
+    assert "reward" not in rollout_metrics([Group(task=TASK, trajectories=(trajectory([good_turn()]),))])
+    assert rollout_metrics([]) == {"num_trajectories": 0.0, "bad_call_rate": 0.0}
+
+
+def test_wilson_interval_known_numbers() -> None:
+    # 81 of 263: Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    # The other three rows of the same table.
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+def test_wilson_interval_at_the_ends() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert wilson_interval(20, 20)[1] == 1.0
+    assert wilson_interval(0, 20)[1] == pytest.approx(1 - wilson_interval(20, 20)[0])
+    assert wilson_interval(5, 10, z=0.0) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="3 successes of 2 trials"):
+        wilson_interval(3, 2)
+
+
+def test_phases_add_up_and_end_when_they_raise() -> None:
+    timer = PhaseTimer()
+    for _ in range(2):
+        with timer.phase("learn"):
+            time.sleep(0.01)
+    with pytest.raises(KeyError), timer.phase("sync"):
+        raise KeyError
+    assert timer.metrics().keys() == {"time/learn_s", "time/sync_s"}
+    assert 0.02 <= timer.seconds["learn"] < 0.5
+
+
+def test_every_step_is_a_line_at_once(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path, LogConfig())
+    logger.log(0, {"loss": 2.5})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss": 2.5}\n'
+    logger.log(1, {"loss": float("nan"), "kl": float("inf")})
+    logger.close()
+    assert read_metrics(tmp_path / "metrics.jsonl")[1] == {"step": 1, "loss": None, "kl": None}
+
+
+def test_resuming_drops_the_steps_that_are_run_again(tmp_path: Path) -> None:
+    first = MetricsLogger(tmp_path, LogConfig())
+    for step in range(5):
+        first.log(step, {"loss": float(step)})
+    first.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 5, "lo')  # killed while writing
+    assert [line["step"] for line in read_metrics(path)] == [0, 1, 2, 3, 4]
+    second = MetricsLogger(tmp_path, LogConfig())
+    second.rewind(3)
+    second.log(3, {"loss": 33.0})
+    second.close()
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [0.0, 1.0, 2.0, 33.0]
+
+
+def test_a_run_that_starts_over_in_an_old_folder_replaces_its_lines(tmp_path: Path) -> None:
+    for loss in (1.0, 2.0):
+        logger = MetricsLogger(tmp_path, LogConfig())
+        logger.log(0, {"loss": loss})
+        logger.log(1, {"loss": loss})
+        logger.close()
+    assert [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2.0, 2.0]
+
+
+def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = MetricsLogger(tmp_path, LogConfig(tensorboard=True))
+    logger.log(0, {"loss": 2.0})
+    logger.log(1, {"loss": 1.0, "end/success": 0.5})
+    logger.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 2.0), (1, 1.0)]
+    assert [e.value for e in events.Scalars("end/success")] == [0.5]
+
+
+FAKE_WANDB = """
+calls = []
+class Run:
+    def log(self, values, step): calls.append((step, values))
+    def finish(self): calls.append("finish")
+def init(**kwargs):
+    calls.append(kwargs)
+    return Run()
+"""
+
+
+def test_wandb_gets_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    logger = MetricsLogger(tmp_path / "run", LogConfig(wandb_project="zoom"))
+    logger.log(0, {"loss": 2.0})
+    logger.close()
+    started, logged, finished = sys.modules.pop("wandb").calls
+    assert (started["project"], started["name"]) == ("zoom", "run")
+    assert (logged, finished) == ((0, {"loss": 2.0}), "finish")
+
+
+def test_wandb_that_is_not_installed_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(ModuleNotFoundError, match=r"log\.wandb_project is 'zoom', but wandb is not installed"):
+        MetricsLogger(tmp_path, LogConfig(wandb_project="zoom"))

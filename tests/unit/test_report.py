@@ -1,0 +1,207 @@
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import report
+import report_curves
+import report_episodes
+import report_results
+from rlvla import EndReason
+from rlvla.config import LogConfig
+from rlvla.metrics import MetricsLogger
+from rlvla.storage import save_trajectories
+from tests.examples import act, good_turn, malformed, think, trajectory, turn, zoom
+
+EVIL = "<script>alert('x')</script>&\"><img src=x onerror=alert(1)>"
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects tags, attributes and text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, class_: str = "") -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag and class_ in (attrs.get("class") or "")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder with everything in it, and evil words wherever a model or a user can put words."""
+    run = tmp_path / "grpo"
+    logger = MetricsLogger(run, LogConfig())
+    for step in range(30):
+        values = {
+            "success": step / 30,
+            "kl": 0.01,
+            "time/rollout_s": 2.0,
+            "time/learn_s": 1.0,
+            "time/update_s": 0.9,
+            f"reward/{EVIL}": 1.0,
+        }
+        logger.log(step, values)
+    logger.close()
+    wrong = turn(think(EVIL), *zoom(error=f"error: {EVIL}"), malformed(EVIL, error=EVIL))
+    first = replace(trajectory([good_turn()]), reward=1.1, reward_terms={EVIL: 1.0}, advantage=0.7)
+    task = replace(first.task, instruction=EVIL)
+    crash = replace(trajectory([], EndReason.ENV_ERROR), error=EVIL)
+    save_trajectories(
+        run / "trajectories.jsonl", [first, trajectory([good_turn(), wrong], EndReason.MALFORMED, task), crash]
+    )
+    rate = {"rate": 0.955, "low": 0.9168, "high": 0.9761, "num_trials": 200}
+    (run / "summary.json").write_text(json.dumps({EVIL: rate, "minutes": 23.4}))
+    return run
+
+
+def write(folder: Path, *flags: str) -> Page:
+    output = folder / "report.html"
+    assert report.main([str(folder), "--output", str(output), *flags]) == 0
+    return Page(output.read_text())
+
+
+def test_nothing_on_the_page_runs_or_loads(folder: Path) -> None:
+    page = write(folder, "--title", EVIL)
+    assert page.all("script") == page.all("link") == page.all("iframe") == []
+    for name, attrs in page.tags:
+        assert not [key for key in attrs if key.startswith("on")]
+        for key in ("src", "href", "xlink:href"):
+            assert (attrs.get(key) or "#").startswith(("#", "data:image/png;base64,")), (name, attrs)
+    assert "url(http" not in (folder / "report.html").read_text()
+    assert page.text.count(EVIL) >= 10  # as words, everywhere
+
+
+def test_results_curves_and_episodes_are_there(folder: Path) -> None:
+    page = write(folder)
+    assert "95.5 %" in page.text
+    assert "91.7 to 97.6" in page.text
+    assert "23.4" in page.text
+    charts = page.all("figure", "chart")
+    assert len(charts) == 5  # success, kl, time by phase; folded: the reward term, and the time that is part of another
+    assert "seconds per step, grpo" in page.text
+    assert "learn, rollout" in [svg.get("aria-label") for svg in page.all("svg")]
+    assert len(page.all("details", "episode")) == 3
+    assert len(page.all("div", "turn")) == 3
+    assert "reward 1.1" in page.text
+    assert "advantage +0.7" in page.text
+    # Two good turns with view and crop, one malformed with the view only.
+    assert len(page.all("img")) == 5
+
+
+def test_boxes_lie_where_the_policy_looked() -> None:
+    html = report_episodes.section([("run", [trajectory([turn(think(), *zoom((100, 200, 300, 600)), act())])])])
+    assert '<rect class="box" x="0.1000" y="0.2000" width="0.2000" height="0.4000"' in html
+    assert html.count('class="box"') == 1
+
+
+def test_a_box_is_drawn_on_the_camera_that_it_names() -> None:
+    two = turn(think(), *zoom((0, 0, 500, 500), image=1), act(), num_cameras=2)
+    html = report_episodes.section([("run", [trajectory([two])])])
+    figures = re.findall(r"<figure.*?</figure>", html)
+    assert ["camera 0" in f or "camera 1" in f for f in figures] == [True, True, False]
+    assert ['class="box"' in figure for figure in figures] == [False, True, False]
+
+
+def test_zooms_are_numbered_alike_on_view_and_crop() -> None:
+    refused = turn(think(), *zoom(error="error: no"), *zoom((0, 0, 100, 100)), *zoom((500, 500, 900, 900)), act())
+    html = report_episodes.section([("run", [trajectory([refused])])])
+    assert re.findall(r">(\d)</text>", html) == ["1", "2"]
+    assert re.findall(r"zoom (\d)</figcaption>", html) == ["1", "2"]
+    assert "tool call, refused" in html
+
+
+def test_find_rates_and_numbers() -> None:
+    rate = {"rate": 0.5, "low": 0.4, "high": 0.6, "num_trials": 10}
+    summary = {
+        **rate,
+        "tasks": {"press": rate, "pick": rate},
+        "ends": {"success": 0.5},
+        "seconds": 3,
+        "git_commit": "abc",
+        "packages": {"torch": "2"},
+    }
+    assert [name for name, _ in report_results.find_rates(summary)] == ["all tasks", "press", "pick"]
+    assert [name for name, _ in report_results.find_rates({**summary, "tasks": {"press": rate}})] == ["all tasks"]
+    assert [name for name, _ in report_results.find_rates({"sft": rate, "minutes": 3})] == ["sft"]
+    assert report_results.find_numbers(summary) == {"ends success": 0.5, "seconds": 3}
+    nested = {"minutes": 2, "evaluation": summary}
+    assert [name for name, _ in report_results.find_rates(nested)] == [
+        "evaluation",
+        "evaluation press",
+        "evaluation pick",
+    ]
+    assert report_results.find_numbers(nested) == {
+        "minutes": 2,
+        "evaluation ends success": 0.5,
+        "evaluation seconds": 3,
+    }
+
+
+def test_smoothing_is_a_centred_mean_without_the_gaps() -> None:
+    line = np.arange(40.0)
+    smoothed = report_curves.smooth(line)  # window 5
+    np.testing.assert_allclose(smoothed[2:-2], line[2:-2])
+    np.testing.assert_allclose(smoothed[[0, 1]], [1.0, 1.5])
+    with_gap = line.copy()
+    with_gap[10] = np.nan
+    assert report_curves.smooth(with_gap)[10] == (8 + 9 + 11 + 12) / 4
+    np.testing.assert_array_equal(report_curves.smooth(np.array([3.0])), [3.0])
+    assert np.isnan(report_curves.smooth(np.full(3, np.nan))).all()
+
+
+def test_runs_of_both_kinds_get_charts_of_their_own() -> None:
+    rl = [{"step": step, "success": 0.5, "time/rollout_s": 1.0} for step in range(3)]
+    untimed = [{"step": 0, "success": 0.5}]
+    page = Page(report_curves.section([("sft", [{"step": 0, "loss": 1.0}]), ("a", rl), ("b", untimed)]))
+    assert page.text.index("Cold start") < page.text.index("loss") < page.text.index("Reinforcement learning")
+    assert [svg["aria-label"] for svg in page.all("svg")] == ["sft 1 to 1", "a 0.5 to 0.5; b 0.5 to 0.5", "rollout"]
+
+
+def test_names_are_what_differs(tmp_path: Path) -> None:
+    folders = [tmp_path / "demo", tmp_path / "demo/sft", tmp_path / "demo/grpo"]
+    assert report.names(folders) == ["demo", "sft", "grpo"]
+    assert report.names(folders[1:2]) == ["sft"]
+    assert report.names([tmp_path / "a/grpo", tmp_path / "b/grpo"]) == ["a/grpo", "b/grpo"]
+
+
+def test_a_page_is_the_same_every_time(folder: Path) -> None:
+    write(folder)
+    first = (folder / "report.html").read_bytes()
+    write(folder)
+    assert (folder / "report.html").read_bytes() == first
+
+
+@pytest.mark.parametrize("files", [{}, {"summary.json": "{"}, {"trajectories.jsonl": "{}\n"}])
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert report.main([str(tmp_path), "--output", str(tmp_path / "r.html")]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()

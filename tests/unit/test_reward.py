@@ -1,0 +1,138 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import rlvla_reward
+from rlvla import EndReason, Group, Trajectory
+from rlvla.config import RewardTermConfig
+from rlvla.plugins import PluginError
+from rlvla_reward import RewardError, format_score, success
+from tests.examples import TASK, act, good_turn, malformed, think, trajectory, turn, zoom
+
+
+def term(fn: str, **fields: object) -> RewardTermConfig:
+    return RewardTermConfig(fn=fn, **fields)  # type: ignore[arg-type]
+
+
+def group(*trajectories: Trajectory) -> Group:
+    return Group(task=TASK, trajectories=trajectories)
+
+
+def plugin(tmp_path: Path, body: str) -> str:
+    file = tmp_path / "mine.py"
+    file.write_text(f"def mine(trajectory, *, scale=1.0):\n    {body}\n")
+    return f"{file}:mine"
+
+
+@pytest.mark.parametrize("end", EndReason)
+def test_success_is_one_for_success_only(end: EndReason) -> None:
+    assert success(trajectory(end=end)) == (1.0 if end is EndReason.SUCCESS else 0.0)
+
+
+@pytest.mark.parametrize("end", EndReason)
+@pytest.mark.parametrize("name", rlvla_reward.BUILTIN)
+def test_every_builtin_is_between_0_and_1_for_every_end(name: str, end: EndReason) -> None:
+    fn = rlvla_reward.BUILTIN[name]
+    assert 0.0 <= fn(trajectory([good_turn()], end)) <= 1.0
+    assert 0.0 <= fn(trajectory([], end)) <= 1.0
+
+
+def test_format_counts_well_formed_turns() -> None:
+    turns = [
+        good_turn(),
+        turn(think(), act()),
+        turn(act()),  # no thought
+        turn(think(), *zoom()),  # no action
+        turn(think(), *zoom(error="error: bbox is empty or too small"), think(), act()),  # refused call
+        turn(think(), malformed()),
+        turn(think(), act(), act()),  # two actions
+        turn(),  # nothing sampled
+    ]
+    assert [format_score(trajectory([t])) for t in turns] == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert format_score(trajectory(turns)) == 2 / 8
+    assert format_score(trajectory([])) == 0.0
+
+
+def test_the_reward_is_the_weighted_sum_and_the_terms_stay_unweighted() -> None:
+    reward = rlvla_reward.build([term("success"), term("format", weight=0.1)])
+    assert reward.weights == {"success": 1.0, "format": 0.1}
+    half = [good_turn(), turn(act())]
+    scored = reward.score(group(trajectory(half), trajectory(half, EndReason.FAILURE))).trajectories
+    assert [t.reward_terms for t in scored] == [{"success": 1.0, "format": 0.5}, {"success": 0.0, "format": 0.5}]
+    assert [t.reward for t in scored] == pytest.approx([1.05, 0.05])
+
+
+def test_a_crashed_simulator_is_left_unscored() -> None:
+    crashed = replace(trajectory([good_turn()], EndReason.ENV_ERROR), reward=1.0, reward_terms={"success": 1.0})
+    (scored,) = rlvla_reward.build([term("success")]).score(group(crashed)).trajectories
+    assert scored.reward is None
+    assert scored.reward_terms == {}
+
+
+def test_a_plugin_gets_the_trajectory_and_its_kwargs(tmp_path: Path) -> None:
+    spec = plugin(tmp_path, "return scale * len(trajectory.turns)")
+    reward = rlvla_reward.build([term(spec, kwargs={"scale": 0.5}), term(spec, name="again", weight=2.0)])
+    (scored,) = reward.score(group(trajectory([good_turn(), good_turn()]))).trajectories
+    assert scored.reward_terms == {"mine": 1.0, "again": 2.0}
+    assert scored.reward == 5.0
+
+
+@pytest.mark.parametrize("value", ["True", "1", "__import__('numpy').float32(1)", "__import__('numpy').bool_(1)"])
+def test_any_kind_of_number_is_a_reward(tmp_path: Path, value: str) -> None:
+    reward = rlvla_reward.build([term(plugin(tmp_path, f"return {value}"))])
+    (scored,) = reward.score(group(trajectory())).trajectories
+    assert type(scored.reward_terms["mine"]) is float
+    assert scored.reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise KeyError('lost')", "KeyError: 'lost'"),
+        ("return float('nan')", "returned nan; a reward must be finite"),
+        ("return float('-inf')", "returned -inf"),
+        ("return None", "returned NoneType, not a number; return a float"),
+        ("return '1.0'", "returned str"),
+    ],
+)
+def test_a_plugin_that_fails_stops_the_run_and_is_named(tmp_path: Path, body: str, message: str) -> None:
+    reward = rlvla_reward.build([term("success"), term(plugin(tmp_path, body), name="smooth")])
+    with pytest.raises(RewardError, match=message) as caught:
+        reward.score(group(trajectory()))
+    for part in ("'smooth'", "mine.py:mine", "task tabletop 0, initial state 7"):
+        assert part in str(caught.value)
+
+
+def test_wrong_kwargs_are_found_when_the_reward_is_built(tmp_path: Path) -> None:
+    spec = plugin(tmp_path, "return scale")
+    with pytest.raises(RewardError, match=r"mine\.py:mine.*unexpected keyword argument 'scael'.*scale=1\.0"):
+        rlvla_reward.build([term(spec, kwargs={"scael": 2})])
+    with pytest.raises(RewardError, match="unexpected keyword argument 'x'"):
+        rlvla_reward.build([term("success", kwargs={"x": 1})])
+
+
+def test_terms_that_cannot_be_built_are_named() -> None:
+    with pytest.raises(RewardError, match="two reward terms are named 'success'"):
+        rlvla_reward.build([term("success"), term("success")])
+    with pytest.raises(RewardError, match="'victory': there is no built-in of that name, only success, format"):
+        rlvla_reward.build([term("victory")])
+    with pytest.raises(RewardError, match="not callable"):
+        rlvla_reward.build([term("math:pi")])
+    with pytest.raises(RewardError, match="reward is empty"):
+        rlvla_reward.build([])
+    with pytest.raises(PluginError, match="no_such_module"):
+        rlvla_reward.build([term("no_such_module:f")])
+
+
+def test_same_named_plugins_can_be_renamed() -> None:
+    assert rlvla_reward.build([term("success"), term("success", name="again")]).weights == {
+        "success": 1.0,
+        "again": 1.0,
+    }
+
+
+def test_a_function_without_a_signature_is_tried_at_the_first_call() -> None:
+    reward = rlvla_reward.build([term("builtins:max")])
+    with pytest.raises(RewardError, match="TypeError"):
+        reward.score(group(trajectory()))

@@ -1,0 +1,91 @@
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import score
+from rlvla import EndReason
+from rlvla.storage import save_trajectories
+from tests.examples import act, good_turn, think, trajectory, turn, zoom
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = ROOT / "docs/add_a_reward.md"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A success that is well formed, a failure with three zooms, a crash."""
+    many = turn(think(), *zoom(), *zoom(), *zoom(), act())
+    path = tmp_path / "outputs/grpo/trajectories.jsonl"
+    crash = trajectory([], EndReason.ENV_ERROR)
+    save_trajectories(path, [trajectory([good_turn()]), trajectory([many, turn(act())], EndReason.FAILURE), crash])
+    return path
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.strip().splitlines()]
+
+
+def test_the_table(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score.main([str(saved)]) == 0
+    header, good, bad, crashed, mean = rows(capsys.readouterr().out)
+    assert header == ["trajectory", "end", "success", "format", "reward", "success"]
+    assert good[-5:] == ["success", "1", "1", "1.1", "1"]
+    assert bad[-5:] == ["failure", "0", "0.5", "0.05", "0"]
+    assert crashed[-5:] == ["env_error", "-", "-", "-", "-"]
+    assert mean == ["mean", "of", "2", "0.5", "0.75", "0.575", "0.5"]
+
+
+def test_what_is_wrong_is_one_line(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "bad.yaml"
+    config.write_text("rewrad: []")
+    for argv, message in (
+        ([str(saved), "--reward", "nowhere.py:f"], "there is no file nowhere.py"),
+        ([str(saved), "--config", str(config)], "rewrad"),
+        ([str(tmp_path / "none.jsonl")], "none.jsonl"),
+    ):
+        assert score.main(argv) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.out == ""
+
+
+def test_scoring_loads_nothing_heavy(saved: Path) -> None:
+    code = (
+        f"import sys, score; score.main([{str(saved)!r}]); "
+        "assert not {'torch', 'vllm', 'ray', 'mujoco', 'transformers'} & sys.modules.keys()"
+    )
+    run([sys.executable, "-c", code], cwd=ROOT)
+
+
+def test_the_guide_works_as_written(saved: Path, tmp_path: Path) -> None:
+    text = GUIDE.read_text()
+    assert len(text.splitlines()) < 40
+    blocks = {
+        language: re.sub(r"^ {3}", "", body, flags=re.MULTILINE)
+        for language, body in re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
+    }
+    (tmp_path / "my_rewards.py").write_text(blocks["python"])
+    (tmp_path / "my_grpo.yaml").write_text(blocks["yaml"])
+    tables = []
+    for command in blocks["bash"].strip().splitlines():
+        python, script, *arguments = shlex.split(command)
+        assert (python, script) == ("python", "scripts/score.py")
+        tables.append(rows(run([sys.executable, str(ROOT / script), *arguments], cwd=tmp_path)))
+    by_config, by_flags = tables
+    assert by_config[0] == by_flags[0] == ["trajectory", "end", "success", "thrift", "reward", "success"]
+    assert [row[-3:] for row in by_config[1:3]] == [["0", "1", "1"], ["-1", "-0.05", "0"]]
+    assert [row[-3:] for row in by_flags[1:3]] == [["0", "1", "1"], ["-2", "-2", "0"]]
+
+
+def run(command: list[str], cwd: Path) -> str:
+    """Standard output of a command that succeeds."""
+    path = ":".join(str(ROOT / folder) for folder in (".", "envs", "reward", "scripts"))
+    result = subprocess.run(
+        command, cwd=cwd, env={"PYTHONPATH": path, "PATH": ""}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout

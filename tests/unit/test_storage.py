@@ -1,0 +1,111 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlvla import EndReason, Trajectory, Turn
+from rlvla.storage import load_trajectories, save_trajectories
+from tests.examples import good_turn, malformed, think, trajectory, turn, zoom
+
+ARRAYS = ("token_ids", "sampler_logprobs", "actions")
+
+
+def assert_same_turn(a: Turn, b: Turn) -> None:
+    for name in ARRAYS:
+        left, right = getattr(a, name), getattr(b, name)
+        assert (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
+    assert a.segments == b.segments
+    assert (a.policy_version, a.latency_s) == (b.policy_version, b.latency_s)
+    assert len(a.images) == len(b.images)
+    for left, right in zip(a.images, b.images, strict=True):
+        assert left.dtype == right.dtype == np.uint8
+        np.testing.assert_array_equal(left, right)
+
+
+def assert_same(a: Trajectory, b: Trajectory) -> None:
+    assert replace(a, turns=()) == replace(b, turns=())
+    assert a.task.instruction == b.task.instruction
+    assert len(a.turns) == len(b.turns)
+    for left, right in zip(a.turns, b.turns, strict=True):
+        assert_same_turn(left, right)
+
+
+def examples() -> list[Trajectory]:
+    refused = turn(think('a "quoted"\nthought, é \ud800'), *zoom(error="error: no"), malformed(), num_cameras=2)
+    return [
+        trajectory([good_turn(seed=1), good_turn(seed=2)]),
+        trajectory([refused], EndReason.MALFORMED),
+        replace(trajectory([], EndReason.ENV_ERROR), error="RuntimeError: lost the simulator"),
+        replace(trajectory([good_turn()]), reward=0.1 + 0.2, reward_terms={"success": 1 / 3}, advantage=-1e-17),
+    ]
+
+
+def test_a_round_trip_is_exact(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "trajectories.jsonl"
+    save_trajectories(path, examples())
+    for saved, loaded in zip(examples(), load_trajectories(path), strict=True):
+        assert_same(saved, loaded)
+    assert [file.name for file in path.parent.iterdir()] == ["trajectories.jsonl"]
+
+
+def test_every_float32_survives(tmp_path: Path) -> None:
+    base = good_turn()
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, len(base.token_ids), np.uint32)  # NaN, infinities and subnormals among them
+    odd = replace(base, sampler_logprobs=bits.view(np.float32))
+    save_trajectories(tmp_path / "t.jsonl", [trajectory([odd])])
+    assert_same_turn(odd, load_trajectories(tmp_path / "t.jsonl")[0].turns[0])
+
+
+def test_what_is_loaded_can_be_written_to(tmp_path: Path) -> None:
+    save_trajectories(tmp_path / "t.jsonl", [trajectory([good_turn()])])
+    loaded = load_trajectories(tmp_path / "t.jsonl")[0].turns[0]
+    assert all(getattr(loaded, name).flags.writeable for name in ARRAYS)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    save_trajectories(path, [trajectory()])
+    before = path.read_bytes()
+    broken = replace(good_turn(), images=(np.zeros((2, 2, 7), np.uint8),))
+    with pytest.raises(TypeError):
+        save_trajectories(path, [trajectory(), trajectory([broken])])
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def line(tmp_path: Path) -> str:
+    save_trajectories(tmp_path / "good.jsonl", [trajectory([good_turn()])])
+    return (tmp_path / "good.jsonl").read_text().strip()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"end"', '"finish"'),
+        ('"success"', '"victory"'),
+        ('"<i4"', '"|O"'),
+        ('"data": "', '"data": "!'),
+        ('"shape": [5, 4]', '"shape": [5, 5]'),
+        ('"kind": "think", "start": 4', '"kind": "think", "start": 5'),
+        ('"suite"', '"colour": 1, "suite"'),
+        ('"images": ["', '"images": ["AAAA'),
+        ("}]", "}"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, old: str, new: str) -> None:
+    whole = line(tmp_path)
+    assert old in whole
+    path = tmp_path / "broken.jsonl"
+    path.write_text(f"{whole}\n{whole.replace(old, new, 1)}\n")
+    with pytest.raises(ValueError, match=r"broken\.jsonl, line 2: "):
+        load_trajectories(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '{"task": []}', "{"])
+def test_a_line_of_other_json_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_text(text + "\n")
+    with pytest.raises(ValueError, match=r"other\.jsonl, line 1: "):
+        load_trajectories(path)
