@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from rlvla.rollout import Job, RolloutActor, SamplerActor
 from rlvla.types import Group, Trajectory
 from rlvla.weight_sync import sync_weights
 
-_ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "LP_NUM_THREADS": "1"}
+ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "LP_NUM_THREADS": "1"}
 """Of every actor: no chatter, and no thread storm of Mesa's software renderer."""
 
 
@@ -133,7 +134,6 @@ class Cluster:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=self._next_bundle
             ),
-            "runtime_env": {"env_vars": _ENVIRONMENT},
         }
         if cls is SamplerActor:  # every episode of every rollout actor may wait for it at once
             options["max_concurrency"] = 10_000
@@ -189,11 +189,10 @@ def start_ray(config: ClusterConfig) -> bool:
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True, "logging_level": "WARNING"}
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "runtime_env": {"env_vars": ENVIRONMENT}}
     if config.address == "local":
-        ray.init(address="local", _node_ip_address="127.0.0.1", **options)
-    else:
-        ray.init(address=config.address, log_to_driver=True, logging_level="WARNING")
+        options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    ray.init(address=config.address, **options)
     return True
 
 

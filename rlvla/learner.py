@@ -201,7 +201,12 @@ class Learner:
     def _micro_batch_loss(self, batch: Batch, inputs: dict[str, torch.Tensor], totals: _Totals) -> torch.Tensor:
         """This micro-batch's summand of the objective."""
         logprobs, entropy = policy.token_logprobs(
-            self._engine.model, inputs, first=batch.first, temperature=self._temperature, with_entropy=True
+            self._engine.model,
+            inputs,
+            first=batch.first,
+            temperature=self._temperature,
+            with_entropy=True,
+            entropy_grad=self._loss_cfg.entropy_coef != 0,
         )
         assert entropy is not None
         old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs

@@ -78,6 +78,7 @@ def token_logprobs(
     first: int = 1,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    entropy_grad: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probability of every token given those before it, at the temperature it was sampled at.
 
@@ -87,6 +88,7 @@ def token_logprobs(
         first: first column to score, at least 1; the columns before cost no logits.
         temperature: logits are divided by it; the sampler's, or 1 for greedy.
         with_entropy: also compute the entropy, in nats.
+        entropy_grad: with its gradient, which keeps another copy of the logits.
 
     Returns:
         logprobs [B, L] float32, where column t scores token t, and 0 before `first`; entropy [B, L] float32 of the
@@ -106,7 +108,8 @@ def token_logprobs(
     logprobs = nn.functional.pad(scored, (first, 0))
     if not with_entropy:
         return logprobs, None
-    entropy = log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        entropy = log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
     return logprobs, nn.functional.pad(entropy, (first, 0))
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin
+from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 from tqdm import tqdm
 
 from rlvla.cold_start import to_turn
@@ -68,22 +69,19 @@ class SFTTrainer:
         rows = self._rows(batch_indices(self._train, self.cfg.batch_size, step, self.cfg.seed))
         num_tokens = self._sum(sum(row.num_sampled_tokens for row in rows))
         total = 0.0
-        for micro in _micro_batches(rows, self._num_micro_batches):
-            with self.accelerator.accumulate(self.model):
-                # Every backend divides by the micro-batches, and averages over processes: undo both, since the sum
-                # over all tokens is divided by their number already.
-                scale = self._num_micro_batches * self.accelerator.num_processes / num_tokens
-                loss = self._token_losses(micro).sum() * scale
-                self.accelerator.backward(loss)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-                total += float(loss.detach()) / scale
+        for i, micro in enumerate(_micro_batches(rows, self._num_micro_batches)):
+            loss = self._token_losses(micro).sum()
+            self.model.set_gradient_accumulation_boundary(i == self._num_micro_batches - 1)
+            # DeepSpeed averages over processes; the objective is a sum over tokens, divided by their number.
+            self.model.backward(loss * (self.accelerator.num_processes / num_tokens), scale_wrt_gas=False)
+            total += float(loss.detach())
+        self.model.step()
         self._scheduler.step()
         mean = self._sum(total) / num_tokens
         if not math.isfinite(mean):
             raise FloatingPointError(f"loss is {mean} in step {step}: lower learner.lr or look at the data")
         seconds = time.perf_counter() - started
-        return {"loss": mean, "lr": self._scheduler.get_last_lr()[0], "tokens_per_s": num_tokens / seconds}
+        return {"loss": mean, "lr": float(self._scheduler.get_last_lr()[0]), "tokens_per_s": num_tokens / seconds}
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -99,7 +97,7 @@ class SFTTrainer:
 
     def save(self, path: Path) -> None:
         """Write the policy in Hugging Face format."""
-        module = self.accelerator.unwrap_model(self.model)
+        module: Any = self.accelerator.unwrap_model(self.model)
         with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.cfg.learner.zero_stage == 3):
             if self.accelerator.is_main_process:
                 save_policy(module, self.processor, path)
@@ -110,7 +108,7 @@ class SFTTrainer:
         rows = self.cfg.batch_size // self.accelerator.num_processes
         return math.ceil(rows / self.cfg.learner.micro_batch_rows)
 
-    def _rows(self, indices: Sequence[int]) -> list[Row]:
+    def _rows(self, indices: np.ndarray) -> list[Row]:
         """This process's share of a batch."""
         return [self._row(i) for i in indices[self.accelerator.process_index :: self.accelerator.num_processes]]
 
@@ -129,7 +127,8 @@ class SFTTrainer:
 
     def _sum(self, value: float) -> float:
         tensor = torch.tensor(float(value), dtype=torch.float64, device=self.accelerator.device)
-        return float(self.accelerator.reduce(tensor, "sum"))
+        total: Any = self.accelerator.reduce(tensor, "sum")
+        return float(total)
 
 
 class SFTRun:
@@ -250,12 +249,10 @@ def _micro_batches(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
 
 def _accelerator(cfg: SFTConfig) -> Accelerator:
     learner: LearnerConfig = cfg.learner
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    micro_batches = math.ceil(cfg.batch_size // world / learner.micro_batch_rows)
     plugin = DeepSpeedPlugin(
         hf_ds_config={
-            "train_micro_batch_size_per_gpu": math.ceil(cfg.batch_size // world / micro_batches),
-            "gradient_accumulation_steps": micro_batches,
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with these two
+            "gradient_accumulation_steps": 1,
             "gradient_clipping": learner.max_grad_norm,
             "zero_optimization": {"stage": learner.zero_stage},
             "zero_allow_untested_optimizer": True,
@@ -264,4 +261,22 @@ def _accelerator(cfg: SFTConfig) -> Accelerator:
             "steps_per_print": 1 << 30,
         }
     )
-    return Accelerator(deepspeed_plugin=plugin, cpu=not torch.cuda.is_available())
+    if "LOCAL_RANK" not in os.environ:  # not under `accelerate launch`: a world of one
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+    # accelerate turns DeepSpeed off when told `cpu`; without a GPU it takes the CPU by itself, but for the backend.
+    backend = InitProcessGroupKwargs(backend="nccl" if torch.cuda.is_available() else "gloo")
+    accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend])
+    if accelerator.distributed_type is not DistributedType.DEEPSPEED:
+        raise RuntimeError(
+            f"accelerate chose {accelerator.distributed_type}, not DeepSpeed: look at its launch options"
+        )
+    return accelerator

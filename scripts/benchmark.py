@@ -26,8 +26,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmark_result import Run, machine, summarise, table
-from rlvla.config import GRPOConfig, load, provenance
+from benchmark_result import Run, machine, software, summarise, table
+from rlvla.config import GRPOConfig, load
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"
@@ -38,6 +38,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "outputs/demo/sft/checkpoint", help="policy checkpoint")
     parser.add_argument("--config", type=Path, default=CONFIG, help="GRPO config: env, limits, cluster, learner")
+    parser.add_argument("--tasks", nargs="+", help="instead of the config's, e.g. press pick: episodes of mixed length")
     parser.add_argument("--num-trajectories", type=int, default=64, help="in one run; a multiple of the group size")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of tasks and sampling")
@@ -61,6 +62,7 @@ def configure(args: argparse.Namespace) -> GRPOConfig:
     return replace(
         cfg,
         model=args.model,
+        env=replace(cfg.env, tasks=tuple(args.tasks)) if args.tasks else cfg.env,
         groups_per_step=args.num_trajectories // cfg.group_size,
         max_waves=1,
         learner=replace(cfg.learner, lr=0.0),
@@ -78,6 +80,7 @@ def repeated(what: str, repeats: int, run: Callable[[int], Run]) -> list[Run]:
 def measure(cfg: GRPOConfig, repeats: int) -> dict[str, Any]:
     """Run everything, one after the other, and return the medians and ratios."""
     import torch
+    import transformers
 
     from benchmark_lockstep import LockstepRollout
     from benchmark_ours import Ours, jobs_of, measure_simulator, num_decisions
@@ -85,6 +88,7 @@ def measure(cfg: GRPOConfig, repeats: int) -> dict[str, Any]:
     from benchmark_trl import measure_trl
     from rlvla.rollout import TaskStream
 
+    transformers.utils.logging.disable_progress_bar()  # of loading weights; ours are enough
     stream = TaskStream(config=cfg.env, seed=cfg.seed)
     tasks = [stream.take(cfg.groups_per_step) for _ in range(repeats + 1)]
     jobs = [jobs_of(step, cfg.group_size) for step in tasks]
@@ -118,8 +122,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seed": args.seed,
         "model": str(args.model),
         "config": str(args.config),
+        "tasks": list(cfg.env.tasks),
         "machine": machine(cfg.cluster.threads),
-        **provenance(),
+        **software(),
     }
     print(table(result))
     if args.json:

@@ -6,8 +6,9 @@ rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/rob_rollout.py, `_gene
 
 - All envs decide together, and none steps before all have decided. The loop goes on until the time limit.
 - Each phase of a decision (until `</tool>` or `</act>`) is one `model.generate` with KV cache over a left-padded batch
-  that holds every row: the ones that wait for this phase, those that have acted already, and those whose episode has
-  ended. A decision takes as many phases as the row that looks most often.
+  that holds every row: the ones that wait for this phase, those that have acted already (with what they last read), and
+  those whose episode has ended (with the prompt of their last decision). A decision takes as many phases as the row
+  that looks most often.
 
 Where there is a choice, it is made in favour of this baseline. A row that only rides along (SimpleVLA-RL samples it
 anew from its last observation) never prolongs a `generate`, and its env is neither stepped nor asked; once all episodes
@@ -20,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,13 +66,16 @@ class LockstepBatch:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = policy.load_model(model, dtype).to(self._device).eval()
         self._pad_id = self.processor.hf_processor.tokenizer.pad_token_id or 0
+        self._prompts: list[SampleRequest | None] = [None] * num_rows
         self._requests: list[SampleRequest | None] = [None] * num_rows
         self._deciding: set[int] = set()
         self._waiting: dict[int, asyncio.Future[SampleOutput]] = {}
 
     def begin(self, rows: Sequence[int]) -> None:
-        """A decision starts; `rows` take part in it until they `leave`."""
+        """A decision starts; `rows` take part in it until they `leave`, others ride along with their last prompt."""
         self._deciding = set(rows)
+        self._asked = set[int]()
+        self._requests = list(self._prompts)
 
     def leave(self, row: int) -> None:
         """This row has decided; the others need not wait for it any more."""
@@ -81,6 +85,9 @@ class LockstepBatch:
     async def sample(self, row: int, request: SampleRequest) -> SampleOutput:
         """Continue one row, once all that take part have asked."""
         self._requests[row] = request
+        if row not in self._asked:
+            self._prompts[row] = request
+            self._asked.add(row)
         self._waiting[row] = asyncio.get_running_loop().create_future()
         future = self._waiting[row]
         self._generate_if_all_wait()
@@ -175,7 +182,6 @@ class _Episode:
     success: bool = False
 
 
-@dataclass(kw_only=True)
 class LockstepRollout:
     """Envs and model of the baseline. Use as a context manager.
 
@@ -184,23 +190,18 @@ class LockstepRollout:
         num_rows: trajectories, hence envs and rows of the batch.
     """
 
-    cfg: GRPOConfig
-    num_rows: int
-    _envs: list[EnvThread] = field(default_factory=list)
-
-    def __enter__(self) -> LockstepRollout:
-        cfg = self.cfg
-        self._batch = LockstepBatch(cfg.model, self.num_rows, getattr(torch, cfg.sampler.dtype))
-        self._envs = [EnvThread(lambda: make_env(cfg.env)) for _ in range(self.num_rows)]
-        tools = load_tools(cfg.episode.tools)
+    def __init__(self, cfg: GRPOConfig, num_rows: int) -> None:
+        self._batch = LockstepBatch(cfg.model, num_rows, getattr(torch, cfg.sampler.dtype))
+        self._envs = [EnvThread(lambda: make_env(cfg.env)) for _ in range(num_rows)]
+        tools, processor = load_tools(cfg.episode.tools), self._batch.processor
         self._deciders = [
-            Decider(
-                sampler=_RowSampler(self._batch, row), processor=self._batch.processor, tools=tools, config=cfg.episode
-            )
-            for row in range(self.num_rows)
+            Decider(sampler=_RowSampler(self._batch, row), processor=processor, tools=tools, config=cfg.episode)
+            for row in range(num_rows)
         ]
         self._num_decisions = num_decisions(cfg)
         torch.manual_seed(cfg.seed)
+
+    def __enter__(self) -> LockstepRollout:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from rlvla.config import provenance
 
 TARGETS = {"rollout_vs_lockstep": 3.0, "learner_vs_padded": 1.3, "sync_fraction": 0.02}
 """Ratio at least, or for `sync_fraction` share of a step at most."""
@@ -86,6 +90,14 @@ def machine(threads: int) -> dict[str, Any]:
 
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def software() -> dict[str, Any]:
+    """Git commit and versions, TRL's among them where it is installed."""
+    facts = provenance()
+    if importlib.util.find_spec("trl"):
+        facts["packages"]["trl"] = metadata.version("trl")
     return facts
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,8 @@ class _TRLLearner:
 
     def __init__(self, cfg: GRPOConfig, folder: str) -> None:
         import datasets
+
+        warnings.filterwarnings("ignore", category=UserWarning, module="trl")  # its own vLLM is not used
         from trl import GRPOTrainer
 
         self._cfg = cfg
@@ -140,9 +143,7 @@ class _TRLLearner:
         extra = self._processor.forward_inputs(tensors["ids"], tensors["mask"])
         inputs |= {name: extra[name] for name in ("mm_token_type_ids",) if name in extra}
         moved = {n: t.to(self._device, self._dtype if n == "pixel_values" else t.dtype) for n, t in inputs.items()}
-        if self._processor.image_format.is_flat:
-            moved["num_images"] = [len(row.images) for row in rows]
-        return moved
+        return moved | {"num_images": [len(row.images) for row in rows]}
 
 
 def _longest(rows: Sequence[Row]) -> tuple[int, int]:

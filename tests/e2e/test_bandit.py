@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import bandit
 import pytest
-from run import recipe
 
 from rlvla.metrics import read_metrics
 from rlvla_envs.spec import check_env
+from tests.e2e import bandit
+from tests.e2e.run import recipe
 
 ENV = {"id": "lab/Bandit-v0", "imports": ["bandit"]}
 CLUSTER = {"envs_per_actor": 16, "threads": 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from run import ROOT, script
+from tests.e2e.run import ROOT, script
 
 
 def test_it_measures_everything_and_writes_it_down(tiny_policy: Path, tmp_path: Path) -> None:

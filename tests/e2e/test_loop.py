@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run import recipe, script
 from safetensors.numpy import load_file
 
 from rlvla.metrics import read_metrics
 from rlvla.storage import load_trajectories
+from tests.e2e.run import recipe, script
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -1,5 +1,7 @@
 import ast
+import dataclasses
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -115,3 +117,18 @@ def test_every_key_is_documented() -> None:
             if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation):
                 is_string = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 assert is_string, f"{cls.name}: no docstring under {ast.unparse(field)}"
+
+
+def test_every_key_is_read_somewhere() -> None:
+    sources = [*ROOT.glob("rlvla/*.py"), *ROOT.glob("recipes/*.py"), *ROOT.glob("reward/rlvla_reward/*.py")]
+    code = "\n".join(path.read_text() for path in sources if path.name != "config.py")
+    own = (ROOT / "rlvla/config.py").read_text()
+    configs = [c for c in vars(config).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
+    assert len(configs) > 10
+    unread = [
+        f"{c.__name__}.{field.name}"
+        for c in configs
+        for field in dataclasses.fields(c)
+        if not re.search(rf"\.{field.name}\b", code) and f"self.{field.name}" not in own
+    ]
+    assert unread == []
