@@ -88,7 +88,7 @@ class Cluster:
         self._owns_ray = start_ray(config)
         num_learners = config.num_learners if grpo else 0
         self._bundles = _bundles(config, num_learners)
-        self._group = _reserve(self._bundles, config)
+        self.placement = _reserve(self._bundles, config)
         self._next_bundle = 0
         model = model.resolve()
         self.samplers = [
@@ -132,7 +132,7 @@ class Cluster:
             "num_cpus": bundle["CPU"],
             "num_gpus": bundle.get("GPU", 0),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=self._next_bundle
+                self.placement, placement_group_bundle_index=self._next_bundle
             ),
         }
         if cls is SamplerActor:  # every episode of every rollout actor may wait for it at once
@@ -179,7 +179,7 @@ class Cluster:
             self._all_learners("close")
         for actor in (*self._rollout_actors, *self.samplers, *self._learners):
             ray.kill(actor)
-        remove_placement_group(self._group)
+        remove_placement_group(self.placement)
         if self._owns_ray:
             ray.shutdown()
 

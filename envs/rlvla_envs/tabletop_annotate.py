@@ -104,11 +104,15 @@ def _search(
     rng: np.random.Generator,
     verb: str,
 ) -> tuple[tuple[str, ...], tuple[Box, ...]]:
-    """Look at one object after the other until the target is known, or until the annotator guesses."""
+    """Look at one object after the other until the target is known, or until the annotator guesses.
+
+    The first thought says where all the objects are: every demonstration then teaches to find them, and what comes
+    later copies coordinates instead of finding them again.
+    """
     candidates = [o for o in objects if o.badge is not None]
     texts: list[str] = []
     boxes: list[Box] = []
-    verdict = ""
+    verdict = f"{', '.join(_words(style, o) for o in candidates)}. "
     patience = (style.look_first, style.look_again)
     for seen, candidate in enumerate(candidates[:-1]):
         if rng.random() >= patience[min(seen, 1)]:

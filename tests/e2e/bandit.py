@@ -30,7 +30,10 @@ class Bandit(VLAEnv):
         self._success = False
 
     def init_state_ids(self, task_id: int, split: str) -> range:
-        return {"train": range(1000), "evaluate": range(1000, 2000)}[split]
+        splits = {"train": range(1000), "evaluate": range(1000, 2000)}
+        if split not in splits:
+            raise ValueError(f"unknown split {split!r}")
+        return splits[split]
 
     def max_env_steps(self, task_id: int) -> int:
         return 1

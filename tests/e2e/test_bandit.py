@@ -40,7 +40,7 @@ def test_grpo_learns_what_the_cold_start_does_not_know(tmp_path: Path) -> None:
     recipe(
         "grpo",
         {"model": f"{tmp_path}/sft/checkpoint", "output": f"{tmp_path}/grpo", "env": ENV, "cluster": CLUSTER}
-        | {"episode": EPISODE, "num_steps": 25, "groups_per_step": 4, "group_size": 8, "minibatch_trajectories": 32}
+        | {"episode": EPISODE, "num_steps": 40, "groups_per_step": 4, "group_size": 8, "minibatch_trajectories": 32}
         | {"learner": {"lr": 1e-3, "micro_batch_rows": 32}, "loss": {"kl_coef": 0.0}},
         tmp_path,
     )

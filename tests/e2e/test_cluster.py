@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster as RayNodes
-from ray.util.state import list_actors
+from ray.util import placement_group_table
 
 from rlvla.cluster import Cluster
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, SamplerConfig
@@ -16,7 +16,7 @@ from rlvla.rollout import Job, TaskStream, rollout
 
 @pytest.fixture
 def two_nodes():
-    nodes = RayNodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    nodes = RayNodes(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes.add_node(num_cpus=1)
     yield nodes.address
     ray.shutdown()
@@ -33,7 +33,7 @@ def test_one_run_on_two_nodes(two_nodes: str, tiny_policy: Path) -> None:
     episode = EpisodeConfig(max_turn_tokens=96, max_think_tokens=8)
     with Cluster(config, model=tiny_policy, env=env, episode=episode, sampler=SamplerConfig(), seed=0) as cluster:
         groups = rollout(cluster.play, tasks.take(2), group_size=2)
-        nodes = {actor.node_id for actor in list_actors(filters=[("state", "=", "ALIVE")])}
+        nodes = {*placement_group_table(cluster.placement)["bundles_to_node_id"].values()}
     assert len(nodes) == 2
     assert [len(group.trajectories) for group in groups] == [2, 2]
     assert all(turn.num_sampled_tokens for group in groups for t in group.trajectories for turn in t.turns)

@@ -95,7 +95,11 @@ def grpo_config(sft: Path, output: Path) -> dict[str, Any]:
         "episode": EPISODE,
         # One episode at a time: what vLLM batches together, hence every bit, is then the same in every run.
         "cluster": {"envs_per_actor": 1, "threads": 1},
-        "reward": [{"fn": "success"}, {"fn": "format", "weight": 0.1}],
+        "reward": [
+            {"fn": "success"},
+            {"fn": "format", "weight": 0.1},
+            {"fn": f"{Path(__file__).parent}/rewards.py:odd_tokens"},
+        ],
         "learner": {"lr": 1e-4, "micro_batch_rows": 8},
         "num_steps": 4,
         "groups_per_step": 1,
@@ -119,10 +123,11 @@ def test_grpo_logs_every_step_and_leaves_a_policy(grpo: Path, sft: Path) -> None
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     for line in lines:
         assert all(value is None or math.isfinite(value) for value in line.values())
-        assert {"success", "reward/format", "format_rate", "response_tokens", "tool_calls_per_turn"} <= line.keys()
+        assert {"success", "reward/format", "reward/odd_tokens", "format_rate"} <= line.keys()
+        assert {"response_tokens", "tool_calls_per_turn"} <= line.keys()
         assert {"time/rollout_s", "time/learn_s", "time/sync_s", "env_steps_per_s", "trajectories_per_s"} <= line.keys()
     learned = [line for line in lines if line["num_rows"]]
-    assert learned
+    assert len(learned) == 4
     assert max(line["mismatch_kl"] for line in learned) < 1e-6  # sampler and learner agree, also after weight syncs
     before, after = weights(sft / "checkpoint"), weights(grpo / "checkpoint")
     assert before.keys() == after.keys()
