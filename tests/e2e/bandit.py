@@ -30,6 +30,8 @@ class Bandit(VLAEnv):
         self._success = False
 
     def init_state_ids(self, task_id: int, split: str) -> range:
+        if task_id != 0:
+            raise ValueError(f"unknown task_id {task_id}")
         splits = {"train": range(1000), "evaluate": range(1000, 2000)}
         if split not in splits:
             raise ValueError(f"unknown split {split!r}")
@@ -40,6 +42,7 @@ class Bandit(VLAEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         gymnasium.Env.reset(self, seed=seed)
+        self.init_state_ids((options or {}).get("task_id", 0), "train")
         self._success = False
         return self._observe(), {"is_success": False}
 
