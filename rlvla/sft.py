@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -262,16 +261,8 @@ def _accelerator(cfg: SFTConfig) -> Accelerator:
         }
     )
     if "LOCAL_RANK" not in os.environ:  # not under `accelerate launch`: a world of one
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        os.environ |= {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # any free port
     # accelerate turns DeepSpeed off when told `cpu`; without a GPU it takes the CPU by itself, but for the backend.
     backend = InitProcessGroupKwargs(backend="nccl" if torch.cuda.is_available() else "gloo")
     accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend])

@@ -11,12 +11,15 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a learner that ran in this process leaves in the environment; a recipe would take it for a launcher's."""
 
 
 def script(path: str, *arguments: str | Path) -> str:
     """Run a script of the repository; returns what it printed; an AssertionError carries that when it failed."""
     paths = [ROOT, ROOT / "envs", ROOT / "reward", Path(__file__).parent]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
+    environment = {**inherited, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(ROOT / path), *map(str, arguments)],
         env=environment,
