@@ -33,6 +33,11 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"
 
 
+def _name(path: Path) -> str:
+    """The path as seen from the repository, so that a result tells nothing of the machine's folders."""
+    return os.path.relpath(path.resolve(), ROOT)
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; raises SystemExit naming the option that is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "num_trajectories": args.num_trajectories,
         "repeats": args.repeats,
         "seed": args.seed,
-        "model": str(args.model),
-        "config": str(args.config),
+        "model": _name(args.model),
+        "config": _name(args.config),
         "tasks": list(cfg.env.tasks),
         "machine": machine(cfg.cluster.threads),
         **software(),
