@@ -58,7 +58,7 @@ class SFTTrainer:
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate(learner, step, cfg.num_steps) / learner.lr
         )
-        self.model, self.optimizer = self.accelerator.prepare(model.train(), optimizer)
+        self.model, _ = self.accelerator.prepare(model.train(), optimizer)
         self._scheduler = scheduler
         self.accelerator.register_for_checkpointing(scheduler)
 
@@ -86,8 +86,7 @@ class SFTTrainer:
     def validate(self) -> float:
         """Mean loss of a sampled token on episodes that are not trained on."""
         self.model.eval()
-        indices = self._validation[self.accelerator.process_index :: self.accelerator.num_processes]
-        rows = [self._row(index) for index in indices]
+        rows = self._rows(self._validation)
         num_batches = max(1, math.ceil(len(self._validation) / self.accelerator.num_processes / self.cfg.batch_size))
         total = sum(float(self._token_losses(part).sum()) for part in _micro_batches(rows, num_batches) if part)
         num_tokens = self._sum(sum(row.num_sampled_tokens for row in rows))
@@ -108,11 +107,9 @@ class SFTTrainer:
         return math.ceil(rows / self.cfg.learner.micro_batch_rows)
 
     def _rows(self, indices: np.ndarray) -> list[Row]:
-        """This process's share of a batch."""
-        return [self._row(i) for i in indices[self.accelerator.process_index :: self.accelerator.num_processes]]
-
-    def _row(self, index: int) -> Row:
-        return to_row(to_turn(self.processor, self._demonstrations[index]))
+        """This process's share of some rows of the data set."""
+        mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
+        return [to_row(to_turn(self.processor, self._demonstrations[i])) for i in mine]
 
     def _token_losses(self, rows: Sequence[Row]) -> torch.Tensor:
         batch = to_batch(rows, self.processor.hf_processor.tokenizer.pad_token_id).to(self.accelerator.device)
