@@ -23,18 +23,7 @@ def main(cfg: GRPOConfig) -> None:
     def judge(group: Group) -> Group:
         return with_advantages(reward.score(group), cfg.advantage, reward.weights)
 
-    with (
-        GRPORun(cfg) as run,
-        Cluster(
-            cfg.cluster,
-            model=cfg.model,
-            env=cfg.env,
-            episode=cfg.episode,
-            sampler=cfg.sampler,
-            seed=cfg.seed,
-            grpo=cfg,
-        ) as cluster,
-    ):
+    with GRPORun(cfg) as run, Cluster(cfg) as cluster:
         first = run.resume(cluster, tasks)
         for step in run.progress(first):
             timer = PhaseTimer()

@@ -13,7 +13,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, GRPOConfig, SamplerConfig
+from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
 from rlvla.rollout import Job, RolloutActor, SamplerActor
 from rlvla.types import Group, Trajectory
 from rlvla.weight_sync import sync_weights
@@ -69,52 +69,48 @@ class LearnerActor:
 class Cluster:
     """The actors of one run. Use as a context manager, so that nothing outlives it."""
 
-    def __init__(
-        self,
-        config: ClusterConfig,
-        *,
-        model: Path,
-        env: EnvConfig,
-        episode: EpisodeConfig,
-        sampler: SamplerConfig,
-        seed: int,
-        grpo: GRPOConfig | None = None,
-    ) -> None:
-        """Start Ray (or join it), place and start samplers, rollout actors and, given `grpo`, learners.
+    def __init__(self, cfg: GRPOConfig | EvaluateConfig) -> None:
+        """Start Ray (or join it), place and start samplers, rollout actors and, for GRPO, learners.
 
         Raises:
             RuntimeError: the cluster does not have what the config reserves; the message lists both.
         """
+        config = cfg.cluster
         self._owns_ray = start_ray(config)
-        num_learners = config.num_learners if grpo else 0
+        num_learners = config.num_learners if isinstance(cfg, GRPOConfig) else 0
         self._bundles = _bundles(config, num_learners)
         self.placement = _reserve(self._bundles, config)
         self._next_bundle = 0
-        model = model.resolve()
+        model = cfg.model.resolve()
         self.samplers = [
             self._actor(
                 SamplerActor,
                 model,
-                sampler,
-                max_images=1 + episode.max_tool_calls,
-                max_model_len=episode.max_turn_tokens,
-                seed=seed,
+                cfg.sampler,
+                max_images=1 + cfg.episode.max_tool_calls,
+                max_model_len=cfg.episode.max_turn_tokens,
+                seed=cfg.seed,
                 threads=config.threads,
             )
             for _ in range(config.num_samplers)
         ]
         self._rollout_actors = [
             self._actor(
-                RolloutActor, self.samplers[i % config.num_samplers], model, env, episode, config.envs_per_actor
+                RolloutActor,
+                self.samplers[i % config.num_samplers],
+                model,
+                cfg.env,
+                cfg.episode,
+                config.envs_per_actor,
             )
             for i in range(config.num_rollout_actors)
         ]
         self._learners = [self._actor(LearnerActor) for _ in range(num_learners)]
-        if grpo:
+        if self._learners:
             master = ray.get(self._learners[0].address.remote())
             ray.get(
                 [
-                    learner.start.remote(grpo, rank=rank, world=num_learners, master=master)
+                    learner.start.remote(cfg, rank=rank, world=num_learners, master=master)
                     for rank, learner in enumerate(self._learners)
                 ]
             )

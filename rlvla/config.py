@@ -52,7 +52,7 @@ class EpisodeConfig:
     max_turn_tokens: int = 512
     """Length of a turn, context included; beyond it the trajectory ends as CONTEXT_FULL."""
     use_zoom: bool = True
-    """False: the `<tool>` token cannot be sampled."""
+    """False: the `<tool>` token cannot be sampled, and a thought is followed by an injected `<act>`."""
     use_thought: bool = True
     """False: the turn starts behind an injected `<act>` (no thought, no tool)."""
     temperature: float = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -123,14 +124,18 @@ async def decide(
     config, processor = decider.config, decider.processor
     context = _start(decider, observation, carried_thought)
     num_calls = 0
-    while True:
+    for generation in itertools.count():
         room = config.max_turn_tokens - len(context.token_ids)
         if room <= 0:
-            return _finish(context, started, end=EndReason.CONTEXT_FULL)
-        request = _request(decider, context, room, derive_seed(seed, num_calls))
+            break
+        request = _request(decider, context, room, derive_seed(seed, generation))
         output = await decider.sampler.sample(request)
         segments = _segments(decider, context, output)
         last = segments[-1]
+        if last.kind is SegmentKind.THINK:
+            context.add_output(output, segments)
+            _open_act(decider, context)
+            continue
         if last.kind is not SegmentKind.TOOL_CALL:
             context.add_output(output, segments)
             return _act(decider, context, last, started)
@@ -147,16 +152,24 @@ async def decide(
         segments[-1] = replace(last, box=box, error=result if isinstance(result, str) else "")
         context.add_output(output, segments)
         _add_result(processor, context, result)
+    return _finish(context, started, end=EndReason.CONTEXT_FULL)
 
 
 def _start(decider: Decider, observation: Observation, carried_thought: str) -> _Context:
     processor = decider.processor
     ids = list(processor.prompt_ids(observation.instruction, len(observation.images), carried_thought))
-    if not decider.config.use_thought:
-        ids.append(processor.vocabulary.mark_ids["<act>"])
     context = _Context(compact_ids=ids, images=list(observation.images))
     context.add_context(processor.expand(ids, context.images), SegmentKind.PROMPT, observation.instruction)
+    if not decider.config.use_thought:
+        _open_act(decider, context)
     return context
+
+
+def _open_act(decider: Decider, context: _Context) -> None:
+    """Put `<act>` there in the policy's place, so that nothing but the action is left to it."""
+    mark = decider.processor.vocabulary.mark_ids["<act>"]
+    context.compact_ids.append(mark)
+    context.add_context(np.array([mark]), SegmentKind.PROMPT)
 
 
 def _request(decider: Decider, context: _Context, room: int, seed: int) -> SampleRequest:
@@ -166,7 +179,7 @@ def _request(decider: Decider, context: _Context, room: int, seed: int) -> Sampl
     return SampleRequest(
         prompt_ids=tuple(context.compact_ids),
         images=tuple(context.images),
-        stop_ids=(marks["</tool>"], marks["</act>"]),
+        stop_ids=(marks["</tool>" if config.use_zoom else "</think>"], marks["</act>"]),
         max_tokens=min(room, config.max_think_tokens + 2 + max(MAX_CALL_TOKENS, num_action_tokens)),
         temperature=config.temperature,
         seed=seed,
@@ -178,13 +191,8 @@ def _segments(decider: Decider, context: _Context, output: SampleOutput) -> list
     """The spans of a generation as segments, at their place in the turn."""
     vocabulary, config = decider.processor.vocabulary, decider.config
     token_ids = output.token_ids.tolist()
-    symbols = vocabulary.symbols(token_ids)
-    if config.use_thought:
-        spans = parse(symbols)
-    else:  # the opening <act> is part of the prompt
-        spans = tuple(replace(s, start=max(s.start - 1, 0), end=s.end - 1) for s in parse(("<act>", *symbols)))
     segments = []
-    for span in spans:
+    for span in _spans(decider, context, vocabulary.symbols(token_ids)):
         error, kind = span.error, span.kind
         if kind is SegmentKind.THINK and span.end - span.start > config.max_think_tokens + 2:
             kind, error = SegmentKind.MALFORMED, f"the thought is longer than {config.max_think_tokens} tokens"
@@ -201,6 +209,16 @@ def _segments(decider: Decider, context: _Context, output: SampleOutput) -> list
             segments[-1] = replace(segments[-1], end=len(context.token_ids) + len(token_ids))
             break
     return segments
+
+
+def _spans(decider: Decider, context: _Context, symbols: tuple[str | None, ...]) -> tuple[Span, ...]:
+    """The spans of a generation; an `<act>` that we open before it, or will behind it, is none of its tokens."""
+    if context.compact_ids[-1] == decider.processor.vocabulary.mark_ids["<act>"]:
+        return tuple(replace(s, start=max(s.start - 1, 0), end=s.end - 1) for s in parse(("<act>", *symbols)))
+    if decider.config.use_zoom or symbols[-1] != "</think>":
+        return parse(symbols)
+    spans = parse((*symbols, "<act>", "</act>"))
+    return tuple(replace(s, end=min(s.end, len(symbols))) for s in spans if s.kind is not SegmentKind.ACT)
 
 
 def _text(decider: Decider, token_ids: list[int], span: Span) -> str:

@@ -29,9 +29,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py or recipes/grpo.py first")
     names, tasks = _held_out(cfg)
     write_resolved(cfg, cfg.output)
-    with Cluster(
-        cfg.cluster, model=cfg.model, env=cfg.env, episode=cfg.episode, sampler=cfg.sampler, seed=cfg.seed
-    ) as cluster:
+    with Cluster(cfg) as cluster:
         started = time.perf_counter()
         trajectories = cluster.play([Job(task=task, member=0) for task in tasks])
         seconds = time.perf_counter() - started

@@ -85,7 +85,7 @@ class Engine:
             self._trained.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
         )
         self._deepspeed: Any = deepspeed.initialize(
-            model=model, optimizer=self._adamw, config=_deepspeed_config(cfg), dist_init_required=False
+            model=model, optimizer=self._adamw, config=deepspeed_config(cfg), dist_init_required=False
         )[0]
         self._deepspeed.module.train(cfg.gradient_checkpointing)
         self._rank, self._world = comm.get_rank(), comm.get_world_size()
@@ -206,7 +206,8 @@ def _zero_stage(cfg: LearnerConfig) -> int:
     return 2 if cfg.dtype == "bfloat16" and cfg.zero_stage == 0 else cfg.zero_stage
 
 
-def _deepspeed_config(cfg: LearnerConfig) -> dict[str, Any]:
+def deepspeed_config(cfg: LearnerConfig) -> dict[str, Any]:
+    """What `deepspeed.initialize`, or accelerate's plugin, is told; the optimizer is ours."""
     return {
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it
         "gradient_accumulation_steps": 1,

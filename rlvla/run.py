@@ -112,8 +112,8 @@ class GRPORun:
         aside.rename(final)
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    return sum(v for v in values if v is not None) / len(values) if values else float("nan")
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
 
 
 def _regroup(trajectories: Sequence[Trajectory]) -> list[Group]:

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from rlvla.cold_start import to_turn
 from rlvla.collate import Row, to_batch, to_row
-from rlvla.config import EpisodeConfig, EvaluateConfig, LearnerConfig, SFTConfig, write_resolved
+from rlvla.config import EpisodeConfig, EvaluateConfig, SFTConfig, write_resolved
 from rlvla.dataset import DemonstrationSet
 from rlvla.evaluation import evaluate
 from rlvla.learner import learning_rate
-from rlvla.learner_engine import skip_compilation  # names the CPU to DeepSpeed, before it is imported
+from rlvla.learner_engine import deepspeed_config, skip_compilation  # names the CPU to DeepSpeed, before it is imported
 from rlvla.loss import sft_token_loss
 from rlvla.metrics import MetricsLogger
 from rlvla.policy import prepare, save_policy, token_logprobs
@@ -244,19 +244,7 @@ def _micro_batches(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
 
 
 def _accelerator(cfg: SFTConfig) -> Accelerator:
-    learner: LearnerConfig = cfg.learner
-    plugin = DeepSpeedPlugin(
-        hf_ds_config={
-            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with these two
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": learner.max_grad_norm,
-            "zero_optimization": {"stage": learner.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": learner.dtype == "bfloat16"},
-            "steps_per_print": 1 << 30,
-        }
-    )
+    plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(cfg.learner))
     if "LOCAL_RANK" not in os.environ:  # not under `accelerate launch`: a world of one
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # any free port

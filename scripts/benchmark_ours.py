@@ -44,16 +44,7 @@ class Ours:
         """Of each step, for the learners that ours is compared with."""
 
     def __enter__(self) -> Ours:
-        cfg = self._cfg
-        self._cluster = Cluster(
-            cfg.cluster,
-            model=cfg.model,
-            env=cfg.env,
-            episode=cfg.episode,
-            sampler=cfg.sampler,
-            seed=cfg.seed,
-            grpo=cfg,
-        )
+        self._cluster = Cluster(self._cfg)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -31,7 +31,7 @@ def test_one_run_on_two_nodes(two_nodes: str, tiny_policy: Path) -> None:
     env = EnvConfig(tasks=("press",))
     tasks = TaskStream(config=env, seed=0)
     episode = EpisodeConfig(max_turn_tokens=96, max_think_tokens=8)
-    with Cluster(config, model=tiny_policy, env=env, episode=episode, sampler=SamplerConfig(), seed=0) as cluster:
+    with Cluster(EvaluateConfig(model=tiny_policy, cluster=config, env=env, episode=episode)) as cluster:
         groups = rollout(cluster.play, tasks.take(2), group_size=2)
         nodes = {*placement_group_table(cluster.placement)["bundles_to_node_id"].values()}
     assert len(nodes) == 2
@@ -42,14 +42,7 @@ def test_one_run_on_two_nodes(two_nodes: str, tiny_policy: Path) -> None:
 def test_a_cluster_that_is_too_small_is_told_at_once(tiny_policy: Path) -> None:
     config = ClusterConfig(sampler_cpus=999.0)
     with pytest.raises(RuntimeError, match=r"reserves.*999.*lower cluster"):
-        Cluster(
-            config,
-            model=tiny_policy,
-            env=EnvConfig(),
-            episode=EpisodeConfig(),
-            sampler=SamplerConfig(),
-            seed=0,
-        )
+        Cluster(EvaluateConfig(model=tiny_policy, cluster=config))
     ray.shutdown()
 
 

@@ -171,7 +171,7 @@ def test_a_crash_of_the_simulator_is_an_end_of_its_own(
 def test_without_thought_the_turn_starts_behind_the_act_mark(tiny_policy: Path, processor: PolicyProcessor) -> None:
     trajectory = play(tiny_policy, [act(processor).removeprefix("<act>")], use_thought=False)
     assert trajectory.end is EndReason.SUCCESS
-    assert kinds(trajectory) == [SegmentKind.PROMPT, SegmentKind.ACT]
+    assert kinds(trajectory) == [SegmentKind.PROMPT, SegmentKind.PROMPT, SegmentKind.ACT]
     assert trajectory.turns[0].token_ids[~trajectory.turns[0].loss_mask][-1] == processor.vocabulary.mark_ids["<act>"]
 
 
@@ -182,6 +182,26 @@ def test_without_zoom_the_tool_mark_is_banned(tiny_policy: Path, processor: Poli
     asyncio.run(run_episode(decider, thread, TASK, member=0))
     thread.close()
     assert sampler.requests[0].banned_ids == (processor.vocabulary.mark_ids["<tool>"],)
+
+
+def test_without_zoom_a_thought_that_wants_to_look_is_followed_by_an_action(
+    tiny_policy: Path, processor: PolicyProcessor
+) -> None:
+    answers = [f"<think>look 250 500</think>{ZOOM}", act(processor).removeprefix("<act>")]
+    trajectory = play(tiny_policy, answers, use_zoom=False)
+    kind = SegmentKind
+    assert trajectory.end is EndReason.SUCCESS
+    assert kinds(trajectory) == [kind.PROMPT, kind.THINK, kind.PROMPT, kind.ACT]
+    turn = trajectory.turns[0]
+    sampled = ["<think>look 250 500</think>", answers[1]]
+    assert turn.token_ids[turn.loss_mask].tolist() == [i for text in sampled for i in processor.vocabulary.encode(text)]
+
+
+@pytest.mark.parametrize("text", ["<think>a<think>b</think>", "press</think>"])
+def test_without_zoom_a_broken_thought_is_malformed(tiny_policy: Path, text: str) -> None:
+    trajectory = play(tiny_policy, [text], use_zoom=False)
+    assert trajectory.end is EndReason.MALFORMED
+    assert kinds(trajectory) == [SegmentKind.PROMPT, SegmentKind.MALFORMED]
 
 
 def test_members_and_turns_sample_with_seeds_of_their_own() -> None:

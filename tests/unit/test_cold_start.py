@@ -1,0 +1,107 @@
+"""Demonstrations become the turns that a policy would have sampled, and a policy to begin with."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlvla.cold_start import start_policy, to_turn
+from rlvla.config import EpisodeConfig, SFTConfig, TinyModelConfig
+from rlvla.dataset import DatasetError, DemonstrationSet, read, write
+from rlvla.episode import Decider, EnvThread, decide
+from rlvla.markup import print_think, print_zoom
+from rlvla.prompt import PolicyProcessor
+from rlvla.testing import ScriptedSampler
+from rlvla.tools import load_tools
+from rlvla.types import Demonstration, Observation
+
+VIEW = np.full((64, 64, 3), 90, np.uint8)
+CROP = np.full((64, 64, 3), 200, np.uint8)
+
+
+def demonstration(**changes: object) -> Demonstration:
+    given = Demonstration(
+        instruction="press the red pad",
+        images=(VIEW,),
+        proprio=np.zeros(4, np.float32),
+        texts=(print_think("look 100 200") + print_zoom(0, (0, 5, 100, 200)), print_think("press 100 200")),
+        crops=(CROP,),
+        actions=np.linspace(-0.9, 0.9, 8, dtype=np.float32).reshape(2, 4),
+        carried_thought="it was red",
+    )
+    return replace(given, **changes)  # type: ignore[arg-type]
+
+
+def sampled_turn(processor: PolicyProcessor, demo: Demonstration):
+    """The turn of an episode whose sampler says what the demonstration says."""
+    vocabulary = processor.vocabulary
+    bins = processor.codec.encode(demo.actions)
+    act = [vocabulary.mark_ids["<act>"], *(vocabulary.action_ids[b] for b in bins), vocabulary.mark_ids["</act>"]]
+    *calls, last = [vocabulary.encode(text) for text in demo.texts]
+    config = EpisodeConfig()
+    sampler = ScriptedSampler(script=[*calls, [*last, *act]], expand=processor.expand)
+    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(config.tools), config=config)
+    observation = Observation(
+        images=demo.images, proprio=demo.proprio, instruction=demo.instruction, zoom=lambda image, box: CROP
+    )
+    thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
+    decision = asyncio.run(decide(decider, observation, thread, seed=0, carried_thought=demo.carried_thought))
+    thread.close()
+    return decision.turn
+
+
+@pytest.mark.parametrize("carry_thought", [False, True])
+@pytest.mark.parametrize("texts", [1, 2])
+def test_a_demonstration_is_the_turn_that_the_policy_would_have_sampled(
+    tiny_policy: Path, texts: int, carry_thought: bool
+) -> None:
+    processor = replace(PolicyProcessor.load(tiny_policy), carry_thought=carry_thought)
+    demo = demonstration()
+    demo = replace(demo, texts=demo.texts[-texts:], crops=demo.crops[: texts - 1])
+    expected = sampled_turn(processor, replace(demo, carried_thought=demo.carried_thought if carry_thought else ""))
+    turn = to_turn(processor, demo)
+    assert turn.token_ids.tolist() == expected.token_ids.tolist()
+    assert turn.loss_mask.tolist() == expected.loss_mask.tolist()
+    assert [(s.kind, s.start, s.end) for s in turn.segments] == [(s.kind, s.start, s.end) for s in expected.segments]
+    assert all(np.array_equal(a, b) for a, b in zip(turn.images, expected.images, strict=True))
+
+
+def test_an_annotation_that_breaks_the_markup_is_quoted(tiny_policy: Path) -> None:
+    processor = PolicyProcessor.load(tiny_policy)
+    with pytest.raises(DatasetError, match=r"look here<tool>"):
+        to_turn(processor, demonstration(texts=("<think>look here<tool>", "<think>press</think>")))
+
+
+def data_set(path: Path) -> DemonstrationSet:
+    rng = np.random.default_rng(0)
+    episodes = [[demonstration(actions=rng.uniform(-1, 1, (2, 4)).astype(np.float32))] for _ in range(20)]
+    write(path, episodes, robot="test", fps=1.0)
+    return read(path)
+
+
+def test_a_new_tiny_policy_fits_the_data(tmp_path: Path) -> None:
+    demonstrations = data_set(tmp_path / "demos")
+    tiny = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1)
+    model, processor = start_policy(SFTConfig(tiny=tiny, num_bins=16), demonstrations)
+    assert processor.codec.chunk_shape == (2, 4)
+    assert len(processor.vocabulary.action_ids) == 16
+    assert model.get_input_embeddings().num_embeddings >= len(processor.hf_processor.tokenizer)
+    actions = demonstrations[0].actions
+    decoded = processor.codec.decode(processor.codec.encode(actions))
+    assert np.abs(decoded - actions)[:, :3].max() < 2 / 16  # one bin
+    assert (np.sign(decoded) == np.sign(actions))[:, 3].all()  # the gripper is open or closed
+
+
+def test_a_given_checkpoint_keeps_its_weights_and_learns_the_markup(tmp_path: Path, tiny_policy: Path) -> None:
+    cfg = SFTConfig(model=str(tiny_policy), num_bins=32)  # the checkpoint has 16 action tokens
+    model, processor = start_policy(cfg, data_set(tmp_path / "demos"))
+    before = PolicyProcessor.load(tiny_policy)
+    assert len(processor.vocabulary.action_ids) == 32
+    assert processor.vocabulary.action_ids[:16] == before.vocabulary.action_ids
+    assert model.get_input_embeddings().num_embeddings >= len(processor.hf_processor.tokenizer)
+    turn = to_turn(processor, demonstration())
+    assert turn.token_ids.max() < model.get_input_embeddings().num_embeddings
