@@ -15,6 +15,8 @@ def main(cfg: EvaluateConfig) -> None:
     for name, result in summary["tasks"].items():
         print(line(name, result))
     print(line("all", summary))
+    if "format_rate" not in summary:
+        raise SystemExit("the simulator crashed in every trial: see `error` in trajectories.jsonl")
     print(
         f"format {100 * summary['format_rate']:.1f} %, {summary['tool_calls_per_turn']:.2f} tool calls and "
         f"{summary['tokens_per_decision']:.0f} tokens a decision, "

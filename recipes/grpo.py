@@ -35,7 +35,7 @@ def main(cfg: GRPOConfig) -> None:
                 cluster.sync(policy_version=step + 1)
             run.log(step, {**rollout_metrics(sampled), **learned}, timer)
             run.keep(step, sampled, cluster, tasks)
-        run.finish(cluster)
+        run.finish(cluster, tasks)
 
 
 if __name__ == "__main__":

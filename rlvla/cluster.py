@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,6 @@ class Cluster:
                 max_images=1 + cfg.episode.max_tool_calls,
                 max_model_len=cfg.episode.max_turn_tokens,
                 seed=cfg.seed,
-                threads=config.threads,
             )
             for _ in range(config.num_samplers)
         ]
@@ -144,6 +143,19 @@ class Cluster:
         for i, part in enumerate(parts):
             trajectories[i::num] = part
         return trajectories
+
+    def stream(self, jobs: Sequence[Job]) -> Iterator[Trajectory]:
+        """Play jobs on all rollout actors; trajectories as they end."""
+        num = len(self._rollout_actors)
+        streams: list[Any] = [actor.stream.remote(jobs[i::num]) for i, actor in enumerate(self._rollout_actors)]
+        while streams:
+            ready: Any = ray.wait(streams, num_returns=1)[0][0]
+            try:
+                _, trajectory = ray.get(next(ready))
+            except StopIteration:
+                streams.remove(ready)
+            else:
+                yield trajectory
 
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """One learner step over all ranks; rank 0's metrics."""

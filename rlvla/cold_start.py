@@ -37,7 +37,7 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
         from rlvla.tiny_vlm import build_tiny
 
         model, processor = build_tiny(cfg.tiny, list(text_corpus(demonstrations)), cfg.num_bins, cfg.seed)
-    return model, PolicyProcessor.create(processor, codec, carry_thought=cfg.carry_thought)
+    return model, PolicyProcessor.create(processor, codec, cfg.carry_thought, demonstrations.suites)
 
 
 def to_turn(processor: PolicyProcessor, demonstration: Demonstration) -> Turn:

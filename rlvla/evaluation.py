@@ -1,4 +1,4 @@
-"""Evaluation as a protocol: held-out initial states, one trial each, and all that moves the result in the result."""
+"""Evaluation as a protocol: which initial states, one trial each, and all that moves the result in the result."""
 
 from __future__ import annotations
 
@@ -7,76 +7,62 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from tqdm import tqdm
 
 from rlvla.cluster import Cluster
-from rlvla.config import EvaluateConfig, provenance, write_resolved
+from rlvla.config import EvaluateConfig, provenance, to_dict, write_resolved
 from rlvla.episode import derive_seed
-from rlvla.metrics import rollout_metrics, wilson_interval
+from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import Env
 from rlvla.rollout import Job, make_env, task_ids
 from rlvla.storage import save_trajectories
-from rlvla.types import EndReason, Group, TaskSpec, Trajectory
+from rlvla.trials import TrialLog, summarise, to_trial
+from rlvla.types import TaskSpec, Trajectory
 
 
 def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
-    """Play `cfg.num_trials` held-out states of every task; write `summary.json` and some trajectories.
+    """Play `cfg.num_trials` initial states of every task; write `summary.json` and some trajectories.
+
+    Every trial is on the disk as soon as it has ended: called again with the same config after a kill, it plays only
+    what is missing.
 
     Raises:
         FileNotFoundError: `model` names no checkpoint.
-        ValueError: the env offers too few held-out states, or some that are also trained on.
+        ValueError: the env offers too few states, or some that were also trained on; or the output folder holds the
+            trials of another evaluation.
     """
     if not (cfg.model / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py or recipes/grpo.py first")
-    names, tasks = _held_out(cfg)
-    write_resolved(cfg, cfg.output)
-    with Cluster(cfg) as cluster:
-        started = time.perf_counter()
-        trajectories = cluster.play([Job(task=task, member=0) for task in tasks])
-        seconds = time.perf_counter() - started
-    summary = summarise(names, trajectories) | {
-        "protocol": _protocol(cfg),
-        "seconds": round(seconds, 1),
-        **provenance(),
-    }
+    names, tasks, is_complete = _tasks(cfg)
+    protocol = _protocol(cfg, list(names.values()), is_complete)
+    with TrialLog(cfg.output / "trials.jsonl", protocol) as log:
+        write_resolved(cfg, cfg.output)
+        ended = {trial.key for trial in log.trials}
+        missing = [task for task in tasks if (task.task_id, task.init_state_id) not in ended]
+        seconds = _play(cfg, missing, log, num_ended=len(ended)) if missing else 0.0
+        summary = summarise(names, log.trials) | {
+            "protocol": protocol,
+            "seconds": round(seconds, 1),
+            **provenance(),
+        }
     (cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    save_trajectories(cfg.output / "trajectories.jsonl", _to_show(trajectories, cfg.save_trajectories))
     return summary
 
 
-def summarise(task_names: dict[int, str], trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """Success with its interval per task and in all, and how the policy behaved."""
-    by_task = {name: [t for t in trajectories if t.task.task_id == task_id] for task_id, name in task_names.items()}
-    groups = [Group(task=t.task, trajectories=(t,)) for t in trajectories]
-    latencies = [turn.latency_s for t in trajectories for turn in t.turns]
-    behaviour = rollout_metrics(groups)
-    return {
-        **success_rate(trajectories),
-        "tasks": {name: success_rate(members) for name, members in by_task.items()},
-        "format_rate": behaviour["format_rate"],
-        "tool_calls_per_turn": behaviour["tool_calls_per_turn"],
-        "bad_call_rate": behaviour["bad_call_rate"],
-        "tokens_per_decision": behaviour["response_tokens"],
-        "latency_per_decision_s": {
-            "p50": float(np.median(latencies)),
-            "p95": float(np.quantile(latencies, 0.95)),
-        },
-        "ends": {name.removeprefix("end/"): v for name, v in behaviour.items() if name.startswith("end/")},
-    }
-
-
-def success_rate(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """`rate`, Wilson 95 % interval `low`, `high`, `num_trials` and `num_env_errors` (crashed, not counted)."""
-    valid = [t for t in trajectories if t.end is not EndReason.ENV_ERROR]
-    successes = sum(t.success for t in valid)
-    low, high = wilson_interval(successes, len(valid))
-    rate = successes / len(valid) if valid else float("nan")
-    return {
-        "rate": rate,
-        "low": low,
-        "high": high,
-        "num_trials": len(valid),
-        "num_env_errors": len(trajectories) - len(valid),
-    }
+def _play(cfg: EvaluateConfig, tasks: Sequence[TaskSpec], log: TrialLog, num_ended: int) -> float:
+    """Play the tasks, logging each as it ends; returns the seconds that it took."""
+    shown: list[Trajectory] = []
+    with Cluster(cfg) as cluster, tqdm(total=num_ended + len(tasks), initial=num_ended, desc="evaluate") as bar:
+        started = time.perf_counter()
+        for trajectory in cluster.stream([Job(task=task, member=0) for task in tasks]):
+            log.add(to_trial(trajectory))
+            if sum(t.success == trajectory.success for t in shown) < cfg.save_trajectories // 2:
+                shown.append(trajectory)
+            bar.update()
+            bar.set_postfix(success=f"{sum(t.success for t in log.trials) / len(log.trials):.3f}")
+        seconds = time.perf_counter() - started
+    save_trajectories(cfg.output / "trajectories.jsonl", sorted(shown, key=lambda t: not t.success))
+    return seconds
 
 
 def line(name: str, result: dict[str, Any]) -> str:
@@ -87,39 +73,59 @@ def line(name: str, result: dict[str, Any]) -> str:
     )
 
 
-def _held_out(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec]]:
+def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], bool]:
+    """The names of the tasks by id, the trials, and whether these are all states of the split."""
     env = make_env(cfg.env)
-    tasks = []
+    tasks, num_states = [], 0
     names = {task_id: env.task_names[task_id] for task_id in task_ids(env, cfg.env)}
     for task_id, name in names.items():
-        states = list(env.init_state_ids(task_id, "evaluate"))[: cfg.num_trials]
+        split = env.init_state_ids(task_id, cfg.split)
+        num_states += len(split)
+        states = list(split)[: cfg.num_trials]
         if len(states) < cfg.num_trials:
-            raise ValueError(f"num_trials is {cfg.num_trials}, task {name!r} has {len(states)} held-out states")
-        train = env.init_state_ids(task_id, "train")
-        if leaked := [state for state in states if state in train]:
-            raise ValueError(f"task {name!r}: initial states {leaked[:5]} are in the train split too")
+            raise ValueError(f"num_trials is {cfg.num_trials}, task {name!r} has {len(states)} {cfg.split} states")
+        _refuse_trained(cfg, env, task_id, states)
         tasks += [
             TaskSpec(suite=env.suite, task_id=task_id, init_state_id=state, seed=derive_seed(cfg.seed, state))
             for state in states
         ]
     env.close()
-    return names, tasks
+    return names, tasks, len(tasks) == num_states
 
 
-def _protocol(cfg: EvaluateConfig) -> dict[str, Any]:
+def _refuse_trained(cfg: EvaluateConfig, env: Env, task_id: int, states: Sequence[int]) -> None:
+    """Raises ValueError when a state is one to train on: for a held-out split always, else if this policy was."""
+    train = env.init_state_ids(task_id, "train")
+    leaked = [state for state in states if state in train]
+    if not leaked or cfg.allow_trained_states:
+        return
+    task = env.task_names[task_id]
+    if cfg.split != "official":
+        raise ValueError(f"task {task!r}: initial states {leaked[:5]} are in the train split too")
+    if env.suite in PolicyProcessor.load(cfg.model).trained_suites:
+        raise ValueError(
+            f"{cfg.model} was trained on {len(leaked)} of the official initial states of task {task!r}, so that its "
+            "result would not be comparable: use split evaluate, or set allow_trained_states (the result says so)"
+        )
+
+
+def _protocol(cfg: EvaluateConfig, tasks: Sequence[str], is_complete: bool) -> dict[str, Any]:
+    """What the trials depend on, JSON-able."""
     return {
-        "split": "evaluate",
+        "split": cfg.split,
+        "is_official": cfg.split == "official" and is_complete and cfg.episode.temperature == 0,
+        "allow_trained_states": cfg.allow_trained_states,
+        "model": str(cfg.model),
+        "env": cfg.env.id,
+        "env_kwargs": to_dict(cfg.env)["kwargs"],
+        "tasks": list(tasks),
         "trials_per_task": cfg.num_trials,
         "decoding": "greedy" if cfg.episode.temperature == 0 else f"sampled at {cfg.episode.temperature}",
         "use_zoom": cfg.episode.use_zoom,
         "use_thought": cfg.episode.use_thought,
+        "max_tool_calls": cfg.episode.max_tool_calls,
+        "max_think_tokens": cfg.episode.max_think_tokens,
+        "max_turn_tokens": cfg.episode.max_turn_tokens,
         "concurrent_episodes": cfg.cluster.num_rollout_actors * cfg.cluster.envs_per_actor,
         "seed": cfg.seed,
     }
-
-
-def _to_show(trajectories: Sequence[Trajectory], count: int) -> list[Trajectory]:
-    """Failures and successes in turn, so that a report shows both."""
-    failures = [t for t in trajectories if not t.success][: count // 2]
-    successes = [t for t in trajectories if t.success][: count - len(failures)]
-    return successes + failures

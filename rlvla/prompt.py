@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -80,11 +80,15 @@ class PolicyProcessor:
     """Whether prompts show the previous decision's last thought."""
     image_format: ImageFormat
     vocabulary: Vocabulary
+    trained_suites: tuple[str, ...] = ()
+    """Suites on whose train initial states this policy has learned."""
     _expansions: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
     """(H, W) -> the ids that a placeholder becomes."""
 
     @classmethod
-    def create(cls, hf_processor: Any, codec: QuantileCodec, carry_thought: bool) -> PolicyProcessor:
+    def create(
+        cls, hf_processor: Any, codec: QuantileCodec, carry_thought: bool, trained_suites: Iterable[str] = ()
+    ) -> PolicyProcessor:
         """Wrap a processor whose tokenizer knows the marks and the action tokens.
 
         Raises:
@@ -100,6 +104,7 @@ class PolicyProcessor:
             carry_thought=carry_thought,
             image_format=image_format,
             vocabulary=_vocabulary(hf_processor.tokenizer, image_format, codec.num_bins),
+            trained_suites=tuple(sorted(set(trained_suites))),
         )
 
     @classmethod
@@ -117,12 +122,17 @@ class PolicyProcessor:
 
         settings = json.loads(file.read_text())
         codec = QuantileCodec.from_dict(settings["codec"])
-        return cls.create(AutoProcessor.from_pretrained(path), codec, settings["carry_thought"])
+        suites = settings.get("trained_suites", ())
+        return cls.create(AutoProcessor.from_pretrained(path), codec, settings["carry_thought"], suites)
 
     def save(self, path: Path | str) -> None:
         """Write the processor's files and `rlvla_policy.json` into a checkpoint folder."""
         self.hf_processor.save_pretrained(path)
-        settings = {"codec": self.codec.to_dict(), "carry_thought": self.carry_thought}
+        settings = {
+            "codec": self.codec.to_dict(),
+            "carry_thought": self.carry_thought,
+            "trained_suites": list(self.trained_suites),
+        }
         (Path(path) / POLICY_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     def prompt_ids(self, instruction: str, num_images: int, carried_thought: str = "") -> tuple[int, ...]:
@@ -247,3 +257,11 @@ def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int) -> Voc
         encode=encode,
         decode=decode,
     )
+
+
+def note_trained(path: Path, suite: str) -> None:
+    """Write into a checkpoint that its policy has learned on the train states of a suite, too."""
+    file = path / POLICY_FILE
+    settings = json.loads(file.read_text())
+    settings["trained_suites"] = sorted({*settings.get("trained_suites", ()), suite})
+    file.write_text(json.dumps(settings, indent=2) + "\n")

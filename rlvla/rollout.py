@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,10 @@ def make_env(config: EnvConfig) -> Env:
 class SamplerActor:
     """A vLLM engine as a Ray actor."""
 
-    def __init__(
-        self, model: Path, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int, threads: int
-    ) -> None:
+    def __init__(self, model: Path, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int) -> None:
         from rlvla.sampler import VLLMSampler
 
-        self._sampler = VLLMSampler(
-            model, config, max_images=max_images, max_model_len=max_model_len, seed=seed, threads=threads
-        )
+        self._sampler = VLLMSampler(model, config, max_images=max_images, max_model_len=max_model_len, seed=seed)
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
         """See `protocols.Sampler`."""
@@ -89,15 +85,30 @@ class RolloutActor:
 
     async def run(self, jobs: Sequence[Job]) -> list[Trajectory]:
         """Play all jobs; trajectories come back in the jobs' order."""
+        trajectories = {index: trajectory async for index, trajectory in self.stream(jobs)}
+        return [trajectories[index] for index in range(len(jobs))]
+
+    async def stream(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Trajectory]]:
+        """Play all jobs; (index of the job, trajectory) as they end."""
         pending = iter(enumerate(jobs))
-        trajectories: dict[int, Trajectory] = {}
+        ended: asyncio.Queue[tuple[int, Trajectory] | None] = asyncio.Queue()
 
         async def drive(env: EnvThread) -> None:
-            for index, job in pending:
-                trajectories[index] = await run_episode(self._decider, env, job.task, member=job.member)
+            try:
+                for index, job in pending:
+                    await ended.put((index, await run_episode(self._decider, env, job.task, member=job.member)))
+            finally:
+                await ended.put(None)
 
-        await asyncio.gather(*(drive(env) for env in self._envs[: len(jobs)]))
-        return [trajectories[index] for index in range(len(jobs))]
+        drivers = [asyncio.create_task(drive(env)) for env in self._envs[: len(jobs)]]
+        num_driving = len(drivers)
+        while num_driving:
+            item = await ended.get()
+            if item is None:
+                num_driving -= 1
+            else:
+                yield item
+        await asyncio.gather(*drivers)  # raises what a driver raised
 
     async def close(self) -> None:
         """Close every env."""
@@ -115,11 +126,13 @@ class TaskStream:
     """Tasks drawn so far."""
     surplus: list[Group] = field(default_factory=list)
     """Groups with signal that were sampled and not yet learned from."""
+    suite: str = field(init=False)
+    """The env's."""
 
     def __post_init__(self) -> None:
         """Asks one env for its tasks and states, then closes it."""
         env = make_env(self.config)
-        self._suite = env.suite
+        self.suite = env.suite
         self._task_ids = task_ids(env, self.config)
         self._states = {task: env.init_state_ids(task, "train") for task in self._task_ids}
         env.close()
@@ -133,7 +146,7 @@ class TaskStream:
         seed = derive_seed(self.seed, self.position)
         states = self._states[task_id]
         self.position += 1
-        return TaskSpec(suite=self._suite, task_id=task_id, init_state_id=states[seed % len(states)], seed=seed)
+        return TaskSpec(suite=self.suite, task_id=task_id, init_state_id=states[seed % len(states)], seed=seed)
 
 
 def task_ids(env: Env, config: EnvConfig) -> list[int]:

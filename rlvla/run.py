@@ -15,6 +15,7 @@ from tqdm import tqdm
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, write_resolved
 from rlvla.metrics import MetricsLogger, PhaseTimer, read_metrics
+from rlvla.prompt import note_trained
 from rlvla.rollout import TaskStream
 from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.types import Group, Trajectory
@@ -85,10 +86,12 @@ class GRPORun:
             trajectories = [t for group in sampled for t in group.trajectories[:1]]
             save_trajectories(cfg.output / "trajectories.jsonl", trajectories[: cfg.save_trajectories])
 
-    def finish(self, cluster: Cluster) -> None:
+    def finish(self, cluster: Cluster, tasks: TaskStream) -> None:
         """Write the policy and `summary.json`."""
         cluster.save(self._cfg.output / "checkpoint")
-        success = [line["success"] for line in read_metrics(self._logger.path) if line.get("success") is not None]
+        note_trained(self._cfg.output / "checkpoint", tasks.suite)
+        lines = read_metrics(self._logger.path)
+        success = [value for line in lines if (value := line.get("success")) is not None]
         tenth = max(1, len(success) // 10)
         summary = {
             "steps": self._cfg.num_steps,

@@ -74,7 +74,6 @@ class VLLMSampler:
         max_images: images in one context at most.
         max_model_len: tokens of one context at most, sampled ones included.
         seed: of the engine; requests bring their own.
-        threads: OpenMP threads on the CPU.
 
     Raises:
         SamplerError: vLLM cannot serve this checkpoint; the cause is chained.
@@ -88,9 +87,8 @@ class VLLMSampler:
         max_images: int,
         max_model_len: int,
         seed: int = 0,
-        threads: int = 1,
     ) -> None:
-        _set_environment(threads)
+        _set_environment(config.threads)
         self.num_context_tokens = 0
         """Of all requests so far."""
         self.num_cached_tokens = 0
@@ -106,7 +104,7 @@ class VLLMSampler:
         ready: Future[None] = Future()
         arguments = _engine_arguments(model, config, max_images, max_model_len, seed)
         self._thread = threading.Thread(
-            target=self._serve, args=(arguments, threads, ready), name="vllm-engine", daemon=True
+            target=self._serve, args=(arguments, config.threads, ready), name="vllm-engine", daemon=True
         )
         self._thread.start()
         try:

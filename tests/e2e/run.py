@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,22 @@ _RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a learner that ran in this process leaves in the environment; a recipe would take it for a launcher's."""
 
 
-def script(path: str, *arguments: str | Path) -> str:
-    """Run a script of the repository; returns what it printed; an AssertionError carries that when it failed."""
+LAUNCH = ("-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0")
+"""`accelerate launch` of two processes, at any free port."""
+
+
+def environment() -> dict[str, str]:
+    """That of a process of its own, which finds our packages and no learner's rank."""
     paths = [ROOT, ROOT / "envs", ROOT / "reward", Path(__file__).parent]
     inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
-    environment = {**inherited, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+
+
+def script(path: str, *arguments: str | Path, launcher: Sequence[str] = ()) -> str:
+    """Run a script of the repository; returns what it printed; an AssertionError carries that when it failed."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / path), *map(str, arguments)],
-        env=environment,
+        [sys.executable, *launcher, str(ROOT / path), *map(str, arguments)],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=570,
@@ -33,9 +42,9 @@ def script(path: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def recipe(name: str, config: dict[str, Any], folder: Path, *flags: str) -> str:
+def recipe(name: str, config: dict[str, Any], folder: Path, *flags: str, launcher: Sequence[str] = ()) -> str:
     """Run a recipe with `config` written to a YAML file in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config))
-    return script(f"recipes/{name}.py", "--config", file, *flags)
+    return script(f"recipes/{name}.py", "--config", file, *flags, launcher=launcher)

@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster as RayNodes
 from ray.util import placement_group_table
 
 from rlvla.cluster import Cluster
-from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, SamplerConfig
+from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
 from rlvla.rollout import Job, TaskStream, rollout
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from rlvla.metrics import read_metrics
 from rlvla.storage import load_trajectories
-from tests.e2e.run import recipe, script
+from tests.e2e.run import LAUNCH, recipe, script
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -83,6 +83,18 @@ def test_sft_resumed_equals_sft_unbroken(demos: Path, sft: Path, tmp_path: Path)
 
 def test_sft_micro_batches_and_zero_leave_the_update_alone(demos: Path, sft: Path, tmp_path: Path) -> None:
     recipe("sft", sft_config(demos, tmp_path / "run", micro_batch_rows=4, zero_stage=2), tmp_path)
+    for name, weight in weights(sft / "checkpoint").items():
+        np.testing.assert_allclose(weights(tmp_path / "run/checkpoint")[name], weight, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_sft_by_accelerate_launch_on_two_processes_gives_the_same_update(
+    demos: Path, sft: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    recipe("sft", sft_config(demos, tmp_path / "run", zero_stage=zero_stage), tmp_path, launcher=LAUNCH)
+    alone, together = read_metrics(sft / "metrics.jsonl"), read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], abs=1e-5)
+    assert together[-1]["validation_loss"] == pytest.approx(alone[-1]["validation_loss"], abs=1e-5)
     for name, weight in weights(sft / "checkpoint").items():
         np.testing.assert_allclose(weights(tmp_path / "run/checkpoint")[name], weight, atol=2e-5, err_msg=name)
 

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rlvla.config import EnvConfig, EvaluateConfig
-from rlvla.evaluation import evaluate, line, success_rate, summarise
-from rlvla.metrics import wilson_interval
-from rlvla.testing import TASK, make_trajectory
-from rlvla.types import EndReason
-
-
-def test_success_counts_what_did_not_crash() -> None:
-    ends = [EndReason.SUCCESS] * 3 + [EndReason.FAILURE] + [EndReason.ENV_ERROR]
-    result = success_rate([make_trajectory(end=end) for end in ends])
-    assert result["rate"] == 0.75
-    assert (result["num_trials"], result["num_env_errors"]) == (4, 1)
-    assert (result["low"], result["high"]) == wilson_interval(3, 4)
-
-
-def test_the_summary_is_by_task_and_in_all() -> None:
-    other = replace(TASK, task_id=1)
-    trajectories = [make_trajectory(), make_trajectory(task=other, end=EndReason.FAILURE)]
-    summary = summarise({0: "press", 1: "pick"}, trajectories)
-    assert summary["rate"] == 0.5
-    assert (summary["tasks"]["press"]["rate"], summary["tasks"]["pick"]["rate"]) == (1.0, 0.0)
-    assert summary["format_rate"] == 1.0
-    assert summary["tokens_per_decision"] == 5
-    assert summary["ends"]["failure"] == 0.5
+from rlvla.evaluation import evaluate, line
+from rlvla.prompt import note_trained
 
 
 def test_the_line_to_read() -> None:
@@ -54,3 +33,15 @@ def test_states_that_are_trained_on_are_refused(
     env = EnvConfig(id="lab/Leaky-v0", imports=("leaky_env",))
     with pytest.raises(ValueError, match=r"initial states \[0, 1\] are in the train split too"):
         evaluate(EvaluateConfig(model=tiny_policy, output=tmp_path / "out", env=env, num_trials=2))
+
+
+def test_a_policy_that_was_trained_on_official_states_is_refused(
+    tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    env = EnvConfig(id="lab/Leaky-v0", imports=("leaky_env",))
+    model = shutil.copytree(tiny_policy, tmp_path / "trained")
+    note_trained(model, "leaky")
+    cfg = EvaluateConfig(model=model, output=tmp_path / "out", env=env, num_trials=2, split="official")
+    with pytest.raises(ValueError, match=r"trained was trained on 2 of the official .*allow_trained_states"):
+        evaluate(cfg)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     ["types", "config"],
-    ["protocols", "markup", "actions", "tools", "plugins", "metrics", "storage", "prompt", "dataset"],
+    ["protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "storage", "prompt", "dataset"],
     ["advantage", "loss", "collate"],
     ["policy", "tiny_vlm", "sampler", "episode", "cold_start", "testing"],
     ["rollout", "learner_engine", "learner"],

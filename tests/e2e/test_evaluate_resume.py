@@ -1,0 +1,60 @@
+"""An evaluation that is killed goes on where it was: no trial lost, none played twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.e2e.run import ROOT, environment, recipe
+
+NUM_TRIALS = 24
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines(keepends=True) if path.is_file() else []
+
+
+def kill_after(trials: Path, count: int, command: list[str]) -> None:
+    """Run until `count` trials are on the disk, then kill the process and all that it started, without a warning."""
+    with subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 240
+        while len(lines(trials)) <= count:
+            assert process.poll() is None, "the evaluation ended by itself"
+            assert time.monotonic() < deadline, "the evaluation did not get so far"
+            time.sleep(0.01)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family, timeout=30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_evaluation_loses_and_repeats_no_trial(tiny_policy: Path, tmp_path: Path) -> None:
+    config = {
+        "model": str(tiny_policy),
+        "output": str(tmp_path / "evaluate"),
+        "env": {"tasks": ["press"]},
+        "episode": {"temperature": 0.0, "max_turn_tokens": 192, "max_think_tokens": 16},
+        "cluster": {"envs_per_actor": 2},
+        "num_trials": NUM_TRIALS,
+    }
+    file, trials = tmp_path / "evaluate.yaml", tmp_path / "evaluate/trials.jsonl"
+    file.write_text(yaml.safe_dump(config))
+    kill_after(trials, 3, [sys.executable, str(ROOT / "recipes/evaluate.py"), "--config", str(file)])
+    before = [line for line in lines(trials) if line.endswith("\n")]
+    assert 3 < len(before) <= NUM_TRIALS
+    recipe("evaluate", config, tmp_path)
+    after = lines(trials)
+    assert after[: len(before)] == before
+    states = [json.loads(line)["init_state_id"] for line in after[1:]]
+    assert len(states) == len(set(states)) == NUM_TRIALS
+    summary = json.loads((tmp_path / "evaluate/summary.json").read_text())
+    assert summary["num_trials"] + summary["num_env_errors"] == NUM_TRIALS

@@ -1,0 +1,86 @@
+"""Trials: their summary, and a log that survives a kill."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rlvla.metrics import wilson_interval
+from rlvla.testing import TASK, make_trajectory
+from rlvla.trials import Trial, TrialLog, success_rate, summarise, to_trial
+from rlvla.types import EndReason
+from tests import examples
+
+PROTOCOL = {"split": "evaluate", "seed": 0}
+
+
+def trial(init_state_id: int, end: EndReason = EndReason.SUCCESS) -> Trial:
+    return replace(to_trial(make_trajectory(end=end)), init_state_id=init_state_id)
+
+
+def test_success_counts_what_did_not_crash() -> None:
+    ends = [EndReason.SUCCESS] * 3 + [EndReason.FAILURE] + [EndReason.ENV_ERROR]
+    result = success_rate([trial(i, end) for i, end in enumerate(ends)])
+    assert result["rate"] == 0.75
+    assert (result["num_trials"], result["num_env_errors"]) == (4, 1)
+    assert (result["low"], result["high"]) == wilson_interval(3, 4)
+
+
+def test_the_summary_is_by_task_and_in_all() -> None:
+    failure = to_trial(make_trajectory(task=replace(TASK, task_id=1), end=EndReason.FAILURE))
+    summary = summarise({0: "press", 1: "pick"}, [trial(0), failure])
+    assert summary["rate"] == 0.5
+    assert (summary["tasks"]["press"]["rate"], summary["tasks"]["pick"]["rate"]) == (1.0, 0.0)
+    assert summary["format_rate"] == 1.0
+    assert summary["tokens_per_decision"] == 5
+    assert summary["ends"]["failure"] == 0.5
+
+
+def test_a_trial_counts_turns_calls_and_tokens() -> None:
+    turns = [
+        examples.turn(*examples.zoom(), *examples.zoom(error="too small"), examples.think(), examples.act()),
+        examples.turn(examples.malformed()),
+    ]
+    counted = to_trial(examples.trajectory(turns, EndReason.MALFORMED))
+    assert (counted.num_turns, counted.num_malformed_turns) == (2, 1)
+    assert (counted.num_tool_calls, counted.num_bad_calls) == (2, 1)
+    assert counted.num_sampled_tokens == sum(turn.num_sampled_tokens for turn in turns)
+    assert counted.latencies_s == (0.25, 0.25)
+    assert not counted.success
+    assert summarise({0: "press"}, [counted])["bad_call_rate"] == 0.5
+
+
+def test_nothing_but_crashes_has_no_behaviour() -> None:
+    summary = summarise({0: "press"}, [replace(trial(0, EndReason.ENV_ERROR), num_turns=0)])
+    assert summary["num_env_errors"] == 1
+    assert "format_rate" not in summary
+
+
+@pytest.mark.parametrize("cut", range(0, 400, 7))
+def test_a_log_cut_anywhere_goes_on_without_losing_or_repeating(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "trials.jsonl"
+    with TrialLog(path, PROTOCOL) as log:
+        for i in range(3):
+            log.add(trial(i))
+    path.write_bytes(path.read_bytes()[: -cut or None])
+    with TrialLog(path, PROTOCOL) as log:
+        there = {t.init_state_id for t in log.trials}
+        assert there == set(range(len(there)))
+        for i in set(range(3)) - there:
+            log.add(trial(i))
+    with TrialLog(path, PROTOCOL) as log:
+        assert sorted(log.trials, key=lambda t: t.init_state_id) == [trial(i) for i in range(3)]
+
+
+def test_trials_of_another_evaluation_are_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    with TrialLog(path, PROTOCOL) as log:
+        log.add(trial(0))
+    before = path.read_text()
+    with pytest.raises(ValueError, match=r"seed was 0, is 1"):
+        TrialLog(path, {**PROTOCOL, "seed": 1})
+    assert path.read_text() == before
+    assert json.loads(before.splitlines()[0]) == {"protocol": PROTOCOL}
