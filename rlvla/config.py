@@ -251,17 +251,53 @@ class TinyModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadConfig:
+    """How recorded episodes are read; docs/demonstrations.md says what each kind of file needs."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    cameras: tuple[str, ...] = ()
+    """Names, in the policy's order; empty: `agentview` (HDF5), the first one listed (LeRobot)."""
+    rotate: bool | None = None
+    """Turn frames by 180 degrees, as OpenVLA does with what LIBERO renders; None: HDF5 yes, LeRobot no."""
+    frames_follow_actions: bool | None = None
+    """Frame t was recorded behind action t, as LIBERO's official ones; None: HDF5 tells by its states, LeRobot no."""
+    gripper: Literal["robosuite", "openvla"] = "robosuite"
+    """Convention of the last action component: -1 open, 1 close; or 1 open, 0 close. It becomes robosuite's."""
+    drop_noops: bool = True
+    """Leave out frames whose action moves nothing, by OpenVLA's rule."""
+    stride: int = 0
+    """Env steps from one decision to the next; 0: the chunk length. OpenVLA-OFT trains on every frame: 1."""
+    center_crop: bool = True
+    """Show the middle 0.9 of the frame's area, as OpenVLA does and as our LIBERO env does by default."""
+    view_size: int = 0
+    """Side of the policy view, pixels; 0: as recorded."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the key."""
+        if self.stride < 0 or self.view_size < 0:
+            raise ValueError(f"read.stride is {self.stride}, read.view_size {self.view_size}: need at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnnotateConfig:
-    """`recipes/annotate.py`: expert demonstrations with templated thought and zoom -> a LeRobot v3 data set."""
+    """`recipes/annotate.py`: expert demonstrations -> a LeRobot v3 data set.
+
+    Those of an expert in a simulator, with templated thought and zoom; or those of a `source`, without.
+    """
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
     output: Path = Path("outputs/demos")
     """Folder of the data set; must not exist."""
+    source: Path | None = None
+    """Recorded episodes instead of an expert: LIBERO's HDF5 (a file or a folder), or a LeRobot v2 or v3 folder."""
+    read: ReadConfig = field(default_factory=ReadConfig)
+    """How to read `source`."""
     env: EnvConfig = field(default_factory=EnvConfig)
-    """Simulator."""
-    num_episodes: int = 2000
-    """Over all tasks, from train initial states."""
+    """Simulator that the expert acts in; a `source` needs none."""
+    num_episodes: int | None = None
+    """Over all tasks, from train initial states; None: 2000 of an expert, all of a `source`."""
     chunk_length: int = 5
     """K, env steps between two looks."""
     expert: str = "rlvla_envs.tabletop_annotate:demonstrate"

@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     ["types", "config"],
-    ["protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "storage", "prompt", "dataset"],
+    [
+        *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "storage", "prompt", "dataset"),
+        *("demonstrations", "read_hdf5", "read_lerobot", "read_video"),
+    ],
     ["advantage", "loss", "collate"],
     ["policy", "tiny_vlm", "sampler", "episode", "cold_start", "testing"],
     ["rollout", "learner_engine", "learner"],

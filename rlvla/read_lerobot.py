@@ -1,0 +1,308 @@
+"""LeRobot data sets of versions 2.0, 2.1 and 3.0, pictures in the tables or as video.
+
+| | 2.0, 2.1 | 3.0 |
+|---|---|---|
+| rows | `data/chunk-000/episode_000000.parquet`, one each | `data/chunk-000/file-000.parquet`, many episodes |
+| video | `videos/chunk-000/<key>/episode_000000.mp4` | `videos/<key>/chunk-000/file-000.mp4`, many episodes |
+| tasks | `meta/tasks.jsonl` | `meta/tasks.parquet`, the task is the table's pandas index |
+| episodes | `meta/episodes.jsonl` | `meta/episodes/chunk-000/file-000.parquet`, with the place of each |
+
+As huggingface/lerobot reads and writes them: src/lerobot/datasets/{utils,io_utils,dataset_metadata}.py and
+src/lerobot/scripts/convert_dataset_v21_to_v30.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from rlvla.config import ReadConfig
+from rlvla.dataset import DatasetError
+from rlvla.demonstrations import Episode, Source, prepared, robosuite_gripper, see_before_acting
+from rlvla.read_video import FrameReader
+
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+ROWS_PER_BATCH = 64
+"""Rows that are in memory beside those of the present episode."""
+_STATES = ("observation.state", "state")
+"""Feature names, LeRobot's own first, then those of openpi's examples/libero/convert_libero_data_to_lerobot.py."""
+_ACTIONS = ("action", "actions")
+_PREFIX = "observation.images."
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What the `meta` folder says."""
+
+    root: Path
+    info: Mapping[str, Any]
+    tasks: Mapping[int, str]
+    episodes: Mapping[int, Mapping[str, Any]]
+    """By episode_index, in its order."""
+    cameras: Mapping[str, str]
+    """Short name -> feature, those to read."""
+    state: str
+    action: str
+
+    @property
+    def is_v3(self) -> bool:
+        """Whether files hold many episodes, with their places in `meta/episodes`."""
+        return self.info["codebase_version"] == "v3.0"
+
+    def data_file(self, episode: int) -> Path:
+        """The table with the rows of an episode."""
+        return self._file("data_path", episode, "data/")
+
+    def video_file(self, episode: int, feature: str) -> tuple[Path, float]:
+        """The video with the frames of an episode, and the second at which they begin."""
+        file = self._file("video_path", episode, f"videos/{feature}/", video_key=feature)
+        return file, float(self.episodes[episode][f"videos/{feature}/from_timestamp"]) if self.is_v3 else 0.0
+
+    def _file(self, template: str, episode: int, place: str, **names: str) -> Path:
+        row = self.episodes[episode]
+        if self.is_v3:
+            numbers = {name: row[f"{place}{name}"] for name in ("chunk_index", "file_index")}
+        else:
+            numbers = {"episode_chunk": episode // self.info["chunks_size"], "episode_index": episode}
+        return _inside(self.root, self.info[template].format(**numbers, **names))
+
+
+def open_lerobot(path: Path, options: ReadConfig) -> Source:
+    """Read what the data set says of itself; episodes are read when asked for.
+
+    Args:
+        path: the folder that holds `meta/info.json`.
+        options: how to read.
+
+    Raises:
+        DatasetError: the `meta` folder is damaged or of another version, a camera does not exist; the message names
+            the file. Later, while reading: an episode is missing, repeated or malformed.
+    """
+    layout = _layout(path, options)
+    return Source(
+        robot=layout.info.get("robot_type") or "unknown",
+        fps=float(layout.info["fps"]),
+        num_episodes=len(layout.episodes),
+        episodes=prepared(_episodes(layout, options), filter_noops=options.drop_noops),
+    )
+
+
+def _layout(path: Path, options: ReadConfig) -> _Layout:
+    file = path / "meta/info.json"
+    info = _json(file, file.read_text() if file.is_file() else "")
+    if info.get("codebase_version") not in VERSIONS:
+        raise DatasetError(
+            f"{file}: codebase_version is {info.get('codebase_version')!r}, this reads {', '.join(VERSIONS)}; "
+            "LeRobot's own scripts convert older ones"
+        )
+    is_v3 = info["codebase_version"] == "v3.0"
+    features = info.get("features", {})
+    cameras = _cameras(features, options.cameras, file)
+    videos = [feature for feature in cameras.values() if features[feature]["dtype"] == "video"]
+    needed = ("fps", "data_path", *(["video_path"] if videos else []), *([] if is_v3 else ["chunks_size"]))
+    if missing := [key for key in needed if not info.get(key)]:
+        raise DatasetError(f"{file}: no {', '.join(missing)}")
+    return _Layout(
+        root=path,
+        info=info,
+        tasks=_tasks(path, is_v3),
+        episodes=_episode_rows(path, videos, is_v3),
+        cameras=cameras,
+        state=_feature(features, _STATES, file),
+        action=_feature(features, _ACTIONS, file),
+    )
+
+
+def _cameras(features: Mapping[str, Any], wanted: Sequence[str], file: Path) -> dict[str, str]:
+    """Short name -> feature of the wanted cameras, or of the first that the data set lists."""
+    there = {key.removeprefix(_PREFIX): key for key, f in features.items() if f.get("dtype") in ("image", "video")}
+    names = [name.removeprefix(_PREFIX) for name in wanted] or list(there)[:1]
+    if unknown := [name for name in names if name not in there]:
+        raise DatasetError(f"{file}: no camera {unknown[0]}; there are {', '.join(there)}")
+    if not names:
+        raise DatasetError(f"{file}: no feature of dtype image or video")
+    return {name: there[name] for name in names}
+
+
+def _feature(features: Mapping[str, Any], names: Sequence[str], file: Path) -> str:
+    for name in names:
+        if name in features:
+            return name
+    raise DatasetError(f"{file}: no feature {' or '.join(names)}; there are {', '.join(features)}")
+
+
+def _tasks(root: Path, is_v3: bool) -> dict[int, str]:
+    file = root / ("meta/tasks.parquet" if is_v3 else "meta/tasks.jsonl")
+    rows = _table(file).to_pylist() if is_v3 else _json_lines(file)
+    tasks: dict[int, str] = {}
+    for row in rows:
+        # pandas stores an index without a name as __index_level_0__; LeRobot has written the tasks both ways.
+        text = row.get("task", row.get("__index_level_0__"))
+        if not isinstance(text, str) or row.get("task_index") is None:
+            raise DatasetError(f"{file}: a task without words or task_index: {row}")
+        tasks[row["task_index"]] = text
+    return tasks
+
+
+def _episode_rows(root: Path, videos: Sequence[str], is_v3: bool) -> dict[int, dict[str, Any]]:
+    """By episode_index, in its order: length and, in version 3, the places of rows and frames."""
+    needed = ["episode_index", "length"]
+    if is_v3:
+        needed += ["data/chunk_index", "data/file_index"]
+        needed += [f"videos/{v}/{what}" for v in videos for what in ("chunk_index", "file_index", "from_timestamp")]
+        files = sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet"))
+    else:
+        files = [root / "meta/episodes.jsonl"]
+    episodes: dict[int, dict[str, Any]] = {}
+    for file in files:
+        # The statistics, hundreds of columns, stay on disk.
+        for row in _table(file, needed).to_pylist() if is_v3 else _json_lines(file):
+            if missing := [key for key in needed if row.get(key) is None]:
+                raise DatasetError(f"{file}: an episode without {missing[0]}")
+            if row["episode_index"] in episodes:
+                raise DatasetError(f"{file}: episode {row['episode_index']} is listed twice")
+            episodes[row["episode_index"]] = {key: row[key] for key in needed}
+    if not episodes:
+        raise DatasetError(f"{root / 'meta'}: no episodes")
+    return dict(sorted(episodes.items()))
+
+
+def _episodes(layout: _Layout, options: ReadConfig) -> Iterator[Episode]:
+    """Every listed episode once, in the order of the data files."""
+    readers = {feature: FrameReader() for feature in layout.cameras.values()}
+    images = [f for f in layout.cameras.values() if layout.info["features"][f]["dtype"] == "image"]
+    columns = ["episode_index", "frame_index", "task_index", layout.state, layout.action, *images]
+    pending = set(layout.episodes)
+    for file in dict.fromkeys(layout.data_file(episode) for episode in layout.episodes):
+        for index, rows in groupby(_rows(file, columns), key=lambda row: row["episode_index"]):
+            name = f"{file}, episode {index}"
+            if index not in pending:
+                reason = "appears a second time" if index in layout.episodes else "is not listed in meta/episodes"
+                raise DatasetError(f"{name} {reason}")
+            pending.remove(index)
+            yield _episode(layout, options, name, list(rows), readers)
+    if pending:
+        first = min(pending)
+        raise DatasetError(
+            f"{layout.data_file(first)}: no rows of episode {first}; {len(pending)} listed episodes are missing"
+        )
+
+
+def _episode(
+    layout: _Layout,
+    options: ReadConfig,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    readers: Mapping[str, FrameReader],
+) -> Episode:
+    index = rows[0]["episode_index"]
+    length = layout.episodes[index]["length"]
+    if [row["frame_index"] for row in rows] != list(range(length)):
+        raise DatasetError(f"{name}: frame_index is not 0 to {length - 1} in order, in {len(rows)} rows")
+    tasks = {row["task_index"] for row in rows}
+    if len(tasks) > 1 or not tasks <= layout.tasks.keys():
+        raise DatasetError(f"{name}: has the tasks {sorted(tasks)}, need one that meta/tasks lists")
+    frames = {}
+    for camera, feature in layout.cameras.items():
+        if layout.info["features"][feature]["dtype"] == "video":
+            file, start_s = layout.video_file(index, feature)
+            stack = readers[feature].take(file, start_s, length, float(layout.info["fps"]))
+        else:
+            stack = _stack([_picture(layout.root, row[feature], f"{name}, {feature}") for row in rows], name, feature)
+        frames[camera] = stack[:, ::-1, ::-1] if options.rotate else stack
+    episode = Episode(
+        name=name,
+        instruction=layout.tasks[tasks.pop()],
+        frames=frames,
+        state=_array([row[layout.state] for row in rows], name, layout.state),
+        actions=robosuite_gripper(
+            _array([row[layout.action] for row in rows], name, layout.action), options.gripper, name
+        ),
+        fps=float(layout.info["fps"]),
+    )
+    return see_before_acting(episode) if options.frames_follow_actions else episode
+
+
+def _array(values: Sequence[Any], name: str, feature: str) -> np.ndarray:
+    """[T, D] float32; raises DatasetError where rows differ in length."""
+    try:
+        array = np.array(values, np.float32)
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"{name}: {feature} is not one vector of numbers a frame ({error})") from error
+    if array.ndim != 2:
+        raise DatasetError(f"{name}: {feature} has shape {list(array.shape)}, need [frames, dimensions]")
+    return array
+
+
+def _stack(pictures: Sequence[np.ndarray], name: str, feature: str) -> np.ndarray:
+    if len(shapes := {picture.shape for picture in pictures}) > 1:
+        raise DatasetError(f"{name}: {feature} has pictures of {len(shapes)} sizes")
+    return np.stack(pictures)
+
+
+def _picture(root: Path, value: Any, where: str) -> np.ndarray:
+    """[H, W, 3] uint8 of a struct {bytes, path}, as the `datasets` library stores pictures."""
+    if not value or (value["bytes"] is None and not value["path"]):
+        raise DatasetError(f"{where}: a frame has no picture")
+    try:
+        data = value["bytes"] if value["bytes"] is not None else _inside(root, value["path"]).read_bytes()
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DatasetError(f"{where}: a picture cannot be decoded ({error})") from error
+
+
+def _rows(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    if not file.is_file():
+        raise DatasetError(f"{file}: this table is missing")
+    with _parquet(file) as table:
+        if missing := set(columns) - set(table.schema_arrow.names):
+            raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}")
+        for batch in table.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
+            yield from batch.to_pylist()
+
+
+def _table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    if not file.is_file():
+        raise DatasetError(f"{file}: this table is missing")
+    with _parquet(file) as table:
+        names = set(table.schema_arrow.names)
+        return table.read(None if columns is None else [column for column in columns if column in names])
+
+
+def _parquet(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise DatasetError(f"{file}: not a parquet file ({error})") from error
+
+
+def _json(file: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{file}: missing, or not JSON ({error})") from error
+
+
+def _json_lines(file: Path) -> list[dict[str, Any]]:
+    text = file.read_text() if file.is_file() else ""
+    if not text.strip():
+        raise DatasetError(f"{file}: missing or empty")
+    return [_json(file, line) for line in text.splitlines() if line.strip()]
+
+
+def _inside(root: Path, relative: str) -> Path:
+    """A path that a file of the data set names; a data set from elsewhere cannot make us read other files."""
+    path = root / relative
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DatasetError(f"{root}: names a file outside of it, {relative!r}")
+    return path

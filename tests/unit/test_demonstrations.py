@@ -1,0 +1,240 @@
+"""Episodes as they were recorded, their no-ops, and the decisions that they become."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlvla import dataset
+from rlvla.cold_start import to_turn
+from rlvla.dataset import DatasetError
+from rlvla.demonstrations import (
+    Episode,
+    decisions,
+    drop_noops,
+    moves,
+    policy_view,
+    prepared,
+    robosuite_gripper,
+    see_before_acting,
+)
+from rlvla.prompt import PolicyProcessor
+from rlvla.types import SegmentKind
+from tests.e2e.run import recipe
+from tests.unit.recorded import raw, write_v2
+
+
+def episode(length: int = 5, action_dims: int = 4, **fields: Any) -> Episode:
+    """Frame t is grey t; action t moves by t + 1 hundredths; the gripper closes at half time."""
+    actions = np.full((length, action_dims), 0.01, np.float32) * np.arange(1, length + 1, dtype=np.float32)[:, None]
+    actions[:, -1] = np.where(np.arange(length) < length // 2, -1, 1)
+    default = {
+        "name": "file.hdf5, demo_3",
+        "instruction": "press the pad",
+        "frames": {"agentview": np.arange(length, dtype=np.uint8)[:, None, None, None] + np.zeros((8, 8, 3), np.uint8)},
+        "state": np.arange(length, dtype=np.float32)[:, None] + np.array([0, 0.5], np.float32),
+        "actions": actions,
+        "fps": 20.0,
+    }
+    return Episode(**{**default, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"instruction": ""}, "no instruction"),
+        ({"actions": np.zeros((5,), np.float32)}, r"actions have shape \[5\]"),
+        ({"actions": np.full((5, 4), np.nan, np.float32)}, "actions hold NaN or infinity at frame 0"),
+        ({"state": np.full((5, 2), np.inf, np.float32)}, "state hold NaN"),
+        ({"state": np.zeros((4, 2), np.float32)}, "4 states for 5 actions"),
+        ({"frames": {}}, "no camera"),
+        ({"frames": {"wrist": np.zeros((4, 8, 8, 3), np.uint8)}}, "camera wrist has 4 frames for 5 actions"),
+        ({"frames": {"wrist": np.zeros((5, 8, 8, 3))}}, "camera wrist is float64"),
+        ({"frames": {"wrist": np.zeros((5, 8, 8), np.uint8)}}, r"\[5, 8, 8\], need uint8"),
+        ({"fps": 0.0}, "fps is 0"),
+    ],
+)
+def test_a_malformed_episode_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DatasetError, match=rf"^file\.hdf5, demo_3: .*{message}"):
+        episode(**fields)
+
+
+def openvla_keeps(actions: np.ndarray) -> list[bool]:
+    """Its rule, word for word: compare the gripper with that of the last action that was kept."""
+    kept: list[np.ndarray] = []
+    mask = []
+    for action in actions:
+        is_still = np.linalg.norm(action[:-1].astype(np.float64)) < 1e-4
+        is_noop = is_still and (not kept or action[-1] == kept[-1][-1])
+        mask.append(not is_noop)
+        if not is_noop:
+            kept.append(action)
+    return mask
+
+
+STEP = st.tuples(st.sampled_from([0.0, 0.99e-4, 1.01e-4, 0.5, -0.5]), st.sampled_from([-1.0, 1.0]))
+
+
+@given(st.lists(STEP, min_size=1, max_size=12))
+def test_noops_are_those_of_openvla(steps: list[tuple[float, float]]) -> None:
+    actions = np.array([[motion, 0, gripper] for motion, gripper in steps], np.float32)
+    assert moves(actions).tolist() == openvla_keeps(actions)
+
+
+def test_a_gripper_that_closes_at_rest_is_no_noop() -> None:
+    actions = np.array([[0, -1], [0, 1], [0.5, 1], [0, 1], [0, -1], [0, -1]], np.float32)
+    assert moves(actions).tolist() == [False, False, True, False, True, False]
+
+
+def test_noops_leave_with_their_frames() -> None:
+    recorded = episode()
+    actions = recorded.actions.copy()
+    actions[[1, 4], :-1] = 0
+    kept = drop_noops(replace(recorded, actions=actions))
+    assert kept.frames["agentview"][:, 0, 0, 0].tolist() == [0, 2, 3]
+    assert kept.state[:, 0].tolist() == [0, 2, 3]
+    assert np.array_equal(kept.actions, actions[[0, 2, 3]])
+    with pytest.raises(DatasetError, match="demo_3: every action is a no-op"):
+        drop_noops(replace(recorded, actions=np.zeros((5, 4), np.float32)))
+
+
+def test_late_frames_are_put_before_their_actions() -> None:
+    early = see_before_acting(episode())
+    assert early.frames["agentview"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert early.state[:, 0].tolist() == [0, 1, 2, 3]
+    assert early.actions[:, 0].tolist() == pytest.approx([0.02, 0.03, 0.04, 0.05])
+
+
+def test_grippers_become_robosuites() -> None:
+    openvla = np.array([[0.3, 1], [0.4, 0], [0.5, 0.25]], np.float32)
+    assert robosuite_gripper(openvla, "openvla", "e")[:, 1].tolist() == [-1, 1, 0.5]
+    assert np.array_equal(robosuite_gripper(openvla, "openvla", "e")[:, 0], openvla[:, 0])
+    robosuite = np.array([[0.3, 1], [0.4, -1]], np.float32)
+    assert robosuite_gripper(robosuite, "robosuite", "e") is robosuite
+
+
+@pytest.mark.parametrize(
+    ("gripper", "convention", "message"),
+    [
+        ([0, 1, 1], "robosuite", "e: .*OpenVLA's convention: set read.gripper openvla"),
+        ([-1, 2, 1], "robosuite", "e: the gripper goes from -1.0 to 2.0"),
+        ([-1, 1, 1], "openvla", "e: the gripper goes from -1.0 to 1.0.*try read.gripper robosuite"),
+    ],
+)
+def test_a_gripper_of_another_convention_is_refused(gripper: list[float], convention: Any, message: str) -> None:
+    actions = np.array([[0.5, value] for value in gripper], np.float32)
+    with pytest.raises(DatasetError, match=message):
+        robosuite_gripper(actions, convention, "e")
+
+
+def test_an_episode_twice_is_refused_with_both_places() -> None:
+    other = episode(name="copy.hdf5, demo_0", instruction="another")
+    with pytest.raises(DatasetError, match=r"copy\.hdf5, demo_0 repeats file\.hdf5, demo_3"):
+        list(prepared([episode(), other], filter_noops=True))
+
+
+def test_chunks_tile_the_episode_and_hold_still_behind_its_end() -> None:
+    recorded = episode(5)
+    first, second, third = decisions(recorded, chunk_length=2)
+    assert [d.images[0][0, 0, 0] for d in (first, second, third)] == [0, 2, 4]
+    assert [d.proprio.tolist() for d in (first, second, third)] == [[0, 0.5], [2, 2.5], [4, 4.5]]
+    assert np.array_equal(first.actions, recorded.actions[:2])
+    assert np.array_equal(third.actions, np.array([recorded.actions[4], [0, 0, 0, 1]]))
+    assert {d.texts for d in (first, second, third)} == {("",)}
+    assert {d.instruction for d in (first, second, third)} == {"press the pad"}
+
+
+def test_a_stride_of_one_decides_at_every_frame() -> None:
+    recorded = episode(5)
+    every = decisions(recorded, chunk_length=3, stride=1)
+    assert [d.images[0][0, 0, 0] for d in every] == [0, 1, 2, 3, 4]
+    for t, decision in enumerate(every[:3]):
+        assert np.array_equal(decision.actions, recorded.actions[t : t + 3])
+    assert every[4].actions[1:].tolist() == [[0, 0, 0, 1], [0, 0, 0, 1]]
+
+
+def test_a_view_is_resized_and_cropped() -> None:
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert np.array_equal(policy_view(frame, False, 0), frame)
+    big = np.repeat(np.repeat(np.array([[10, 200], [60, 120]], np.uint8), 50, 0), 50, 1)[..., None].repeat(3, -1)
+    small = policy_view(big, False, 10)[..., 0].astype(int)
+    assert small[[2, 2, 7, 7], [2, 7, 2, 7]].tolist() == pytest.approx([10, 200, 60, 120], abs=8)
+    ramp = np.arange(101, dtype=np.uint8)[:, None, None] * np.ones((1, 101, 3), np.uint8) * 2
+    # Rows 0 to 100 become rows 50 - 47.434 to 50 + 47.434, whose greys are twice that.
+    assert policy_view(ramp, True, 0)[[0, 50, 100], 50, 0].tolist() == [5, 100, 195]
+
+
+def test_a_view_is_what_our_libero_env_shows() -> None:
+    from rlvla_envs.libero_camera import center_crop
+
+    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert np.array_equal(policy_view(frame, True, 0), center_crop(frame))
+
+
+def test_a_decision_without_text_is_an_action_and_nothing_else(tiny_policy: Path) -> None:
+    processor = PolicyProcessor.load(tiny_policy)
+    demonstration = decisions(episode(5), chunk_length=2)[1]
+    turn = to_turn(processor, demonstration)
+    assert [segment.kind for segment in turn.segments] == [SegmentKind.PROMPT, SegmentKind.ACT]
+    marks = processor.vocabulary.mark_ids
+    sampled = turn.token_ids[turn.loss_mask].tolist()
+    bins = processor.codec.encode(demonstration.actions)
+    expected = [marks["<act>"], *(processor.vocabulary.action_ids[b] for b in bins), marks["</act>"]]
+    assert sampled == expected
+    assert not turn.is_malformed
+
+
+def test_the_recipe_turns_a_source_into_our_data_set(tmp_path: Path) -> None:
+    episodes = [raw(0, 9), raw(1, 6), raw(2, 7)]
+    episodes[1].actions[2:4, :-1] = 0  # one no-op, and one at which the gripper closes
+    source = write_v2(tmp_path / "recorded", episodes)
+    config = {"source": str(source), "output": str(tmp_path / "demos"), "chunk_length": 4}
+    recipe("annotate", {**config, "read": {"cameras": ["image2", "image"], "center_crop": False}}, tmp_path)
+    read = dataset.read(tmp_path / "demos")
+    assert read.episode_index.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    kept = np.delete(episodes[1].actions, 2, axis=0)
+    assert np.array_equal(read[3].actions, kept[:4])
+    assert np.array_equal(read[4].actions, np.concatenate([kept[4:], [[0, 0, 0, 0, 0, 0, 1]] * 3]))
+    assert np.array_equal(read[4].proprio, episodes[1].state[5])
+    wrist, agentview = read[1].images
+    assert np.array_equal(wrist, episodes[0].wrist[4])
+    assert np.array_equal(agentview, episodes[0].agentview[4])
+    assert [read[i].instruction[-1] for i in range(7)] == list("0001100")
+    info = json.loads((tmp_path / "demos/meta/info.json").read_text())
+    assert (info["robot_type"], info["fps"], info["total_episodes"]) == ("panda", 2.5, 3)
+    recipe("annotate", {**config, "output": str(tmp_path / "two"), "num_episodes": 2}, tmp_path)
+    assert set(dataset.read(tmp_path / "two").episode_index) == {0, 1}
+
+
+def test_writing_holds_few_episodes_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "ROWS_PER_FILE", 16)
+    length, side = 32, 64
+    episode_bytes = length * side * side * 3
+
+    def recorded(num_episodes: int) -> Iterator[Episode]:
+        for number in range(num_episodes):
+            frames = np.full((length, side, side, 3), number, np.uint8)
+            yield episode(
+                length, frames={"agentview": frames}, name=str(number), state=np.full((length, 2), number, np.float32)
+            )
+
+    def peak(num_episodes: int) -> int:
+        cut = (decisions(e, chunk_length=4) for e in prepared(recorded(num_episodes), filter_noops=True))
+        tracemalloc.start()
+        dataset.write(tmp_path / str(num_episodes), cut, robot="panda", fps=5.0)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    few, many = peak(4), peak(40)
+    assert many < few + 2 * episode_bytes
