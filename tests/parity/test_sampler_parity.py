@@ -1,4 +1,4 @@
-"""The vLLM sampler says what the learner's forward says, before and after a weight sync, on both architectures."""
+"""The vLLM sampler says what the learner's forward says, before and after a weight sync, on every architecture."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 from rlvla import policy
 from rlvla.actions import QuantileCodec
-from rlvla.config import SamplerConfig, TinyModelConfig
+from rlvla.config import SamplerConfig
 from rlvla.markup import print_think, print_zoom
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.sampler import SamplerError, VLLMSampler
-from rlvla.tiny_vlm import build_tiny
+from tests.tiny_checkpoints import ARCHITECTURES, build
 
 TOLERANCE = 1e-4  # nats, float32
 CORPUS = ["press the red pad", print_think("the pad at 200, 350 is red") + print_zoom(0, (100, 250, 300, 450))]
@@ -29,10 +29,10 @@ def image(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
 
 
-@pytest.fixture(scope="module", params=["idefics3", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def checkpoint(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("parity") / request.param
-    model, hf_processor = build_tiny(TinyModelConfig(architecture=request.param), CORPUS, 8, seed=0)
+    model, hf_processor = build(request.param, CORPUS, 8)
     codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=8, chunk_length=1)
     policy.save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
     return path

@@ -1,4 +1,4 @@
-"""Tiny policies of both architectures through the code path that published checkpoints take."""
+"""Tiny policies of every architecture through the code path that published checkpoints take."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from safetensors import safe_open
 
 from rlvla import policy
 from rlvla.actions import QuantileCodec
-from rlvla.config import LoraConfig, TinyModelConfig
+from rlvla.config import LoraConfig
 from rlvla.markup import MARKS, parse, print_think, print_zoom
 from rlvla.prompt import PolicyProcessor, extend_vocabulary
-from rlvla.tiny_vlm import build_tiny
 from rlvla.types import SegmentKind
+from tests.tiny_checkpoints import ARCHITECTURES, build
 
 NUM_BINS = 8
 INSTRUCTION = "press the red pad"
@@ -29,11 +29,10 @@ def codec() -> QuantileCodec:
     return QuantileCodec(low=(-1.0, 0.0), high=(1.0, 2.0), num_bins=NUM_BINS, chunk_length=2, gripper_dim=1)
 
 
-@pytest.fixture(scope="module", params=["idefics3", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def checkpoint(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("policy") / request.param
-    config = TinyModelConfig(architecture=request.param, hidden_size=64, num_layers=2, vision_layers=1)
-    model, hf_processor = build_tiny(config, CORPUS, NUM_BINS, seed=0)
+    model, hf_processor = build(request.param, CORPUS, NUM_BINS, hidden_size=64, num_layers=2, vision_layers=1)
     policy.save_policy(model, PolicyProcessor.create(hf_processor, codec(), carry_thought=True), path)
     return path, model
 
@@ -96,7 +95,13 @@ def test_numbers_marks_and_the_zoom_frame_are_few_tokens(processor):
 
 
 def test_expand_gives_the_ids_of_the_hugging_face_processor(processor):
-    text = f"{processor.image_format.text}{INSTRUCTION}\n<result>{processor.image_format.text}</result>"
+    prompt = f"{processor.image_format.text}{INSTRUCTION}\n"
+    if processor.hf_processor.chat_template:
+        content = [{"type": "image"}, {"type": "text", "text": f"{INSTRUCTION}\n"}]
+        messages = [{"role": "user", "content": content}]
+        prompt = processor.hf_processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert prompt.endswith("assistant\n")
+    text = f"{prompt}<result>{processor.image_format.text}</result>"
     ids, images = two_image_row(processor)
     expected = processor.hf_processor(text=[text], images=images, add_special_tokens=False)["input_ids"][0]
     assert ids.tolist() == list(expected)

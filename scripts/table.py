@@ -1,0 +1,71 @@
+"""A row of the paper's table out of evaluations of one policy, a column a suite.
+
+python scripts/table.py outputs/evaluate_spatial outputs/evaluate_object ... [--name "VLA-Thinker (ours)"]
+
+Each cell is the success rate with its Wilson 95 % interval; the last one pools all trials. A column that is not the
+official protocol says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlvla.metrics import wilson_interval
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table as Markdown; raises SystemExit naming a folder without an evaluation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", help="of recipes/evaluate.py, one a suite")
+    parser.add_argument("--name", default="", help="of the row; default: the policy's folder")
+    args = parser.parse_args(argv)
+    print(table(args.name, [_read(folder) for folder in args.folders]))
+
+
+def table(name: str, summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The Markdown table of one policy.
+
+    Args:
+        name: of the row; empty: the policy's folder.
+        summaries: contents of `summary.json`, in the order of the columns.
+
+    Raises:
+        SystemExit: they are of different policies.
+    """
+    models = {summary["protocol"]["model"] for summary in summaries}
+    if len(models) > 1:
+        raise SystemExit(f"one row is one policy, these are {len(models)}: {', '.join(sorted(models))}")
+    heads = [_head(summary["protocol"]) for summary in summaries]
+    num_trials = sum(summary["num_trials"] for summary in summaries)
+    successes = round(sum(summary["rate"] * summary["num_trials"] for summary in summaries))
+    low, high = wilson_interval(successes, num_trials)
+    pooled = {"rate": successes / num_trials, "low": low, "high": high, "num_trials": num_trials}
+    cells = [_cell(result) for result in (*summaries, pooled)]
+    lines = (["policy", *heads, "all"], ["---"] * (len(heads) + 2), [name or models.pop(), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text()) if file.is_file() else {}
+    if "protocol" not in summary:
+        raise SystemExit(f"{folder} holds no evaluation; run recipes/evaluate.py with --output {folder}")
+    return summary
+
+
+def _head(protocol: Mapping[str, Any]) -> str:
+    suite = protocol["env_kwargs"].get("suite", protocol["env"])
+    return suite if protocol["is_official"] else f"{suite} ({protocol['split']}, not official)"
+
+
+def _cell(result: Mapping[str, Any]) -> str:
+    rate, low, high = (100 * result[key] for key in ("rate", "low", "high"))
+    return f"{rate:.1f} [{low:.1f}, {high:.1f}] of {result['num_trials']}"
+
+
+if __name__ == "__main__":
+    main()

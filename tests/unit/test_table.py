@@ -1,0 +1,54 @@
+"""The paper's table row out of evaluations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import table
+from rlvla.metrics import wilson_interval
+
+
+def evaluation(folder: Path, suite: str, successes: int, num_trials: int, **protocol: Any) -> Path:
+    low, high = wilson_interval(successes, num_trials)
+    said = {"model": "run/checkpoint", "env": "rlvla/Libero-v0", "env_kwargs": {"suite": suite}, "split": "official"}
+    summary = {
+        "rate": successes / num_trials,
+        "low": low,
+        "high": high,
+        "num_trials": num_trials,
+        "protocol": {**said, "is_official": True, **protocol},
+    }
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_a_row_pools_its_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [
+        evaluation(tmp_path / "a", "libero_spatial", 490, 500),
+        evaluation(tmp_path / "b", "libero_10", 5, 20, is_official=False, split="evaluate"),
+    ]
+    table.main([*map(str, folders), "--name", "ours"])
+    head, _, row = capsys.readouterr().out.strip().splitlines()
+    assert head == "| policy | libero_spatial | libero_10 (evaluate, not official) | all |"
+    low, high = wilson_interval(495, 520)
+    assert row.startswith("| ours | 98.0 [96.4, 98.9] of 500 | 25.0 [")
+    assert row.endswith(f"| {100 * 495 / 520:.1f} [{100 * low:.1f}, {100 * high:.1f}] of 520 |")
+
+
+def test_two_policies_are_not_one_row(tmp_path: Path) -> None:
+    folders = [
+        evaluation(tmp_path / "a", "libero_spatial", 1, 2),
+        evaluation(tmp_path / "b", "libero_10", 1, 2, model="other/checkpoint"),
+    ]
+    with pytest.raises(SystemExit, match=r"2: other/checkpoint, run/checkpoint"):
+        table.main([str(folder) for folder in folders])
+
+
+def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=rf"{tmp_path} holds no evaluation"):
+        table.main([str(tmp_path)])
