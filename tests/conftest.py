@@ -48,6 +48,19 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def libero_assets() -> Path:
+    """The folder of LIBERO's assets; skips where RLVLA_LIBERO_ASSETS names none. An archive is unpacked once."""
+    if reason := missing_requirement("libero"):
+        pytest.skip(reason)
+    from rlvla_envs.libero_assets import find_assets
+
+    try:
+        return find_assets(os.environ["RLVLA_LIBERO_ASSETS"])
+    except FileNotFoundError as error:
+        pytest.skip(str(error).splitlines()[0])
+
+
 def missing_requirement(marker: str) -> str:
     """What a marked test lacks on this machine, or an empty string."""
     if marker == "gpu" and shutil.which("nvidia-smi") is None:

@@ -33,3 +33,9 @@ gymnasium.register(
     disable_env_checker=True,
     order_enforce=False,
 )
+gymnasium.register(
+    id="rlvla/Libero-v0",
+    entry_point="rlvla_envs.libero:LiberoEnv",
+    disable_env_checker=True,
+    order_enforce=False,
+)

@@ -1,0 +1,110 @@
+"""Does all of LIBERO work on this machine? Builds, resets, steps and renders each task, and prints `130/130`.
+
+python scripts/check_libero.py [--suites libero_goal libero_10] [--tasks 0 1] [--json check.json]
+
+For each task: the file of 50 official initial states, a reset, one chunk of 8 env steps, both cameras and a zoom.
+The physics must stay finite, the task must not be solved at its start, and no picture may be one flat colour. 3 s of
+CPU a task. The assets come from RLVLA_LIBERO_ASSETS or LIBERO's package folder; docs/libero.md says how to get them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from rlvla_envs.libero import LiberoEnv
+from rlvla_envs.libero_camera import CAMERAS
+from rlvla_envs.libero_tasks import SUITES
+
+CHUNK = np.tile(np.array([0.2, 0.1, -0.2, 0, 0, 0.1, -1]), (8, 1))
+MIN_CONTRAST = 5.0
+"""Standard deviation of a picture, grey levels of 255; LIBERO's are at 40 and more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """One task."""
+
+    suite: str
+    task_id: int
+    name: str
+    seconds: float
+    """Build, reset, steps and pictures, wall time."""
+    error: str
+    """What is wrong, or an empty string."""
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; raises SystemExit naming the option that is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES, metavar="SUITE", help="default: all")
+    parser.add_argument("--tasks", nargs="+", type=int, help="task ids in each suite; default: all")
+    parser.add_argument("--json", type=Path, help="also write the result of each task here")
+    args = parser.parse_args(argv)
+    if args.tasks and min(args.tasks) < 0:
+        parser.error(f"--tasks: {min(args.tasks)} is no task id")
+    return args
+
+
+def fault(env: LiberoEnv, task_id: int) -> str:
+    """What is wrong with a task, or an empty string."""
+    obs, info = env.reset(options={"task_id": task_id, "init_state_id": 0})
+    if not obs["instruction"]:
+        return "no instruction"
+    if info["is_success"] or env.robosuite._check_success():
+        return "solved before the first action"
+    before = env.get_state()
+    obs, rewards, *_ = env.step_chunk(CHUNK)
+    if len(rewards) != len(CHUNK):
+        return f"the episode ended after {len(rewards)} env steps"
+    if not np.isfinite(env.get_state()).all() or np.array_equal(env.get_state(), before):
+        return "the physics stands still or is not finite"
+    if not env.observation_space.contains(obs):
+        return "the observation is not in the observation space"
+    pictures = [*obs["images"], *(env.zoom(index, (250, 250, 750, 750)) for index in range(len(env.cameras)))]
+    flat = [float(np.std(picture)) for picture in pictures if np.std(picture) < MIN_CONTRAST]
+    return f"flat pictures: contrast {flat}" if flat else ""
+
+
+def check(env: LiberoEnv, task_id: int) -> Checked:
+    """Tries one task. A simulator may fail in any way, and the others shall still be tried."""
+    start = time.perf_counter()
+    try:
+        error = fault(env, task_id)
+    except Exception as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    seconds = time.perf_counter() - start
+    return Checked(
+        suite=env.suite, task_id=task_id, name=env.task_names[task_id], seconds=round(seconds, 2), error=error
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the tasks; returns 1 when one of them fails."""
+    args = parse(argv)
+    results: list[Checked] = []
+    for suite in args.suites:
+        env = LiberoEnv(suite, cameras=CAMERAS)
+        tasks = [task for task in args.tasks or range(len(env.task_names)) if task < len(env.task_names)]
+        for task_id in tqdm(tasks, desc=suite, unit="task", dynamic_ncols=True):
+            results.append(check(env, task_id))
+            if results[-1].error:
+                tqdm.write(f"{suite} {task_id} {results[-1].name}: {results[-1].error}", file=sys.stderr)
+        env.close()
+    if args.json:
+        args.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    num_passed = sum(not result.error for result in results)
+    print(f"{num_passed}/{len(results)}")
+    return int(num_passed < len(results) or not results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""`rlvla/Libero-v0` against LIBERO's own env: the same bits, whatever happened before."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from rlvla_envs import check_env
+
+pytest.importorskip("libero")
+
+from rlvla_envs.libero import SETTLE_ACTION, LiberoEnv, from_openvla_gripper
+from rlvla_envs.libero_camera import CAMERAS, NATIVE_SIZE, center_crop
+from rlvla_envs.libero_tasks import load_init_states
+from rlvla_envs.spec import resize
+
+pytestmark = pytest.mark.libero
+
+SUITE, TASK = "libero_spatial", 4
+"""A bowl in a drawer: fixtures that resets move, and an object that robosuite places by them."""
+SETTLE_STEPS = 3
+"""Not 10, to save time."""
+MAX_GROWTH_MB = 10
+
+
+@pytest.fixture(scope="module")
+def env(libero_assets: Path) -> Iterator[LiberoEnv]:
+    """One env for the module: that no test can disturb the next is part of what is tested."""
+    env = LiberoEnv(SUITE, assets=libero_assets, cameras=CAMERAS, center_crop=False, settle_steps=SETTLE_STEPS)
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def cropped(libero_assets: Path) -> Iterator[LiberoEnv]:
+    """With the defaults of a policy, and small views."""
+    env = LiberoEnv("libero_object", assets=libero_assets, view_size=64, settle_steps=SETTLE_STEPS)
+    env.reset(options={"task_id": 0, "init_state_id": 0})
+    yield env
+    env.close()
+
+
+def start(env: LiberoEnv, init_state_id: int = 3) -> dict[str, np.ndarray]:
+    return env.reset(options={"task_id": TASK, "init_state_id": init_state_id})[0]
+
+
+def draw_actions(num: int, gripper: float = -1.0) -> np.ndarray:
+    """[num, 7], downwards to the table."""
+    actions = np.random.default_rng(0).uniform(-0.5, 0.5, (num, 7))
+    actions[:, 2], actions[:, 6] = -0.8, gripper
+    return actions
+
+
+def make_current(official: Any) -> None:
+    """robosuite draws with, and frees from, whatever GL context is current, be it that of another env."""
+    official.sim._render_context_offscreen.gl_ctx.make_current()
+
+
+def physics(env: LiberoEnv) -> np.ndarray:
+    """Time, qpos and qvel."""
+    return env.robosuite.sim.get_state().flatten()
+
+
+def mean_difference(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first.astype(float) - second).mean())
+
+
+def test_states_frames_and_proprio_are_the_official_ones(env: LiberoEnv) -> None:
+    envs = importlib.import_module("libero.libero.envs")
+    transforms = importlib.import_module("robosuite.utils.transform_utils")
+    task = env.tasks[TASK]
+    official = envs.OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=256, camera_widths=256)
+    official.seed(0)
+    official.reset()
+    expected = official.set_init_state(load_init_states(task)[3])
+    for _ in range(SETTLE_STEPS):
+        expected = official.step(list(SETTLE_ACTION))[0]
+    # First a messy episode on our side, which a soft reset has to forget.
+    start(env, 7)
+    env.step_chunk(draw_actions(8, gripper=1.0))
+    obs = start(env)
+    for action in [None, *draw_actions(4, gripper=1.0)]:
+        if action is not None:
+            make_current(official)
+            expected = official.step(action.tolist())[0]
+            obs = env.step(action)[0]
+        assert np.array_equal(physics(env), official.get_sim_state())
+        for image, camera in zip(obs["images"], CAMERAS, strict=True):
+            assert np.array_equal(image, expected[f"{camera}_image"][::-1, ::-1])
+        rotation = transforms.quat2axisangle(expected["robot0_eef_quat"])
+        proprio = [*expected["robot0_eef_pos"], *rotation, *expected["robot0_gripper_qpos"]]
+        assert np.array_equal(obs["proprio"], np.array(proprio, np.float32))
+    make_current(official)
+    official.close()
+
+
+def test_reset_forgets_the_last_episodes(env: LiberoEnv) -> None:
+    first = start(env)
+    state = env.get_state()
+    env.step_chunk(draw_actions(16, gripper=1.0))
+    np.random.rand(5)  # robosuite draws from NumPy's global generator
+    start(env, 8)
+    again = start(env)
+    assert np.array_equal(env.get_state(), state)
+    assert np.array_equal(again["images"], first["images"])
+    assert not np.array_equal(start(env, 8)["images"], first["images"])
+
+
+def test_reset_leaves_the_global_generator_alone(env: LiberoEnv) -> None:
+    np.random.seed(5)
+    expected = np.random.rand(3)
+    np.random.seed(5)
+    start(env)
+    assert np.array_equal(np.random.rand(3), expected)
+
+
+def test_a_change_of_task_and_back_is_exact(env: LiberoEnv) -> None:
+    first = start(env)
+    state = env.get_state()
+    other = env.reset(options={"task_id": 0, "init_state_id": 3})[0]
+    assert other["instruction"] != first["instruction"]
+    assert env.task_name == env.task_names[0]
+    again = start(env)  # compiled anew: one scene is kept
+    assert np.array_equal(env.get_state(), state)
+    assert np.array_equal(again["images"], first["images"])
+
+
+def test_state_restores_the_picture_too(env: LiberoEnv) -> None:
+    start(env)
+    obs = env.step_chunk(draw_actions(3, gripper=1.0))[0]
+    state, frame = env.get_state(), env.zoom(0, (0, 0, 1000, 1000))
+    start(env, 9)
+    env.set_state(state)
+    assert np.array_equal(env.zoom(0, (0, 0, 1000, 1000)), frame)
+    assert np.array_equal(env._observe()["images"], obs["images"])
+    with pytest.raises(ValueError, match="numbers, but pick_up_the_black_bowl"):
+        env.set_state(state[:-1])
+
+
+def test_contract(libero_assets: Path) -> None:
+    # Parts of it warn about Gymnasium's Text space only.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = gymnasium.make("rlvla/Libero-v0", suite="libero_object", assets=libero_assets, view_size=64).unwrapped
+    assert isinstance(env, LiberoEnv)
+    env.task_names = env.task_names[:1]  # each task costs a compilation
+    check_env(env)
+    env.close()
+
+
+@pytest.mark.parametrize("camera", range(len(CAMERAS)))
+@pytest.mark.parametrize(
+    "box", [(250, 375, 500, 625), (400, 420, 470, 480), (613, 771, 1000, 1000), (0, 0, 1000, 1000)]
+)
+def test_rendered_zoom_is_the_crop_of_the_native_frame(
+    env: LiberoEnv, camera: int, box: tuple[int, int, int, int]
+) -> None:
+    start(env)
+    rendered = env.zoom(camera, box)
+    env.zoom_source = "crop"
+    cut = env.zoom(camera, box)
+    env.zoom_source = "render"
+    assert mean_difference(rendered, cut) < 0.05
+    assert mean_difference(rendered[:, ::-1], cut) > 1, "a mirrored picture would have passed"
+
+
+def test_zoom_with_center_crop_and_single_camera(cropped: LiberoEnv) -> None:
+    x1, y1, x2, y2 = box = (300, 400, 450, 550)
+    frame = cropped.native_frames()[0]
+    assert frame.shape == (NATIVE_SIZE, NATIVE_SIZE, 3)
+    pixels = slice(y1 * 1024 // 1000, -(-y2 * 1024 // 1000)), slice(x1 * 1024 // 1000, -(-x2 * 1024 // 1000))
+    assert mean_difference(cropped.zoom(0, box), resize(frame[pixels], 64, 64)) < 0.05
+    with pytest.raises(ValueError, match="no image 1"):
+        cropped.zoom(1, box)
+
+
+def test_native_frame_shows_what_the_view_shows(cropped: LiberoEnv) -> None:
+    view = cropped._observe()["images"][0]
+    native = resize(cropped.native_frames()[0], 64, 64)
+    assert mean_difference(view, native) < 6
+    for shift in (2, -2):  # of 64 pixels; the centre crop moves the borders by 1.6
+        assert mean_difference(np.roll(view, shift, axis=1), native) > mean_difference(view, native) + 1
+
+
+def test_project_says_where_an_object_appears(cropped: LiberoEnv) -> None:
+    """The object, painted magenta, has its middle where `project` says."""
+    sim = cropped.robosuite.sim
+    body = cropped.robosuite.obj_body_id["milk_1"]
+    before = cropped.native_frames()[0].astype(int)
+    geoms = np.flatnonzero((sim.model.geom_bodyid == body) & (sim.model.geom_group == 1))
+    materials = sim.model.geom_matid[geoms].copy()
+    sim.model.geom_matid[geoms] = -1
+    sim.model.geom_rgba[geoms] = (1, 0, 1, 1)
+    rows, columns = np.nonzero(np.abs(cropped.native_frames()[0] - before).sum(-1) > 60)
+    sim.model.geom_matid[geoms] = materials
+    assert len(rows) > 200
+    middle = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
+    x, y = cropped.project(sim.data.body_xpos[body])
+    assert abs(x - middle[0] / 1.024) < 15
+    assert abs(y - middle[1] / 1.024) < 15
+
+
+def test_time_limit_and_success(env: LiberoEnv) -> None:
+    start(env)
+    state = env.get_state()
+    state[2] = 219  # env steps
+    env.set_state(state)
+    stay = np.array(SETTLE_ACTION)
+    _, reward, terminated, truncated, info = env.step(stay)
+    assert (reward, terminated, truncated, info["is_success"]) == (0.0, False, True, False)
+    with pytest.raises(RuntimeError, match="call reset"):
+        env.step(stay)
+    start(env)
+    sim = env.robosuite.sim
+    bowl, plate = env.robosuite.objects_dict["akita_black_bowl_1"], env.robosuite.obj_body_id["plate_1"]
+    position = sim.data.body_xpos[plate] + [0, 0, 0.02]
+    sim.data.set_joint_qpos(bowl.joints[0], [*position, 1, 0, 0, 0])
+    _, rewards, terminated, truncated, info = env.step_chunk(np.tile(stay, (40, 1)))
+    assert (terminated, truncated, info["is_success"]) == (True, False, True)
+    assert len(rewards) < 40
+    assert rewards.tolist() == [0.0] * (len(rewards) - 1) + [1.0]
+
+
+def test_malformed_actions(env: LiberoEnv) -> None:
+    start(env)
+    for bad in (np.zeros((1, 4)), np.zeros((0, 7)), np.full((1, 7), np.nan)):
+        with pytest.raises(ValueError, match="actions"):
+            env.step_chunk(bad)
+
+
+def test_wrong_arguments(libero_assets: Path) -> None:
+    for name, value, error in [
+        ("suite", "libero_100", "unknown suite"),
+        ("cameras", ("frontview",), "frontview"),
+        ("cameras", (), "cameras"),
+        ("zoom_source", "magic", "magic"),
+        ("view_size", 0, "view_size 0"),
+        ("max_scenes", 0, "max_scenes 0"),
+        ("render_mode", "human", "human"),
+    ]:
+        with pytest.raises(ValueError, match=error):
+            LiberoEnv(**{"assets": libero_assets, name: value})
+    env = LiberoEnv(assets=libero_assets)
+    with pytest.raises(RuntimeError, match="call reset first"):
+        env.native_frames()
+    with pytest.raises(ValueError, match="init_state_id 50"):
+        env.reset(options={"init_state_id": 50})
+    assert len(env.init_state_ids(9, "official")) == 50
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_memory_does_not_grow_over_episodes(cropped: LiberoEnv) -> None:
+    def play(num: int) -> None:
+        for init_state_id in range(num):
+            cropped.reset(options={"task_id": 0, "init_state_id": init_state_id})
+            cropped.step_chunk(draw_actions(2))
+
+    play(3)
+    before = resident_mb()
+    play(20)
+    assert resident_mb() - before < MAX_GROWTH_MB
+
+
+def test_center_crop_is_bilinear_with_aligned_corners() -> None:
+    torch = pytest.importorskip("torch")
+    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    image = torch.tensor(frame).permute(2, 0, 1)[None].double()
+    scale = 0.9**0.5
+    grid = torch.nn.functional.affine_grid(
+        torch.tensor([[[scale, 0, 0], [0, scale, 0]]], dtype=torch.float64), [1, 3, 64, 64], align_corners=True
+    )
+    sampled = torch.nn.functional.grid_sample(image, grid, align_corners=True)[0].permute(1, 2, 0).numpy()
+    assert np.abs(center_crop(frame) - np.floor(sampled / 255 * 255.5)).max() <= 1
+    assert (center_crop(np.full((64, 64, 3), 255, np.uint8)) == 255).all()
+
+
+def test_gripper_sign_of_openvla() -> None:
+    actions = np.zeros((3, 7))
+    actions[:, 6] = 0.0, 0.4, 0.9  # closed, rather closed, open
+    converted = from_openvla_gripper(actions)
+    assert converted[:, 6].tolist() == [1.0, 1.0, -1.0]
+    assert actions[2, 6] == 0.9, "the argument is not changed"

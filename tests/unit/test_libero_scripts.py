@@ -1,0 +1,86 @@
+"""scripts/check_libero.py on one real task, and the arithmetic of scripts/benchmark_libero.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("libero")
+
+import benchmark_libero
+import check_libero
+from benchmark_libero import HEADLINE, Round, summarise
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_check_one_task(libero_assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "check.json"
+    status = check_libero.main(["--suites", "libero_spatial", "--tasks", "2", "--json", str(report)])
+    assert status == 0
+    assert capsys.readouterr().out == "1/1\n"
+    (result,) = json.loads(report.read_text())
+    assert result["name"] == "pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate"
+    assert result["error"] == ""
+
+
+class Broken:
+    """A suite whose first task says nothing and whose second does not build."""
+
+    suite, task_names = "broken", ("fine", "bad")
+
+    def reset(self, options: dict[str, int]) -> tuple[dict[str, str], dict[str, bool]]:
+        if options["task_id"] == 1:
+            raise OSError("bad.stl: no such file")
+        return {"instruction": ""}, {"is_success": False}
+
+
+def test_a_failure_is_named_and_the_rest_goes_on() -> None:
+    mute, failed = (check_libero.check(Broken(), task) for task in (0, 1))  # type: ignore[arg-type]
+    assert mute.error == "no instruction"
+    assert failed.error == "OSError: bad.stl: no such file"
+
+
+def test_no_task_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    env = SimpleNamespace(suite="broken", task_names=("fine",), close=lambda: None)
+    monkeypatch.setattr(check_libero, "LiberoEnv", lambda *_, **__: env)
+    assert check_libero.main(["--suites", "libero_goal", "--tasks", "7"]) == 1
+    assert capsys.readouterr().out == "0/0\n"
+
+
+def rounds(default_s: tuple[float, ...], ours_s: tuple[float, ...], **flags: bool) -> list[Round]:
+    flags = {"same_states": True, "same_frames": True, **flags}
+    return [
+        Round(default_s=default, ours_s=ours, default_reset_s=4.0, ours_reset_s=0.2, **flags)
+        for default, ours in zip(default_s, ours_s, strict=True)
+    ]
+
+
+def test_the_ratio_is_of_medians_of_rounds_that_alternated() -> None:
+    args = SimpleNamespace(chunks=2, suite="libero_goal", task=1, rounds=3)
+    names = list(benchmark_libero.CONFIGURATIONS)
+    measured = {name: rounds((2.0, 2.0, 9.0), (0.5, 0.4, 0.1)) for name in names}
+    measured[names[-1]] = rounds((4.0,), (0.5,), same_frames=False)  # without reflections frames may differ
+    result = summarise(args, measured)  # type: ignore[arg-type]
+    assert result["vs_default"][HEADLINE] == result["env_vs_default"] == 5.0
+    assert result["vs_default"][names[-1]] == 8.0
+    assert result["env_steps_per_s"][HEADLINE] == 40.0  # 16 steps in 0.4 s
+    assert result["same_frames"] is True
+    measured[HEADLINE] = rounds((2.0,), (0.4,), same_states=False, same_frames=False)
+    result = summarise(args, measured)  # type: ignore[arg-type]
+    assert result["same_states"] is False
+    assert result["same_frames"] is False
+
+
+def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for main, argv, message in [
+        (benchmark_libero.main, ["--rounds", "0"], "--rounds"),
+        (check_libero.main, ["--tasks", "-1"], "-1 is no task id"),
+        (check_libero.main, ["--suites", "libero_100"], "invalid choice"),
+    ]:
+        with pytest.raises(SystemExit):
+            main(argv)
+        assert message in capsys.readouterr().err

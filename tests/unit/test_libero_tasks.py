@@ -1,0 +1,98 @@
+"""LIBERO's suites as the package lists them; needs no assets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("libero")
+
+from rlvla_envs.libero_assets import import_libero
+from rlvla_envs.libero_tasks import (
+    HORIZONS,
+    NUM_INIT_STATES,
+    SUITES,
+    charset,
+    load_init_states,
+    load_splits,
+    load_tasks,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libero() -> None:
+    import_libero(Path("no assets needed"))
+
+
+def test_there_are_130_tasks_in_libero_s_order() -> None:
+    tasks = {suite: load_tasks(suite) for suite in SUITES}
+    assert [len(tasks[suite]) for suite in SUITES] == [10, 10, 10, 10, 90]
+    first = tasks["libero_object"][0]
+    assert first.name == "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+    assert first.instruction == "pick up the alphabet soup and place it in the basket"
+    # Scene names are no part of what the robot is told.
+    assert tasks["libero_10"][2].instruction == "turn on the stove and put the moka pot on it"
+    every = [task for suite in SUITES for task in tasks[suite]]
+    assert all(task.bddl_file.is_file() and task.init_file.is_file() for task in every)
+    assert len({task.bddl_file for task in every}) == 130
+    assert set(charset(tuple(every))) <= set("abcdefghijklmnopqrstuvwxyz ")
+    assert HORIZONS == {
+        "libero_spatial": 220,
+        "libero_object": 280,
+        "libero_goal": 300,
+        "libero_10": 520,
+        "libero_90": 400,
+    }
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_splits(suite: str) -> None:
+    splits = load_splits(suite)
+    assert not set(splits["train"]) & set(splits["evaluate"])
+    assert set(splits["train"]) | set(splits["evaluate"]) == set(splits["official"]) == set(range(NUM_INIT_STATES))
+
+
+def test_unknown_suite() -> None:
+    for load in (load_tasks, load_splits):
+        with pytest.raises(ValueError, match=r"unknown suite 'libero_100'.*libero_90"):
+            load("libero_100")
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_official_initial_states(suite: str) -> None:
+    task = load_tasks(suite)[-1]
+    states = load_init_states(task)
+    assert states.shape[0] == 50
+    assert states.dtype == np.float64
+    assert np.isfinite(states).all()
+    assert len(np.unique(states, axis=0)) == 50
+    assert np.ptp(states[:, 0]) == 0, "the first column is the time"
+
+
+class Payload:
+    """What a malicious file would hold."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("created-by-a-pickle",)
+
+
+def test_init_states_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    task = replace(load_tasks("libero_object")[0], init_file=tmp_path / "evil.pruned_init")
+    torch.save(Payload(), task.init_file)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        load_init_states(task)
+    assert not (tmp_path / "created-by-a-pickle").exists()
+
+
+def test_a_file_of_something_else(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    task = replace(load_tasks("libero_object")[0], init_file=tmp_path / "few.pruned_init")
+    torch.save(torch.zeros(3), task.init_file)
+    with pytest.raises(ValueError, match=r"few\.pruned_init: Tensor .* not 50 initial states"):
+        load_init_states(task)
