@@ -6,6 +6,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +293,20 @@ def test_gripper_sign_of_openvla() -> None:
     converted = from_openvla_gripper(actions)
     assert converted[:, 6].tolist() == [1.0, 1.0, -1.0]
     assert actions[2, 6] == 0.9, "the argument is not changed"
+
+
+def test_envs_in_threads_reset_to_the_states_of_an_env_alone(libero_assets: Path) -> None:
+    def reset_often(task_id: int) -> list[np.ndarray]:
+        env = LiberoEnv(suite="libero_goal", assets=libero_assets, settle_steps=0, view_size=64)
+        states = []
+        for init_state_id in range(6):
+            env.reset(options={"task_id": task_id, "init_state_id": init_state_id})
+            states.append(env.get_state())
+        env.close()
+        return states
+
+    alone = [reset_often(task_id) for task_id in (0, 7)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(reset_often, (0, 7)))
+    for expected, states in zip(alone, together, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(expected, states, strict=True))
