@@ -1,16 +1,22 @@
 """Success of a checkpoint on held-out initial states, with its Wilson 95 % interval.
 
-python recipes/evaluate.py --model outputs/grpo/checkpoint [--episode.no-use-zoom] [--episode.temperature 1.0]
+python recipes/evaluate.py --model outputs/grpo/checkpoint [--episode.no-use-zoom] [--dry-run]
 """
 
 from __future__ import annotations
 
+from rlvla import plan
 from rlvla.config import EvaluateConfig, load
 from rlvla.evaluation import evaluate, line
+from rlvla.plan_architecture import require_runnable
 
 
 def main(cfg: EvaluateConfig) -> None:
     """Evaluate, print a line a task and one for all."""
+    if cfg.dry_run:
+        print(plan.of_evaluate(cfg))
+        return
+    require_runnable(cfg.plan)
     summary = evaluate(cfg)
     for name, result in summary["tasks"].items():
         print(line(name, result))

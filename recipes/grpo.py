@@ -1,15 +1,17 @@
 """GRPO over whole trajectories, from sparse task success: rollout -> score -> advantages -> learn -> sync -> again.
 
-python recipes/grpo.py --config recipes/configs/grpo_tiny_tabletop.yaml
+python recipes/grpo.py --config recipes/configs/grpo_tiny_tabletop.yaml [--dry-run]
 """
 
 from __future__ import annotations
 
 import rlvla_reward
+from rlvla import plan
 from rlvla.advantage import with_advantages
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, load
 from rlvla.metrics import PhaseTimer, rollout_metrics
+from rlvla.plan_architecture import require_runnable
 from rlvla.rollout import TaskStream, collect
 from rlvla.run import GRPORun
 from rlvla.types import Group
@@ -18,6 +20,10 @@ from rlvla.types import Group
 def main(cfg: GRPOConfig) -> None:
     """Train for `cfg.num_steps` steps; an interrupted run goes on from its last checkpoint."""
     reward = rlvla_reward.build(cfg.reward)
+    if cfg.dry_run:
+        print(plan.of_grpo(cfg, reward.weights))
+        return
+    require_runnable(cfg.plan)
     tasks = TaskStream(config=cfg.env, seed=cfg.seed)
 
     def judge(group: Group) -> Group:

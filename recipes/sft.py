@@ -2,18 +2,24 @@
 
 python recipes/sft.py --config recipes/configs/sft_tiny_tabletop.yaml
 accelerate launch --num_processes 8 recipes/sft.py --config ...      (many GPUs, many nodes)
+python recipes/sft.py --config ... --dry-run                         (memory, tokens and time, before any weights)
 """
 
 from __future__ import annotations
 
-from rlvla import dataset
+from rlvla import dataset, plan
 from rlvla.cold_start import start_policy
 from rlvla.config import SFTConfig, load
+from rlvla.plan_architecture import require_runnable
 from rlvla.sft import SFTRun, SFTTrainer
 
 
 def main(cfg: SFTConfig) -> None:
     """Train for `cfg.num_steps` steps; an interrupted run goes on from its last state."""
+    if cfg.dry_run:
+        print(plan.of_sft(cfg))
+        return
+    require_runnable(cfg.plan)
     demonstrations = dataset.read(cfg.dataset)
     model, processor = start_policy(cfg, demonstrations)
     trainer = SFTTrainer(cfg, model, processor, demonstrations)

@@ -229,6 +229,37 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What `--dry-run` assumes of things that are not at hand yet: checkpoint, data, simulator, GPU.
+
+    A real run takes them from there, and reads `architecture` only, to end at once when it is one that cannot run.
+    """
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    architecture: Path | None = None
+    """JSON with a model's figures (recipes/configs/models), for a `model` that is not on this machine."""
+    gpu: Literal["cpu", "rtx-4090", "a100-40gb", "l40s", "a100-80gb", "h100-80gb", "h200"] = "cpu"
+    """What learner ranks and samplers run on; memory and speed as in `rlvla.plan_speed.DEVICES`."""
+    gpu_memory_gb: float = 0.0
+    """Memory of one GPU, GiB; 0: what `gpu` has."""
+    num_processes: int = 1
+    """Learner ranks of `recipes/sft.py`, which `accelerate launch --num_processes` decides."""
+    num_images: int = 1
+    """Cameras of an env that is not here."""
+    view_size: int = 256
+    """Side of its policy view, px."""
+    chunk_length: int = 8
+    """K of data or a checkpoint that are not here (OpenVLA-OFT: 8 in LIBERO)."""
+    action_size: int = 7
+    """A, likewise."""
+    max_env_steps: int = 520
+    """Longest episode of an env that is not here (OpenVLA-OFT: 520, of LIBERO's Long suite)."""
+    env_steps_per_s: float = 0.0
+    """Of one rollout actor, rendering once a chunk; 0: the figure of our own envs in `rlvla.plan_speed`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TinyModelConfig:
     """A small VLM with random weights, built instead of loading a checkpoint."""
 
@@ -348,6 +379,10 @@ class SFTConfig:
     """Sinks."""
     seed: int = 0
     """Of initial weights and data order."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What `dry_run` assumes."""
+    dry_run: bool = False
+    """Build everything but weights, print memory, tokens and time of a step, and end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,6 +437,10 @@ class GRPOConfig:
     """Trajectories of the last step kept for the report."""
     seed: int = 0
     """Of task order and sampling."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What `dry_run` assumes."""
+    dry_run: bool = False
+    """Build everything but weights, print memory, tokens and time of a step, and end."""
 
     @property
     def minibatches_per_step(self) -> int:
@@ -448,6 +487,10 @@ class EvaluateConfig:
     """Kept for the report, half of them failures where there are."""
     seed: int = 0
     """Of sampling when the temperature is above 0."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What `dry_run` assumes."""
+    dry_run: bool = False
+    """Build everything but weights, print memory, tokens and time of a step, and end."""
 
 
 def load(cls: type[C], argv: Sequence[str] | None = None) -> C:

@@ -18,6 +18,7 @@ LAYERS = [
     ["rollout", "learner_engine", "learner"],
     ["weight_sync", "cluster"],
     ["run", "evaluation", "sft"],
+    ["plan_model", "plan_architecture", "plan_memory", "plan_speed", "plan_world", "plan_report", "plan"],
 ]
 """Modules of `rlvla`; those of one layer may import each other."""
 RANK = {f"rlvla.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -1,0 +1,120 @@
+"""What a run meets: tasks, pictures and actions, from simulator, data and checkpoint, or assumed where they are not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from rlvla.config import EnvConfig, EvaluateConfig, PlanConfig
+from rlvla.prompt import POLICY_FILE
+from rlvla.rollout import make_env, task_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Sizes of what the policy sees and does."""
+
+    note: str
+    """Where they come from, to print."""
+    num_images: int
+    view_shape: tuple[int, int]
+    """(H, W), px."""
+    chunk_length: int
+    action_size: int
+    max_env_steps: int
+    """Of the longest task."""
+    num_tasks: int | None
+    """None: the simulator is not here."""
+    num_frames: int = 0
+    """Decisions in the data set; 0: it is not here."""
+
+
+def assumed(plan: PlanConfig, note: str) -> World:
+    """The config's own figures."""
+    return World(
+        note=note,
+        num_images=plan.num_images,
+        view_shape=(plan.view_size, plan.view_size),
+        chunk_length=plan.chunk_length,
+        action_size=plan.action_size,
+        max_env_steps=plan.max_env_steps,
+        num_tasks=None,
+    )
+
+
+def of_env(config: EnvConfig, plan: PlanConfig, evaluation: EvaluateConfig | None = None) -> World:
+    """Construct the env, without a reset, and ask it; or say why it is not here and take the config's figures.
+
+    Args:
+        config: which env and tasks.
+        plan: figures for an env that is not here, and the chunk length.
+        evaluation: also check that the env has the initial states that it asks for.
+
+    Raises:
+        ValueError: the env refuses its arguments, or lacks a task or initial states.
+    """
+    try:
+        env: Any = make_env(config)
+    except (ImportError, FileNotFoundError, gymnasium.error.UnregisteredEnv) as error:
+        return assumed(plan, f"{config.id} is not here ({str(error).splitlines()[0]}): figures of plan.*")
+    tasks = task_ids(env, config)
+    if evaluation is not None:
+        _check_states(env, tasks, evaluation)
+    shape = env.observation_space["images"].shape
+    splits = ", ".join(f"{len(env.init_state_ids(tasks[0], name))} {name}" for name in ("train", "evaluate"))
+    world = World(
+        note=f"{config.id}, suite {env.suite}: {len(tasks)} tasks, {splits} states a task",
+        num_images=shape[0],
+        view_shape=(shape[1], shape[2]),
+        chunk_length=plan.chunk_length,
+        action_size=env.action_space.shape[0],
+        max_env_steps=max(env.max_env_steps(task) for task in tasks),
+        num_tasks=len(tasks),
+    )
+    env.close()
+    return world
+
+
+def with_checkpoint(world: World, model: Path) -> World:
+    """The chunk that a checkpoint's codec decodes, if there is one; raises ValueError if the env cannot execute it."""
+    file = model / POLICY_FILE
+    if not file.is_file():
+        return world
+    codec = json.loads(file.read_text())["codec"]
+    if len(codec["low"]) != world.action_size:
+        raise ValueError(
+            f"{file}: the policy's actions have {len(codec['low'])} dimensions, those of the env {world.action_size}"
+        )
+    return replace(world, chunk_length=codec["chunk_length"])
+
+
+def of_dataset(path: Path, plan: PlanConfig) -> World:
+    """Sizes in a data set's `meta/info.json`, or the config's figures."""
+    file = path / "meta/info.json"
+    if not file.is_file():
+        return assumed(plan, f"{path} is not here: figures of plan.*")
+    info = json.loads(file.read_text())
+    images = [feature["shape"] for name, feature in info["features"].items() if name.startswith("observation.images.")]
+    chunk_length, action_size = info["features"]["action"]["shape"]
+    return World(
+        note=f"{path}: {info['total_frames']} decisions of {info['total_episodes']} episodes",
+        num_images=len(images),
+        view_shape=(images[0][0], images[0][1]),
+        chunk_length=chunk_length,
+        action_size=action_size,
+        max_env_steps=plan.max_env_steps,
+        num_tasks=info["total_tasks"],
+        num_frames=info["total_frames"],
+    )
+
+
+def _check_states(env: Any, tasks: list[int], cfg: EvaluateConfig) -> None:
+    for task in tasks:
+        states = env.init_state_ids(task, cfg.split)
+        if len(states) < cfg.num_trials:
+            name = env.task_names[task]
+            raise ValueError(f"num_trials is {cfg.num_trials}, task {name!r} has {len(states)} {cfg.split} states")
