@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-
 from rlvla.config import EnvConfig, EvaluateConfig, PlanConfig
 from rlvla.prompt import POLICY_FILE
 from rlvla.rollout import make_env, task_ids
@@ -59,7 +57,7 @@ def of_env(config: EnvConfig, plan: PlanConfig, evaluation: EvaluateConfig | Non
     """
     try:
         env: Any = make_env(config)
-    except (ImportError, FileNotFoundError, gymnasium.error.UnregisteredEnv) as error:
+    except (ImportError, FileNotFoundError) as error:
         return assumed(plan, f"{config.id} is not here ({str(error).splitlines()[0]}): figures of plan.*")
     tasks = task_ids(env, config)
     if evaluation is not None:
