@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _RESET_SEED = 0
 """Seeds each reset, which draws where fixtures stand (about 1 cm apart), as they are no part of the initial states. 0
 as in OpenVLA-OFT's experiments/robot/libero/libero_utils.py, so that each episode meets the official first draw."""
 _MAX_RESET_TRIES = 10
+_SEEDED = threading.Lock()
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _AFTER_VELOCITY = mujoco.mjtStage.mjSTAGE_VEL
 
@@ -272,10 +274,14 @@ def _build(bddl_file: Path) -> tuple[Any, dict[str, np.ndarray]]:
 
 @contextlib.contextmanager
 def _numpy_seed(seed: int) -> Iterator[None]:
-    """Seeds NumPy's global generator, from which robosuite draws, and puts back what the caller had."""
-    before = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(before)
+    """Seeds NumPy's global generator, from which robosuite draws, and puts back what the caller had.
+
+    One thread at a time: the envs of a rollout actor would draw from each other's numbers.
+    """
+    with _SEEDED:
+        before = np.random.get_state()
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(before)
