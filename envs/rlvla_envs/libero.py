@@ -18,7 +18,7 @@ import numpy as np
 from rlvla_envs.libero_assets import find_assets, import_libero
 from rlvla_envs.libero_camera import CAMERAS, NATIVE_SIZE, LiberoCameras, project
 from rlvla_envs.libero_sim import TaskSim
-from rlvla_envs.libero_tasks import HORIZONS, charset, check_suite, load_init_states, load_splits, load_tasks
+from rlvla_envs.libero_tasks import HORIZONS, OFFICIAL, charset, check_suite, load_init_states, load_splits, load_tasks
 from rlvla_envs.spec import Box, Observation, VLAEnv, box_to_pixels, check_image, resize
 
 ACTION_SIZE = 7
@@ -258,7 +258,7 @@ class LiberoEnv(VLAEnv):
 
     def _place(self, task_id: int, init_state_id: int) -> None:
         self._check_task(task_id)
-        if init_state_id not in self._splits["official"]:
+        if init_state_id not in self._splits[OFFICIAL]:
             raise ValueError(f"unknown init_state_id {init_state_id}: known are {self._splits['official']}")
         if task_id not in self._sims:
             self._task_id = None  # in case compiling fails

@@ -19,6 +19,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ _MISSING = f"""LIBERO's assets (meshes, textures, scenes) are not part of its pa
      export {ASSETS_VARIABLE}=$PWD/libero-assets
 2. copy the folder libero/libero/assets of a clone of https://github.com/Lifelong-Robot-Learning/LIBERO to
      {{package}}"""
+_IMPORTING = threading.Lock()
 _MARKER = "scenes"
 """Folder that LIBERO's assets contain, by which they are recognised."""
 
@@ -113,11 +115,10 @@ def import_libero(assets: Path) -> ModuleType:
         ModuleNotFoundError: LIBERO or one of its dependencies is not installed.
     """
     package = package_folder()
-    if "libero.libero" in sys.modules:
-        module = sys.modules["libero.libero"]
-        importlib.import_module("libero.libero.envs")
-    else:
-        with _private_settings(package), _without_hint():
+    # The threads of a rollout actor make their envs at the same time, and the settings are of the whole process.
+    with _IMPORTING:
+        is_configured = "libero.libero" in sys.modules
+        with contextlib.nullcontext() if is_configured else _private_settings(package), _without_hint():
             module = importlib.import_module("libero.libero")
             importlib.import_module("libero.libero.envs")
     # Without it the first env would look for a download. LIBERO asks for it in each env and each object.

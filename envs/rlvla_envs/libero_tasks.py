@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "li
 above the longest training demonstration of each suite."""
 NUM_INIT_STATES = 50
 """Official initial states of each task (LIBERO's init_files, all 130 read), each one trial of the official protocol."""
+_LOADING = threading.Lock()
 OFFICIAL = "official"
 """Split of all official states: what papers report. It overlaps "train" on purpose, so it is no split of a manifest."""
 
@@ -81,7 +83,8 @@ def load_init_states(task: LiberoTask) -> np.ndarray:
         np.dtype,
         np.dtypes.Float64DType,
     ]
-    with torch.serialization.safe_globals(allowed):
+    # The list is torch's own, hence of all threads: one that leaves would take it from another.
+    with _LOADING, torch.serialization.safe_globals(allowed):
         states = torch.load(task.init_file, weights_only=True)
     if not isinstance(states, np.ndarray) or states.ndim != 2 or len(states) != NUM_INIT_STATES:
         what = f"{type(states).__name__} {getattr(states, 'shape', '')}"

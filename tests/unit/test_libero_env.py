@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,10 +146,7 @@ def test_state_restores_the_picture_too(env: LiberoEnv) -> None:
 
 
 def test_contract(libero_assets: Path) -> None:
-    # Parts of it warn about Gymnasium's Text space only.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        env = gymnasium.make("rlvla/Libero-v0", suite="libero_object", assets=libero_assets, view_size=64).unwrapped
+    env = gymnasium.make("rlvla/Libero-v0", suite="libero_object", assets=libero_assets, view_size=64).unwrapped
     assert isinstance(env, LiberoEnv)
     env.task_names = env.task_names[:1]  # each task costs a compilation
     check_env(env)
