@@ -211,21 +211,22 @@ def _best_grasp_of_plane(
         return None
     cells = np.stack(np.meshgrid(*(np.arange(n) for n in held.shape), indexing="ij"), axis=-1)
     spots = origin + (cells + margin + 0.5) * CELL
-    along = own[:, 0] - center[0]
+    along, across = (own - center).T
 
-    def middle(low: tuple[float, float], high: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-        """How much is there, and its mean coordinate along the finger axis, from the centre of mass."""
-        number = count(own, padded).window(low, high, margin)
-        return number, count(own, padded, along).window(low, high, margin) / np.maximum(number, 1)
+    def average(values: np.ndarray) -> np.ndarray:
+        return count(own, padded, values).window(*pads, margin) / np.maximum(held, 1)
 
-    mean = middle(*pads)[1]
-    (back, back_mean), (front, front_mean) = middle(pads[0], (FINGER_INNER, 0)), middle((-FINGER_INNER, 0), pads[1])
-    off_center = np.abs(mean - (spots[..., 0] - center[0]))
-    # A wall that stands askew between the fingers, and a corner of a box, from which they slip.
-    askew, uneven = np.abs(front_mean - back_mean) / 0.008, np.abs(front - back) / (front + back + 1)
+    mean_along, mean_across = average(along), average(across)
+    variance = average(across**2) - mean_across**2
+    # Of what is held: a wall that stands askew between the fingers, and a corner of a box, slip out of them.
+    askew = np.abs(average(along * across) - mean_along * mean_across) / np.maximum(variance, 1e-6)
+    front = count(own, padded).window((-FINGER_INNER, 0), pads[1], margin)
+    back = count(own, padded).window(pads[0], (FINGER_INNER, 0), margin)
+    uneven = np.abs(front - back) / (front + back + 1)
+    off_center = np.abs(mean_along - (spots[..., 0] - center[0]))
     far = np.linalg.norm(spots - center, axis=-1)
     idle = np.clip((height - PAD_LOW - own_z.max()) / (PAD_HIGH - PAD_LOW), 0, 1)  # share of the pads above the top
-    cost = far / 0.05 + off_center / 0.005 + askew + 4 * uneven + 2 * idle + (1 - held / held.max())
+    cost = far / 0.05 + off_center / 0.005 + 2 * askew + 4 * uneven + 2 * idle + (1 - held / held.max())
     cost = cost + 8 / np.maximum(held, 1)
     cost = cost + sum(np.maximum(0, reach(spots, height, shoulder) - EASY_REACH) for shoulder in shoulders) / 0.01
     cost = cost + (blocked(other, other_z, 0.012) > 0)

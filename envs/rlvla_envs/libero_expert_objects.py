@@ -35,6 +35,8 @@ from rlvla_envs.libero_expert_phases import (
 )
 from rlvla_envs.libero_expert_scene import Scene
 
+LOST = 0.04
+"""An object this much further from the hand than before has fallen, m; turning in the hand moves it less."""
 PRESSURE = 0.01
 """How far below a surface the hand aims to press on it, m."""
 
@@ -144,12 +146,15 @@ def _would_hold(scene: Scene, target: str, body: np.ndarray) -> bool:
 
 
 def place(scene: Scene, name: str, target: str) -> Iterator[Step]:
-    """Carry the held object over a target, set it down, let go, and retreat upwards."""
+    """Carry the held object over a target, set it down, let go, and retreat upwards; ends early where it is lost."""
     position, yaw = find_place(scene, name, target)
+    offset = scene.position(name) - scene.hand
     rotation = yaw_rotation(yaw)
     others = scene.other_points(name)
     carry = Label(phase="carry", subject=name, target=target)
     yield from transit(scene, carry, relative_to_hand(scene, name), position[:2], yaw, CLOSED, others)
+    if np.linalg.norm(scene.position(name) - scene.hand) > np.linalg.norm(offset) + LOST:
+        return
     # The grasp may have slipped on the way: aim anew from where the object hangs now.
     position, yaw = find_place(scene, name, target)
     above = np.array([*position[:2], scene.hand[2]])
@@ -190,12 +195,16 @@ def drag(scene: Scene, predicate: list[str]) -> Iterator[Step]:
     _, name, target = predicate
     approach, push = Label(phase="approach", subject=name), Label(phase="push", subject=name, target=target)
     for _ in range(NUM_TRIES):
-        yaw = nearest_yaw(0.0, scene.yaw)
-        rotation = yaw_rotation(yaw)
         spot = scene.position(name)[:2]
+        # The hand is wide: turn it so that it comes down between what stands around.
+        heights = HeightMap(scene.other_points(name), scene.floor, scene.hand)
+        fist = gripper_points(0.0)
+        contacts = {yaw: heights.contact(fist @ yaw_rotation(yaw).T, spot[None])[0] for yaw in (0.0, np.pi / 2)}
+        yaw = nearest_yaw(min(contacts, key=contacts.__getitem__), scene.yaw)
+        rotation = yaw_rotation(yaw)
         above = np.array([*spot, scene.floor + TIP_DEPTH + 0.03])
-        fist = gripper_points(0.0) @ rotation.T
-        yield from transit(scene, approach, fist, spot, yaw, CLOSED, scene.other_points())
+        held = fist @ rotation.T
+        yield from transit(scene, approach, held, spot, yaw, CLOSED, scene.other_points())
         yield from move(scene, approach, above, rotation, CLOSED)
         for _ in range(80):
             rest = (scene.position(target) - scene.position(name))[:2]

@@ -87,11 +87,10 @@ def test_sft_micro_batches_and_zero_leave_the_update_alone(demos: Path, sft: Pat
         np.testing.assert_allclose(weights(tmp_path / "run/checkpoint")[name], weight, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 3])
 def test_sft_by_accelerate_launch_on_two_processes_gives_the_same_update(
-    demos: Path, sft: Path, tmp_path: Path, zero_stage: int
+    demos: Path, sft: Path, tmp_path: Path
 ) -> None:
-    recipe("sft", sft_config(demos, tmp_path / "run", zero_stage=zero_stage), tmp_path, launcher=LAUNCH)
+    recipe("sft", sft_config(demos, tmp_path / "run", zero_stage=3), tmp_path, launcher=LAUNCH)
     alone, together = read_metrics(sft / "metrics.jsonl"), read_metrics(tmp_path / "run/metrics.jsonl")
     assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], abs=1e-5)
     assert together[-1]["validation_loss"] == pytest.approx(alone[-1]["validation_loss"], abs=1e-5)
