@@ -11,7 +11,7 @@ from rlvla.actions import QuantileCodec
 from rlvla.config import SFTConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, text_corpus
 from rlvla.markup import parse
-from rlvla.prompt import PolicyProcessor, extend_vocabulary
+from rlvla.prompt import PolicyProcessor, extend_vocabulary, read_trained
 from rlvla.types import Demonstration, Segment, SegmentKind, Turn
 
 
@@ -27,17 +27,19 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
         chunk_length=actions.shape[1],
         gripper_dim=cfg.gripper_dim,
     )
+    suites = demonstrations.suites
     if cfg.model:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         model = AutoModelForImageTextToText.from_pretrained(cfg.model)
         processor = AutoProcessor.from_pretrained(cfg.model)
         extend_vocabulary(model, processor, cfg.num_bins)
+        suites += read_trained(cfg.model)
     else:
         from rlvla.tiny_vlm import build_tiny
 
         model, processor = build_tiny(cfg.tiny, list(text_corpus(demonstrations)), cfg.num_bins, cfg.seed)
-    return model, PolicyProcessor.create(processor, codec, cfg.carry_thought, demonstrations.suites)
+    return model, PolicyProcessor.create(processor, codec, cfg.carry_thought, suites)
 
 
 def to_turn(processor: PolicyProcessor, demonstration: Demonstration) -> Turn:

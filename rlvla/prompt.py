@@ -122,8 +122,7 @@ class PolicyProcessor:
 
         settings = json.loads(file.read_text())
         codec = QuantileCodec.from_dict(settings["codec"])
-        suites = settings.get("trained_suites", ())
-        return cls.create(AutoProcessor.from_pretrained(path), codec, settings["carry_thought"], suites)
+        return cls.create(AutoProcessor.from_pretrained(path), codec, settings["carry_thought"], read_trained(path))
 
     def save(self, path: Path | str) -> None:
         """Write the processor's files and `rlvla_policy.json` into a checkpoint folder."""
@@ -259,9 +258,15 @@ def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int) -> Voc
     )
 
 
+def read_trained(path: Path | str) -> tuple[str, ...]:
+    """`trained_suites` of a checkpoint; none where it is no policy's."""
+    file = Path(path) / POLICY_FILE
+    return tuple(json.loads(file.read_text()).get("trained_suites", ())) if file.is_file() else ()
+
+
 def note_trained(path: Path, suite: str) -> None:
     """Write into a checkpoint that its policy has learned on the train states of a suite, too."""
     file = path / POLICY_FILE
     settings = json.loads(file.read_text())
-    settings["trained_suites"] = sorted({*settings.get("trained_suites", ()), suite})
+    settings["trained_suites"] = sorted({*read_trained(path), suite})
     file.write_text(json.dumps(settings, indent=2) + "\n")

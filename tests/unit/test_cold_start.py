@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rlvla.config import EpisodeConfig, SFTConfig, TinyModelConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, read, write
 from rlvla.episode import Decider, EnvThread, decide
 from rlvla.markup import print_think, print_zoom
-from rlvla.prompt import PolicyProcessor
+from rlvla.prompt import PolicyProcessor, note_trained
 from rlvla.testing import ScriptedSampler
 from rlvla.tools import load_tools
 from rlvla.types import Demonstration, Observation
@@ -79,7 +80,7 @@ def test_an_annotation_that_breaks_the_markup_is_quoted(tiny_policy: Path) -> No
 def data_set(path: Path) -> DemonstrationSet:
     rng = np.random.default_rng(0)
     episodes = [[demonstration(actions=rng.uniform(-1, 1, (2, 4)).astype(np.float32))] for _ in range(20)]
-    write(path, episodes, robot="test", fps=1.0)
+    write(path, episodes, robot="test", fps=1.0, suites=("new",))
     return read(path)
 
 
@@ -97,10 +98,13 @@ def test_a_new_tiny_policy_fits_the_data(tmp_path: Path) -> None:
 
 
 def test_a_given_checkpoint_keeps_its_weights_and_learns_the_markup(tmp_path: Path, tiny_policy: Path) -> None:
-    cfg = SFTConfig(model=str(tiny_policy), num_bins=32)  # the checkpoint has 16 action tokens
+    given = shutil.copytree(tiny_policy, tmp_path / "given")
+    note_trained(given, "old")
+    cfg = SFTConfig(model=str(given), num_bins=32)  # the checkpoint has 16 action tokens
     model, processor = start_policy(cfg, data_set(tmp_path / "demos"))
     before = PolicyProcessor.load(tiny_policy)
     assert len(processor.vocabulary.action_ids) == 32
+    assert processor.trained_suites == ("new", "old")
     assert processor.vocabulary.action_ids[:16] == before.vocabulary.action_ids
     assert model.get_input_embeddings().num_embeddings >= len(processor.hf_processor.tokenizer)
     turn = to_turn(processor, demonstration())
