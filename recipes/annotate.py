@@ -11,14 +11,12 @@ Without, of episodes that somebody has recorded (docs/demonstrations.md):
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from tqdm import tqdm
 
@@ -28,6 +26,7 @@ from rlvla.demonstrations import decisions
 from rlvla.plugins import resolve
 from rlvla.read_hdf5 import open_hdf5
 from rlvla.read_lerobot import open_lerobot
+from rlvla.rollout import make_env, task_ids
 from rlvla.types import Demonstration
 
 
@@ -56,9 +55,7 @@ def main(cfg: AnnotateConfig) -> None:
 def of_expert(cfg: AnnotateConfig) -> Recording:
     """Episodes that `cfg.expert` plays and annotates in `cfg.env`."""
     num_episodes = 2000 if cfg.num_episodes is None else cfg.num_episodes
-    for module in cfg.env.imports:
-        importlib.import_module(module)
-    env: Any = gymnasium.make(cfg.env.id, disable_env_checker=True, **cfg.env.kwargs).unwrapped
+    env = make_env(cfg.env)
     episodes = _play(cfg, env, num_episodes)
     return Recording(robot=cfg.env.id, fps=1.0, num_episodes=num_episodes, episodes=episodes, suites=(env.suite,))
 
@@ -96,8 +93,8 @@ def _play(cfg: AnnotateConfig, env: Any, num_episodes: int) -> Iterator[list[Dem
 
 def _starts(cfg: AnnotateConfig, env: Any, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
     """(task id, initial state id) of the train split, each once: task after task in turn."""
-    task_ids = [env.task_names.index(name) for name in cfg.env.tasks or env.task_names]
-    states = [[(task, int(state)) for state in rng.permutation(env.init_state_ids(task, "train"))] for task in task_ids]
+    tasks = task_ids(env, cfg.env)
+    states = [[(task, int(state)) for state in rng.permutation(env.init_state_ids(task, "train"))] for task in tasks]
     for starts in itertools.zip_longest(*states):
         yield from (start for start in starts if start is not None)
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from rlvla.cluster import Cluster
 from rlvla.config import EvaluateConfig, provenance, to_dict, write_resolved
 from rlvla.episode import derive_seed
-from rlvla.prompt import PolicyProcessor
+from rlvla.prompt import read_trained
 from rlvla.protocols import Env
-from rlvla.rollout import Job, make_env, task_ids
+from rlvla.rollout import Job, make_env, task_ids, trial_states
 from rlvla.storage import save_trajectories
 from rlvla.trials import TrialLog, summarise, to_trial
 from rlvla.types import TaskSpec, Trajectory
@@ -78,12 +78,9 @@ def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], bool]:
     env = make_env(cfg.env)
     tasks, num_states = [], 0
     names = {task_id: env.task_names[task_id] for task_id in task_ids(env, cfg.env)}
-    for task_id, name in names.items():
-        split = env.init_state_ids(task_id, cfg.split)
-        num_states += len(split)
-        states = list(split)[: cfg.num_trials]
-        if len(states) < cfg.num_trials:
-            raise ValueError(f"num_trials is {cfg.num_trials}, task {name!r} has {len(states)} {cfg.split} states")
+    for task_id in names:
+        num_states += len(env.init_state_ids(task_id, cfg.split))
+        states = trial_states(env, task_id, cfg)
         _refuse_trained(cfg, env, task_id, states)
         tasks += [
             TaskSpec(suite=env.suite, task_id=task_id, init_state_id=state, seed=derive_seed(cfg.seed, state))
@@ -102,7 +99,7 @@ def _refuse_trained(cfg: EvaluateConfig, env: Env, task_id: int, states: Sequenc
     task = env.task_names[task_id]
     if cfg.split != "official":
         raise ValueError(f"task {task!r}: initial states {leaked[:5]} are in the train split too")
-    if env.suite in PolicyProcessor.load(cfg.model).trained_suites:
+    if env.suite in read_trained(cfg.model):
         raise ValueError(
             f"{cfg.model} was trained on {len(leaked)} of the official initial states of task {task!r}, so that its "
             "result would not be comparable: use split evaluate, or set allow_trained_states (the result says so)"

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlvla.config import EnvConfig, EvaluateConfig, PlanConfig
 from rlvla.prompt import POLICY_FILE
-from rlvla.rollout import make_env, task_ids
+from rlvla.rollout import make_env, task_ids, trial_states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,8 @@ def of_env(config: EnvConfig, plan: PlanConfig, evaluation: EvaluateConfig | Non
         return assumed(plan, f"{config.id} is not here ({str(error).splitlines()[0]}): figures of plan.*")
     tasks = task_ids(env, config)
     if evaluation is not None:
-        _check_states(env, tasks, evaluation)
+        for task in tasks:
+            trial_states(env, task, evaluation)
     shape = env.observation_space["images"].shape
     splits = ", ".join(f"{len(env.init_state_ids(tasks[0], name))} {name}" for name in ("train", "evaluate"))
     world = World(
@@ -108,11 +109,3 @@ def of_dataset(path: Path, plan: PlanConfig) -> World:
         num_tasks=info["total_tasks"],
         num_frames=info["total_frames"],
     )
-
-
-def _check_states(env: Any, tasks: list[int], cfg: EvaluateConfig) -> None:
-    for task in tasks:
-        states = env.init_state_ids(task, cfg.split)
-        if len(states) < cfg.num_trials:
-            name = env.task_names[task]
-            raise ValueError(f"num_trials is {cfg.num_trials}, task {name!r} has {len(states)} {cfg.split} states")

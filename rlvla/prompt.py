@@ -122,7 +122,9 @@ class PolicyProcessor:
 
         settings = json.loads(file.read_text())
         codec = QuantileCodec.from_dict(settings["codec"])
-        return cls.create(AutoProcessor.from_pretrained(path), codec, settings["carry_thought"], read_trained(path))
+        return cls.create(
+            AutoProcessor.from_pretrained(path), codec, settings["carry_thought"], settings.get("trained_suites", ())
+        )
 
     def save(self, path: Path | str) -> None:
         """Write the processor's files and `rlvla_policy.json` into a checkpoint folder."""

@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rlvla.config import EnvConfig, EpisodeConfig, GRPOConfig, SamplerConfig
+from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, SamplerConfig
 from rlvla.episode import Decider, EnvThread, derive_seed, run_episode
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import Env, SampleOutput, SampleRequest
@@ -155,6 +155,15 @@ def task_ids(env: Env, config: EnvConfig) -> list[int]:
         if name not in env.task_names:
             raise ValueError(f"env.tasks names {name!r}; {config.id} has {', '.join(env.task_names)}")
     return [env.task_names.index(name) for name in config.tasks or env.task_names]
+
+
+def trial_states(env: Env, task_id: int, config: EvaluateConfig) -> list[int]:
+    """The initial states of a task that an evaluation plays; raises ValueError when its split has fewer."""
+    states = list(env.init_state_ids(task_id, config.split))[: config.num_trials]
+    if len(states) < config.num_trials:
+        name = env.task_names[task_id]
+        raise ValueError(f"num_trials is {config.num_trials}, task {name!r} has {len(states)} {config.split} states")
+    return states
 
 
 Play = Callable[[Sequence[Job]], list[Trajectory]]

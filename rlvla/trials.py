@@ -74,16 +74,18 @@ class TrialLog:
     """
 
     def __init__(self, path: Path, protocol: Mapping[str, Any]) -> None:
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last one short
+        text = path.read_bytes() if path.is_file() else b""
+        text = text[: text.rfind(b"\n") + 1]  # a kill may cut the last line short
+        whole = [json.loads(line) for line in text.splitlines()]
         if whole and (differ := _differences(whole[0]["protocol"], protocol)):
             raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
         self.trials = [_read(line) for line in whole[1:]]
         """Those of earlier runs, and whatever was added since."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w")
-        for line in [{"protocol": dict(protocol)}, *whole[1:]]:
-            self._write(line)
+        self._file = path.open("a")
+        self._file.truncate(len(text))
+        if not whole:
+            self._write({"protocol": dict(protocol)})
 
     def __enter__(self) -> TrialLog:
         return self

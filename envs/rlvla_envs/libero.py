@@ -19,7 +19,7 @@ from rlvla_envs.libero_assets import find_assets, import_libero
 from rlvla_envs.libero_camera import CAMERAS, NATIVE_SIZE, LiberoCameras, project
 from rlvla_envs.libero_sim import TaskSim
 from rlvla_envs.libero_tasks import HORIZONS, OFFICIAL, charset, check_suite, load_init_states, load_splits, load_tasks
-from rlvla_envs.spec import Box, Observation, VLAEnv, box_to_pixels, check_image, resize
+from rlvla_envs.spec import Box, Observation, VLAEnv, box_to_pixels, check_actions, check_image, resize
 
 ACTION_SIZE = 7
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -158,13 +158,8 @@ class LiberoEnv(VLAEnv):
 
     def step_chunk(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, bool, bool, dict[str, Any]]:
         """See `VLAEnv`; renders once, at the end."""
-        actions = np.asarray(actions, np.float64)
-        if actions.ndim != 2 or actions.shape[1] != ACTION_SIZE or not len(actions):
-            raise ValueError(f"actions have shape {actions.shape}, not [K >= 1, {ACTION_SIZE}]")
-        if not np.isfinite(actions).all():
-            raise ValueError(f"actions are not finite: {actions.tolist()}")
         rewards = []
-        for action in np.clip(actions, -1, 1):
+        for action in np.clip(check_actions(actions, ACTION_SIZE), -1, 1):
             if self._is_success or self._is_truncated:
                 raise RuntimeError("the episode has ended: call reset")
             self._is_success = self._sim.advance(action)

@@ -11,13 +11,12 @@ the robot's left appears on the left. The optional centre crop comes after. All 
 from __future__ import annotations
 
 import atexit
-import importlib
-import os
 import weakref
-from typing import Any
 
 import mujoco
 import numpy as np
+
+from rlvla_envs.offscreen import free, gl_context
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 """OpenVLA-OFT's third-person and wrist image."""
@@ -40,13 +39,13 @@ class LiberoCameras:
         """Creates the GL context and uploads the textures: 0.2 s."""
         self._model = model
         self._margin = (1 - CROP_SIDE) / 2 if center_crop else 0.0
-        self._gl = _gl_context()
+        self._gl = gl_context(NATIVE_SIZE)
         self._gl.make_current()
         model.vis.global_.offwidth = model.vis.global_.offheight = NATIVE_SIZE
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         # Also at interpreter exit: too late for the contexts' own destructors, and before MuJoCo leaves EGL there.
         # Finalizers run where the first one of the process was made, which may be after that.
-        self._free = weakref.finalize(self, _free, self._gl, self._context)
+        self._free = weakref.finalize(self, free, self._gl, self._context)
         self._free.atexit = False
         atexit.register(self._free)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -152,17 +151,3 @@ def _aim(scene: mujoco.MjvScene, window: Window) -> None:
         camera.frustum_center += side * (0.5 - (x1 + x2) / 2)
         camera.frustum_width = side * (x2 - x1) / 2  # MuJoCo means the half width
         camera.frustum_top, camera.frustum_bottom = top - side * y1, top - side * y2
-
-
-def _gl_context() -> Any:
-    """An off-screen context of the back-end that MUJOCO_GL names now, whenever mujoco itself was imported."""
-    backend = os.environ["MUJOCO_GL"]
-    if backend not in ("egl", "osmesa"):
-        raise RuntimeError(f"MUJOCO_GL is {backend!r}: rendering off screen needs egl or osmesa; unset it")
-    return importlib.import_module(f"mujoco.{backend}").GLContext(NATIVE_SIZE, NATIVE_SIZE)
-
-
-def _free(gl: Any, context: Any) -> None:
-    gl.make_current()
-    context.free()
-    gl.free()

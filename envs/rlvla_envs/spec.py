@@ -144,6 +144,16 @@ def check_image(image: int, num_images: int) -> None:
         raise ValueError(f"no image {image}: this env has {num_images}")
 
 
+def check_actions(actions: np.ndarray, size: int) -> np.ndarray:
+    """A chunk as float64 [K, size]; raises ValueError for another shape, or numbers that are not finite."""
+    actions = np.asarray(actions, np.float64)
+    if actions.ndim != 2 or actions.shape[1] != size or not len(actions):
+        raise ValueError(f"actions have shape {actions.shape}, not [K >= 1, {size}]")
+    if not np.isfinite(actions).all():
+        raise ValueError(f"actions are not finite: {actions.tolist()}")
+    return actions
+
+
 def box_to_pixels(bbox: Box, width: int, height: int) -> tuple[int, int, int, int]:
     """The native pixels [x1, y1, x2, y2], ends exclusive, that a box of 0..1000 touches.
 

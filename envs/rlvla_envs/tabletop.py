@@ -22,6 +22,7 @@ from rlvla_envs.spec import (
     Observation,
     VLAEnv,
     box_to_pixels,
+    check_actions,
     check_image,
     load_manifest,
     resize,
@@ -150,13 +151,8 @@ class TabletopEnv(VLAEnv):
 
     def step_chunk(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, bool, bool, dict[str, Any]]:
         """See `VLAEnv`; renders once, at the end."""
-        actions = np.asarray(actions, np.float64)
-        if actions.ndim != 2 or actions.shape[1] != 4 or not len(actions):
-            raise ValueError(f"actions have shape {actions.shape}, not [K >= 1, 4]")
-        if not np.isfinite(actions).all():
-            raise ValueError(f"actions are not finite: {actions.tolist()}")
         rewards = []
-        for action in actions:
+        for action in check_actions(actions, 4):
             self._advance(action)
             rewards.append(float(self._outcome == _SUCCESS))
             if self._terminated or self._truncated:

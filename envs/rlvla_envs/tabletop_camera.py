@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import weakref
-from typing import Any
 
 import mujoco
 import numpy as np
 
+from rlvla_envs.offscreen import free, gl_context
 from rlvla_envs.tabletop_model import TABLE_SIZE
 from rlvla_envs.tabletop_scene import Scene
 
@@ -27,11 +25,11 @@ class TopCamera:
     def __init__(self, scene: Scene) -> None:
         """Creates the GL context."""
         self._scene = scene
-        self._gl = _gl_context()
+        self._gl = gl_context(NATIVE_SIZE)
         self._gl.make_current()
         self._context = mujoco.MjrContext(scene.model, mujoco.mjtFontScale.mjFONTSCALE_100)
         # Also at interpreter exit, which is too late for the contexts' own destructors.
-        self._free = weakref.finalize(self, _free, self._gl, self._context)
+        self._free = weakref.finalize(self, free, self._gl, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._picture = mujoco.MjvScene(scene.model, maxgeom=100)
         self._picture.flags[:] = 0  # no shadow, reflection, haze: a flat top has one exact colour
@@ -69,17 +67,3 @@ class TopCamera:
     def close(self) -> None:
         """Frees the GL context; the camera cannot be used afterwards."""
         self._free()
-
-
-def _gl_context() -> Any:
-    """An off-screen context of the back-end that MUJOCO_GL names now, whenever mujoco itself was imported."""
-    backend = os.environ["MUJOCO_GL"]
-    if backend not in ("egl", "osmesa"):
-        raise RuntimeError(f"MUJOCO_GL is {backend!r}: rendering off screen needs egl or osmesa; unset it")
-    return importlib.import_module(f"mujoco.{backend}").GLContext(NATIVE_SIZE, NATIVE_SIZE)
-
-
-def _free(gl: Any, context: Any) -> None:
-    gl.make_current()
-    context.free()
-    gl.free()
