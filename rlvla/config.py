@@ -297,8 +297,6 @@ class ReadConfig:
     """Convention of the last action component: -1 open, 1 close; or 1 open, 0 close. It becomes robosuite's."""
     drop_noops: bool = True
     """Leave out frames whose action moves nothing, by OpenVLA's rule."""
-    stride: int = 0
-    """Env steps from one decision to the next; 0: the chunk length. OpenVLA-OFT trains on every frame: 1."""
     center_crop: bool = True
     """Show the middle 0.9 of the frame's area, as OpenVLA does and as our LIBERO env does by default."""
     view_size: int = 0
@@ -306,21 +304,124 @@ class ReadConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the key."""
-        if self.stride < 0 or self.view_size < 0:
-            raise ValueError(f"read.stride is {self.stride}, read.view_size {self.view_size}: need at least 0")
+        if self.view_size < 0:
+            raise ValueError(f"read.view_size is {self.view_size}: need at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyFrameConfig:
+    """Which decisions are key frames, where the policy learns to look closer."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    gripper: Literal["command", "proprio"] = "command"
+    """Where the gripper's state is read: in the actions, or in what the robot reports."""
+    gripper_dim: int = -1
+    """Of the actions or of the proprio."""
+    closed_sign: Literal[1, -1] = 1
+    """1: large values are closed, as in robosuite's commands; -1: small ones, as a finger's opening."""
+    open_below: float = -0.5
+    """The gripper counts as open once `closed_sign` times the value has come down to this."""
+    closed_above: float = 0.5
+    """And as closed once it has come up to this; between the two it stays what it was (hysteresis)."""
+    min_gap: int = 1
+    """Env steps between two changes at least; the later of two that are closer is taken for chatter."""
+    still_speed: float = 0.0
+    """Also where the arm slows down to this, units of `still_dims` per second (Chain-of-Action's heuristic); 0: not."""
+    still_dims: tuple[int, ...] = (0, 1, 2)
+    """Of the proprio, whose speed that is."""
+    first: bool = False
+    """Also the first decision."""
+    last: bool = False
+    """Also the last one."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the keys."""
+        if self.open_below >= self.closed_above:
+            raise ValueError(
+                f"key_frames.open_below {self.open_below} must be below key_frames.closed_above {self.closed_above}"
+            )
+        if self.min_gap < 1 or self.still_speed < 0:
+            raise ValueError(
+                f"key_frames.min_gap is {self.min_gap}, need at least 1; "
+                f"key_frames.still_speed is {self.still_speed}, need at least 0"
+            )
+
+
+CheckName = Literal["markup", "box", "length", "language", "gripper", "subject", "progress", "repetition", "grounding"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """What an annotation must hold; an answer that fails is asked for again, with the reason."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    names: tuple[CheckName, ...] = (
+        "markup", "box", "length", "language", "gripper", "subject", "progress", "repetition", "grounding",
+    )  # fmt: skip
+    """Checks to run; `rlvla/annotation/checks.py` says what each one wants."""
+    looks: tuple[int, int] = (1, 1)
+    """Fewest and most looks at a key frame; elsewhere there is none."""
+    max_box_area: float = 0.5
+    """Share of the frame that a box may cover."""
+    min_box_side: int = 30
+    """Thousandths of the frame; the tool itself refuses less than 10."""
+    num_words: tuple[int, int] = (3, 80)
+    """Fewest and most words of a thought."""
+    max_repetition: int = 4
+    """Decisions in a row that may think nearly the same."""
+    similarity: float = 0.95
+    """From which on two thoughts are nearly the same, 0 to 1 (share of words in common, in their order)."""
+    progress_slack: float = 0.0
+    """By how much progress may fall from one decision to the next."""
+    containment: float = 0.5
+    """Least share of the named object's box that the look's box covers, where privileged state tells."""
+    spread: float = 40.0
+    """Most that the look's box may cover, in areas of the named object's box."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenAIConfig:
+    """The server of a vision-language model that speaks OpenAI's chat completions, such as `vllm serve`."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Its address."""
+    model: str = ""
+    """As the server names it; empty: the only one that it lists."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the key; a server on loopback needs none."""
+    concurrency: int = 32
+    """Requests in flight."""
+    timeout_s: float = 120.0
+    """Of one request."""
+    max_retries: int = 8
+    """Of a request that met 429, 5xx, a time-out or a broken connection, with exponential backoff."""
+    temperature: float = 0.7
+    """Qwen3-VL-Instruct's own recommendation (generation_config.json)."""
+    max_tokens: int = 512
+    """Of one answer."""
+    usd_per_million_prompt_tokens: float = 0.0
+    """For the cost in the data card."""
+    usd_per_million_completion_tokens: float = 0.0
+    """Likewise."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the key."""
+        if self.concurrency < 1 or self.max_tokens < 1 or self.timeout_s <= 0 or self.max_retries < 0:
+            raise ValueError("openai.concurrency, max_tokens and timeout_s must be positive, max_retries at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateConfig:
-    """`recipes/annotate.py`: expert demonstrations -> a LeRobot v3 data set.
-
-    Those of an expert in a simulator, with templated thought and zoom; or those of a `source`, without.
-    """
+    """`recipes/annotate.py`: expert demonstrations -> a LeRobot v3 data set with thought and zoom."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
     output: Path = Path("outputs/demos")
-    """Folder of the data set; must not exist."""
+    """Folder of the data set; must not exist. Until it is whole, work lies in `<output>.partial`, and is resumed."""
     source: Path | None = None
     """Recorded episodes instead of an expert: LIBERO's HDF5 (a file or a folder), or a LeRobot v2 or v3 folder."""
     read: ReadConfig = field(default_factory=ReadConfig)
@@ -330,13 +431,38 @@ class AnnotateConfig:
     num_episodes: int | None = None
     """Over all tasks, from train initial states; None: 2000 of an expert, all of a `source`."""
     chunk_length: int = 5
-    """K, env steps between two looks."""
-    expert: str = "rlvla_envs.tabletop_annotate:demonstrate"
-    """`"module:function"`: (env, task_id, init_state_id, chunk_length, rng, **expert_kwargs) -> demonstrated turns."""
+    """K, env steps that a decision plans."""
+    stride: int = 0
+    """Env steps from one decision to the next; 0: the chunk length. OpenVLA-OFT trains on every frame: 1."""
+    expert: str = "rlvla_envs.tabletop_expert:play"
+    """`"module:function"`: (env, task_id, init_state_id, *, chunk_length, stride, rng, **expert_kwargs) -> decisions."""
     expert_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the expert."""
+    annotator: str = ""
+    """"openai"; or `"module:function"`, as `rlvla_envs.tabletop_annotate:annotate`: (decisions, index, *,
+    is_key_frame, segment, rng, **annotator_kwargs) -> Annotation; empty: act without a thought."""
+    annotator_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed to a plugin."""
+    openai: OpenAIConfig = field(default_factory=OpenAIConfig)
+    """Used by the annotator "openai"."""
+    key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
+    """Where to look closer."""
+    checks: CheckConfig = field(default_factory=CheckConfig)
+    """What an annotation must hold."""
+    max_attempts: int = 3
+    """Answers that are asked for at one decision before it is dropped."""
+    num_samples: int = 24
+    """Random decisions on the contact sheet."""
     seed: int = 0
-    """Of the order of states and of the templates' choices."""
+    """Of the order of states and of the annotator's choices."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the keys."""
+        if self.stride < 0 or self.stride > self.chunk_length or self.max_attempts < 1:
+            raise ValueError(
+                f"stride is {self.stride}, need 0 to chunk_length ({self.chunk_length}); "
+                f"max_attempts is {self.max_attempts}, need at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,6 +175,95 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SceneObject:
+    """What a simulator knows of one object of a scene."""
+
+    name: str
+    """In words, unique in its scene: "red block", "alphabet soup"."""
+    box: Box
+    """What of it the policy view shows."""
+    label: str = ""
+    """What only a close look tells, e.g. the colour of a badge."""
+    is_target: bool = False
+    """Whether the instruction names it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Privileged state before one decision: annotators and their checks may use it, a policy never."""
+
+    objects: tuple[SceneObject, ...]
+    subject: str
+    """Name of the object that the expert deals with in this decision; empty where it deals with none."""
+    intention: str
+    """What the expert is going to do, in words: "grasp the bowl, then lift the bowl"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One decision of an expert: what it saw and did, before anybody has said what it thought."""
+
+    instruction: str
+    images: tuple[np.ndarray, ...]
+    """One policy view per camera, [H, W, 3] uint8 RGB."""
+    proprio: np.ndarray
+    """[P] float32, simulator units."""
+    actions: np.ndarray
+    """[K, A] float32, simulator units, from this decision on, also where the next decision comes earlier."""
+    zoom: Callable[[int, Box], np.ndarray]
+    """See `Observation.zoom`."""
+    scene: Scene | None = None
+    """None where there is no simulator to ask."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation:
+    """What an expert is said to have thought at one decision, and where it looked closer."""
+
+    thoughts: tuple[str, ...]
+    """Without marks; one more than `looks`: `thoughts[i]` comes before `looks[i]`."""
+    looks: tuple[tuple[int, Box], ...] = ()
+    """(image index, box), at most one in the manner of the paper."""
+    subtask: str = ""
+    """What is being done, in words: "grasp the red block"."""
+    subject: str = ""
+    """The object that the sub-task is about."""
+    gripper: str = ""
+    """"open" or "closed", before the decision."""
+    progress: float | None = None
+    """Share of the task that lies behind, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless each thought but the last has its look."""
+        if len(self.thoughts) != len(self.looks) + 1:
+            raise ValueError(f"{len(self.thoughts)} thoughts need {len(self.thoughts) - 1} looks, got {len(self.looks)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where an annotation comes from, a column of the data set each."""
+
+    annotator: str
+    """"openai", or the plugin's "module:function"."""
+    model: str = ""
+    """As the server names it."""
+    prompt_hash: str = ""
+    """Of the prompts' wording and of the answer's schema."""
+    seed: int = 0
+    """Of the accepted answer."""
+    attempts: int = 1
+    """Answers until one was accepted, itself included."""
+    rejected: tuple[str, ...] = ()
+    """Names of the checks that earlier answers failed, in order."""
+    checks: tuple[str, ...] = ()
+    """Names of the checks that the accepted one passed."""
+    prompt_tokens: int = 0
+    """Over all attempts."""
+    completion_tokens: int = 0
+    """Over all attempts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
     """One annotated decision of an expert: what the policy should have said and done."""
 
@@ -191,6 +280,14 @@ class Demonstration:
     """[K, A] float32, simulator units."""
     carried_thought: str = ""
     """The previous decision's last thought, if prompts carry it."""
+    annotation: Annotation | None = None
+    """What `texts` and `crops` were made of; None where nobody has annotated it."""
+    provenance: Provenance | None = None
+    """Of `annotation`."""
+    is_key_frame: bool = False
+    """Whether the gripper opens or closes in this decision, or whatever else makes a key frame."""
+    decision_index: int = 0
+    """Among all decisions of the episode, those counted that were dropped."""
 
     def __post_init__(self) -> None:
         """Raises ValueError unless each text but the last has its crop."""

@@ -1,0 +1,137 @@
+"""What flows through the engine: a take of decisions, its timeline, a query about one decision, the reply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from rlvla.config import CheckName
+from rlvla.types import Annotation, Decision
+
+Switch = Literal["", "open", "close"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Take:
+    """One success of an expert, as decisions that nobody has annotated."""
+
+    index: int
+    """Among the takes of a run; with the run's seed it seeds whatever is drawn."""
+    name: str
+    """File and episode, or suite, task and initial state; errors begin with it."""
+    decisions: tuple[Decision, ...]
+    """At least one."""
+    stride: int
+    """Env steps from one decision to the next; the first `stride` actions of a decision are executed."""
+    fps: float
+    """Env steps a second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """What the motion of the robot says of each decision; all tuples but `segments` have an entry a decision."""
+
+    is_key: tuple[bool, ...]
+    """Whether the decision is a key frame."""
+    is_closed: tuple[bool, ...]
+    """State of the gripper before the decision."""
+    switches: tuple[Switch, ...]
+    """What the gripper does in the decision's executed steps, the last change where there are several."""
+    segments: tuple[range, ...]
+    """Sub-tasks: they tile the take, and each but the last ends with the key frame that completes it."""
+
+    def segment(self, index: int) -> range:
+        """The sub-task that a decision belongs to."""
+        return next(segment for segment in self.segments if index in segment)
+
+    def next_switch(self, index: int) -> Switch:
+        """What the gripper does next, from this decision on; empty where it does nothing any more."""
+        return next((switch for switch in self.switches[index:] if switch), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Please annotate one decision."""
+
+    take: Take
+    timeline: Timeline
+    index: int
+    """Of the decision."""
+    before: Annotation | None = None
+    """Of the nearest annotated key frame before; None at a key frame, or where there is none."""
+    after: Annotation | None = None
+    """Of the nearest annotated key frame behind, likewise."""
+    complaints: tuple[str, ...] = ()
+    """What was wrong with the last answer, in words for the annotator."""
+    attempt: int = 0
+    """Answers before."""
+    seed: int = 0
+    """Of this answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An answer, as far as it could be read."""
+
+    annotation: Annotation | None
+    """None where `error` says why there is none."""
+    error: str = ""
+    """In words for the annotator."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Annotator(Protocol):
+    """Who answers queries; many may be asked at once."""
+
+    name: str
+    """See `Provenance.annotator`."""
+    model: str
+    prompt_hash: str
+
+    async def annotate(self, query: Query) -> Reply:
+        """Answer one query. Raises what the server raises once its retries are spent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is wrong with an annotation."""
+
+    check: CheckName
+    text: str
+    """In words for the annotator: what is wrong, and what is wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What annotating a take, or a whole run, came to."""
+
+    num_decisions: int = 0
+    """Annotated or dropped."""
+    num_dropped: int = 0
+    """Without an acceptable answer after all attempts."""
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """Check -> answers that failed it, each answer counted once per check."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Check -> decisions whose last answer failed it."""
+    prompt_tokens: int = 0
+    """Of all answers, also of dropped decisions."""
+    completion_tokens: int = 0
+    """Likewise."""
+
+    def __add__(self, other: Tally) -> Tally:
+        """Sums, field by field."""
+        return Tally(
+            num_decisions=self.num_decisions + other.num_decisions,
+            num_dropped=self.num_dropped + other.num_dropped,
+            rejected=_sum(self.rejected, other.rejected),
+            dropped=_sum(self.dropped, other.dropped),
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+def _sum(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    return {name: first.get(name, 0) + second.get(name, 0) for name in sorted({*first, *second})}
