@@ -440,7 +440,7 @@ class AnnotateConfig:
     """Passed to the expert."""
     annotator: str = ""
     """"openai"; or `"module:function"`, as `rlvla_envs.tabletop_annotate:annotate`: (decisions, index, *,
-    is_key_frame, segment, rng, **annotator_kwargs) -> Annotation; empty: act without a thought."""
+    timeline, rng, **annotator_kwargs) -> Annotation; empty: act without a thought."""
     annotator_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to a plugin."""
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)

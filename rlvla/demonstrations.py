@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from rlvla.dataset import DatasetError
-from rlvla.types import Demonstration
+from rlvla.types import Box, Decision
 
 NOOP_THRESHOLD = 1e-4
 """Norm of all action components but the gripper below which nothing moves: `is_noop` of OpenVLA's
@@ -169,34 +169,56 @@ def robosuite_gripper(actions: np.ndarray, convention: Literal["robosuite", "ope
 
 
 def decisions(
-    episode: Episode, *, chunk_length: int, stride: int = 0, center_crop: bool = False, view_size: int = 0
-) -> list[Demonstration]:
-    """The episode as a policy would have played it that acts without a thought.
+    episode: Episode, *, chunk_length: int, stride: int, center_crop: bool = False, view_size: int = 0
+) -> list[Decision]:
+    """The episode as a policy would have decided on it.
 
     Args:
         episode: T env steps.
         chunk_length: K. Behind the end of the episode the chunk holds still: no motion, the last gripper.
-        stride: env steps from one decision to the next; 0: K, so that the chunks tile the episode.
+        stride: env steps from one decision to the next.
         center_crop: see `policy_view`.
         view_size: side of the policy view in pixels; 0: as recorded.
 
     Returns:
-        ceil(T / stride) decisions, whose only text is empty.
+        ceil(T / stride) decisions.
     """
     still = np.zeros((chunk_length - 1, episode.actions.shape[1]), np.float32)
     still[:, -1] = episode.actions[-1, -1]
     actions = np.concatenate([episode.actions, still])
-    return [
-        Demonstration(
+
+    def decision(t: int) -> Decision:
+        frames = [camera[t] for camera in episode.frames.values()]
+        return Decision(
             instruction=episode.instruction,
-            images=tuple(policy_view(frames[t], center_crop, view_size) for frames in episode.frames.values()),
+            images=tuple(policy_view(frame, center_crop, view_size) for frame in frames),
             proprio=episode.state[t].copy(),
-            texts=("",),
-            crops=(),
             actions=actions[t : t + chunk_length].copy(),
+            zoom=lambda image, box: zoom(frames[image], box, center_crop, view_size),
         )
-        for t in range(0, len(episode.actions), stride or chunk_length)
-    ]
+
+    return [decision(t) for t in range(0, len(episode.actions), stride)]
+
+
+def zoom(frame: np.ndarray, box: Box, center_crop: bool, size: int) -> np.ndarray:
+    """Part of a recorded frame as the policy's tool shows it.
+
+    Args:
+        frame: [H, W, 3] uint8.
+        box: in the frame that the model sees; widened to whole recorded pixels.
+        center_crop: see `policy_view`.
+        size: of the picture, likewise.
+
+    Returns:
+        uint8 [size, size, 3], or [H, W, 3]; area mean where it shrinks, nearest where it grows.
+    """
+    seen = policy_view(frame, center_crop, 0)
+    height, width = seen.shape[:2]
+    x1, y1, x2, y2 = box
+    # -(-a // b) rounds up.
+    part = seen[y1 * height // 1000 : -(-y2 * height // 1000), x1 * width // 1000 : -(-x2 * width // 1000)]
+    shape = (size, size) if size else (width, height)
+    return np.asarray(Image.fromarray(part).resize(shape, Image.Resampling.BOX))
 
 
 def policy_view(frame: np.ndarray, center_crop: bool, size: int) -> np.ndarray:

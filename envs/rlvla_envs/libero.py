@@ -222,10 +222,10 @@ class LiberoEnv(VLAEnv):
         """Privileged: the robosuite env of the present task. Raises RuntimeError before the first reset."""
         return self._sim.robosuite
 
-    def project(self, position: np.ndarray) -> tuple[int, int]:
-        """Where a point [3] (m) appears in the first image, 0..1000, clipped to it."""
+    def project(self, positions: np.ndarray) -> np.ndarray:
+        """Where points [..., 3] (m) appear in the first image: int [..., 2], 0..1000, clipped to it."""
         sim = self._sim
-        return project(sim.model, sim.look(), self.cameras[0], position, cropped=self._center_crop)
+        return project(sim.model, sim.look(), self.cameras[0], positions, cropped=self._center_crop)
 
     @property
     def _sim(self) -> TaskSim:

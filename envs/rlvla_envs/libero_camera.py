@@ -121,26 +121,24 @@ def center_crop(frame: np.ndarray) -> np.ndarray:
     return (np.clip(image, 0, 1) * 255.5).astype(np.uint8)
 
 
-def project(model: mujoco.MjModel, view: mujoco.MjData, camera: str, position: np.ndarray, *, cropped: bool) -> Point:
-    """Where a point [3] (m) appears in the frame that the model sees, 0..1000, clipped to it.
+def project(
+    model: mujoco.MjModel, view: mujoco.MjData, camera: str, positions: np.ndarray, *, cropped: bool
+) -> np.ndarray:
+    """Where points [..., 3] (m) appear in the frame that the model sees: int [..., 2], 0..1000, clipped to it.
 
     Raises:
         ValueError: a point behind the camera.
     """
     camera_id = model.camera(camera).id
-    right, up, back = view.cam_xmat[camera_id].reshape(3, 3).T @ (np.asarray(position) - view.cam_xpos[camera_id])
-    if back >= 0:
-        raise ValueError(f"{camera} does not see {np.asarray(position).tolist()}: it is behind the camera")
+    right, up, back = np.moveaxis((positions - view.cam_xpos[camera_id]) @ view.cam_xmat[camera_id].reshape(3, 3), -1, 0)
+    if (back >= 0).any():
+        raise ValueError(f"{camera} does not see all of {np.asarray(positions).tolist()}: some is behind the camera")
     half = -back * np.tan(np.deg2rad(model.cam_fovy[camera_id]) / 2)
-    shares = np.array([0.5 - right / half / 2, 0.5 - up / half / 2])  # mirrored: what is right in the room is left
+    # Mirrored: what is right in the room is left.
+    shares = np.stack([0.5 - right / half / 2, 0.5 - up / half / 2], axis=-1)
     if cropped:
         shares = 0.5 + (shares - 0.5) / CROP_SIDE
-    x, y = np.clip(np.round(shares * 1000), 0, 1000).astype(int)
-    return int(x), int(y)
-
-
-Point = tuple[int, int]
-"""(x, y), 0..1000 in the frame the model sees."""
+    return np.clip(np.round(shares * 1000), 0, 1000).astype(int)
 
 
 def _aim(scene: mujoco.MjvScene, window: Window) -> None:

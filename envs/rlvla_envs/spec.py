@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from itertools import pairwise
 from typing import Any
@@ -136,6 +136,20 @@ class VLAEnv(gymnasium.Env[Observation, np.ndarray], abc.ABC):
         shape = self.observation_space["images"].shape
         assert shape is not None
         return shape[1], shape[2]
+
+
+def zoom_later(env: VLAEnv) -> Callable[[int, Box], np.ndarray]:
+    """`env.zoom` of the present state, for when the env has gone on to another one.
+
+    To be called in the env's thread, and not while an episode is played: it leaves the env in the state looked at.
+    """
+    state = env.get_state()
+
+    def zoom(image: int, bbox: Box) -> np.ndarray:
+        env.set_state(state)
+        return env.zoom(image, bbox)
+
+    return zoom
 
 
 def check_image(image: int, num_images: int) -> None:

@@ -1,132 +1,135 @@
-"""Templated embodied chain-of-thought for the tabletop expert: what it thinks, where it looks, what it does.
+"""Templated embodied chain-of-thought for the tabletop expert, from the privileged scene of each decision.
 
-The annotator is imperfect on purpose, as annotated demonstrations are: it often acts before it has looked closely
-enough. So the cold start teaches how to look, and leaves it to GRPO to find out when it pays.
+`annotate` is terse and made for policies of a million parameters: coordinates instead of words, and an annotator that is
+imperfect on purpose, as annotators are. It often acts before it has looked closely enough, so that the cold start
+teaches how to look, and leaves it to GRPO to find out when it pays. `explain` writes sentences, and looks once at each
+key frame, as VLA-Thinker's annotator does (arXiv 2603.14523).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from rlvla.markup import print_think, print_zoom
-from rlvla.types import Box, Demonstration
-from rlvla_envs.tabletop import ObjectInfo, TabletopEnv
-from rlvla_envs.tabletop_expert import expert_chunk
+from rlvla.types import Annotation, Box, Decision, Scene, SceneObject, Timeline
+from rlvla_envs.tabletop_model import TABLE_SIZE
+from rlvla_envs.tabletop_objects import project
 
 
-@dataclass(frozen=True, kw_only=True)
-class Template:
-    """How the annotator looks and writes; the fields are the `expert_kwargs` of `recipes/annotate.py`."""
-
-    look_first: float = 0.7
-    """Share of episodes in which it zooms on the first object rather than guess."""
-    look_again: float = 0.35
-    """Share in which it zooms again when the first object was not the target, rather than guess among the rest."""
-    coordinate_step: int = 25
-    """Grid of the coordinates it writes, in thousandths of the frame: fewer numbers are learned sooner."""
-    box_side: int = 100
-    """Side of its zoom boxes, in thousandths of the frame: a badge is 62 wide."""
-
-    def point(self, center: tuple[int, int]) -> tuple[int, int]:
-        """The centre on the grid."""
-        return tuple(round(v / self.coordinate_step) * self.coordinate_step for v in center)  # type: ignore[return-value]
-
-    def box(self, center: tuple[int, int]) -> Box:
-        """The zoom box around the centre, moved into the frame where needed."""
-        x, y = (min(max(v - self.box_side // 2, 0), 1000 - self.box_side) for v in self.point(center))
-        return x, y, x + self.box_side, y + self.box_side
-
-
-def demonstrate(
-    env: TabletopEnv,
-    task_id: int,
-    init_state_id: int,
-    chunk_length: int,
+def annotate(
+    decisions: Sequence[Decision],
+    index: int,
+    *,
+    timeline: Timeline,
     rng: np.random.Generator,
-    **template: float,
-) -> list[Demonstration] | None:
-    """Play and annotate one episode.
+    look_first: float = 0.7,
+    look_again: float = 0.35,
+    coordinate_step: int = 25,
+    box_side: int = 100,
+) -> Annotation:
+    """Say in coordinates what to do at one decision, and at the first one find out about what.
 
     Args:
-        env: the built-in simulator.
-        task_id: of the env's tasks.
-        init_state_id: from the train split.
-        chunk_length: K, env steps a decision.
+        decisions: of the episode.
+        index: of the decision to annotate.
+        timeline: not used: what has to be found out is found out at the start.
         rng: decides how closely the annotator looks.
-        **template: fields of `Template`.
-
-    Returns:
-        One demonstration a decision; None where the expert failed.
+        look_first: share of episodes in which it zooms on the first object rather than guess.
+        look_again: share in which it zooms again when the first object was not the target, rather than guess among
+            the rest.
+        coordinate_step: grid of the coordinates it writes, thousandths of the frame: fewer numbers are learned sooner.
+        box_side: of its zoom boxes, thousandths of the frame: a badge is 62 wide.
     """
-    style = Template(**template)  # type: ignore[arg-type]
-    observation, _ = env.reset(options={"task_id": task_id, "init_state_id": init_state_id})
-    demonstrations: list[Demonstration] = []
-    while True:
-        texts, boxes = _annotate(env, style, rng, len(demonstrations))
-        carried = demonstrations[-1].texts[-1] if demonstrations else ""
-        demonstration = Demonstration(
-            instruction=observation["instruction"],
-            images=tuple(observation["images"]),
-            proprio=observation["proprio"],
-            texts=texts,
-            crops=tuple(env.zoom(0, box) for box in boxes),
-            actions=expert_chunk(env, chunk_length),
-            carried_thought=carried.removeprefix("<think>").removesuffix("</think>"),
-        )
-        demonstrations.append(demonstration)
-        observation, _, terminated, truncated, info = env.step_chunk(demonstration.actions)
-        if terminated or truncated:
-            return demonstrations if info["is_success"] else None
+    scene = _scene(decisions[index])
+    target = next(o for o in scene.objects if o.is_target)
+    bowl = next((o for o in scene.objects if o.name == "bowl"), None)
 
+    def words(info: SceneObject) -> str:
+        x, y = _point(info, coordinate_step)
+        return f"{x} {y}"
 
-def _annotate(
-    env: TabletopEnv, style: Template, rng: np.random.Generator, num_decisions: int
-) -> tuple[tuple[str, ...], tuple[Box, ...]]:
-    """Texts and zoom boxes of one decision; the first one is where the target must be found out."""
-    objects = env.objects()
-    target = next(o for o in objects if o.is_target)
-    if num_decisions == 0:
-        return _search(objects, target, style, rng, verb="press" if env.task == "press" else "pick")
-    if env.task == "press":
-        return (print_think(f"press {_words(style, target)}"),), ()
-    bowl = next(o for o in objects if o.name == "bowl")
-    if num_decisions == 1:
-        return (print_think(f"grasp {_words(style, target)}"),), ()
-    return (print_think(f"drop {_words(style, bowl)}"),), ()
-
-
-def _search(
-    objects: tuple[ObjectInfo, ...],
-    target: ObjectInfo,
-    style: Template,
-    rng: np.random.Generator,
-    verb: str,
-) -> tuple[tuple[str, ...], tuple[Box, ...]]:
-    """Look at one object after the other until the target is known, or until the annotator guesses.
-
-    The first thought says where all the objects are: every demonstration then teaches to find them, and what comes
-    later copies coordinates instead of finding them again.
-    """
-    candidates = [o for o in objects if o.badge is not None]
-    texts: list[str] = []
-    boxes: list[Box] = []
-    verdict = f"{', '.join(_words(style, o) for o in candidates)}. "
-    patience = (style.look_first, style.look_again)
-    for seen, candidate in enumerate(candidates[:-1]):
-        if rng.random() >= patience[min(seen, 1)]:
+    if index > 0:
+        verb, aim = ("press", target) if bowl is None else ("grasp", target) if index == 1 else ("drop", bowl)
+        return Annotation(thoughts=(f"{verb} {words(aim)}",), subtask=verb, subject=target.name)
+    # The first thought says where all the objects are: every demonstration then teaches to find them, and what comes
+    # later copies coordinates instead of finding them again.
+    candidates = [o for o in scene.objects if o is not bowl]
+    verdict = f"{', '.join(words(o) for o in candidates)}. "
+    thoughts, looks = [], []
+    for candidate, patience in zip(candidates[:-1], (look_first, *[look_again] * len(candidates)), strict=False):
+        if rng.random() >= patience:
             break
-        box = style.box(candidate.center)
-        boxes.append(box)
-        texts.append(print_think(f"{verdict}look {_words(style, candidate)}") + print_zoom(0, box))
+        thoughts.append(f"{verdict}look {words(candidate)}")
+        looks.append((0, _square(_point(candidate, coordinate_step), box_side)))
+        verdict = f"{candidate.label} {'match' if candidate is target else f'not {target.label}'}: "
         if candidate is target:
-            verdict = f"{candidate.badge} match: "
             break
-        verdict = f"{candidate.badge} not {target.badge}: "
-    return (*texts, print_think(f"{verdict}{verb} {_words(style, target)}")), tuple(boxes)
+    verb = "press" if bowl is None else "pick"
+    thoughts.append(f"{verdict}{verb} {words(target)}")
+    return Annotation(thoughts=tuple(thoughts), looks=tuple(looks), subtask=verb, subject=target.name)
 
 
-def _words(style: Template, info: ObjectInfo) -> str:
-    x, y = style.point(info.center)
-    return f"{x} {y}"
+def _scene(decision: Decision) -> Scene:
+    assert decision.scene is not None, "the tabletop's expert records the scene"
+    return decision.scene
+
+
+def _center(box: Box) -> tuple[int, int]:
+    return (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
+
+
+def _point(info: SceneObject, step: int) -> tuple[int, int]:
+    """The object's centre on the grid."""
+    x, y = _center(info.box)
+    return round(x / step) * step, round(y / step) * step
+
+
+def _square(center: tuple[int, int], side: int) -> Box:
+    """The zoom box around a point, moved into the frame where needed."""
+    x, y = (min(max(v - side // 2, 0), 1000 - side) for v in center)
+    return x, y, x + side, y + side
+
+
+def explain(
+    decisions: Sequence[Decision],
+    index: int,
+    *,
+    timeline: Timeline,
+    rng: np.random.Generator,
+    box_side: int = 120,
+) -> Annotation:
+    """Say in sentences what the expert does at one decision; look once at a key frame.
+
+    Args:
+        decisions: of the episode.
+        index: of the decision to annotate.
+        timeline: of the episode.
+        rng: not used.
+        box_side: of the zoom box, thousandths of the frame.
+    """
+    scene = _scene(decisions[index])
+    subject = next(o for o in scene.objects if o.name == scene.subject)
+    gripper = "closed" if timeline.is_closed[index] else "open"
+    where = f"The gripper is {gripper} and {_distance(decisions[index], subject)}"
+    act = f"Next: {scene.intention}."
+    thought = f"{where}. {act}"
+    given = {
+        "subtask": _scene(decisions[timeline.segment(index)[-1]]).intention,
+        "subject": subject.name,
+        "gripper": gripper,
+        "progress": round((index + 1) / len(decisions), 3),
+    }
+    if not timeline.is_key[index]:
+        return Annotation(thoughts=(thought,), **given)
+    look = f"{where}. Before going on, look closely at {subject.name} to be sure of its badge."
+    verdict = f"The badge is {subject.label}, so {subject.name} is the right one. {act}"
+    box = _square(_center(subject.box), box_side)
+    return Annotation(thoughts=(look, verdict), looks=((0, box),), **given)
+
+
+def _distance(decision: Decision, subject: SceneObject) -> str:
+    """How far the fingertips are from an object, in words."""
+    (x, y), (to_x, to_y) = project(decision.proprio), _center(subject.box)
+    far = float(np.hypot(x - to_x, y - to_y)) / 1000 * TABLE_SIZE * 100
+    return f"{far:.0f} cm from {subject.name}, {decision.proprio[2] * 100:.0f} cm above the table"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
 
+from rlvla.types import Decision, Scene, SceneObject
+from rlvla_envs.spec import Observation, zoom_later
 from rlvla_envs.tabletop import ObjectInfo, TabletopEnv
 from rlvla_envs.tabletop_model import BADGE_SIZE
 
@@ -17,8 +22,89 @@ RELEASE_HEIGHT = 0.055
 CLOSED, OPEN = -1.0, 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One env step of the expert."""
+
+    action: tuple[float, float, float, float]
+    phrase: str
+    """What it is for, in words."""
+
+
+def play(
+    env: TabletopEnv, task_id: int, init_state_id: int, *, chunk_length: int, stride: int, rng: np.random.Generator
+) -> list[Decision] | None:
+    """Play one episode; the expert plans `chunk_length` steps at a time.
+
+    Args:
+        env: the built-in simulator.
+        task_id: of the env's tasks.
+        init_state_id: from the train split.
+        chunk_length: K, env steps that a decision plans.
+        stride: env steps from one decision to the next, a divisor of `chunk_length`.
+        rng: not used: this expert does the same each time.
+
+    Returns:
+        Decisions with privileged scenes; None where the expert failed.
+
+    Raises:
+        ValueError: `stride` does not divide `chunk_length`.
+    """
+    if chunk_length % stride:
+        raise ValueError(f"stride {stride} does not divide chunk_length {chunk_length}")
+    observation, info = env.reset(options={"task_id": task_id, "init_state_id": init_state_id})
+    seen: list[Decision] = []
+    steps: list[Step] = []
+    is_over = False
+    while not is_over:
+        steps = steps[: len(seen) * stride] + expert_plan(env, chunk_length)
+        for start in range(len(seen) * stride, len(steps), stride):
+            now = steps[start : start + stride]
+            seen.append(_decision(env, observation, now))
+            observation, _, terminated, truncated, info = env.step_chunk(_actions(now))
+            is_over = terminated or truncated
+            if is_over:
+                break
+    if not info["is_success"]:
+        return None
+    steps += steps[-1:] * chunk_length
+    return [
+        replace(decision, actions=_actions(steps[i * stride : i * stride + chunk_length]))
+        for i, decision in enumerate(seen)
+    ]
+
+
+def _decision(env: TabletopEnv, observation: Observation, steps: Sequence[Step]) -> Decision:
+    """What is seen before these steps."""
+    objects = env.objects()
+    return Decision(
+        instruction=observation["instruction"],
+        images=tuple(observation["images"]),
+        proprio=observation["proprio"],
+        actions=_actions(steps),
+        zoom=zoom_later(env),
+        scene=Scene(
+            objects=tuple(
+                SceneObject(name=o.name, box=o.bbox, label=o.badge or "", is_target=o.is_target) for o in objects
+            ),
+            subject=next(o.name for o in objects if o.is_target),
+            intention=", then ".join(dict.fromkeys(step.phrase for step in steps)),
+        ),
+    )
+
+
+def _actions(steps: Sequence[Step]) -> np.ndarray:
+    """float32 [len, 4]."""
+    return np.array([step.action for step in steps], np.float32)
+
+
 def expert_chunk(env: TabletopEnv, num_steps: int, target: str | None = None) -> np.ndarray:
-    """The expert's next actions from the present state.
+    """The actions of `expert_plan`, float32 [K, 4]."""
+    return _actions(expert_plan(env, num_steps, target))
+
+
+def expert_plan(env: TabletopEnv, num_steps: int, target: str | None = None) -> list[Step]:
+    """The expert's next steps from the present state.
 
     Args:
         env: after a reset.
@@ -27,7 +113,7 @@ def expert_chunk(env: TabletopEnv, num_steps: int, target: str | None = None) ->
         target: badge to aim at instead of the one that the instruction names.
 
     Returns:
-        float32 [K, 4].
+        K steps.
 
     Raises:
         ValueError: no object has this badge.
@@ -40,23 +126,25 @@ def expert_chunk(env: TabletopEnv, num_steps: int, target: str | None = None) ->
         plan = _press_plan(aims[0], num_steps)
     else:
         plan = _pick_plan(env, aims[0], next(o for o in objects if o.name == "bowl"))
-    plan += plan[-1:] * (num_steps - len(plan))
-    return np.array(plan[:num_steps], np.float32)
+    return (plan + plan[-1:] * (num_steps - len(plan)))[:num_steps]
 
 
-def _press_plan(pad: ObjectInfo, num_steps: int) -> list[list[float]]:
+def _press_plan(pad: ObjectInfo, num_steps: int) -> list[Step]:
     """Hover, then down in the last step."""
     x, y, _ = pad.position
-    return [[x, y, HOVER_HEIGHT, CLOSED]] * (num_steps - 1) + [[x, y, PRESS_HEIGHT, CLOSED]]
+    hover = Step(action=(x, y, HOVER_HEIGHT, CLOSED), phrase=f"move above {pad.name}")
+    return [hover] * (num_steps - 1) + [Step(action=(x, y, PRESS_HEIGHT, CLOSED), phrase=f"press {pad.name}")]
 
 
-def _pick_plan(env: TabletopEnv, block: ObjectInfo, bowl: ObjectInfo) -> list[list[float]]:
+def _pick_plan(env: TabletopEnv, block: ObjectInfo, bowl: ObjectInfo) -> list[Step]:
     """The rest of the way: approach, grasp, deliver, from where the hand and the block are."""
     (x, y, _), (bowl_x, bowl_y, _) = block.position, bowl.position
-    approach = [[x, y, HOVER_HEIGHT, OPEN]] * 3 + [[x, y, GRASP_HEIGHT, OPEN]] * 2
-    grasp = [[x, y, GRASP_HEIGHT, CLOSED]] * 2 + [[x, y, HOVER_HEIGHT, CLOSED]] * 3
-    deliver = [[bowl_x, bowl_y, HOVER_HEIGHT, CLOSED]] * 3
-    deliver += [[bowl_x, bowl_y, RELEASE_HEIGHT, OPEN]] * 2
+    approach = [Step(action=(x, y, HOVER_HEIGHT, OPEN), phrase=f"move above {block.name}")] * 3
+    approach += [Step(action=(x, y, GRASP_HEIGHT, OPEN), phrase=f"go down to {block.name}")] * 2
+    grasp = [Step(action=(x, y, GRASP_HEIGHT, CLOSED), phrase=f"grasp {block.name}")] * 2
+    grasp += [Step(action=(x, y, HOVER_HEIGHT, CLOSED), phrase=f"lift {block.name}")] * 3
+    deliver = [Step(action=(bowl_x, bowl_y, HOVER_HEIGHT, CLOSED), phrase=f"carry {block.name} to the bowl")] * 3
+    deliver += [Step(action=(bowl_x, bowl_y, RELEASE_HEIGHT, OPEN), phrase=f"release {block.name} into the bowl")] * 2
 
     offset = block.position - env.scene.hand
     around = bool(np.abs(offset[:2]).max() < 0.012 and abs(offset[2]) < 0.02)

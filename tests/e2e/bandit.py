@@ -5,13 +5,14 @@ Registered by its import; nothing of rlvla knows it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from rlvla.types import Demonstration
-from rlvla_envs.spec import VLAEnv
+from rlvla.types import Annotation, Decision, Timeline
+from rlvla_envs.spec import VLAEnv, zoom_later
 
 
 class Bandit(VLAEnv):
@@ -70,18 +71,22 @@ class Bandit(VLAEnv):
 gymnasium.register(id="lab/Bandit-v0", entry_point="bandit:Bandit", disable_env_checker=True, order_enforce=False)
 
 
-def demonstrate(
-    env: Bandit, task_id: int, init_state_id: int, chunk_length: int, rng: np.random.Generator
-) -> list[Demonstration]:
+def play(
+    env: Bandit, task_id: int, init_state_id: int, *, chunk_length: int, stride: int, rng: np.random.Generator
+) -> list[Decision]:
     """Actions at random: a cold start that knows the markup and nothing of the task."""
     observation, _ = env.reset(options={"task_id": task_id, "init_state_id": init_state_id})
     return [
-        Demonstration(
+        Decision(
             instruction=observation["instruction"],
             images=tuple(observation["images"]),
             proprio=observation["proprio"],
-            texts=("<think>try</think>",),
-            crops=(),
             actions=rng.uniform(-1, 1, (chunk_length, 1)).astype(np.float32),
+            zoom=zoom_later(env),
         )
     ]
+
+
+def annotate(decisions: Sequence[Decision], index: int, *, timeline: Timeline, rng: np.random.Generator) -> Annotation:
+    """The shortest thought."""
+    return Annotation(thoughts=("try",))

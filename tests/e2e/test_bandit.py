@@ -26,7 +26,7 @@ def test_grpo_learns_what_the_cold_start_does_not_know(tmp_path: Path) -> None:
     recipe(
         "annotate",
         {"output": f"{tmp_path}/demos", "env": ENV, "num_episodes": 400, "chunk_length": 1}
-        | {"expert": "bandit:demonstrate"},
+        | {"expert": "bandit:play", "annotator": "bandit:annotate", "checks": {"names": ["markup"]}},
         tmp_path,
     )
     tiny = {"hidden_size": 64, "num_layers": 2, "vision_layers": 1, "image_size": 32}

@@ -25,7 +25,8 @@ EPISODE = {"max_turn_tokens": 192, "max_think_tokens": 16, "max_tool_calls": 2}
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("loop")
-    recipe("annotate", {"output": f"{folder}/demos", "env": ENV, "num_episodes": 64}, folder)
+    template = {"annotator": "rlvla_envs.tabletop_annotate:annotate", "checks": {"names": ["markup"], "looks": [0, 2]}}
+    recipe("annotate", {"output": f"{folder}/demos", "env": ENV, "num_episodes": 64, **template}, folder)
     return folder / "demos"
 
 

@@ -144,12 +144,11 @@ def test_an_episode_twice_is_refused_with_both_places() -> None:
 
 def test_chunks_tile_the_episode_and_hold_still_behind_its_end() -> None:
     recorded = episode(5)
-    first, second, third = decisions(recorded, chunk_length=2)
+    first, second, third = decisions(recorded, chunk_length=2, stride=2)
     assert [d.images[0][0, 0, 0] for d in (first, second, third)] == [0, 2, 4]
     assert [d.proprio.tolist() for d in (first, second, third)] == [[0, 0.5], [2, 2.5], [4, 4.5]]
     assert np.array_equal(first.actions, recorded.actions[:2])
     assert np.array_equal(third.actions, np.array([recorded.actions[4], [0, 0, 0, 1]]))
-    assert {d.texts for d in (first, second, third)} == {("",)}
     assert {d.instruction for d in (first, second, third)} == {"press the pad"}
 
 
@@ -174,6 +173,22 @@ def test_a_view_is_resized_and_cropped() -> None:
     assert policy_view(ramp, True, 0)[[0, 50, 100], 50, 0].tolist() == [5, 100, 195]
 
 
+def test_a_zoom_is_the_part_of_the_view_at_the_recorded_resolution() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    quarter = zoom(frame, (500, 0, 1000, 500), False, 20)
+    assert np.array_equal(quarter, frame[:20, 20:])
+    widened = zoom(frame, (510, 10, 990, 490), False, 20)
+    assert np.array_equal(widened, quarter)
+    whole = zoom(frame, (0, 0, 1000, 1000), True, 0)
+    assert np.array_equal(whole, policy_view(frame, True, 0))
+    assert zoom(frame, (0, 0, 500, 250), False, 0).shape == (40, 40, 3)
+
+
+def test_a_decision_zooms_into_its_own_frame() -> None:
+    second = decisions(episode(5), chunk_length=2, stride=2)[1]
+    assert second.zoom(0, (0, 0, 500, 500))[0, 0, 0] == 2
+
+
 def test_a_view_is_what_our_libero_env_shows() -> None:
     from rlvla_envs.libero_camera import center_crop
 
@@ -183,7 +198,8 @@ def test_a_view_is_what_our_libero_env_shows() -> None:
 
 def test_a_decision_without_text_is_an_action_and_nothing_else(tiny_policy: Path) -> None:
     processor = PolicyProcessor.load(tiny_policy)
-    demonstration = decisions(episode(5), chunk_length=2)[1]
+    take = Take(index=0, name="e", decisions=tuple(decisions(episode(5), chunk_length=2, stride=2)), stride=2, fps=5.0)
+    demonstration = unannotated(take)[1]
     turn = to_turn(processor, demonstration)
     assert [segment.kind for segment in turn.segments] == [SegmentKind.PROMPT, SegmentKind.ACT]
     marks = processor.vocabulary.mark_ids
@@ -228,8 +244,12 @@ def test_writing_holds_few_episodes_in_memory(tmp_path: Path, monkeypatch: pytes
                 length, frames={"agentview": frames}, name=str(number), state=np.full((length, 2), number, np.float32)
             )
 
+    def demonstrations(recorded: Episode) -> list[Demonstration]:
+        cut = decisions(recorded, chunk_length=4, stride=4)
+        return unannotated(Take(index=0, name=recorded.name, decisions=tuple(cut), stride=4, fps=recorded.fps))
+
     def peak(num_episodes: int) -> int:
-        cut = (decisions(e, chunk_length=4) for e in prepared(recorded(num_episodes), filter_noops=True))
+        cut = (demonstrations(e) for e in prepared(recorded(num_episodes), filter_noops=True))
         tracemalloc.start()
         dataset.write(tmp_path / str(num_episodes), cut, robot="panda", fps=5.0)
         size = tracemalloc.get_traced_memory()[1]

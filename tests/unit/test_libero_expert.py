@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
+from rlvla.annotation.checks import check_decision
+from rlvla.annotation.key_frames import find_key_frames
+from rlvla.annotation.take import Take
+from rlvla.config import CheckConfig, KeyFrameConfig
 from rlvla_envs.libero_expert import order_goals
 from rlvla_envs.libero_expert_geometry import (
     HAND_HALF_LENGTH,
@@ -217,26 +222,46 @@ def test_expert_is_deterministic_and_noise_is_drawn_from_its_generator() -> None
 
 @pytest.mark.libero
 @pytest.mark.slow
-def test_demonstration_looks_closely_where_the_gripper_acts(object_env: object) -> None:
-    from rlvla.markup import parse_text
-    from rlvla_envs.libero_annotate import demonstrate
+def test_the_template_looks_closely_where_the_gripper_acts(object_env: object) -> None:
+    from rlvla_envs.libero_annotate import annotate
+    from rlvla_envs.libero_record import play
 
-    demonstrations = demonstrate(object_env, 1, 0, 8, np.random.default_rng(0))  # type: ignore[arg-type]
-    assert demonstrations is not None
-    grippers = np.concatenate([[-1.0], *(d.actions[:, 6] for d in demonstrations)])
-    for index, demonstration in enumerate(demonstrations):
+    decisions = play(object_env, 1, 0, chunk_length=8, stride=8, rng=np.random.default_rng(0))  # type: ignore[arg-type]
+    assert decisions is not None
+    take = Take(index=0, name="cream cheese", decisions=tuple(decisions), stride=8, fps=20.0)
+    timeline = find_key_frames(take, KeyFrameConfig())
+    grippers = np.concatenate([[-1.0], *(d.actions[:, 6] for d in decisions)])
+    for index, decision in enumerate(decisions):
         commands = grippers[8 * index : 8 * index + 9]
         is_key = bool((np.diff(commands) != 0).any())
-        assert demonstration.actions.shape == (8, 7)
-        assert len(demonstration.crops) == int(is_key), f"decision {index}: {commands}"
-        assert "cream cheese" in demonstration.texts[-1]
-        assert all(not span.error for text in demonstration.texts[:-1] for span, _ in parse_text(text))
-    assert sum(len(d.crops) for d in demonstrations) >= 2  # to grasp it, and to let go of it
+        annotation = annotate(decisions, index, timeline=timeline, rng=np.random.default_rng(0))
+        assert decision.actions.shape == (8, 7)
+        assert len(annotation.looks) == int(is_key), f"decision {index}: {commands}"
+        assert "cream cheese" in annotation.thoughts[-1]
+        assert not check_decision(annotation, take, timeline, index, CheckConfig())
+    assert sum(timeline.is_key) >= 2  # to grasp it, and to let go of it
 
 
 @pytest.mark.libero
 @pytest.mark.slow
-def test_failure_is_no_demonstration(object_env: object) -> None:
-    from rlvla_envs.libero_annotate import demonstrate
+def test_a_later_zoom_shows_what_the_decision_saw(object_env: object) -> None:
+    from rlvla_envs.libero_record import play
 
-    assert demonstrate(object_env, 1, 0, 8, np.random.default_rng(0), noise=3.0) is None  # type: ignore[arg-type]
+    env: Any = object_env
+    decisions = play(env, 1, 0, chunk_length=8, stride=8, rng=np.random.default_rng(0))
+    assert decisions is not None
+    whole = (0, 0, 1000, 1000)
+    env.reset(options={"task_id": 1, "init_state_id": 0})
+    env.step_chunk(decisions[0].actions)
+    now = env.zoom(0, whole)
+    assert np.array_equal(decisions[1].zoom(0, whole), now)
+    assert not np.array_equal(decisions[-1].zoom(0, whole), now)
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_a_failure_is_no_take(object_env: object) -> None:
+    from rlvla_envs.libero_record import play
+
+    env: Any = object_env
+    assert play(env, 1, 0, chunk_length=8, stride=8, rng=np.random.default_rng(0), noise=3.0) is None

@@ -1,0 +1,163 @@
+"""LIBERO's scripted experts as decisions with privileged scenes, for `recipes/annotate.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlvla.types import Box, Decision, SceneObject
+from rlvla.types import Scene as PrivilegedScene
+from rlvla_envs.libero import LiberoEnv
+from rlvla_envs.libero_expert import LiberoExpert
+from rlvla_envs.libero_expert_articulated import find_joint
+from rlvla_envs.libero_expert_phases import Label, Step
+from rlvla_envs.libero_expert_scene import Scene
+from rlvla_envs.spec import Observation, zoom_later
+
+PHRASES = {
+    "approach": "move to the {subject}",
+    "grasp": "grasp the {subject}",
+    "lift": "lift the {subject}",
+    "carry": "carry the {subject} to the {target}",
+    "lower": "lower the {subject} to the {target}",
+    "release": "let go of the {subject}",
+    "retreat": "move away from the {subject}",
+    "pull": "pull the {subject}",
+    "push": "push the {subject}",
+    "turn": "turn the {subject}",
+    "wait": "wait",
+}
+"""What the phases of the expert are called."""
+
+
+def play(
+    env: LiberoEnv,
+    task_id: int,
+    init_state_id: int,
+    *,
+    chunk_length: int,
+    stride: int,
+    rng: np.random.Generator,
+    noise: float = 0.0,
+) -> list[Decision] | None:
+    """Play one episode.
+
+    The expert reacts to every env step, a policy acts in chunks: so the episode is played first, without pictures, and
+    then again from the same state with the actions that are known by now, seen once a decision.
+
+    Args:
+        env: LIBERO.
+        task_id: of the env's tasks.
+        init_state_id: from the train split.
+        chunk_length: K, env steps that a decision plans; 8 in OpenVLA-OFT.
+        stride: env steps from one decision to the next.
+        rng: draws the noise.
+        noise: standard deviation of noise on the executed deltas, in units of the action. The decision keeps what the
+            expert intended from where the noise has brought it, as in DART (arXiv 1703.09327).
+
+    Returns:
+        Decisions with privileged scenes; None where the expert failed.
+    """
+    options = {"task_id": task_id, "init_state_id": init_state_id}
+    env.reset(options=options)
+    steps = _play(env, LiberoExpert(env.robosuite, noise=noise, rng=rng), chunk_length, stride)
+    if steps is None:
+        return None
+    observation, _ = env.reset(options=options)
+    scene = Scene(env.robosuite)
+    names = names_in_words([*scene.env.objects_dict, *(step.label.subject for step in steps if step.label.subject)])
+    decisions: list[Decision] = []
+    for start in range(0, len(steps) - chunk_length + 1, stride):
+        decisions.append(_decision(env, scene, names, observation, steps[start : start + chunk_length], stride))
+        executed = np.stack([step.action for step in steps[start : start + stride]])
+        observation, _, terminated, truncated, info = env.step_chunk(executed)
+        if terminated or truncated:
+            return decisions if info["is_success"] else None
+    return None
+
+
+def _play(env: LiberoEnv, expert: LiberoExpert, chunk_length: int, stride: int) -> list[Step] | None:
+    """The steps of a successful episode, continued so that every decision has its chunk; None where it fails."""
+    steps: list[Step] = []
+    end = None
+    while end is None or len(steps) < end:
+        if end is None and len(steps) >= env.max_env_steps(env.task_names.index(env.task_name)):
+            return None
+        steps.append(expert.step())
+        _, _, reached, _ = env.robosuite.step(steps[-1].action.astype(np.float64))
+        if reached and end is None:
+            end = -(-len(steps) // stride) * stride + chunk_length - stride
+    return steps
+
+
+def _decision(
+    env: LiberoEnv,
+    scene: Scene,
+    names: dict[str, str],
+    observation: Observation,
+    chunk: Sequence[Step],
+    stride: int,
+) -> Decision:
+    """What is seen before a chunk, the first `stride` steps of which are executed."""
+    labels = [step.label for step in chunk[:stride]]
+    changes = [label for label, before in zip(labels, [None, *labels], strict=False) if label != before]
+    return Decision(
+        instruction=observation["instruction"],
+        images=tuple(observation["images"]),
+        proprio=observation["proprio"],
+        actions=np.stack([step.intended for step in chunk]),
+        zoom=zoom_later(env),
+        scene=PrivilegedScene(
+            objects=tuple(
+                SceneObject(name=words, box=_box(env, _points(scene, identifier)))
+                for identifier, words in names.items()
+            ),
+            subject=names.get(_subject(chunk[:stride]), ""),
+            intention=", then ".join(_phrase(label, names) for label in changes),
+        ),
+    )
+
+
+def _subject(steps: Sequence[Step]) -> str:
+    """What the gripper opens or closes at, else what the first of these steps is about."""
+    for before, step in zip(steps, steps[1:], strict=False):
+        if step.action[6] != before.action[6]:
+            return step.label.subject
+    return steps[0].label.subject
+
+
+def _phrase(label: Label, names: dict[str, str]) -> str:
+    subject, target = (names.get(part, in_words(part)) for part in (label.subject, label.target))
+    return PHRASES[label.phase].format(subject=subject, target=target)
+
+
+def in_words(identifier: str) -> str:
+    """LIBERO's identifier without its number."""
+    return " ".join(word for word in identifier.split("_") if not word.isdigit())
+
+
+def names_in_words(identifiers: Sequence[str]) -> dict[str, str]:
+    """Identifier -> its words, the last one listed of those with the same; the rest are "other ...", "other ... 2"."""
+    last = {in_words(identifier): identifier for identifier in identifiers}
+    names: dict[str, str] = {}
+    for identifier in dict.fromkeys(identifiers):
+        words = in_words(identifier)
+        number = sum(name.startswith(f"other {words}") for name in names.values()) + 1
+        other = f"other {words}" if number == 1 else f"other {words} {number}"
+        names[identifier] = words if last[words] == identifier else other
+    return names
+
+
+def _points(scene: Scene, identifier: str) -> np.ndarray:
+    """What can be seen of an object or a fixture, or the part that moves with a region, [N, 3]."""
+    if identifier in scene.env.objects_dict:
+        return scene.points(identifier)
+    return scene.body_points(find_joint(scene, identifier).body)
+
+
+def _box(env: LiberoEnv, points: np.ndarray) -> Box:
+    """What points [N, 3] project to."""
+    corners = env.project(points)
+    (x1, y1), (x2, y2) = corners.min(axis=0), corners.max(axis=0)
+    return int(x1), int(y1), int(x2), int(y2)

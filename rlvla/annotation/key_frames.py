@@ -1,0 +1,90 @@
+"""Which decisions are key frames, and the sub-tasks between them, from what the robot did: no picture is needed.
+
+A key frame is a decision in which the gripper opens or closes (VLA-Thinker, arXiv 2603.14523), and by option one at
+which the arm comes to a stop, as in Chain-of-Action (arXiv 2506.09990) and before it in PerAct (arXiv 2209.05451).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from rlvla.annotation.take import Take
+from rlvla.config import KeyFrameConfig
+from rlvla.dataset import DatasetError
+from rlvla.types import Switch, Timeline
+
+
+def find_key_frames(take: Take, cfg: KeyFrameConfig) -> Timeline:
+    """Read the motion of a take.
+
+    Raises:
+        DatasetError: a dimension that `cfg` names does not exist; the message names the take and the key.
+    """
+    num = len(take.decisions)
+    states, steps = _gripper_states(take, cfg)
+    switches: list[Switch] = [""] * num
+    for step in np.flatnonzero(states[1:] != states[:-1]):
+        switches[step // steps] = "close" if states[step + 1] else "open"
+    stopped = _stops(take, cfg) if cfg.still_speed else []
+    ends = [i for i in range(num) if switches[i] or i in stopped]
+    bounds = [0, *(i + 1 for i in ends if i + 1 < num), num]
+    return Timeline(
+        is_key=tuple(i in ends or (cfg.first and i == 0) or (cfg.last and i == num - 1) for i in range(num)),
+        is_closed=tuple(bool(states[i * steps]) for i in range(num)),
+        switches=tuple(switches),
+        segments=tuple(range(start, stop) for start, stop in pairwise(bounds)),
+    )
+
+
+def _gripper_states(take: Take, cfg: KeyFrameConfig) -> tuple[np.ndarray, int]:
+    """Whether the gripper is closed before each step and behind the last [T + 1], and the steps of a decision.
+
+    Commands are known at every step; what the robot reports, before every decision only.
+    """
+    name = "actions" if cfg.gripper == "command" else "proprio"
+    size = getattr(take.decisions[0], name).shape[-1]
+    if not -size <= cfg.gripper_dim < size:
+        raise DatasetError(f"{take.name}: key_frames.gripper_dim is {cfg.gripper_dim}, but {name} have {size} dimensions")
+    if cfg.gripper == "command":
+        values = np.concatenate([d.actions[: take.stride, cfg.gripper_dim] for d in take.decisions])
+    else:
+        values = np.array([d.proprio[cfg.gripper_dim] for d in take.decisions])
+    closed = debounce(hysteresis(values * cfg.closed_sign, cfg.open_below, cfg.closed_above), cfg.min_gap)
+    if cfg.gripper == "command":
+        return np.concatenate([closed[:1], closed]), take.stride
+    return np.concatenate([closed, closed[-1:]]), 1
+
+
+def hysteresis(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """[T] bool: True once a value has come up to `high`, False once it has come down to `low`, else as before.
+
+    Values between the two at the start take the state of the first value outside; False where there is none.
+    """
+    is_told = (values >= high) | (values <= low)
+    if not is_told.any():
+        return np.zeros(len(values), bool)
+    last_told = np.maximum.accumulate(np.where(is_told, np.arange(len(values)), -1))
+    return values[np.where(last_told < 0, np.argmax(is_told), last_told)] >= high
+
+
+def debounce(states: np.ndarray, min_gap: int) -> np.ndarray:
+    """States [T] without visits shorter than `min_gap`, those at either end excepted: so short a one is chatter."""
+    bounds = [0, *(np.flatnonzero(states[1:] != states[:-1]) + 1).tolist(), len(states)]
+    out = states.copy()
+    for start, stop in pairwise(bounds):
+        if start > 0 and stop < len(states) and stop - start < min_gap:
+            out[start:stop] = out[start - 1]
+    return out
+
+
+def _stops(take: Take, cfg: KeyFrameConfig) -> list[int]:
+    """Decisions towards whose end the arm is slow, behind one in which it was not."""
+    size = len(take.decisions[0].proprio)
+    if any(not -size <= dim < size for dim in cfg.still_dims):
+        raise DatasetError(f"{take.name}: key_frames.still_dims are {cfg.still_dims}, but proprio has {size} dimensions")
+    places = np.array([d.proprio for d in take.decisions])[:, list(cfg.still_dims)]
+    speeds = np.linalg.norm(np.diff(places, axis=0), axis=1) * take.fps / take.stride
+    is_slow = speeds <= cfg.still_speed
+    return [i for i in range(1, len(is_slow)) if is_slow[i] and not is_slow[i - 1]]

@@ -1,0 +1,137 @@
+"""Where takes come from: an expert in a simulator, or episodes that somebody has recorded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rlvla.annotation.store import Store
+from rlvla.annotation.take import Take
+from rlvla.config import AnnotateConfig
+from rlvla.demonstrations import Source, decisions
+from rlvla.plugins import resolve
+from rlvla.read_hdf5 import open_hdf5
+from rlvla.read_lerobot import open_lerobot
+from rlvla.rollout import make_env, task_ids
+
+
+class TakeSource(Protocol):
+    """Made, read and closed in one thread, since an env belongs to the thread that made it."""
+
+    robot: str
+    fps: float
+    """Decisions a second."""
+    num_takes: int
+    """At most."""
+    suites: tuple[str, ...]
+    """On whose train initial states the takes were recorded, as far as is known."""
+
+    def takes(self, store: Store) -> Iterator[Take]:
+        """Those that the store does not hold, in order; what their `zoom` needs stays open until `close`."""
+        ...
+
+    def close(self) -> None:
+        """Free what the takes were read from."""
+        ...
+
+
+def open_source(cfg: AnnotateConfig) -> TakeSource:
+    """`cfg.source`, or else `cfg.expert` in `cfg.env`."""
+    return ExpertSource(cfg) if cfg.source is None else RecordedSource(cfg, cfg.source)
+
+
+class ExpertSource:
+    """Successful episodes from the train split's initial states, as many as wanted, or as the states allow."""
+
+    def __init__(self, cfg: AnnotateConfig) -> None:
+        """Makes the env; raises PluginError naming an expert that does not exist."""
+        self._cfg = cfg
+        self._expert = resolve(cfg.expert)
+        self._env: Any = make_env(cfg.env)
+        self._stride = cfg.stride or cfg.chunk_length
+        self._fps = float(self._env.metadata.get("render_fps") or 1)
+        self.robot, self.suites = cfg.env.id, (self._env.suite,)
+        self.fps = self._fps / self._stride
+        self.num_takes = 2000 if cfg.num_episodes is None else cfg.num_episodes
+
+    def takes(self, store: Store) -> Iterator[Take]:
+        """See `TakeSource`; the store is told of starts from which the expert fails."""
+        num_takes = 0
+        for index, (task, state) in enumerate(self._starts()):
+            if num_takes == self.num_takes:
+                return
+            if store.failed(index):
+                continue
+            if not store.is_complete(index):
+                take = self._play(index, task, state)
+                if take is None:
+                    store.put_failure(index)
+                    continue
+                yield take
+            num_takes += 1
+
+    def _play(self, index: int, task: int, state: int) -> Take | None:
+        cfg = self._cfg
+        played = self._expert(
+            self._env,
+            task,
+            state,
+            chunk_length=cfg.chunk_length,
+            stride=self._stride,
+            rng=np.random.default_rng((cfg.seed, index)),
+            **cfg.expert_kwargs,
+        )
+        if played is None:
+            return None
+        name = f"{self._env.suite}, task {self._env.task_names[task]}, initial state {state}"
+        return Take(index=index, name=name, decisions=tuple(played), stride=self._stride, fps=self._fps)
+
+    def _starts(self) -> Iterator[tuple[int, int]]:
+        """(task id, initial state id) of the train split, each once: task after task in turn."""
+        rng = np.random.default_rng(self._cfg.seed)
+        tasks = task_ids(self._env, self._cfg.env)
+        states = [[(task, int(s)) for s in rng.permutation(self._env.init_state_ids(task, "train"))] for task in tasks]
+        for starts in itertools.zip_longest(*states):
+            yield from (start for start in starts if start is not None)
+
+    def close(self) -> None:
+        """Close the env."""
+        self._env.close()
+
+
+class RecordedSource:
+    """Episodes of a LeRobot folder, or of LIBERO's HDF5 files."""
+
+    suites: tuple[str, ...] = ()
+
+    def __init__(self, cfg: AnnotateConfig, path: Path) -> None:
+        """Opens the files; see the readers for what they raise."""
+        self._cfg = cfg
+        is_lerobot = (path / "meta").is_dir()
+        self._source: Source = (open_lerobot if is_lerobot else open_hdf5)(path, cfg.read)
+        self._stride = cfg.stride or cfg.chunk_length
+        self.robot, self.fps = self._source.robot, self._source.fps / self._stride
+        num_episodes = self._source.num_episodes
+        self.num_takes = num_episodes if cfg.num_episodes is None else min(cfg.num_episodes, num_episodes)
+
+    def takes(self, store: Store) -> Iterator[Take]:
+        """See `TakeSource`."""
+        cfg = self._cfg
+        for index, episode in enumerate(itertools.islice(self._source.episodes, self.num_takes)):
+            if store.is_complete(index):
+                continue
+            cut = decisions(
+                episode,
+                chunk_length=cfg.chunk_length,
+                stride=self._stride,
+                center_crop=cfg.read.center_crop,
+                view_size=cfg.read.view_size,
+            )
+            yield Take(index=index, name=episode.name, decisions=tuple(cut), stride=self._stride, fps=episode.fps)
+
+    def close(self) -> None:
+        """Nothing stays open."""
