@@ -111,7 +111,7 @@ def explain(
     scene = _scene(decisions[index])
     subject = next(o for o in scene.objects if o.name == scene.subject)
     gripper = "closed" if timeline.is_closed[index] else "open"
-    where = f"The gripper is {gripper} and {_distance(decisions[index], subject)}"
+    where = _where(decisions[index], scene, subject, gripper)
     act = f"Next: {scene.intention}."
     thought = f"{where}. {act}"
     given = {
@@ -128,8 +128,13 @@ def explain(
     return Annotation(thoughts=(look, verdict), looks=((0, box),), **given)
 
 
-def _distance(decision: Decision, subject: SceneObject) -> str:
-    """How far the fingertips are from an object, in words."""
-    (x, y), (to_x, to_y) = project(decision.proprio), _center(subject.box)
+def _where(decision: Decision, scene: Scene, subject: SceneObject, gripper: str) -> str:
+    """What the gripper is doing and how far it has to go, in words."""
+    bowl = next((o for o in scene.objects if o.name == "bowl"), None)
+    is_carrying = bowl is not None and gripper == "closed"
+    state = f"The gripper holds {subject.name}" if is_carrying else f"The gripper is {gripper}"
+    aim = bowl if is_carrying else subject
+    (x, y), (to_x, to_y) = project(decision.proprio), _center(aim.box)
     far = float(np.hypot(x - to_x, y - to_y)) / 1000 * TABLE_SIZE * 100
-    return f"{far:.0f} cm from {subject.name}, {decision.proprio[2] * 100:.0f} cm above the table"
+    article = "the " if aim is bowl else ""
+    return f"{state}, {far:.0f} cm from {article}{aim.name} and {decision.proprio[2] * 100:.0f} cm above the table"

@@ -141,7 +141,8 @@ def _pick_plan(env: TabletopEnv, block: ObjectInfo, bowl: ObjectInfo) -> list[St
     (x, y, _), (bowl_x, bowl_y, _) = block.position, bowl.position
     approach = [Step(action=(x, y, HOVER_HEIGHT, OPEN), phrase=f"move above {block.name}")] * 3
     approach += [Step(action=(x, y, GRASP_HEIGHT, OPEN), phrase=f"go down to {block.name}")] * 2
-    grasp = [Step(action=(x, y, GRASP_HEIGHT, CLOSED), phrase=f"grasp {block.name}")] * 2
+    grasp = [Step(action=(x, y, GRASP_HEIGHT, CLOSED), phrase=f"grasp {block.name}")]
+    grasp += [Step(action=(x, y, GRASP_HEIGHT, CLOSED), phrase=f"hold {block.name}")]
     grasp += [Step(action=(x, y, HOVER_HEIGHT, CLOSED), phrase=f"lift {block.name}")] * 3
     deliver = [Step(action=(bowl_x, bowl_y, HOVER_HEIGHT, CLOSED), phrase=f"carry {block.name} to the bowl")] * 3
     deliver += [Step(action=(bowl_x, bowl_y, RELEASE_HEIGHT, OPEN), phrase=f"release {block.name} into the bowl")] * 2
