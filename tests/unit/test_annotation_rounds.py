@@ -1,0 +1,136 @@
+"""One take, annotated: who is asked what and when, and what becomes of the answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from rlvla.annotation.key_frames import find_key_frames
+from rlvla.annotation.rounds import Annotated, annotate_take, query_seed
+from rlvla.annotation.take import Query, Reply
+from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig
+from rlvla.types import Annotation
+from tests.takes import take
+
+OPEN, CLOSE = -1.0, 1.0
+GRIPPERS = [[OPEN], [OPEN], [CLOSE], [CLOSE], [OPEN]]
+KEYS = {2, 4}
+LOOK = (0, (80, 80, 180, 180))
+CONFIG = AnnotateConfig(annotator="openai", checks=CheckConfig(names=("markup", "length", "subject", "progress")))
+
+
+def good(query: Query) -> Reply:
+    """An annotation that passes."""
+    thought = f"go on with step {query.index} of the task"
+    given = {"subject": "red block", "progress": query.index / 10}
+    if query.index in KEYS:
+        annotation = Annotation(thoughts=(f"look before step {query.index}", thought), looks=(LOOK,), **given)
+    else:
+        annotation = Annotation(thoughts=(thought,), **given)
+    return Reply(annotation=annotation, prompt_tokens=100, completion_tokens=10)
+
+
+class Scripted:
+    """Answers by a function, and remembers the questions; `delay` decides which answer comes first."""
+
+    name, model, prompt_hash = "openai", "scripted", "abc"
+
+    def __init__(self, answer: Callable[[Query], Reply], delay: Callable[[Query], float] = lambda query: 0.0) -> None:
+        self._answer, self._delay = answer, delay
+        self.queries: list[Query] = []
+
+    async def annotate(self, query: Query) -> Reply:
+        self.queries.append(query)
+        await asyncio.sleep(self._delay(query))
+        return self._answer(query)
+
+
+def run(annotator: Scripted, cfg: AnnotateConfig = CONFIG) -> Annotated:
+    episode = take(GRIPPERS)
+    return asyncio.run(annotate_take(episode, find_key_frames(episode, KeyFrameConfig()), annotator, cfg))
+
+
+def test_key_frames_come_first_and_the_others_are_told_of_them() -> None:
+    annotator = Scripted(good)
+    annotated = run(annotator)
+    assert [query.index for query in annotator.queries] == [2, 4, 0, 1, 3]
+    told = {query.index: (query.before, query.after) for query in annotator.queries}
+    key = annotated.annotations
+    assert told == {2: (None, None), 4: (None, None), 0: (None, key[2]), 1: (None, key[2]), 3: (key[2], key[4])}
+    assert list(annotated.annotations) == [0, 1, 2, 3, 4]
+    assert annotated.tally.num_dropped == 0
+    assert annotated.tally.prompt_tokens == 500
+
+
+def test_the_result_does_not_depend_on_which_answer_comes_first() -> None:
+    def late(query: Query) -> float:
+        return 0.01 * (5 - query.index)
+
+    assert run(Scripted(good, late)) .annotations == run(Scripted(good)).annotations
+
+
+def test_a_bad_answer_is_asked_for_again_with_the_reason() -> None:
+    def answer(query: Query) -> Reply:
+        reply = good(query)
+        assert reply.annotation is not None
+        if query.index == 1 and query.attempt == 0:
+            return replace(reply, annotation=replace(reply.annotation, thoughts=("short",)))
+        if query.index == 3 and query.attempt < 2:
+            return Reply(annotation=None, error="the answer was cut off", prompt_tokens=7)
+        return reply
+
+    annotator = Scripted(answer)
+    annotated = run(annotator)
+    again = [query for query in annotator.queries if query.attempt]
+    assert [(query.index, query.attempt) for query in again] == [(1, 1), (3, 1), (3, 2)]
+    assert "1 word" in again[0].complaints[0]
+    assert again[1].complaints == ("the answer was cut off",)
+    assert annotated.provenance[1].attempts == 2
+    assert annotated.provenance[1].rejected == ("length",)
+    assert annotated.provenance[3].rejected == ("markup", "markup")
+    assert annotated.provenance[3].prompt_tokens == 114
+    assert annotated.provenance[3].seed == query_seed(0, 0, 3, 2)
+    assert annotated.tally.rejected == {"length": 1, "markup": 2}
+
+
+def test_what_never_passes_is_dropped_and_counted() -> None:
+    def answer(query: Query) -> Reply:
+        reply = good(query)
+        assert reply.annotation is not None
+        if query.index == 4:
+            return replace(reply, annotation=replace(reply.annotation, thoughts=("a </think> mark", "and on it goes")))
+        return reply
+
+    annotator = Scripted(answer)
+    annotated = run(annotator)
+    assert list(annotated.annotations) == [0, 1, 2, 3]
+    assert annotated.tally.num_dropped == 1
+    assert annotated.tally.dropped == {"markup": 1}
+    assert annotated.tally.rejected == {"markup": 3}
+    assert next(query for query in annotator.queries if query.index == 3).after is None
+
+
+def test_a_decision_that_contradicts_an_accepted_one_is_to_blame() -> None:
+    """Key frames are accepted first; what is said between them has to fit."""
+
+    def answer(query: Query) -> Reply:
+        reply = good(query)
+        assert reply.annotation is not None
+        if query.index == 1 and query.attempt == 0:
+            return replace(reply, annotation=replace(reply.annotation, progress=0.9))
+        if query.index == 3 and query.attempt == 0:
+            return replace(reply, annotation=replace(reply.annotation, subject="green block"))
+        return reply
+
+    annotated = run(Scripted(answer))
+    assert list(annotated.annotations) == [0, 1, 2, 3, 4]
+    assert annotated.tally.rejected == {"progress": 1, "subject": 1}
+    assert annotated.provenance[2].attempts == 1
+
+
+def test_seeds_differ_between_answers_and_not_between_runs() -> None:
+    seeds = {query_seed(s, t, d, a) for s in range(3) for t in range(3) for d in range(3) for a in range(3)}
+    assert len(seeds) == 81
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert query_seed(1, 2, 3, 0) == query_seed(1, 2, 3, 0)
