@@ -13,8 +13,10 @@ setup: ## .venv with everything (fast when nothing changed)
 demo: setup ## the whole loop on a CPU: demonstrations, SFT cold start, GRPO, evaluation
 	@$(PYTHON_BIN) scripts/demo.py
 
+# Two at a time, a file each: most of a recipe's start-up is waiting. Threads of two engines would only trample on each
+# other, hence one each.
 test: setup ## every test that runs without a GPU
-	@$(PYTHON_BIN) -m pytest -m "not gpu" --durations=15 $(ARGS)
+	@OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m "not gpu" -n 2 --dist loadfile --durations=15 $(ARGS)
 
 check: setup ## format, lint, spelling, types, import order
 	@$(PYTHON_BIN) -m ruff format --check .
