@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 
 Box = tuple[int, int, int, int]
 """Zoom box [x1, y1, x2, y2], integers 0..1000 in the frame the model sees, origin top left."""
+Switch = Literal["", "open", "close"]
+"""What a gripper does; empty: nothing."""
 
 
 class SegmentKind(StrEnum):
@@ -214,6 +217,28 @@ class Decision:
     """See `Observation.zoom`."""
     scene: Scene | None = None
     """None where there is no simulator to ask."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """What the motion of the robot says of each decision; all tuples but `segments` have an entry a decision."""
+
+    is_key: tuple[bool, ...]
+    """Whether the decision is a key frame."""
+    is_closed: tuple[bool, ...]
+    """State of the gripper before the decision."""
+    switches: tuple[Switch, ...]
+    """What the gripper does in the decision's executed steps, the last change where there are several."""
+    segments: tuple[range, ...]
+    """Sub-tasks: they tile the take, and each but the last ends with the key frame that completes it."""
+
+    def segment(self, index: int) -> range:
+        """The sub-task that a decision belongs to."""
+        return next(segment for segment in self.segments if index in segment)
+
+    def next_switch(self, index: int) -> Switch:
+        """What the gripper does next, from this decision on; empty where it does nothing any more."""
+        return next((switch for switch in self.switches[index:] if switch), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from rlvla.config import CheckName
-from rlvla.types import Annotation, Decision
-
-Switch = Literal["", "open", "close"]
-
+from rlvla.types import Annotation, Decision, Timeline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
@@ -26,28 +23,6 @@ class Take:
     """Env steps from one decision to the next; the first `stride` actions of a decision are executed."""
     fps: float
     """Env steps a second."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeline:
-    """What the motion of the robot says of each decision; all tuples but `segments` have an entry a decision."""
-
-    is_key: tuple[bool, ...]
-    """Whether the decision is a key frame."""
-    is_closed: tuple[bool, ...]
-    """State of the gripper before the decision."""
-    switches: tuple[Switch, ...]
-    """What the gripper does in the decision's executed steps, the last change where there are several."""
-    segments: tuple[range, ...]
-    """Sub-tasks: they tile the take, and each but the last ends with the key frame that completes it."""
-
-    def segment(self, index: int) -> range:
-        """The sub-task that a decision belongs to."""
-        return next(segment for segment in self.segments if index in segment)
-
-    def next_switch(self, index: int) -> Switch:
-        """What the gripper does next, from this decision on; empty where it does nothing any more."""
-        return next((switch for switch in self.switches[index:] if switch), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
