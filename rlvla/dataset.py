@@ -2,12 +2,12 @@
 
 Layout: `meta/info.json`, `meta/stats.json`, `meta/tasks.parquet`, `meta/episodes/chunk-000/file-000.parquet`,
 `data/chunk-000/file-NNN.parquet`. Written and read with pyarrow; columns as LeRobot names them
-(https://huggingface.co/docs/lerobot/lerobot-dataset-v3), beside them `annotation.*`.
+(https://huggingface.co/docs/lerobot/lerobot-dataset-v3), beside them `annotation.*` and `provenance.*`, which
+`rlvla.dataset_rows` lists. The same episodes make the same bytes.
 """
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
+from rlvla.dataset_rows import PLACE, DatasetError, decode, encode, features, require_same
+from rlvla.files import appear_whole
+from rlvla.running_stats import RunningStats
 from rlvla.types import Demonstration
 
 ROWS_PER_FILE = 2000
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be read; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +41,7 @@ class DemonstrationSet:
 
     def __getitem__(self, index: int) -> Demonstration:
         row = self.rows[index]
-        names = sorted(key for key in row if key.startswith("observation.images."))
-        return Demonstration(
-            instruction=self.tasks[row["task_index"]],
-            images=tuple(_decode(row[name]) for name in names),
-            proprio=np.array(row["observation.state"], np.float32),
-            texts=tuple(row["annotation.texts"]),
-            crops=tuple(_decode(crop) for crop in row["annotation.crops"]),
-            actions=np.array(row["action"], np.float32),
-            carried_thought=row["annotation.carried_thought"],
-        )
+        return decode(row, self.tasks[row["task_index"]])
 
     @property
     def episode_index(self) -> np.ndarray:
@@ -65,187 +53,176 @@ class DemonstrationSet:
         return np.array([row["action"] for row in self.rows], np.float32)
 
 
-def write(
-    path: Path, episodes: Iterable[Sequence[Demonstration]], *, robot: str, fps: float, suites: Sequence[str] = ()
-) -> int:
-    """Write episodes as they come; memory holds one file's rows.
+class Writer:
+    """Writes a data set as its episodes come; memory holds one file's rows, and a few numbers of each episode.
+
+    `meta/info.json` comes last, and `read` takes a folder without it for no data set, so that a kill leaves nothing
+    that could be taken for whole.
 
     Args:
         path: folder to make; must not exist.
-        episodes: each a sequence of decisions.
         robot: `robot_type` in `info.json`.
         fps: decisions a second.
         suites: see `DemonstrationSet`.
+
+    Raises:
+        FileExistsError: the folder exists; nothing is overwritten.
+    """
+
+    def __init__(self, path: Path, *, robot: str, fps: float, suites: Sequence[str] = ()) -> None:
+        path.mkdir(parents=True)
+        self._path = path
+        self._source = {"robot_type": robot, "fps": fps, "suites": list(suites)}
+        self._fps = fps
+        self._tasks: dict[str, int] = {}
+        self._lengths: list[int] = []
+        self._num_rows = 0
+        self._num_pending = 0
+        self._num_files = 0
+        self._pending: list[pa.Table] = []
+        self._schema: pa.Schema | None = None
+        self._stats = {"action": RunningStats(), "observation.state": RunningStats()}
+
+    def add(self, rows: pa.Table) -> None:
+        """Append an episode that `encode` made; raises DatasetError where its columns are not those of the first."""
+        self._schema = self._schema or rows.schema
+        require_same(rows.schema, self._schema, f"{self._path}, episode {len(self._lengths)}")
+        for name, stats in self._stats.items():
+            stats.add(np.array(rows[name].to_pylist(), np.float32))
+        self._pending.append(self._placed(rows))
+        self._lengths.append(len(rows))
+        self._num_rows += len(rows)
+        self._num_pending += len(rows)
+        if self._num_pending >= ROWS_PER_FILE:
+            self._flush()
+
+    def finish(self) -> int:
+        """Write what is left, and `meta`.
+
+        Returns:
+            Number of episodes.
+
+        Raises:
+            DatasetError: there is none.
+        """
+        if self._schema is None:
+            raise DatasetError(f"{self._path}: there is no episode to write")
+        if self._pending:
+            self._flush()
+        self._write_meta(features(self._schema))
+        return len(self._lengths)
+
+    def _placed(self, rows: pa.Table) -> pa.Table:
+        """Rows with their places in the set instead of the instruction's words."""
+        num_rows = len(rows)
+        frames = np.arange(num_rows)
+        places = {
+            "timestamp": frames / self._fps,
+            "frame_index": frames,
+            "episode_index": np.full(num_rows, len(self._lengths)),
+            "index": self._num_rows + frames,
+            "task_index": [self._tasks.setdefault(task, len(self._tasks)) for task in rows["task"].to_pylist()],
+        }
+        placed = rows.drop_columns(["task"]).replace_schema_metadata()
+        for name, kind in PLACE.items():
+            placed = placed.append_column(pa.field(name, kind), pa.array(places[name], kind))
+        return placed
+
+    def _flush(self) -> None:
+        file = self._path / f"data/chunk-000/file-{self._num_files:03d}.parquet"
+        _write_table(file, pa.concat_tables(self._pending))
+        self._pending.clear()
+        self._num_pending = 0
+        self._num_files += 1
+
+    def _write_meta(self, told: dict[str, Any]) -> None:
+        meta = self._path / "meta"
+        _write_table(
+            meta / "tasks.parquet", pa.table({"task_index": list(self._tasks.values()), "task": list(self._tasks)})
+        )
+        ends = np.cumsum(self._lengths)
+        episodes = {
+            "episode_index": list(range(len(ends))),
+            "length": self._lengths,
+            "dataset_from_index": (ends - self._lengths).tolist(),
+            "dataset_to_index": ends.tolist(),
+        }
+        _write_table(meta / "episodes/chunk-000/file-000.parquet", pa.table(episodes))
+        _write_json(meta / "stats.json", {name: stats.summary() for name, stats in self._stats.items()})
+        info = {
+            "codebase_version": "v3.0",
+            **self._source,
+            "total_episodes": len(ends),
+            "total_frames": self._num_rows,
+            "total_tasks": len(self._tasks),
+            "splits": {"train": f"0:{len(ends)}"},
+            "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+            "features": told,
+        }
+        _write_json(meta / "info.json", info)
+
+
+def write(
+    path: Path, episodes: Iterable[Sequence[Demonstration]], *, robot: str, fps: float, suites: Sequence[str] = ()
+) -> int:
+    """Write episodes as they come.
+
+    Args:
+        path: see `Writer`, as the rest.
+        episodes: each a sequence of decisions, at least one.
+        robot: likewise.
+        fps: likewise.
+        suites: likewise.
 
     Returns:
         Number of episodes.
 
     Raises:
         FileExistsError: the folder exists; nothing is overwritten.
+        DatasetError: there is no episode, or one differs from the first in its columns or shapes.
     """
-    path.mkdir(parents=True)
-    tasks: dict[str, int] = {}
-    lengths: list[int] = []
-    rows: list[dict[str, Any]] = []
-    stats = _Stats()
-    first: Demonstration | None = None
-    num_files = num_rows = 0
-    for episode in episodes:
-        for frame, decision in enumerate(episode):
-            first = first or decision
-            task = tasks.setdefault(decision.instruction, len(tasks))
-            rows.append(_row(decision, task, len(lengths), frame, num_rows, fps))
-            stats.add(decision)
-            num_rows += 1
-        lengths.append(len(episode))
-        if len(rows) >= ROWS_PER_FILE:
-            _write_rows(path, rows, num_files)
-            rows, num_files = [], num_files + 1
-    if first is None:
-        raise DatasetError(f"{path}: there is no episode to write")
-    if rows:
-        _write_rows(path, rows, num_files)
-    source = {"robot_type": robot, "fps": fps, "suites": list(suites)}
-    _write_meta(path, first, tasks, lengths, stats, source)
-    return len(lengths)
+    writer = Writer(path, robot=robot, fps=fps, suites=suites)
+    for number, episode in enumerate(episodes):
+        writer.add(encode(episode, f"{path}, episode {number}"))
+    return writer.finish()
 
 
 def read(path: Path) -> DemonstrationSet:
-    """Read a data set that `write` made; raises DatasetError naming the file and the column."""
+    """Read a data set that `write` made; raises DatasetError naming the file, and the column or the damage."""
     files = sorted((path / "data").glob("chunk-*/file-*.parquet"))
-    if not files or not (path / "meta/tasks.parquet").is_file():
-        raise DatasetError(f"{path}: no LeRobot v3 data set here (data/chunk-*/file-*.parquet, meta/tasks.parquet)")
+    if not files or not all((path / "meta" / name).is_file() for name in ("tasks.parquet", "info.json")):
+        raise DatasetError(
+            f"{path}: no LeRobot v3 data set here (data/chunk-*/file-*.parquet, meta/tasks.parquet, meta/info.json)"
+        )
     rows: list[dict[str, Any]] = []
     for file in files:
-        table = pq.read_table(file)
+        table = _read_table(file)
         missing = {"action", "task_index", "annotation.texts", "annotation.crops"} - set(table.column_names)
         if missing:
             raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}; annotate with recipes/annotate.py")
         rows += table.to_pylist()
-    table = pq.read_table(path / "meta/tasks.parquet").sort_by("task_index")
+    table = _read_table(path / "meta/tasks.parquet").sort_by("task_index")
     info = json.loads((path / "meta/info.json").read_text())
     tasks = tuple(table.column("task").to_pylist())
     return DemonstrationSet(path=path, rows=rows, tasks=tasks, suites=tuple(info.get("suites", ())))
 
 
-def _row(decision: Demonstration, task: int, episode: int, frame: int, index: int, fps: float) -> dict[str, Any]:
-    return {
-        **{f"observation.images.{i}": _encode(image) for i, image in enumerate(decision.images)},
-        "observation.state": decision.proprio.tolist(),
-        "action": decision.actions.tolist(),
-        "annotation.texts": list(decision.texts),
-        "annotation.crops": [_encode(crop) for crop in decision.crops],
-        "annotation.carried_thought": decision.carried_thought,
-        "timestamp": frame / fps,
-        "frame_index": frame,
-        "episode_index": episode,
-        "index": index,
-        "task_index": task,
-    }
+def _write_table(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appear_whole(path) as file:
+        pq.write_table(table, file, write_page_checksum=True)
 
 
-def _schema(row: dict[str, Any]) -> pa.Schema:
-    fixed = {
-        "observation.state": pa.list_(pa.float32()),
-        "action": pa.list_(pa.list_(pa.float32())),
-        "annotation.texts": pa.list_(pa.string()),
-        "annotation.crops": pa.list_(_IMAGE),
-        "annotation.carried_thought": pa.string(),
-        "timestamp": pa.float32(),
-    }
-    return pa.schema(
-        [(key, fixed.get(key, _IMAGE if key.startswith("observation.images.") else pa.int64())) for key in row]
-    )
+def _read_table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DatasetError(f"{path}: damaged ({error})") from error
 
 
-def _write_rows(path: Path, rows: list[dict[str, Any]], number: int) -> None:
-    file = path / f"data/chunk-000/file-{number:03d}.parquet"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema(rows[0])), file)
-
-
-def _write_meta(
-    path: Path,
-    first: Demonstration,
-    tasks: dict[str, int],
-    lengths: list[int],
-    stats: _Stats,
-    source: dict[str, Any],
-) -> None:
-    meta = path / "meta"
-    (meta / "episodes/chunk-000").mkdir(parents=True)
-    info = {
-        "codebase_version": "v3.0",
-        **source,
-        "total_episodes": len(lengths),
-        "total_frames": sum(lengths),
-        "total_tasks": len(tasks),
-        "splits": {"train": f"0:{len(lengths)}"},
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "features": _features(first),
-    }
-    (meta / "info.json").write_text(json.dumps(info, indent=2) + "\n")
-    (meta / "stats.json").write_text(json.dumps(stats.summary(), indent=2) + "\n")
-    pq.write_table(pa.table({"task_index": list(tasks.values()), "task": list(tasks)}), meta / "tasks.parquet")
-    ends = np.cumsum(lengths)
-    episodes = {
-        "episode_index": list(range(len(lengths))),
-        "length": lengths,
-        "dataset_from_index": (ends - lengths).tolist(),
-        "dataset_to_index": ends.tolist(),
-    }
-    pq.write_table(pa.table(episodes), meta / "episodes/chunk-000/file-000.parquet")
-
-
-def _features(first: Demonstration) -> dict[str, Any]:
-    images = {
-        f"observation.images.{i}": {
-            "dtype": "image",
-            "shape": list(image.shape),
-            "names": ["height", "width", "channels"],
-        }
-        for i, image in enumerate(first.images)
-    }
-    return {
-        **images,
-        "observation.state": {"dtype": "float32", "shape": list(first.proprio.shape), "names": None},
-        "action": {"dtype": "float32", "shape": list(first.actions.shape), "names": ["chunk", "action"]},
-        **{
-            name: {"dtype": "int64", "shape": [1], "names": None}
-            for name in ("frame_index", "episode_index", "index", "task_index")
-        },
-        "timestamp": {"dtype": "float32", "shape": [1], "names": None},
-    }
-
-
-class _Stats:
-    """Running mean, standard deviation, minimum and maximum of the action and of the state."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[np.ndarray]] = {"action": [], "observation.state": []}
-
-    def add(self, decision: Demonstration) -> None:
-        self._values["action"] += list(decision.actions)
-        self._values["observation.state"].append(decision.proprio)
-
-    def summary(self) -> dict[str, Any]:
-        out = {}
-        for name, values in self._values.items():
-            array = np.array(values, np.float64)
-            moments = {"mean": array.mean(0), "std": array.std(0), "min": array.min(0), "max": array.max(0)}
-            quantiles = dict(zip(("q01", "q99"), np.quantile(array, (0.01, 0.99), axis=0), strict=True))
-            out[name] = {key: v.tolist() for key, v in {**moments, **quantiles}.items()} | {"count": [len(array)]}
-        return out
-
-
-def _encode(image: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def _decode(image: dict[str, Any]) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+def _write_json(path: Path, content: Any) -> None:
+    with appear_whole(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def text_corpus(demonstrations: DemonstrationSet) -> Iterator[str]:

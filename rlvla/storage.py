@@ -6,7 +6,6 @@ import base64
 import binascii
 import io
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rlvla.files import appear_whole
 from rlvla.types import EndReason, Segment, SegmentKind, TaskSpec, Trajectory, Turn
 
 
@@ -25,14 +25,9 @@ def save_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
         trajectories: any number.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("w") as file:
-            for trajectory in trajectories:
-                file.write(json.dumps(_write_trajectory(trajectory)) + "\n")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with appear_whole(path) as file:
+        for trajectory in trajectories:
+            file.write((json.dumps(_write_trajectory(trajectory)) + "\n").encode())
 
 
 def load_trajectories(path: Path) -> tuple[Trajectory, ...]:

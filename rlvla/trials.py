@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rlvla.files import differences
 from rlvla.metrics import wilson_interval
 from rlvla.types import EndReason, SegmentKind, Trajectory
 
@@ -77,7 +78,7 @@ class TrialLog:
         text = path.read_bytes() if path.is_file() else b""
         text = text[: text.rfind(b"\n") + 1]  # a kill may cut the last line short
         whole = [json.loads(line) for line in text.splitlines()]
-        if whole and (differ := _differences(whole[0]["protocol"], protocol)):
+        if whole and (differ := differences(whole[0]["protocol"], protocol)):
             raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
         self.trials = [_read(line) for line in whole[1:]]
         """Those of earlier runs, and whatever was added since."""
@@ -107,11 +108,6 @@ class TrialLog:
 def _read(line: dict[str, Any]) -> Trial:
     trial = Trial(**line)
     return replace(trial, end=EndReason(trial.end), latencies_s=tuple(trial.latencies_s))
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
 
 
 def success_rate(trials: Sequence[Trial]) -> dict[str, float]:

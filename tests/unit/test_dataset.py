@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlvla import dataset
-from rlvla.types import Demonstration
+from rlvla.types import Annotation, Demonstration, Provenance
 
 
 def demonstration(value: int, num_crops: int = 1) -> Demonstration:
@@ -42,6 +43,99 @@ def test_a_data_set_comes_back_bit_for_bit(tmp_path: Path) -> None:
             assert np.array_equal(a, b)
         assert np.array_equal(got.actions, expected.actions)
         assert np.array_equal(got.proprio, expected.proprio)
+
+
+def annotated(value: int) -> Demonstration:
+    looks = tuple((i, (i, 10, 500, 1000)) for i in range(value % 3))
+    annotation = Annotation(
+        thoughts=tuple(f"thought {i}" for i in range(len(looks) + 1)),
+        looks=looks,
+        subtask="press",
+        subject="red pad",
+        gripper="closed",
+        progress=0.25 if value else None,
+    )
+    provenance = Provenance(
+        annotator="openai",
+        model="m",
+        prompt_hash="abc",
+        seed=2**40 + value,
+        attempts=3,
+        rejected=("box", "length"),
+        checks=("box",) * value,
+        prompt_tokens=900,
+        completion_tokens=40,
+    )
+    plain = demonstration(value)
+    return replace(
+        plain, annotation=annotation, provenance=provenance, is_key_frame=bool(value % 2), decision_index=value
+    )
+
+
+def test_annotation_and_provenance_come_back(tmp_path: Path) -> None:
+    expected = [annotated(value) for value in range(3)]
+    dataset.write(tmp_path / "demos", [expected], robot="test", fps=2.0)
+    for got, demonstration in zip(dataset.read(tmp_path / "demos"), expected, strict=True):
+        for name in ("annotation", "provenance", "is_key_frame", "decision_index"):
+            assert getattr(got, name) == getattr(demonstration, name)
+    told = json.loads((tmp_path / "demos/meta/info.json").read_text())["features"]
+    assert {name: told[name]["dtype"] for name in told if name.startswith("annotation.")} == {
+        "annotation.carried_thought": "string",
+        "annotation.subtask": "string",
+        "annotation.subject": "string",
+        "annotation.gripper": "string",
+        "annotation.progress": "float32",
+        "annotation.is_key_frame": "bool",
+        "annotation.decision_index": "int64",
+    }
+    assert told["provenance.seed"] == {"dtype": "int64", "shape": [1], "names": None}
+
+
+def test_sets_without_annotation_have_none(tmp_path: Path) -> None:
+    dataset.write(tmp_path / "demos", [[demonstration(0)]], robot="test", fps=2.0)
+    read = dataset.read(tmp_path / "demos")
+    assert (read[0].annotation, read[0].provenance) == (None, None)
+    assert not [name for name in read.rows[0] if name in ("annotation.thoughts", "provenance.annotator")]
+
+
+@pytest.mark.parametrize(
+    ("episodes", "message"),
+    [
+        ([[annotated(0)], [demonstration(1)]], r"episode 1: annotation\.thoughts is missing"),
+        ([[demonstration(0)], [annotated(1)]], r"episode 1: annotation\.thoughts is list.*but missing"),
+        ([[demonstration(0)], [demonstration(1), annotated(2)]], r"episode 1, decision 1: annotation\.thoughts"),
+        ([[annotated(0)], [replace(annotated(1), provenance=None)]], r"episode 1: provenance\.annotator is missing"),
+        ([[demonstration(0)], [replace(demonstration(1), actions=np.zeros((4, 2)))]], r"action.*\[4, 2\].*\[3, 2\]"),
+        ([[demonstration(0)], []], "episode 1: there is no decision"),
+    ],
+)
+def test_episodes_that_do_not_go_together_are_named(
+    tmp_path: Path, episodes: list[list[Demonstration]], message: str
+) -> None:
+    with pytest.raises(dataset.DatasetError, match=message):
+        dataset.write(tmp_path / "demos", episodes, robot="test", fps=1.0)
+    with pytest.raises(dataset.DatasetError, match="no LeRobot v3 data set"):
+        dataset.read(tmp_path / "demos")
+
+
+def test_the_same_episodes_make_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        dataset.write(tmp_path / name, [[annotated(0)], [annotated(1), annotated(2)]], robot="test", fps=2.0)
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert len(files) == 5
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+@pytest.mark.parametrize("is_torn", [True, False])
+def test_damaged_rows_are_not_read(tmp_path: Path, is_torn: bool) -> None:
+    dataset.write(tmp_path / "demos", [[demonstration(0)]], robot="test", fps=1.0)
+    file = tmp_path / "demos/data/chunk-000/file-000.parquet"
+    content = bytearray(file.read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 1
+    file.write_bytes(content[:-9] if is_torn else content)
+    with pytest.raises(dataset.DatasetError, match=r"file-000\.parquet: damaged"):
+        dataset.read(tmp_path / "demos")
 
 
 def test_the_layout_is_lerobots(tmp_path: Path) -> None:

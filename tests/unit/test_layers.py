@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     ["types", "config"],
     [
-        *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "storage", "prompt", "dataset"),
-        *("demonstrations", "read_hdf5", "read_lerobot", "read_video"),
+        *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "files", "storage", "prompt"),
+        *("dataset", "dataset_rows", "running_stats", "demonstrations", "read_hdf5", "read_lerobot", "read_video"),
     ],
     ["advantage", "loss", "collate"],
     ["policy", "tiny_vlm", "sampler", "episode", "cold_start", "testing"],

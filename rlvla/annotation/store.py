@@ -1,0 +1,285 @@
+"""Takes that are annotated, on the disk as they get ready, and the data set that is assembled of all of them.
+
+    <output>.partial/protocol.json       what the takes depend on; a run with another one does not go on here
+                     lock                held by the one process that writes; gives way when it dies
+                     takes/000017.take   a complete take: checksum, tally, rows with their pictures compressed
+                     takes/000018.failed a start from which the expert failed
+                     answers/000019.log  what has been answered of a take that is not complete
+                     assembled/          the data set, until it is whole and becomes <output>
+                     finished.json       it is whole: what is left to do is one rename, or to remove this folder
+
+A process may be killed at any point and started again: what was put is there, whole, and nothing is put twice. Only
+the assembled files wait for the disk. A take does not, since that would cost more than annotating it where an
+annotator is fast: a power failure may tear the takes of the last half minute, which their checksums tell.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from rlvla.annotation.answers import AnswerLog, checked, verified
+from rlvla.annotation.take import Tally
+from rlvla.dataset import Writer
+from rlvla.dataset_rows import DatasetError, encode, require_same
+from rlvla.files import appear_whole, differences, sync, sync_tree
+from rlvla.types import Demonstration
+
+
+class Store:
+    """Opens `<output>.partial`, or makes it; memory holds the answers of unfinished takes, and no rows.
+
+    Opening reads every take that is there once, to check it.
+
+    Args:
+        output: folder of the data set to be; must not exist.
+        protocol: JSON-able; what the takes depend on.
+
+    Raises:
+        FileExistsError: `output` exists, and is not the work of a run of this protocol that was killed cleaning up.
+        ValueError: the folder belongs to another protocol (the message names the keys that differ), or another
+            process writes there.
+    """
+
+    def __init__(self, output: Path, protocol: Mapping[str, Any]) -> None:
+        self.is_finished = False
+        """Whether `output` is whole and there is nothing left to do; if so, no other method may be called."""
+        self.tally = Tally()
+        """Of all complete takes."""
+        self._output = output
+        self._folder = output.with_name(output.name + ".partial")
+        self._takes, self._answers_folder = self._folder / "takes", self._folder / "answers"
+        self._complete: set[int] = set()
+        self._failed: set[int] = set()
+        self._answers: dict[int, AnswerLog] = {}
+        self._schema: pa.Schema | None = None
+        if output.exists() and not self._folder.is_dir():
+            raise FileExistsError(f"{output} exists already: name another output folder, or remove it")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self._folder)
+        try:
+            self._open(json.loads(json.dumps(protocol)))  # as it is read back: tuples become lists
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process write; the store cannot be used any more."""
+        self._lock.close()
+
+    def is_complete(self, index: int) -> bool:
+        """Whether the take was put; where the expert failed there is none, see `failed`."""
+        return index in self._complete
+
+    def failed(self, index: int) -> bool:
+        """Whether the expert is known to have failed at this start."""
+        return index in self._failed
+
+    def answers(self, index: int) -> AnswerLog:
+        """What has been answered of a take, read when it is first asked for; gone once the take is complete."""
+        if index not in self._answers:
+            self._answers[index] = AnswerLog(self._answers_file(index))
+        return self._answers[index]
+
+    def put(self, index: int, demonstrations: Sequence[Demonstration], tally: Tally) -> None:
+        """Keep a take; it is complete when this returns, and not there at all where this is killed.
+
+        Args:
+            index: of the take, not yet put.
+            demonstrations: its annotated decisions; none where all of them were dropped.
+            tally: what annotating it came to.
+
+        Raises:
+            DatasetError: its columns or shapes are not those of the takes that are there.
+        """
+        assert not self.is_complete(index), f"take {index} is there"
+        assert not self.failed(index), f"take {index} is a failure"
+        rows = b""
+        if demonstrations:
+            table = encode(demonstrations, f"take {index}")
+            self._schema = self._schema or table.schema
+            require_same(table.schema, self._schema, f"take {index}")
+            rows = _pack(table)
+        with appear_whole(self._take_file(index), is_durable=False) as file:
+            file.write(checked(json.dumps(asdict(tally), sort_keys=True).encode() + b"\n" + rows))
+        self._complete.add(index)
+        self.tally += tally
+        self._answers.pop(index, None)
+        self._answers_file(index).unlink(missing_ok=True)
+
+    def put_failure(self, index: int) -> None:
+        """Keep in mind that the expert failed at this start."""
+        assert not self.is_complete(index), f"take {index} is there"
+        (self._takes / f"{index:06d}.failed").touch()
+        self._failed.add(index)
+
+    def finish(self, *, robot: str, fps: float, suites: Sequence[str], complete: Callable[[Path, Tally], None]) -> int:
+        """Make `output` of all complete takes in the order of their indices, and remove the partial folder.
+
+        Whatever it was killed at, it is repeated from its beginning. Memory holds one file of rows.
+
+        Args:
+            robot: see `dataset.Writer`, as the rest.
+            fps: likewise.
+            suites: likewise.
+            complete: called with the folder while it lies aside, to add files of one's own.
+
+        Returns:
+            Number of episodes.
+
+        Raises:
+            DatasetError: no row is left, the message says which checks failed most; or a take has been damaged since
+                it was put, and has to be made again.
+        """
+        folder = self._folder / "assembled"
+        if folder.exists():
+            shutil.rmtree(folder)
+        writer = Writer(folder, robot=robot, fps=fps, suites=suites)
+        num_rows = 0
+        for index in sorted(self._complete):
+            content = _unpack(self._take_file(index))
+            if content is None:
+                self._scan()  # names and removes whatever is damaged
+                raise DatasetError(f"{self._folder}: take {index} is damaged, run again to make it anew")
+            if content[1]:
+                rows = pa.ipc.open_stream(content[1]).read_all()
+                num_rows += len(rows)
+                writer.add(rows)
+        if not num_rows:
+            raise DatasetError(f"{self._folder}: {_why_empty(self.tally)}")
+        num_episodes = writer.finish()
+        _write_json(folder / "meta/annotation.json", asdict(self.tally))
+        complete(folder, self.tally)
+        sync_tree(folder)
+        _write_json(self._folder / "finished.json", json.loads((self._folder / "protocol.json").read_text()))
+        folder.rename(self._output)
+        sync(self._output.parent)
+        self._clean_up()
+        return num_episodes
+
+    def _open(self, protocol: dict[str, Any]) -> None:
+        there = {path.name for path in self._folder.iterdir()} - {"lock"}
+        marker = self._folder / "finished.json"
+        if self._output.exists():
+            # `finished.json` goes last, hence an empty folder is what a kill leaves at the very end.
+            if there and not ("finished.json" in there and "assembled" not in there):
+                raise FileExistsError(
+                    f"{self._output} exists already, and {self._folder} holds an unfinished run: "
+                    "remove one of them, or name another output folder"
+                )
+            differ = differences(json.loads(marker.read_text()), protocol) if there else ""
+            self._clean_up()
+            if differ:
+                raise FileExistsError(f"{self._output} exists already, of another run ({differ}): name another output")
+            return
+        marker.unlink(missing_ok=True)
+        file = self._folder / "protocol.json"
+        if file.is_file():
+            if differ := differences(json.loads(file.read_text()), protocol):
+                raise ValueError(
+                    f"{self._folder} holds an unfinished run of another kind ({differ}): "
+                    "name another output folder, or remove it"
+                )
+        else:
+            _write_json(file, protocol)
+        self._takes.mkdir(exist_ok=True)
+        self._answers_folder.mkdir(exist_ok=True)
+        self._scan()
+
+    def _scan(self) -> None:
+        """Take stock of the folder, and remove what a kill or a damage has left unusable."""
+        self._complete, self._failed, self.tally, self._schema = set(), set(), Tally(), None
+        for file in sorted(self._takes.iterdir()):
+            if file.name.startswith("."):  # being written when the process was killed
+                file.unlink()
+            elif file.suffix == ".failed":
+                self._failed.add(int(file.stem))
+            elif (content := _unpack(file)) is None:
+                warnings.warn(f"{file} is damaged, its take will be made anew", stacklevel=2)
+                file.unlink()
+            else:
+                tally, rows = content
+                index = int(file.stem)
+                self._complete.add(index)
+                self.tally += tally
+                self._answers_file(index).unlink(missing_ok=True)
+                if rows and self._schema is None:
+                    self._schema = pa.ipc.open_stream(rows).schema
+
+    def _take_file(self, index: int) -> Path:
+        return self._takes / f"{index:06d}.take"
+
+    def _answers_file(self, index: int) -> Path:
+        return self._answers_folder / f"{index:06d}.log"
+
+    def _clean_up(self) -> None:
+        """Remove the partial folder, last of all what says that it may be removed."""
+        for path in self._folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in ("finished.json", "lock"):
+                path.unlink()
+        (self._folder / "finished.json").unlink(missing_ok=True)
+        (self._folder / "lock").unlink()
+        self._folder.rmdir()
+        self.is_finished = True
+
+
+def _lock(folder: Path) -> IO[str]:
+    """The file whose closing, or whose process's death, lets another process write in the folder."""
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise ValueError(
+            f"{folder}: process {owner} is writing there; wait for it, end it, or name another output folder"
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _pack(table: pa.Table) -> bytes:
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue().to_pybytes()
+
+
+def _unpack(file: Path) -> tuple[Tally, bytes] | None:
+    """Tally and packed rows of a take's file, no rows where all decisions were dropped; None where it is damaged."""
+    content = verified(file.read_bytes())
+    if content is None:
+        return None
+    tally, _, rows = content.partition(b"\n")
+    return Tally(**json.loads(tally)), rows
+
+
+def _why_empty(tally: Tally) -> str:
+    worst = sorted(tally.dropped.items(), key=lambda item: (-item[1], item[0]))[:3]
+    failed = ", ".join(f"{name} {count} times" for name, count in worst) or "none"
+    return f"not one of {tally.num_decisions} decisions is left; the checks that their last answers failed: {failed}"
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with appear_whole(path) as file:
+        file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

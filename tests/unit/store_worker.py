@@ -1,0 +1,196 @@
+"""A run of annotation that is killed and started again, for test_annotation_store: `python store_worker.py what ...`.
+
+A process of its own, which forks, so that pyarrow and numpy are loaded once and not in each of a hundred processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd  # noqa: F401 (pyarrow loads it with its first array, which would be in each process)
+
+from rlvla import dataset
+from rlvla.annotation.store import Store
+from rlvla.annotation.take import Reply, Tally
+from rlvla.types import Annotation, Demonstration, Provenance
+
+PROTOCOL = {"seed": 0, "names": ["a", "b"]}
+SIDE = 64
+dataset.ROWS_PER_FILE = 32
+
+
+def demonstration(index: int, decision: int, reply: Reply) -> Demonstration:
+    """What an expert did, by take and decision, with what was answered."""
+    rng = np.random.default_rng((index, decision))
+    image = rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+    return Demonstration(
+        instruction=f"press pad {index % 3}",
+        images=(image,),
+        proprio=rng.normal(size=4).astype(np.float32),
+        texts=("look", "act"),
+        crops=(image[::-1],),
+        actions=rng.normal(size=(5, 3)).astype(np.float32),
+        annotation=reply.annotation,
+        provenance=Provenance(annotator="test", attempts=2, rejected=("box",), seed=index),
+        decision_index=decision,
+    )
+
+
+def answer(index: int, decision: int, attempt: int) -> Reply:
+    """A first answer that cannot be read, then one that can."""
+    if not attempt:
+        return Reply(annotation=None, error="no JSON", prompt_tokens=3, completion_tokens=1)
+    thoughts = (f"take {index}", f"décision {decision}")
+    return Reply(annotation=Annotation(thoughts=thoughts, looks=((0, (1, 2, 30, 40)),)), prompt_tokens=3)
+
+
+def annotate(store: Store, index: int, asked: Path) -> Iterator[None]:
+    """One take, an answer a step; each question leaves a line in `asked`."""
+    if index % 7 == 3:
+        return store.put_failure(index)
+    answers, demonstrations, tally = store.answers(index), [], Tally()
+    for decision in range(index % 4):  # sometimes none: all were dropped
+        for attempt in range(2):
+            reply = answers.get(decision, attempt)
+            if reply is None:
+                reply = answer(index, decision, attempt)
+                with asked.open("a") as file:
+                    file.write(f"{index} {decision} {attempt}\n")
+                answers.add(decision, attempt, reply)
+                yield
+            if reply.annotation is not None:
+                demonstrations.append(demonstration(index, decision, reply))
+            tally += Tally(num_decisions=attempt, rejected={"box": 1}, prompt_tokens=reply.prompt_tokens)
+    return store.put(index, demonstrations, tally)
+
+
+def run(output: Path, num_takes: int) -> None:
+    """All that is left to do, four takes at once, in an order that differs from process to process."""
+    with Store(output, PROTOCOL) as store:
+        if store.is_finished:
+            return
+        left = [i for i in range(num_takes) if not store.is_complete(i) and not store.failed(i)]
+        random.Random(os.getpid()).shuffle(left)
+        takes = (annotate(store, index, output.with_suffix(".asked")) for index in left)
+        running = list(islice(takes, 4))
+        while running:
+            take = running.pop(0)
+            running += [take] if next(take, 0) is None else islice(takes, 1)
+        store.finish(robot="test", fps=2.0, suites=("s",), complete=_complete)
+
+
+def _complete(folder: Path, tally: Tally) -> None:
+    (folder / "README.md").write_text(f"{tally.num_decisions} decisions\n")
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Process id of a child that works and exits with 0, or with 1 where it raises."""
+    if child := os.fork():
+        return child
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def is_over(child: int) -> bool:
+    """Whether a child, waited for, got to its end; a child that raised ends the test."""
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code == 0
+
+
+def kill_at_random(output: Path, num_takes: int) -> int:
+    """20 kills while takes are put, and up to 5 while they are assembled; returns how many hit."""
+    calm, rng, num_kills = output.with_name("calm"), random.Random(0), 0
+    assert is_over(fork(lambda: run(calm, num_takes)))
+    # By progress rather than by time, so that the speed of the machine does not matter.
+    size, before = calm.with_suffix(".asked").stat().st_size, 0
+    for _ in range(20):
+        goal = before + rng.uniform(-0.2, 1) * size / 30
+        child = fork(lambda: run(output, num_takes))
+        _wait(child, lambda: _size(output.with_suffix(".asked")) >= goal)  # noqa: B023 (called at once)
+        time.sleep(rng.uniform(0, 0.003))
+        os.kill(child, signal.SIGKILL)
+        num_kills += not is_over(child)
+        before = _size(output.with_suffix(".asked"))
+    partial_folder = output.with_name(f"{output.name}.partial")
+    for _ in range(5):
+        child = fork(lambda: run(output, num_takes))
+        _wait(child, (partial_folder / "assembled/data").exists)
+        time.sleep(rng.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        if is_over(child) or (output.exists() and not partial_folder.exists()):
+            return num_kills
+        num_kills += 1
+    assert is_over(fork(lambda: run(output, num_takes)))
+    return num_kills
+
+
+def _wait(child: int, condition: Callable[[], bool]) -> None:
+    """Until the condition holds, or the child has ended."""
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while not condition() and os.waitid(os.P_PID, child, options) is None:
+        time.sleep(0.0005)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def kill_at_every_file(output: Path, num_takes: int) -> int:
+    """Kills before a change of a file or folder, one change later each; returns how many hit.
+
+    The puts need few processes, each of which goes on from the last; assembling begins anew in each, so that a kill
+    hits before every change that it makes.
+    """
+    assert is_over(fork(lambda: run(output.with_name("calm"), num_takes)))
+    folder = output.with_name(f"{output.name}.partial")
+    num_kills, num_changes, fewest = 0, 1, sys.maxsize
+    while not is_over(fork(partial(_run_until, output, num_takes, num_changes))):
+        num_kills += 1
+        num_changes += 1  # each process gets one change further than the one before
+        num_left = len(list(folder.rglob("*")))
+        if output.exists() and num_left < fewest:  # what is to be removed now, is removed one by one
+            num_changes, fewest = 3, num_left
+    return num_kills
+
+
+def _run_until(output: Path, num_takes: int, num_changes: int) -> None:
+    left = num_changes
+
+    def count(event: str, arguments: tuple) -> None:
+        nonlocal left
+        is_change = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+        is_change |= event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR) > 0
+        left -= is_change
+        if is_change and not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    run(output, num_takes)
+
+
+def peak(output: Path, num_takes: int) -> float:
+    """Most memory that a whole run takes, MiB."""
+    run(output, num_takes)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    what = {"random": kill_at_random, "every": kill_at_every_file, "peak": peak}[sys.argv[1]]
+    print(json.dumps(what(Path(sys.argv[2]), int(sys.argv[3]))))

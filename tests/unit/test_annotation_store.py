@@ -1,0 +1,249 @@
+"""The store of takes: killed anywhere, damaged anywhere, it ends with the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+from rlvla import dataset
+from rlvla.annotation.answers import AnswerLog
+from rlvla.annotation.store import Store
+from rlvla.annotation.take import Reply, Tally
+from rlvla.types import Annotation, Demonstration
+from tests.e2e.run import script
+from tests.unit.store_worker import answer, demonstration
+
+PROTOCOL = {"seed": 0, "names": ("markup", "box")}
+NUM_TAKES = 6
+
+
+def take(index: int) -> list[Demonstration]:
+    return [demonstration(index, decision, answer(index, decision, 1)) for decision in range(1 + index % 3)]
+
+
+def put(store: Store, indices: Iterable[int]) -> None:
+    for index in indices:
+        store.put(index, take(index), Tally(num_decisions=index, rejected={"box": 1}))
+
+
+def finish(store: Store) -> int:
+    def complete(folder: Path, tally: Tally) -> None:
+        (folder / "README.md").write_text(f"{tally}\n")
+
+    return store.finish(robot="test", fps=2.0, suites=("spatial",), complete=complete)
+
+
+def digest(folder: Path) -> str:
+    """Of all names and bytes."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+@pytest.fixture
+def calm(tmp_path: Path) -> str:
+    """What an undisturbed run of `NUM_TAKES` takes comes to."""
+    with Store(tmp_path / "calm", PROTOCOL) as store:
+        put(store, range(NUM_TAKES))
+        finish(store)
+    return digest(tmp_path / "calm")
+
+
+def test_takes_become_a_data_set_in_their_order(tmp_path: Path) -> None:
+    output = tmp_path / "runs/demos"
+    with Store(output, PROTOCOL) as store:
+        assert not store.is_finished
+        put(store, (4, 1))
+        store.put(2, [], Tally(num_decisions=3, num_dropped=3))
+        store.put_failure(3)
+        assert [store.is_complete(i) for i in range(5)] == [False, True, True, False, True]
+        assert [store.failed(i) for i in range(5)] == [False, False, False, True, False]
+        assert store.tally == Tally(num_decisions=8, num_dropped=3, rejected={"box": 2})
+        assert finish(store) == 2
+    read = dataset.read(output)
+    assert [d.annotation for d in read] == [d.annotation for index in (1, 4) for d in take(index)]
+    assert read.episode_index.tolist() == [0, 0, 1, 1]
+    assert (read.tasks, read.suites) == (("press pad 1",), ("spatial",))
+    assert json.loads((output / "meta/annotation.json").read_text())["num_dropped"] == 3
+    assert "num_decisions=8" in (output / "README.md").read_text()
+    assert [path.name for path in output.parent.iterdir()] == ["demos"]
+
+
+@pytest.mark.parametrize(("what", "num_takes", "num_kills"), [("random", 80, 20), ("every", 6, 60)])
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, what: str, num_takes: int, num_kills: int) -> None:
+    output = tmp_path / "demos"
+    killed = int(script("tests/unit/store_worker.py", what, output, str(num_takes)))
+    assert killed >= num_kills
+    assert digest(output) == digest(tmp_path / "calm")
+    assert {path.name for path in tmp_path.iterdir()} == {"demos", "calm", "demos.asked", "calm.asked"}
+    asked, calm = (Counter((tmp_path / f"{name}.asked").read_text().splitlines()) for name in ("demos", "calm"))
+    assert asked.keys() == calm.keys()
+    # Only the answer that a kill fell upon is asked for again.
+    assert (asked - calm).total() <= killed
+
+
+def test_memory_does_not_grow_with_the_takes(tmp_path: Path) -> None:
+    def peak(num_takes: int) -> float:
+        return float(script("tests/unit/store_worker.py", "peak", tmp_path / str(num_takes), str(num_takes)))
+
+    few, many = peak(60), peak(600)
+    size = sum(path.stat().st_size for path in (tmp_path / "600").rglob("*")) / 2**20
+    assert size > 16
+    assert many - few < 8
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
+def test_a_damaged_take_is_named_and_made_anew(tmp_path: Path, calm: str, damage: str) -> None:
+    output = tmp_path / "demos"
+    with Store(output, PROTOCOL) as store:
+        put(store, range(NUM_TAKES))
+    file = tmp_path / "demos.partial/takes/000002.take"
+    content = file.read_bytes()
+    for place in {"torn": (1, 500, len(content) - 1), "flipped": (0, 40, len(content) - 1), "empty": (0,)}[damage]:
+        flipped = content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+        file.write_bytes(flipped if damage == "flipped" else content[:place])
+        with pytest.warns(UserWarning, match=r"000002\.take is damaged"):
+            store = Store(output, PROTOCOL)
+        assert [store.is_complete(i) for i in range(4)] == [True, True, False, True]
+        assert store.tally.num_decisions == sum(range(NUM_TAKES)) - 2
+        put(store, [2])
+        store.close()
+    with Store(output, PROTOCOL) as store:
+        finish(store)
+    assert digest(output) == calm
+
+
+def test_damage_while_running_does_not_reach_the_data_set(tmp_path: Path, calm: str) -> None:
+    output = tmp_path / "demos"
+    with Store(output, PROTOCOL) as store:
+        put(store, range(NUM_TAKES))
+        (tmp_path / "demos.partial/takes/000004.take").write_bytes(b"")
+        with pytest.warns(UserWarning, match="damaged"), pytest.raises(dataset.DatasetError, match="take 4 is damaged"):
+            finish(store)
+        assert not output.exists()
+        assert not store.is_complete(4)
+        put(store, [4])
+        finish(store)
+    assert digest(output) == calm
+
+
+def replies() -> dict[tuple[int, int], Reply]:
+    annotation = Annotation(
+        thoughts=("é\n", "\u2028"), looks=((1, (0, 1, 2, 3)),), subtask="a", gripper="open", progress=0.1
+    )
+    return {
+        (0, 0): Reply(annotation=None, error='no "JSON"', prompt_tokens=5),
+        (0, 1): Reply(annotation=annotation, completion_tokens=7),
+        (3, 0): Reply(annotation=Annotation(thoughts=("b",))),
+    }
+
+
+@pytest.mark.parametrize("is_torn", [True, False])
+def test_answers_outlive_whatever_happens_to_later_ones(tmp_path: Path, is_torn: bool) -> None:
+    path, expected = tmp_path / "answers.log", replies()
+    log = AnswerLog(path)
+    for key, reply in expected.items():
+        log.add(*key, reply)
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        path.write_bytes(content[:place] if is_torn else flipped)
+        log = AnswerLog(path)
+        there = [log.get(*key) for key in expected]
+        num_whole = content[:place].count(b"\n")
+        assert there == [*expected.values()][:num_whole] + [None] * (3 - num_whole)
+        for key in [*expected][num_whole:]:
+            log.add(*key, expected[key])
+        assert path.read_bytes() == content
+
+
+def test_answers_are_gone_once_their_take_is_complete(tmp_path: Path) -> None:
+    with Store(tmp_path / "demos", PROTOCOL) as store:
+        store.answers(0).add(0, 0, answer(0, 0, 1))
+        assert store.answers(0).get(0, 0) == answer(0, 0, 1)
+        kept = (tmp_path / "demos.partial/answers/000000.log").read_bytes()
+        put(store, [0])
+        assert not any((tmp_path / "demos.partial/answers").iterdir())
+    (tmp_path / "demos.partial/answers/000000.log").write_bytes(kept)  # killed between the take and the removal
+    with Store(tmp_path / "demos", PROTOCOL):
+        assert not any((tmp_path / "demos.partial/answers").iterdir())
+
+
+def test_a_run_of_another_kind_does_not_go_on(tmp_path: Path) -> None:
+    with Store(tmp_path / "demos", PROTOCOL) as store:
+        put(store, [0])
+    with pytest.raises(ValueError, match=r"another kind \(seed was 0, is 1\)"):
+        Store(tmp_path / "demos", {**PROTOCOL, "seed": 1})
+    with Store(tmp_path / "demos", PROTOCOL) as store:
+        assert store.is_complete(0)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with Store(tmp_path / "demos", PROTOCOL), pytest.raises(ValueError, match=r"process \d+ is writing there; wait"):
+        Store(tmp_path / "demos", PROTOCOL)
+    Store(tmp_path / "demos", PROTOCOL).close()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    output = tmp_path / "demos"
+    output.mkdir()
+    with pytest.raises(FileExistsError, match="name another output folder, or remove it"):
+        Store(output, PROTOCOL)
+    assert not (tmp_path / "demos.partial").exists()
+    output.rmdir()
+    with Store(output, PROTOCOL) as store:
+        put(store, [0])
+    output.mkdir()
+    with pytest.raises(FileExistsError, match="holds an unfinished run"):
+        Store(output, PROTOCOL)
+    output.rmdir()
+    with Store(output, PROTOCOL) as store:
+        assert store.is_complete(0)
+
+
+@pytest.mark.parametrize("names", [("finished.json", "takes", "lock"), ("lock",), ()])
+def test_what_a_finished_run_left_is_cleaned_up(tmp_path: Path, names: Sequence[str]) -> None:
+    output, partial = tmp_path / "demos", tmp_path / "demos.partial"
+    with Store(output, PROTOCOL) as store:
+        put(store, [0])
+        shutil.copytree(partial, tmp_path / "before")
+        finish(store)
+    partial.mkdir()
+    for name in names:
+        if name == "finished.json":
+            shutil.copy(tmp_path / "before/protocol.json", partial / name)
+        else:
+            (tmp_path / "before" / name).rename(partial / name)
+    before = digest(output)
+    with Store(output, PROTOCOL) as store:
+        assert store.is_finished
+    assert not partial.exists()
+    assert digest(output) == before
+
+
+def test_a_run_without_a_row_says_why(tmp_path: Path) -> None:
+    with Store(tmp_path / "demos", PROTOCOL) as store:
+        store.put(0, [], Tally(num_decisions=9, num_dropped=9, dropped={"box": 5, "length": 7, "gripper": 1, "a": 1}))
+        with pytest.raises(dataset.DatasetError, match=r"not one of 9 .* length 7 times, box 5 times, a 1 times$"):
+            finish(store)
+    assert not (tmp_path / "demos").exists()
+
+
+def test_a_take_of_other_columns_is_refused_by_name(tmp_path: Path) -> None:
+    plain = demonstration(1, 0, Reply(annotation=None))
+    with Store(tmp_path / "demos", PROTOCOL) as store:
+        put(store, [0])
+        with pytest.raises(dataset.DatasetError, match=r"take 1: annotation\.thoughts is missing"):
+            store.put(1, [plain], Tally())
+    with Store(tmp_path / "demos", PROTOCOL) as store:
+        with pytest.raises(dataset.DatasetError, match="take 1"):
+            store.put(1, [plain], Tally())
+        with pytest.raises(dataset.DatasetError, match="take 1, decision 1: annotation"):
+            store.put(1, [*take(0), plain], Tally())
