@@ -20,8 +20,8 @@ from pathlib import Path
 
 from rlvla.annotation.card import write_card
 from rlvla.annotation.contact_sheet import write_contact_sheet
-from rlvla.annotation.run import annotate_all
-from rlvla.annotation.store import Store, protocol
+from rlvla.annotation.run import annotate_all, protocol
+from rlvla.annotation.store import Store
 from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, load, write_resolved
 
@@ -35,6 +35,9 @@ def main(cfg: AnnotateConfig) -> None:
         write_contact_sheet(folder, cfg.num_samples, cfg.seed)
 
     with Store(cfg.output, protocol(cfg)) as store, ThreadPoolExecutor(max_workers=1) as thread:
+        if store.is_finished:
+            print(f"{cfg.output} is whole: the run before was killed while it cleaned up")
+            return
         source = asyncio.run(annotate_all(cfg, store, thread))
         count = store.finish(robot=source.robot, fps=source.fps, suites=source.suites, complete=complete)
         tally = store.tally

@@ -17,7 +17,7 @@ from rlvla.annotation.rounds import Annotated, annotate_take
 from rlvla.annotation.sources import TakeSource, open_source
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Annotator, Take, Tally
-from rlvla.config import AnnotateConfig
+from rlvla.config import AnnotateConfig, to_dict
 from rlvla.markup import print_think, print_zoom
 from rlvla.types import Annotation, Decision, Demonstration
 
@@ -65,6 +65,14 @@ async def _annotator(cfg: AnnotateConfig) -> AsyncIterator[Annotator | None]:
             yield annotator
     else:
         yield PluginAnnotator(cfg.annotator, cfg.annotator_kwargs) if cfg.annotator else None
+
+
+def protocol(cfg: AnnotateConfig) -> dict[str, Any]:
+    """What the takes of a run depend on: the config without what only says where, how fast, and how it is shown."""
+    given = to_dict(cfg)
+    del given["output"], given["num_samples"]
+    given["openai"] = {key: given["openai"][key] for key in ("model", "temperature", "max_tokens")}
+    return given
 
 
 class _Run:

@@ -82,6 +82,11 @@ class Store:
         """Let another process write; the store cannot be used any more."""
         self._lock.close()
 
+    @property
+    def num_takes(self) -> int:
+        """Complete ones."""
+        return len(self._complete)
+
     def is_complete(self, index: int) -> bool:
         """Whether the take was put; where the expert failed there is none, see `failed`."""
         return index in self._complete
