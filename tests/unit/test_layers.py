@@ -11,7 +11,7 @@ LAYERS = [
     ["types", "config"],
     [
         *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "storage", "prompt", "dataset"),
-        *("demonstrations", "read_hdf5", "read_lerobot", "read_video"),
+        *("demonstrations", "read_hdf5", "read_lerobot", "read_video", "html_page", "html_picture", "svg_chart"),
     ],
     ["advantage", "loss", "collate"],
     ["policy", "tiny_vlm", "sampler", "episode", "cold_start", "testing"],
