@@ -31,8 +31,10 @@ def main(cfg: AnnotateConfig) -> None:
 
     def complete(folder: Path, tally: Tally) -> None:
         write_resolved(cfg, folder)
-        write_card(folder, tally, cfg)
-        write_contact_sheet(folder, cfg.num_samples, cfg.seed)
+        if cfg.annotator:
+            write_card(folder, tally, cfg)
+        if cfg.annotator and cfg.num_samples:
+            write_contact_sheet(folder, cfg.num_samples, cfg.seed)
 
     with Store(cfg.output, protocol(cfg)) as store, ThreadPoolExecutor(max_workers=1) as thread:
         if store.is_finished:
@@ -41,8 +43,9 @@ def main(cfg: AnnotateConfig) -> None:
         source = asyncio.run(annotate_all(cfg, store, thread))
         count = store.finish(robot=source.robot, fps=source.fps, suites=source.suites, complete=complete)
         tally = store.tally
-    print(f"{cfg.output}: {count} episodes; {tally.num_dropped} of {tally.num_decisions} decisions dropped")
-    print(f"look at {cfg.output}/README.md and {cfg.output}/contact_sheet.html")
+    print(f"{cfg.output}: {count} episodes")
+    if cfg.annotator:
+        print(f"{tally.num_dropped} of {tally.num_decisions} decisions dropped; README.md and contact_sheet.html show more")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any
 
 import report_curves
 import report_episodes
-import report_page
 import report_results
+from rlvla import html_page
 from rlvla.metrics import read_metrics
 from rlvla.storage import load_trajectories
 from rlvla.types import Trajectory
@@ -67,7 +67,7 @@ def render(runs: Sequence[Run], title: str) -> str:
     curves = report_curves.section([(run.name, run.metrics) for run in runs if run.metrics])
     episodes = report_episodes.section([(run.name, run.trajectories) for run in runs if run.trajectories])
     sections = {"Results": results, "Learning": curves, "Episodes": episodes}
-    return report_page.page(title, {heading: body for heading, body in sections.items() if body})
+    return html_page.page(title, {heading: body for heading, body in sections.items() if body})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

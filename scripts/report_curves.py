@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from report_page import tag, text
+from rlvla.html_page import tag, text
+from rlvla.svg_chart import COLOURS, INK, new_axes, to_svg
 
 Metrics = Sequence[Mapping[str, float | None]]
-COLOURS = ("#3f7fc4", "#e07b28", "#3f9e57", "#a763b5", "#cf4a55", "#2b9fa3")
-"""Readable on white and on near-black."""
-INK = "#010203"
-"""Stands for the page's text colour until the SVG is inlined."""
 SHOWN = {
     "success": "success",
     "reward": "reward",
@@ -35,7 +28,6 @@ SHOWN = {
 """What GRPO is judged by, in the order of reading; everything else folds away."""
 PARTS = ("time/update_s",)
 """Inside another phase (learn); stacked on it, their time would count twice."""
-_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.linewidth": 0.6}
 
 
 def section(runs: Sequence[tuple[str, Metrics]]) -> str:
@@ -133,13 +125,7 @@ def _phases(run: str, metrics: Metrics) -> str:
 
 
 def _axes() -> tuple[Figure, Axes]:
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(3.7, 2.1), layout="constrained")
-        axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.tick_params(colors=INK, width=0.6, length=3)
-    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+    figure, axes = new_axes()
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("step", color=INK)
@@ -147,12 +133,5 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def _figure(figure: Figure, title: str, salt: str, label: str) -> str:
-    buffer = io.StringIO()
-    # The salt keeps the ids of the charts on one page apart, and the same from run to run.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace(INK, "currentColor")
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{text(label)}" ', 1)
-    return tag("figure", tag("figcaption", tag("b", text(title))) + svg, class_="chart")
+    chart = to_svg(figure, salt=salt, label=label)
+    return tag("figure", tag("figcaption", tag("b", text(title))) + chart, class_="chart")

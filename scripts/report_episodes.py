@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
-from report_page import tag, text
+from rlvla.html_page import note, tag, text
+from rlvla.html_picture import box_colour, picture
 from rlvla.markup import ToolCall, parse_call
 from rlvla.types import Box, EndReason, Segment, SegmentKind, Trajectory, Turn
 
-BOX_COLOURS = ("#ffd60a", "#4cc9f0", "#ff70a6", "#80ed99")
-"""Of the first, second, ... zoom of a turn: its box on the view and the border of its crop."""
 _BADGE = {EndReason.SUCCESS: "good", EndReason.FAILURE: "bad", EndReason.MALFORMED: "bad", EndReason.ENV_ERROR: "bad"}
 
 
@@ -31,7 +27,7 @@ def _episode(trajectory: Trajectory, *, is_open: bool) -> str:
     badge = tag("span", text(trajectory.end.replace("_", " ")), class_=f"badge {_BADGE.get(trajectory.end, '')}")
     title = tag("b", text(task.instruction or f"{task.suite} task {task.task_id}"))
     head = tag("summary", f'{title} {badge} <span class="dim">{_facts(trajectory)}</span>')
-    error = _note("the simulator raised", trajectory.error, is_bad=True) if trajectory.error else ""
+    error = note("the simulator raised", trajectory.error, is_bad=True) if trajectory.error else ""
     turns = "".join(_turn(number, turn) for number, turn in enumerate(trajectory.turns, start=1))
     opening = "<details class='episode' open>" if is_open else "<details class='episode'>"
     return f"{opening}{head}{error}{turns}</details>\n"
@@ -60,7 +56,7 @@ def _turn(number: int, turn: Turn) -> str:
     num_cameras = len(turn.images) - len(crops)
     boxes = [_place(segment) for segment in turn.of_kind(SegmentKind.TOOL_CALL) if not segment.error]
     views = "".join(
-        _picture(
+        picture(
             turn.images[camera],
             "policy view" if num_cameras == 1 else f"camera {camera}",
             boxes=[(i, box) for i, (of, box) in enumerate(boxes) if box is not None and of == camera],
@@ -90,62 +86,23 @@ def _place(call: Segment) -> tuple[int, Box | None]:
 def _segment(segment: Segment, turn: Turn, crops: Iterator[tuple[int, np.ndarray]]) -> str:
     kind = segment.kind
     if kind is SegmentKind.THINK:
-        return _note("thought", segment.text)
+        return note("thought", segment.text)
     if kind is SegmentKind.TOOL_CALL:
-        return _note("tool call, refused", f"{segment.text}\n{segment.error}", is_bad=True) if segment.error else ""
+        return note("tool call, refused", f"{segment.text}\n{segment.error}", is_bad=True) if segment.error else ""
     if kind is SegmentKind.TOOL_RESULT and not segment.text:
         index, crop = next(crops)
-        return _picture(crop, f"zoom {index + 1}", colour=_colour(index))
+        return picture(crop, f"zoom {index + 1}", colour=box_colour(index))
     if kind is SegmentKind.ACT:
         return _actions(turn.actions)
     if kind is SegmentKind.MALFORMED:
-        return _note(f"malformed: {segment.error}", segment.text, is_bad=True)
+        return note(f"malformed: {segment.error}", segment.text, is_bad=True)
     return ""
-
-
-def _note(who: str, words: str, *, is_bad: bool = False) -> str:
-    return tag("div", tag("span", text(who), class_="who") + text(words), class_="note bad" if is_bad else "note")
-
-
-def _colour(index: int) -> str:
-    return BOX_COLOURS[index % len(BOX_COLOURS)]
-
-
-def _picture(
-    image: np.ndarray, caption: str, *, boxes: Sequence[tuple[int, Box]] = (), colour: str = "var(--line)"
-) -> str:
-    """An image [H, W, 3] with numbered boxes drawn over it."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    drawn = "".join(_box(index, box, width=image.shape[1] / image.shape[0]) for index, box in boxes)
-    overlay = f'<svg viewBox="0 0 {image.shape[1] / image.shape[0]:.4f} 1">{drawn}</svg>' if drawn else ""
-    frame = (
-        f'<div class="frame" style="border-color:{colour}"><img src="{source}" alt="{text(caption)}">{overlay}</div>'
-    )
-    return tag("figure", frame + tag("figcaption", text(caption)), class_="picture")
-
-
-def _box(index: int, box: Box, *, width: float) -> str:
-    """A box in a frame of height 1, its number on a flag above it, or below where there is no room."""
-    x1, x2 = (width * v / 1000 for v in (box[0], box[2]))
-    y1, y2 = box[1] / 1000, box[3] / 1000
-    flag = 0.11
-    top = y1 - flag if y1 >= flag else min(y2, 1 - flag)
-    left = min(x1, width - flag)
-    place = f'x="{x1:.4f}" y="{y1:.4f}" width="{x2 - x1:.4f}" height="{y2 - y1:.4f}"'
-    return (
-        f'<rect class="shade" {place}/><rect class="box" {place} stroke="{_colour(index)}"/>'
-        f'<rect x="{left:.4f}" y="{top:.4f}" width="{flag}" height="{flag}" fill="{_colour(index)}"/>'
-        f'<text transform="translate({left + flag / 2:.4f} {top + 0.088:.4f}) scale(.095)" '
-        f'text-anchor="middle">{index + 1}</text>'
-    )
 
 
 def _actions(actions: np.ndarray) -> str:
     """The chunk [k, A] as a table, tinted by each value's share of the largest one in its column."""
     if actions.size == 0:
-        return _note("action chunk", "not executed", is_bad=True)
+        return note("action chunk", "not executed", is_bad=True)
     largest = np.abs(actions).max(axis=0)
 
     def cell(value: float, scale: float) -> str:

@@ -12,12 +12,12 @@ LAYERS = [
     [
         *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "files", "storage", "prompt"),
         *("dataset", "dataset_rows", "running_stats", "demonstrations", "read_hdf5", "read_lerobot", "read_video"),
+        *("html_page", "html_picture", "svg_chart"),
     ],
     ["advantage", "loss", "collate"],
     ["policy", "tiny_vlm", "sampler", "episode", "cold_start", "testing"],
     ["rollout", "learner_engine", "learner"],
-    ["annotation"],
-    ["weight_sync", "cluster"],
+    ["weight_sync", "cluster", "annotation"],
     ["run", "evaluation", "sft"],
     ["plan_model", "plan_architecture", "plan_memory", "plan_speed", "plan_world", "plan_report", "plan"],
 ]

@@ -1,4 +1,4 @@
-"""The frame of the report: HTML pieces and the style sheet. Whatever comes from a run goes through `text`."""
+"""A page of ours in one HTML file: pieces and style sheet. Whatever comes from a run or a model goes through `text`."""
 
 from __future__ import annotations
 
@@ -78,9 +78,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequenc
     return tag("div", tag("table", row(header, "th") + body, class_=class_), class_="scroll")
 
 
-def page(title: str, sections: Mapping[str, str]) -> str:
-    """The whole document; `sections` maps a heading to HTML."""
+def note(who: str, words: str, *, is_bad: bool = False) -> str:
+    """Words of a policy, an annotator or a tool, and whose they are; neither is HTML."""
+    return tag("div", tag("span", text(who), class_="who") + text(words), class_="note bad" if is_bad else "note")
+
+
+def page(title: str, sections: Mapping[str, str], style: str = "") -> str:
+    """The whole document; `sections` maps a heading to HTML, `style` comes on top of `STYLE`."""
     links = "".join(f'<a href="#{text(name.lower())}">{text(name)}</a>' for name in sections)
+    nav = f"<nav>{links}</nav>\n" if len(sections) > 1 else ""
     bodies = "".join(f'<h2 id="{text(name.lower())}">{text(name)}</h2>\n{body}\n' for name, body in sections.items())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -88,6 +94,6 @@ def page(title: str, sections: Mapping[str, str]) -> str:
         # Belt and braces beside escaping: nothing on this page may run or load.
         """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; """
         """style-src 'unsafe-inline'; img-src data:">\n"""
-        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{text(title)}</h1>\n<nav>{links}</nav>\n{bodies}</body>\n</html>\n"
+        f"<title>{text(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n"
+        f"<h1>{text(title)}</h1>\n{nav}{bodies}</body>\n</html>\n"
     )

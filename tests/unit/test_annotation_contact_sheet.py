@@ -1,0 +1,151 @@
+"""The contact sheet: which decisions it draws, what it shows of them, and that no words get out of their place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from rlvla.annotation.contact_sheet import FILE, draw, write_contact_sheet
+from tests.pages import EVIL, Page
+from tests.unit.annotated import peak_memory, png, row, write_rows
+
+
+def sheet(folder: Path, num_samples: int = 8, seed: int = 0) -> Page:
+    write_contact_sheet(folder, num_samples, seed)
+    return Page((folder / FILE).read_text())
+
+
+def mixed(folder: Path, num_keys: int, num_others: int, rows_per_file: int = 3) -> Path:
+    """Key frames among other decisions, all of one episode."""
+    num_rows = num_keys + num_others
+    keys = set(np.random.default_rng(0).permutation(num_rows)[:num_keys].tolist())
+    return write_rows(
+        folder, [row("go", is_key=i in keys, decision=i) for i in range(num_rows)], rows_per_file=rows_per_file
+    )
+
+
+def test_half_of_the_drawn_decisions_are_key_frames_if_there_are_so_many(tmp_path: Path) -> None:
+    for (num_keys, num_others), expected in {(9, 30): (4, 4), (2, 30): (2, 6), (30, 3): (5, 3), (3, 2): (3, 2)}.items():
+        folder = mixed(tmp_path / f"{num_keys}-{num_others}", num_keys, num_others)
+        page = sheet(folder)
+        assert len(page.all("article")) == sum(expected)
+        assert len(page.all("span", "badge good")) == expected[0]
+    assert "5 of 5 decisions" in page.text
+
+
+def test_the_draw_is_in_order_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    small, large = mixed(tmp_path / "a", 20, 60, rows_per_file=7), mixed(tmp_path / "b", 20, 60, rows_per_file=80)
+
+    def decisions(folder: Path, rows_per_file: int, seed: int) -> list[int]:
+        return [file * rows_per_file + number for file, number in draw(folder, 10, seed)]
+
+    first = decisions(small, 7, 0)
+    assert first == sorted(set(first))
+    assert first == decisions(small, 7, 0) == decisions(large, 80, 0)
+    assert first != decisions(small, 7, 1)
+    places = re.findall(r"decision (\d+)</span>", sheet_source(small, 10))
+    assert [int(place) for place in places] == first
+
+
+def sheet_source(folder: Path, num_samples: int) -> str:
+    write_contact_sheet(folder, num_samples, 0)
+    return (folder / FILE).read_text()
+
+
+def test_every_decision_is_drawn_alike(tmp_path: Path) -> None:
+    folder = mixed(tmp_path / "demos", 6, 6, rows_per_file=12)
+    drawn = np.bincount([number for seed in range(200) for _, number in draw(folder, 4, seed)], minlength=12)
+    np.testing.assert_allclose(drawn / 200, 1 / 3, atol=0.13)  # four standard deviations
+
+
+def test_looks_and_thoughts_are_shown_in_order_on_the_camera_that_they_name(tmp_path: Path) -> None:
+    picture = row(
+        "first",
+        "second",
+        "third",
+        boxes=[(0, 0, 500, 500), (100, 200, 300, 600)],
+        is_key=True,
+        episode=3,
+        decision=7,
+        progress=0.256,
+        annotation_box_images=[1, 0],
+        annotation_subtask="grasp it",
+        annotation_subject="red block",
+        annotation_gripper="open",
+        provenance_attempts=3,
+        provenance_rejected=["box", "length"],
+    )
+    wide = png(np.zeros((8, 16, 3), np.uint8))
+    write_rows(tmp_path / "demos", [picture | {"observation.images.1": wide}], ["pick <it>"])
+    write_contact_sheet(tmp_path / "demos", 24, 0)
+    source = (tmp_path / "demos" / FILE).read_text()
+    page = Page(source)
+    figures = re.findall(r"<figure.*?</figure>", source)
+    assert [re.findall(r"<figcaption>(.*?)</figcaption>", figure)[0] for figure in figures] == [
+        "camera 0",
+        "camera 1",
+        "look 1: camera 1, 0 0 500 500",
+        "look 2: camera 0, 100 200 300 600",
+    ]
+    assert re.findall(r">(\d)</text>", figures[0]) == ["2"]
+    assert '<rect class="box" x="0.1000" y="0.2000" width="0.2000" height="0.4000"' in figures[0]
+    assert re.findall(r">(\d)</text>", figures[1]) == ["1"]
+    assert '<rect class="box" x="0.0000" y="0.0000" width="1.0000" height="0.5000"' in figures[1]  # twice as wide
+    order = [page.text.index(words) for words in ("camera 1", "first", "look 1", "second", "look 2", "third")]
+    assert order == sorted(order)
+    head = ("pick <it>", "key frame", "openai", "a-model", "3 attempts", "failed box", "failed length")
+    state = ("episode 3 · decision 7", "sub-task grasp it", "subject red block", "gripper open", "progress 26 %")
+    assert [words for words in head + state if words not in page.text] == []
+
+
+def test_nothing_on_the_page_runs_or_loads(tmp_path: Path) -> None:
+    evil = row(
+        EVIL,
+        EVIL,
+        boxes=[(0, 0, 9, 9)],
+        annotation_subtask=EVIL,
+        annotation_subject=EVIL,
+        annotation_gripper=EVIL,
+        provenance_annotator=EVIL,
+        provenance_model=EVIL,
+        provenance_rejected=[EVIL],
+    )
+    page = sheet(write_rows(tmp_path / "demos", [evil], [EVIL]))
+    assert page.all("script") == page.all("link") == page.all("iframe") == []
+    for name, attrs in page.tags:
+        assert not [key for key in attrs if key.startswith("on")]
+        for key in ("src", "href", "xlink:href"):
+            assert (attrs.get(key) or "#").startswith(("#", "data:image/png;base64,")), (name, attrs)
+    assert page.text.count(EVIL) == 9
+    policy = next(meta["content"] or "" for meta in page.all("meta") if "http-equiv" in meta)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_a_data_set_of_one_row_without_a_look_and_with_ten_thousand_words(tmp_path: Path) -> None:
+    page = sheet(write_rows(tmp_path / "demos", [row("word " * 10_000)]))
+    assert len(page.all("article")) == len(page.all("img")) == 1
+    assert page.text.count("word ") == 10_000
+    assert "1 of 1 decisions" in page.text
+    assert "progress" not in page.text
+
+
+def test_a_page_is_the_same_every_time(tmp_path: Path) -> None:
+    folder = mixed(tmp_path / "demos", 5, 5)
+    assert sheet_source(folder, 4) == sheet_source(folder, 4)
+
+
+def test_only_what_is_drawn_is_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def peak(num_rows: int) -> int:
+        pictures = (png(rng.integers(0, 255, (64, 64, 3), np.uint8)) for _ in range(num_rows))  # 12 kB each
+        rows = [row("go", is_key=i % 2 == 0) | {"observation.images.0": image} for i, image in enumerate(pictures)]
+        folder = write_rows(tmp_path / str(num_rows), rows, rows_per_file=40)
+        return peak_memory(lambda: write_contact_sheet(folder, 2, 0))
+
+    peak(1)  # imports what is imported on first use
+    few, many = peak(80), peak(800)
+    assert many < 1.3 * few
+    assert many < 3e6  # of 10 MB
