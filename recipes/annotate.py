@@ -45,7 +45,7 @@ def main(cfg: AnnotateConfig) -> None:
         tally = store.tally
     print(f"{cfg.output}: {count} episodes")
     if cfg.annotator:
-        print(f"{tally.num_dropped} of {tally.num_decisions} decisions dropped; README.md and contact_sheet.html show more")
+        print(f"{tally.num_dropped} of {tally.num_decisions} decisions dropped; README.md and contact_sheet.html tell")
 
 
 if __name__ == "__main__":

@@ -435,7 +435,8 @@ class AnnotateConfig:
     stride: int = 0
     """Env steps from one decision to the next; 0: the chunk length. OpenVLA-OFT trains on every frame: 1."""
     expert: str = "rlvla_envs.tabletop_expert:play"
-    """`"module:function"`: (env, task_id, init_state_id, *, chunk_length, stride, rng, **expert_kwargs) -> decisions."""
+    """`"module:function"`: (env, task_id, init_state_id, *, chunk_length, stride, rng, **expert_kwargs) -> a list of
+    decisions, or None where it failed."""
     expert_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the expert."""
     annotator: str = ""

@@ -91,10 +91,10 @@ def decode(row: Mapping[str, Any], instruction: str) -> Demonstration:
     names = sorted(key for key in row if key.startswith("observation.images."))
     return Demonstration(
         instruction=instruction,
-        images=tuple(_decode_image(row[name]) for name in names),
+        images=tuple(decode_image(row[name]) for name in names),
         proprio=np.array(row["observation.state"], np.float32),
         texts=tuple(row["annotation.texts"]),
-        crops=tuple(_decode_image(crop) for crop in row["annotation.crops"]),
+        crops=tuple(decode_image(crop) for crop in row["annotation.crops"]),
         actions=np.array(row["action"], np.float32),
         carried_thought=row["annotation.carried_thought"],
         annotation=_annotation(row) if "annotation.thoughts" in row else None,
@@ -198,5 +198,6 @@ def _encode_image(image: np.ndarray) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _decode_image(image: Mapping[str, Any]) -> np.ndarray:
+def decode_image(image: Mapping[str, Any]) -> np.ndarray:
+    """A picture column's value as [H, W, 3] uint8."""
     return np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))

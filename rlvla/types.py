@@ -261,7 +261,8 @@ class Annotation:
     def __post_init__(self) -> None:
         """Raises ValueError unless each thought but the last has its look."""
         if len(self.thoughts) != len(self.looks) + 1:
-            raise ValueError(f"{len(self.thoughts)} thoughts need {len(self.thoughts) - 1} looks, got {len(self.looks)}")
+            num = len(self.thoughts)
+            raise ValueError(f"{num} thoughts need {num - 1} looks, got {len(self.looks)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,7 +130,8 @@ def project(
         ValueError: a point behind the camera.
     """
     camera_id = model.camera(camera).id
-    right, up, back = np.moveaxis((positions - view.cam_xpos[camera_id]) @ view.cam_xmat[camera_id].reshape(3, 3), -1, 0)
+    seen = (positions - view.cam_xpos[camera_id]) @ view.cam_xmat[camera_id].reshape(3, 3)
+    right, up, back = np.moveaxis(seen, -1, 0)
     if (back >= 0).any():
         raise ValueError(f"{camera} does not see all of {np.asarray(positions).tolist()}: some is behind the camera")
     half = -back * np.tan(np.deg2rad(model.cam_fovy[camera_id]) / 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def _decision(
 
 def _subject(steps: Sequence[Step]) -> str:
     """What the gripper opens or closes at, else what the first of these steps is about."""
-    for before, step in zip(steps, steps[1:], strict=False):
+    for before, step in pairwise(steps):
         if step.action[6] != before.action[6]:
             return step.label.subject
     return steps[0].label.subject

@@ -1,9 +1,9 @@
 """Templated embodied chain-of-thought for the tabletop expert, from the privileged scene of each decision.
 
-`annotate` is terse and made for policies of a million parameters: coordinates instead of words, and an annotator that is
-imperfect on purpose, as annotators are. It often acts before it has looked closely enough, so that the cold start
-teaches how to look, and leaves it to GRPO to find out when it pays. `explain` writes sentences, and looks once at each
-key frame, as VLA-Thinker's annotator does (arXiv 2603.14523).
+`annotate` is terse, for policies of a million parameters: coordinates instead of words. It is imperfect on purpose, as
+annotators are: it often acts before it has looked closely enough, so that the cold start teaches how to look, and
+leaves it to GRPO to find out when it pays. `explain` writes sentences, and looks once at each key frame, as
+VLA-Thinker's annotator does (arXiv 2603.14523).
 """
 
 from __future__ import annotations

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import heapq
-import io
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from rlvla.annotation.rows import data_files, num_rows, picked, rows, tasks
+from rlvla.dataset_rows import decode_image
 from rlvla.html_page import note, page, tag, text
 from rlvla.html_picture import box_colour, picture
 
@@ -76,7 +75,7 @@ def _sample(row: Mapping[str, Any], instruction: str) -> str:
     cameras = sorted(name for name in row if name.startswith("observation.images."))
     views = "".join(
         picture(
-            _decode(row[name]),
+            decode_image(row[name]),
             "policy view" if len(cameras) == 1 else f"camera {camera}",
             boxes=[(i, tuple(box)) for i, (of, box, _) in enumerate(looks) if of == camera],
         )
@@ -85,7 +84,7 @@ def _sample(row: Mapping[str, Any], instruction: str) -> str:
     steps = [note("thought", thought) for thought in row["annotation.thoughts"]]
     for i, (camera, box, crop) in enumerate(looks):
         of = f"camera {camera}, " if len(cameras) > 1 else ""
-        steps[i] += picture(_decode(crop), f"look {i + 1}: {of}{' '.join(map(str, box))}", colour=box_colour(i))
+        steps[i] += picture(decode_image(crop), f"look {i + 1}: {of}{' '.join(map(str, box))}", colour=box_colour(i))
     place = f"episode {row['episode_index']} · decision {row['annotation.decision_index']}"
     head = tag("h3", text(instruction)) + _badges(row) + tag("span", place, class_="dim")
     flow = tag("div", views + "".join(steps), class_="flow")
@@ -113,7 +112,3 @@ def _state(row: Mapping[str, Any]) -> str:
     }
     said = "".join(tag("span", f"<i>{name}</i> {text(fact)}") for name, fact in facts.items() if fact)
     return tag("div", said, class_="state") if said else ""
-
-
-def _decode(image: Mapping[str, bytes]) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))

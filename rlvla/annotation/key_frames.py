@@ -46,7 +46,7 @@ def _gripper_states(take: Take, cfg: KeyFrameConfig) -> tuple[np.ndarray, int]:
     name = "actions" if cfg.gripper == "command" else "proprio"
     size = getattr(take.decisions[0], name).shape[-1]
     if not -size <= cfg.gripper_dim < size:
-        raise DatasetError(f"{take.name}: key_frames.gripper_dim is {cfg.gripper_dim}, but {name} have {size} dimensions")
+        raise DatasetError(f"{take.name}: key_frames.gripper_dim is {cfg.gripper_dim}, {name} have {size} dimensions")
     if cfg.gripper == "command":
         values = np.concatenate([d.actions[: take.stride, cfg.gripper_dim] for d in take.decisions])
     else:
@@ -83,7 +83,7 @@ def _stops(take: Take, cfg: KeyFrameConfig) -> list[int]:
     """Decisions towards whose end the arm is slow, behind one in which it was not."""
     size = len(take.decisions[0].proprio)
     if any(not -size <= dim < size for dim in cfg.still_dims):
-        raise DatasetError(f"{take.name}: key_frames.still_dims are {cfg.still_dims}, but proprio has {size} dimensions")
+        raise DatasetError(f"{take.name}: key_frames.still_dims are {cfg.still_dims}, proprio has {size} dimensions")
     places = np.array([d.proprio for d in take.decisions])[:, list(cfg.still_dims)]
     speeds = np.linalg.norm(np.diff(places, axis=0), axis=1) * take.fps / take.stride
     is_slow = speeds <= cfg.still_speed

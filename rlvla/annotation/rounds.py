@@ -144,8 +144,8 @@ def _tally(asked: Mapping[int, _Asked], accepted: Mapping[int, Annotation]) -> T
     return Tally(
         num_decisions=len(asked),
         num_dropped=len(lost),
-        rejected=Counter(check for one in asked.values() for check in one.rejected),
-        dropped=Counter(check for one in lost for check in dict.fromkeys(p.check for p in one.problems)),
+        rejected=dict(Counter(check for one in asked.values() for check in one.rejected)),
+        dropped=dict(Counter(check for one in lost for check in dict.fromkeys(p.check for p in one.problems))),
         prompt_tokens=sum(reply.prompt_tokens for one in asked.values() for reply in one.replies),
         completion_tokens=sum(reply.completion_tokens for one in asked.values() for reply in one.replies),
     )

@@ -9,6 +9,7 @@ from typing import Protocol
 from rlvla.config import CheckName
 from rlvla.types import Annotation, Decision, Timeline
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
     """One success of an expert, as decisions that nobody has annotated."""

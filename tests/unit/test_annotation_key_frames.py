@@ -74,9 +74,9 @@ def test_a_stop_is_a_key_frame_by_option() -> None:
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        (KeyFrameConfig(gripper_dim=2), "take 0: key_frames.gripper_dim is 2, but actions have 2 dimensions"),
-        (KeyFrameConfig(gripper="proprio", gripper_dim=-4), "gripper_dim is -4, but proprio have 3"),
-        (KeyFrameConfig(still_speed=1.0, still_dims=(0, 5)), "still_dims are .0, 5., but proprio has 3"),
+        (KeyFrameConfig(gripper_dim=2), "take 0: key_frames.gripper_dim is 2, actions have 2 dimensions"),
+        (KeyFrameConfig(gripper="proprio", gripper_dim=-4), "gripper_dim is -4, proprio have 3"),
+        (KeyFrameConfig(still_speed=1.0, still_dims=(0, 5)), "still_dims are .0, 5., proprio has 3"),
     ],
 )
 def test_a_dimension_that_is_not_there_is_named(cfg: KeyFrameConfig, message: str) -> None:

@@ -67,7 +67,7 @@ def test_the_result_does_not_depend_on_which_answer_comes_first() -> None:
     def late(query: Query) -> float:
         return 0.01 * (5 - query.index)
 
-    assert run(Scripted(good, late)) .annotations == run(Scripted(good)).annotations
+    assert run(Scripted(good, late)).annotations == run(Scripted(good)).annotations
 
 
 def test_a_bad_answer_is_asked_for_again_with_the_reason() -> None:

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvla import dataset
+from rlvla.annotation.run import unannotated
+from rlvla.annotation.take import Take
 from rlvla.cold_start import to_turn
 from rlvla.dataset import DatasetError
 from rlvla.demonstrations import (
@@ -26,9 +28,10 @@ from rlvla.demonstrations import (
     prepared,
     robosuite_gripper,
     see_before_acting,
+    zoom,
 )
 from rlvla.prompt import PolicyProcessor
-from rlvla.types import SegmentKind
+from rlvla.types import Demonstration, SegmentKind
 from tests.e2e.run import recipe
 from tests.unit.recorded import raw, write_v2
 
