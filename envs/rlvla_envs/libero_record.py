@@ -12,7 +12,7 @@ from rlvla.types import Scene as PrivilegedScene
 from rlvla_envs.libero import LiberoEnv
 from rlvla_envs.libero_expert import LiberoExpert
 from rlvla_envs.libero_expert_articulated import find_joint
-from rlvla_envs.libero_expert_phases import Label, Step
+from rlvla_envs.libero_expert_phases import Step
 from rlvla_envs.libero_expert_scene import Scene
 from rlvla_envs.spec import Observation, zoom_later
 
@@ -30,6 +30,8 @@ PHRASES = {
     "wait": "wait",
 }
 """What the phases of the expert are called."""
+ONGOING = {"grasp": "hold the {subject}", "release": "leave the {subject}"}
+"""What they are called where the gripper has been told before; the fingers take some steps."""
 
 
 def play(
@@ -70,9 +72,11 @@ def play(
     names = names_in_words([*scene.env.objects_dict, *(step.label.subject for step in steps if step.label.subject)])
     decisions: list[Decision] = []
     for start in range(0, len(steps) - chunk_length + 1, stride):
-        decisions.append(_decision(env, scene, names, observation, steps[start : start + chunk_length], stride))
-        executed = np.stack([step.action for step in steps[start : start + stride]])
-        observation, _, terminated, truncated, info = env.step_chunk(executed)
+        chunk, before = steps[start : start + chunk_length], steps[start - 1] if start else None
+        executed = chunk[:stride]
+        intention = _intention(before, executed, names)
+        decisions.append(_decision(env, scene, names, observation, chunk, executed, intention))
+        observation, _, terminated, truncated, info = env.step_chunk(np.stack([step.action for step in executed]))
         if terminated or truncated:
             return decisions if info["is_success"] else None
     return None
@@ -98,26 +102,33 @@ def _decision(
     names: dict[str, str],
     observation: Observation,
     chunk: Sequence[Step],
-    stride: int,
+    executed: Sequence[Step],
+    intention: str,
 ) -> Decision:
-    """What is seen before a chunk, the first `stride` steps of which are executed."""
-    labels = [step.label for step in chunk[:stride]]
-    changes = [label for label, before in zip(labels, [None, *labels], strict=False) if label != before]
+    """What is seen before a chunk, the first steps of which are executed."""
+    objects = (SceneObject(name=words, box=_box(env, _points(scene, name))) for name, words in names.items())
+    subject = names.get(_subject(executed), "")
     return Decision(
         instruction=observation["instruction"],
         images=tuple(observation["images"]),
         proprio=observation["proprio"],
         actions=np.stack([step.intended for step in chunk]),
         zoom=zoom_later(env),
-        scene=PrivilegedScene(
-            objects=tuple(
-                SceneObject(name=words, box=_box(env, _points(scene, identifier)))
-                for identifier, words in names.items()
-            ),
-            subject=names.get(_subject(chunk[:stride]), ""),
-            intention=", then ".join(_phrase(label, names) for label in changes),
-        ),
+        scene=PrivilegedScene(objects=tuple(objects), subject=subject, intention=intention),
     )
+
+
+def _intention(before: Step | None, steps: Sequence[Step], names: dict[str, str]) -> str:
+    """What the steps are for, each phase once."""
+    phrases = []
+    for step, last in zip(steps, [before, *steps], strict=False):
+        label = step.label
+        is_told = last is not None and last.label == label and last.action[6] == step.action[6]
+        subject, target = (names.get(part, in_words(part)) for part in (label.subject, label.target))
+        wording = ONGOING.get(label.phase, PHRASES[label.phase]) if is_told else PHRASES[label.phase]
+        if step is steps[0] or last is None or last.label != label:
+            phrases.append(wording.format(subject=subject, target=target))
+    return ", then ".join(phrases)
 
 
 def _subject(steps: Sequence[Step]) -> str:
@@ -126,11 +137,6 @@ def _subject(steps: Sequence[Step]) -> str:
         if step.action[6] != before.action[6]:
             return step.label.subject
     return steps[0].label.subject
-
-
-def _phrase(label: Label, names: dict[str, str]) -> str:
-    subject, target = (names.get(part, in_words(part)) for part in (label.subject, label.target))
-    return PHRASES[label.phase].format(subject=subject, target=target)
 
 
 def in_words(identifier: str) -> str:

@@ -120,7 +120,7 @@ def test_every_key_is_documented() -> None:
 
 
 def test_every_key_is_read_somewhere() -> None:
-    sources = [*ROOT.glob("rlvla/*.py"), *ROOT.glob("recipes/*.py"), *ROOT.glob("reward/rlvla_reward/*.py")]
+    sources = [*ROOT.glob("rlvla/**/*.py"), *ROOT.glob("recipes/*.py"), *ROOT.glob("reward/rlvla_reward/*.py")]
     code = "\n".join(path.read_text() for path in sources if path.name != "config.py")
     own = (ROOT / "rlvla/config.py").read_text()
     configs = [c for c in vars(config).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
