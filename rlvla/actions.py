@@ -89,10 +89,7 @@ class QuantileCodec:
         if actions.shape != self.chunk_shape:
             raise ValueError(f"actions have shape {list(actions.shape)}, this codec takes {list(self.chunk_shape)}")
         _check_finite(actions)
-        low, width = self._bins()
-        # A constant dimension has no width: all of it is bin 0.
-        bins = np.floor((np.clip(actions, low, self.high) - low) / np.where(width > 0, width, 1.0))
-        return np.clip(bins, 0, self.num_bins - 1).astype(np.int64).reshape(-1)
+        return self._to_bins(actions).astype(np.int64).reshape(-1)
 
     def decode(self, symbols: np.ndarray) -> np.ndarray:
         """[K * A] bins -> [K, A] float32, the centre of each bin in simulator units.
@@ -107,14 +104,7 @@ class QuantileCodec:
             )
         if symbols.min() < 0 or symbols.max() >= self.num_bins:
             raise ValueError(f"symbols range {symbols.min()}..{symbols.max()}, bins 0..{self.num_bins - 1}")
-        bins = symbols.reshape(self.chunk_shape)
-        low, width = self._bins()
-        actions = np.where(width > 0, low + (bins + 0.5) * width, low)
-        gripper = _gripper_index(self.gripper_dim, len(self.low))
-        if gripper is not None:
-            is_high = bins[:, gripper] >= self.num_bins / 2
-            actions[:, gripper] = np.where(is_high, self.high[gripper], self.low[gripper])
-        return actions.astype(np.float32)
+        return self._to_actions(symbols.reshape(self.chunk_shape)).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields."""
@@ -128,10 +118,108 @@ class QuantileCodec:
             raise ValueError(f"codec fields missing or unknown: {', '.join(sorted(wrong))}")
         return cls(**{**fields, "low": tuple(fields["low"]), "high": tuple(fields["high"])})
 
-    def _bins(self) -> tuple[np.ndarray, np.ndarray]:
-        """[A] start of the first bin, [A] width of each bin."""
+    def _to_bins(self, actions: np.ndarray) -> np.ndarray:
+        """[K, A] simulator units, finite -> [K, A] bins."""
+        low, width = self._bins(self.num_bins)
+        # A constant dimension has no width: all of it is bin 0.
+        bins = np.floor((np.clip(actions, low, self.high) - low) / np.where(width > 0, width, 1.0))
+        return np.clip(bins, 0, self.num_bins - 1)
+
+    def _to_actions(self, bins: np.ndarray) -> np.ndarray:
+        """[K, A] bins -> [K, A] simulator units."""
+        actions = self._centres(bins, self.num_bins)
+        gripper = _gripper_index(self.gripper_dim, len(self.low))
+        if gripper is not None:
+            is_high = bins[:, gripper] >= self.num_bins / 2
+            actions[:, gripper] = np.where(is_high, self.high[gripper], self.low[gripper])
+        return actions
+
+    def _centres(self, bins: np.ndarray, num_intervals: int) -> np.ndarray:
+        """[K, A] intervals -> [K, A] their centres."""
+        low, width = self._bins(num_intervals)
+        return np.where(width > 0, low + (bins + 0.5) * width, low)
+
+    def _bins(self, num_intervals: int) -> tuple[np.ndarray, np.ndarray]:
+        """[A] start of the first interval, [A] width of each."""
         low, high = np.array(self.low), np.array(self.high)
-        return low, high / self.num_bins - low / self.num_bins
+        return low, high / num_intervals - low / num_intervals
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinCodec(QuantileCodec):
+    """An `ActionCodec` whose symbols mean what published OpenVLA checkpoints mean by their action tokens.
+
+    OpenVLA places `num_bins` edges, not bins, at equal distances from -1 to 1 of a normalised dimension: they enclose
+    `num_bins - 1` intervals, and the last symbol is the upper edge alone. It decodes to the interval below it, but
+    training data hold it wherever an action reaches the edge, above all for an open gripper
+    (openvla prismatic/vla/action_tokenizer.py, modeling_prismatic.py `predict_action`).
+
+    `low` and `high` are what a dimension's -1 and 1 stand for; -1 and 1 themselves where it is not normalised.
+    `gripper_dim` is 1 when open and 0 when closed in OpenVLA's data, -1 and 1 in the simulator (robosuite); None leaves
+    the last dimension as it is (openvla-oft experiments/robot/robot_utils.py).
+    """
+
+    @classmethod
+    def from_norm_stats(
+        cls,
+        norm_stats: Mapping[str, Any],
+        key: str | None = None,
+        *,
+        num_bins: int = 256,
+        chunk_length: int,
+        gripper_dim: int | None = None,
+    ) -> BinCodec:
+        """The codec of a data set that a checkpoint was trained on.
+
+        Args:
+            norm_stats: `norm_stats` of its config.json or content of its dataset_statistics.json; of each data set
+                `action` with `q01` and `q99` [A], and `mask` [A], False where a dimension is not normalised.
+            key: data set; None: the only one that there is.
+            num_bins: edges, OpenVLA's `n_action_bins`.
+            chunk_length: K.
+            gripper_dim: see the class.
+
+        Raises:
+            ValueError: there is no such data set or statistic; the message names those that there are.
+        """
+        names = ", ".join(sorted(norm_stats)) or "none"
+        if key is None and len(norm_stats) != 1:
+            raise ValueError(f"name one of the checkpoint's data sets: {names}")
+        key = next(iter(norm_stats)) if key is None else key
+        if key not in norm_stats:
+            raise ValueError(f"the checkpoint has no statistics of {key!r}; it has those of {names}")
+        stats = norm_stats[key].get("action", {})
+        if missing := {"q01", "q99"} - stats.keys():
+            raise ValueError(f"the statistics of {key!r} lack {', '.join(sorted(missing))} of the actions")
+        low, high = stats["q01"], stats["q99"]
+        mask = stats.get("mask", [True] * len(low))
+        if not len(low) == len(high) == len(mask):
+            raise ValueError(f"the statistics of {key!r} have {len(low)} q01, {len(high)} q99 and {len(mask)} mask")
+        return cls(
+            low=tuple(float(value) if is_on else -1.0 for value, is_on in zip(low, mask, strict=True)),
+            high=tuple(float(value) if is_on else 1.0 for value, is_on in zip(high, mask, strict=True)),
+            num_bins=num_bins,
+            chunk_length=chunk_length,
+            gripper_dim=gripper_dim,
+        )
+
+    def _to_bins(self, actions: np.ndarray) -> np.ndarray:
+        gripper = _gripper_index(self.gripper_dim, len(self.low))
+        if gripper is not None:
+            actions = actions.copy()
+            actions[:, gripper] = (1 - actions[:, gripper]) / 2
+        low, width = self._bins(1)
+        # OpenVLA's data loader writes 0 into a dimension that is constant (rlds/utils/data_utils.py).
+        normalised = np.where(width > 0, 2 * (actions - low) / np.where(width > 0, width, 1.0) - 1, 0.0)
+        # `digitize` on the very edges that OpenVLA uses: an action on an edge falls on the same side of it.
+        return np.digitize(np.clip(normalised, -1, 1), np.linspace(-1, 1, self.num_bins)) - 1
+
+    def _to_actions(self, bins: np.ndarray) -> np.ndarray:
+        actions = self._centres(np.minimum(bins, self.num_bins - 2), self.num_bins - 1)
+        gripper = _gripper_index(self.gripper_dim, len(self.low))
+        if gripper is not None:
+            actions[:, gripper] = np.where(actions[:, gripper] > 0.5, -1.0, 1.0)
+        return actions
 
 
 def _gripper_index(gripper_dim: int | None, num_dims: int) -> int | None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rlvla.actions import QuantileCodec
+from rlvla.actions import BinCodec, QuantileCodec
 
 VALUES = st.floats(-1e6, 1e6, width=32)
 DATA = hnp.arrays(np.float32, st.tuples(st.integers(1, 30), st.integers(1, 7)), elements=VALUES)
@@ -43,3 +43,17 @@ def test_symbols_are_monotone_in_the_action(data, num_bins):
     codec = QuantileCodec.fit(data, num_bins, chunk_length=len(data))
     in_order = np.sort(data, axis=0)
     assert (np.diff(codec.encode(in_order).reshape(data.shape), axis=0) >= 0).all()
+
+
+@given(
+    low=st.integers(-50, 50), span=st.integers(1, 50), num_bins=st.integers(4, 256), gripper=st.sampled_from([-1, 1])
+)
+def test_openvlas_symbols_come_back_but_for_the_last_which_has_no_interval(low, span, num_bins, gripper):
+    codec = BinCodec(low=(low, -1), high=(low + span, 1), num_bins=num_bins, chunk_length=num_bins, gripper_dim=-1)
+    edges = np.linspace(low, low + span, num_bins)
+    actions = np.stack([edges, np.full(num_bins, gripper)], axis=1)
+    symbols = codec.encode(codec.decode(codec.encode(actions)))
+    first = codec.encode(actions)
+    assert (symbols[::2] == np.minimum(first[::2], num_bins - 2)).all()
+    assert (symbols[1::2] == first[1::2]).all()  # the gripper is not a centre: it comes back whole
+    assert (np.diff(first[::2]) >= 0).all()

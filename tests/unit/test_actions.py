@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from rlvla.actions import QuantileCodec
+from rlvla.actions import BinCodec, QuantileCodec
 
 
 def codec(**changes) -> QuantileCodec:
@@ -82,3 +82,72 @@ def test_non_finite_actions_name_the_dimension(bad):
 def test_errors_name_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+NORM_STATS = {
+    "spatial": {"action": {"q01": [-0.75, 0.2, 0.0], "q99": [0.875, 0.2, 1.0], "mask": [True, True, False]}},
+    "goal": {"action": {"q01": [-1.0], "q99": [1.0]}},
+}
+
+
+def openvla(key: str = "spatial", **changes) -> BinCodec:
+    return BinCodec.from_norm_stats(NORM_STATS, key, **{"chunk_length": 1, **changes})
+
+
+def published_symbols(normalised: np.ndarray) -> np.ndarray:
+    """openvla's action_tokenizer.py writes token 32000 - digitize(..); symbol 0 is the highest of these ids, 31999."""
+    return 31999 - (32000 - np.digitize(np.clip(normalised, -1, 1), np.linspace(-1, 1, 256)))
+
+
+def test_openvla_symbols_are_those_of_its_tokenizer():
+    normalised = np.concatenate([np.linspace(-1.2, 1.2, 4001), np.linspace(-1, 1, 256), [-1, 0, 1]])
+    symbols = openvla("goal", chunk_length=len(normalised)).encode(normalised[:, None])
+    assert symbols.tolist() == published_symbols(normalised).tolist()
+    assert (symbols.min(), symbols.max(), symbols[-2]) == (0, 255, 127)
+
+
+def test_openvla_actions_are_the_centres_of_its_255_intervals():
+    codec = openvla("goal", chunk_length=256)
+    edges = np.linspace(-1, 1, 256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    decoded = codec.decode(np.arange(256))[:, 0]
+    np.testing.assert_allclose(decoded, np.append(centres, centres[-1]), atol=1e-7)  # the last symbol has no interval
+
+
+def test_openvla_unnormalises_with_quantiles_but_not_where_the_mask_is_off():
+    codec = openvla()
+    assert (codec.low, codec.high) == ((-0.75, 0.2, -1.0), (0.875, 0.2, 1.0))
+    np.testing.assert_allclose(codec.decode(np.array([0, 5, 127])), [[-0.75 + 1.625 / 510, 0.2, 0.0]], atol=1e-7)
+
+
+def test_openvla_writes_zero_into_a_constant_dimension():
+    assert openvla().encode(np.array([[0.0, 0.2, 0.0]]))[1] == 127
+
+
+def test_openvlas_gripper_is_one_when_open_and_the_simulators_minus_one():
+    codec = openvla(gripper_dim=-1, chunk_length=2)
+    symbols = codec.encode(np.array([[0, 0.2, -1.0], [0, 0.2, 1.0]]))  # open, closed
+    assert symbols[[2, 5]].tolist() == [255, 127]
+    assert codec.decode(symbols)[:, 2].tolist() == [-1, 1]
+    just_open, just_closed = 192, 190  # centres 0.51 and 0.494 of OpenVLA's units
+    assert codec.decode(np.array([0, 0, just_open, 0, 0, just_closed]))[:, 2].tolist() == [-1, 1]
+
+
+def test_openvla_codecs_survive_json():
+    codec = openvla(gripper_dim=-1)
+    assert BinCodec.from_dict(json.loads(json.dumps(codec.to_dict()))) == codec
+
+
+@pytest.mark.parametrize(
+    ("stats", "key", "message"),
+    [
+        (NORM_STATS, None, "name one of the checkpoint's data sets: goal, spatial"),
+        (NORM_STATS, "object", "no statistics of 'object'; it has those of goal, spatial"),
+        ({}, None, "data sets: none"),
+        ({"mine": {"proprio": {}}}, None, "the statistics of 'mine' lack q01, q99"),
+        ({"mine": {"action": {"q01": [0.0], "q99": [1.0], "mask": [True, False]}}}, None, "1 q01, 1 q99 and 2 mask"),
+    ],
+)
+def test_statistics_that_make_no_codec_are_refused_by_name(stats, key, message):
+    with pytest.raises(ValueError, match=message):
+        BinCodec.from_norm_stats(stats, key, chunk_length=1)

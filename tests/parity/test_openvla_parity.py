@@ -1,0 +1,199 @@
+"""OpenVLA against independent parts: transformers' own DINOv2 and SigLIP, and its Llama on joined embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import (
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from rlvla.models.openvla.checkpoint import load_checkpoint
+from rlvla.models.openvla.config import TowerConfig
+from rlvla.models.openvla.vision import VisionTransformer
+from tests import openvla_checkpoints as published
+
+TOLERANCE = 1e-5  # of features and logits of about 1, float32
+FEATURIZER, FUSED = "vision_backbone.featurizer.", "vision_backbone.fused_featurizer."
+Weights = dict[str, torch.Tensor]
+
+
+def part(weights: Weights, prefix: str) -> Weights:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def names_of_block(timm: str, hf: str, hf_names: dict[str, str]) -> dict[str, str]:
+    """timm's name -> transformers', of one block; qkv apart."""
+    pairs = {f"{timm}.{a}.{kind}": f"{hf}.{b}.{kind}" for a, b in hf_names.items() for kind in ("weight", "bias")}
+    return pairs | {f"{timm}.ls{i}.scale_factor": f"{hf}.layer_scale{i}.lambda1" for i in (1, 2)}
+
+
+def split_qkv(weights: Weights, timm: str, hf: str) -> Weights:
+    split = {}
+    for kind in ("weight", "bias"):
+        parts = weights[f"{timm}.attn.qkv.{kind}"].chunk(3)
+        split |= {f"{hf}.{name}_proj.{kind}": tensor for name, tensor in zip("qkv", parts, strict=True)}
+    return split
+
+
+def dinov2(weights: Weights, tower: dict[str, Any]) -> Dinov2WithRegistersModel:
+    config = Dinov2WithRegistersConfig(
+        hidden_size=tower["hidden_size"],
+        num_hidden_layers=tower["num_layers"],
+        num_attention_heads=tower["num_attention_heads"],
+        mlp_ratio=tower["intermediate_size"] // tower["hidden_size"],
+        image_size=tower["image_size"],
+        patch_size=tower["patch_size"],
+        num_register_tokens=tower["num_registers"],
+        layer_norm_eps=1e-6,
+    )
+    model = Dinov2WithRegistersModel(config).eval()
+    own = {
+        "embeddings.cls_token": weights["cls_token"],
+        "embeddings.register_tokens": weights["reg_token"],
+        # timm adds no position to the class token
+        "embeddings.position_embeddings": F.pad(weights["pos_embed"], (0, 0, 1, 0)),
+        "embeddings.mask_token": torch.zeros(1, tower["hidden_size"]),
+    }
+    names = {f"norm.{kind}": f"layernorm.{kind}" for kind in ("weight", "bias")}
+    names |= {
+        f"patch_embed.proj.{kind}": f"embeddings.patch_embeddings.projection.{kind}" for kind in ("weight", "bias")
+    }
+    same = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
+    for i in range(tower["num_layers"]):
+        timm, hf = f"blocks.{i}", f"encoder.layer.{i}"
+        names |= names_of_block(timm, hf, {**{n: n for n in same}, "attn.proj": "attention.o_proj"})
+        own |= split_qkv(weights, timm, f"{hf}.attention")
+    model.load_state_dict(own | {hf: weights[timm] for timm, hf in names.items()})
+    return model
+
+
+def siglip(weights: Weights, tower: dict[str, Any]) -> SiglipVisionModel:
+    config = SiglipVisionConfig(
+        hidden_size=tower["hidden_size"],
+        num_hidden_layers=tower["num_layers"],
+        num_attention_heads=tower["num_attention_heads"],
+        intermediate_size=tower["intermediate_size"],
+        image_size=tower["image_size"],
+        patch_size=tower["patch_size"],
+        hidden_act="gelu",  # timm's; transformers' SigLIP has the tanh approximation by default
+        vision_use_head=False,
+    )
+    model = SiglipVisionModel(config).eval()
+    own = {"embeddings.position_embedding.weight": weights["pos_embed"][0]}
+    names = {f"norm.{kind}": f"post_layernorm.{kind}" for kind in ("weight", "bias")}
+    names |= {f"patch_embed.proj.{kind}": f"embeddings.patch_embedding.{kind}" for kind in ("weight", "bias")}
+    parts = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+    for i in range(tower["num_layers"]):
+        timm, hf = f"blocks.{i}", f"encoder.layers.{i}"
+        pairs = names_of_block(timm, hf, {**parts, "attn.proj": "self_attn.out_proj"})
+        names |= {a: b for a, b in pairs.items() if ".ls" not in a}
+        own |= split_qkv(weights, timm, f"{hf}.self_attn")
+    model.load_state_dict(own | {hf: weights[timm] for timm, hf in names.items()})
+    return model
+
+
+def last_but_one(model: Any, pixels: torch.Tensor, num_prefix: int) -> torch.Tensor:
+    """[B, P, D] behind the last block but one; `hidden_states` begins with the embeddings."""
+    return model(pixels, output_hidden_states=True).hidden_states[-2][:, num_prefix:]
+
+
+WIDER = {"hidden_size": 96, "intermediate_size": 192, "num_layers": 5, "num_attention_heads": 6, "image_size": 56}
+
+
+@pytest.mark.parametrize("sizes", [{}, WIDER], ids=["tiny", "wider"])
+@pytest.mark.parametrize("kind", ["dinov2", "siglip"])
+@torch.no_grad()
+def test_a_tower_gives_the_features_of_transformers_own(kind, sizes):
+    tower = {**(published.DINOV2 if kind == "dinov2" else published.SIGLIP), **sizes}
+    weights = part(published.random_weights(published.tower_shapes("", tower)), ".")
+    ours = VisionTransformer(TowerConfig.from_dict(tower)).eval()
+    ours.load_state_dict(weights)
+    pixels = torch.randn(3, 3, tower["image_size"], tower["image_size"], generator=torch.Generator().manual_seed(1))
+    reference = dinov2(weights, tower) if kind == "dinov2" else siglip(weights, tower)
+    expected = last_but_one(reference, pixels, 5 if kind == "dinov2" else 0)
+    assert expected.std() > 0.3
+    assert (ours(pixels) - expected).abs().max() < TOLERANCE
+
+
+def compose(weights: Weights, *, is_fused: bool) -> tuple[LlamaForCausalLM, Callable[[torch.Tensor], torch.Tensor]]:
+    """(the language model, [M, C, S, S] pixels -> [M, P, D] embeddings of their patches)."""
+    llama_config = LlamaConfig(vocab_size=published.NUM_ROWS, pad_token_id=published.NUM_WORDS, **published.TEXT)
+    llama = LlamaForCausalLM(llama_config).eval()
+    llama.load_state_dict(part(weights, "language_model."))
+    first = part(weights, FEATURIZER)
+    towers: list[tuple[Any, int]] = [(siglip(part(weights, FUSED) if is_fused else first, published.SIGLIP), 0)]
+    if is_fused:
+        towers.insert(0, (dinov2(first, published.DINOV2), 5))
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        features = [last_but_one(tower, p, n) for (tower, n), p in zip(towers, pixels.split(3, 1), strict=True)]
+        x = torch.cat(features, -1)
+        for i in (1, 2, 3) if is_fused else (1, 2):
+            x = F.gelu(x) if i > 1 else x
+            x = F.linear(x, weights[f"projector.fc{i}.weight"], weights[f"projector.fc{i}.bias"])
+        return x
+
+    return llama, encode
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["fused", "siglip"])
+def both(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("openvla")
+    weights = published.write_published(path, is_fused=request.param)
+    return load_checkpoint(path), *compose(weights, is_fused=request.param)
+
+
+def pixels(model: Any, num: int) -> torch.Tensor:
+    shape = (num, 3 * len(model.config.towers), published.IMAGE_SIZE, published.IMAGE_SIZE)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
+
+
+def image_ids(model: Any, num_rows: int) -> torch.Tensor:
+    return torch.full((num_rows, published.NUM_PATCHES), model.config.image_token_id)
+
+
+@torch.no_grad()
+def test_one_image_behind_the_first_token_is_the_published_forward(both):
+    model, llama, encode = both
+    prompt = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(3))
+    ids = torch.cat([prompt[:, :1], image_ids(model, 2), prompt[:, 1:]], 1)
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels(model, 2)).logits
+    words = llama.get_input_embeddings()(prompt)
+    joined = torch.cat([words[:, :1], encode(pixels(model, 2)), words[:, 1:]], 1)
+    expected = llama(inputs_embeds=joined, attention_mask=torch.ones(joined.shape[:2])).logits
+    assert expected.std() > 0.3
+    assert (logits - expected).abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+def test_images_anywhere_are_their_patches_among_the_words(both):
+    model, llama, encode = both
+    words = torch.randint(3, 300, (1, 8), generator=torch.Generator().manual_seed(4))
+    ids = torch.cat([image_ids(model, 1), words[:, :5], image_ids(model, 1), words[:, 5:]], 1)
+    images = pixels(model, 2)
+    logits = model(input_ids=ids, pixel_values=images[None], num_images=torch.tensor([2])).logits
+    first, second = encode(images)
+    embedded = llama.get_input_embeddings()(words)[0]
+    joined = torch.cat([first, embedded[:5], second, embedded[5:]])[None]
+    assert (logits - llama(inputs_embeds=joined).logits).abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+def test_half_precision_follows_the_language_model_and_the_towers(tmp_path):
+    published.write_published(tmp_path)
+    whole, half = load_checkpoint(tmp_path), load_checkpoint(tmp_path, dtype=torch.bfloat16)
+    words = torch.randint(3, 300, (1, 6), generator=torch.Generator().manual_seed(5))
+    inputs = {"input_ids": torch.cat([image_ids(whole, 1), words], 1), "pixel_values": pixels(whole, 1)}
+    logits = half(**inputs).logits
+    assert logits.dtype == torch.bfloat16
+    assert (whole(**inputs).logits - logits.float()).abs().max() < 0.1
