@@ -5,7 +5,7 @@
 
 Plays the built-in simulator, annotates every decision honestly in many words, and plants one fault of each class in a
 copy of each episode. A fault counts as found if a decision that it is in gets a problem, as at the engine's first
-attempt. Exit status 1 when, in the held-out half of the words, the checks find less than 95 % of a class or refuse more
+attempt; without a scene, where nobody can say which side of a change is wrong, if any decision gets one. Exit status 1 when, in the held-out half of the words, the checks find less than 95 % of a class or refuse more
 than 2 % of the honest decisions. The other half is there to tune the checks on, the only one that --show shows.
 """
 
@@ -129,7 +129,7 @@ def judge(
         wave = {i: annotation for i, annotation in annotations.items() if timeline.is_key[i] is is_key}
         problems |= {i: check_decision(annotation, take, timeline, i, cfg) for i, annotation in wave.items()}
         good = {i: annotation for i, annotation in wave.items() if not problems[i]}
-        course = check_course({**accepted, **good}, take, timeline, cfg)
+        course = check_course({**accepted, **good}, take, timeline, cfg, trusted=accepted)
         problems |= {i: course.get(i, ()) for i in good}
         accepted |= {i: annotation for i, annotation in good.items() if i not in course}
     return problems
@@ -162,7 +162,9 @@ def measure(played: Sequence[tuple[Take, Timeline]], split: str, seed: int) -> M
 def _try(measured: Measured, name: str, episode: Episode, take: Take, planted: Planted, cfg: CheckConfig) -> None:
     """Count whether one planted fault is found."""
     problems = judge(planted.annotations, take, episode.timeline, cfg)
-    found = [problem for i in planted.touched for problem in problems[i]]
+    # Where nobody knows the scene, a change of goal shows, but not which side of it is wrong.
+    where = problems if take.decisions[0].scene is None else planted.touched
+    found = [problem for i in where for problem in problems[i]]
     measured.faults.setdefault(name, Count()).add(found)
     if not found:
         told = _told(episode, planted.annotations, planted.touched[0], ())

@@ -9,7 +9,7 @@ import math
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rlvla.annotation.case import quote
@@ -34,10 +34,16 @@ class Course(NamedTuple):
     take: Take
     timeline: Timeline
     cfg: CheckConfig
+    trusted: Collection[int]
 
 
 def check_course(
-    annotations: Mapping[int, Annotation], take: Take, timeline: Timeline, cfg: CheckConfig
+    annotations: Mapping[int, Annotation],
+    take: Take,
+    timeline: Timeline,
+    cfg: CheckConfig,
+    *,
+    trusted: Collection[int] = (),
 ) -> dict[int, tuple[Problem, ...]]:
     """What is wrong with annotations in view of the others.
 
@@ -46,15 +52,18 @@ def check_course(
         take: that they are about.
         timeline: of the take.
         cfg: which checks to run; those of `checks.py` run there.
+        trusted: decisions that have passed before, among each other: whoever contradicts them is to blame.
 
     Returns:
         Problems of the decisions to blame, in the order of decisions and of `COURSE_CHECKS`; the others are left out.
     """
-    course = Course(dict(sorted(annotations.items())), take, timeline, cfg)
+    course = Course(dict(sorted(annotations.items())), take, timeline, cfg, trusted)
     problems: dict[int, list[Problem]] = {}
     for name, check in COURSE_CHECKS.items():
         if name in cfg.names:
             for index, text in check(course):
+                if index in trusted:
+                    continue
                 problems.setdefault(index, []).append(Problem(check=name, text=text))
     return {index: tuple(problems[index]) for index in sorted(problems)}
 
@@ -70,7 +79,8 @@ def _subject(course: Course) -> Iterator[tuple[int, str]]:
         if course.timeline.is_key[end] and end in names:
             wanted, where = end, f"the key frame that ends it, decision {end + 1}"
         else:
-            most = Counter(names.values()).most_common(1)[0][0]  # ties go to the first that was counted
+            known = {index: name for index, name in names.items() if index in course.trusted} or names
+            most = Counter(known.values()).most_common(1)[0][0]  # ties go to the first that was counted
             wanted, where = next(index for index, name in names.items() if name == most), "most of its decisions"
         for index, name in names.items():
             if name != names[wanted]:
@@ -90,7 +100,7 @@ def _progress(course: Course) -> Iterator[tuple[int, str]]:
     values = {index: one.progress for index, one in course.annotations.items() if one.progress is not None}
     values = {index: value for index, value in values.items() if math.isfinite(value)}
     slack = course.cfg.progress_slack
-    kept = {list(values)[at] for at in longest_climb(list(values.values()), slack)}
+    kept = _climbers(values, course.trusted, slack)
     last = None
     for index, value in values.items():
         if index in kept:
@@ -106,6 +116,21 @@ def _progress(course: Course) -> Iterator[tuple[int, str]]:
                 f"progress is {value:.2f}, but {values[behind]:.2f} at decision {behind + 1} behind: it must not fall"
             )
             yield index, text
+
+
+def _climbers(values: Mapping[int, float], trusted: Collection[int], slack: float) -> set[int]:
+    """Trusted decisions, and between each two of them the most that fit in."""
+    kept, run, low = set[int](), list[int](), -math.inf
+    for index in [*values, None]:
+        if index is not None and index not in trusted:
+            run.append(index)
+            continue
+        high = math.inf if index is None else values[index]
+        fit = [i for i in run if low - slack <= values[i] <= high + slack]
+        kept |= {fit[at] for at in longest_climb([values[i] for i in fit], slack)}
+        if index is not None:
+            kept, run, low = kept | {index}, [], values[index]
+    return kept
 
 
 def longest_climb(values: Sequence[float], slack: float) -> list[int]:

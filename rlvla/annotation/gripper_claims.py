@@ -29,6 +29,10 @@ _IF = w.group("if unless")
 _MEANS = w.group("by with : so therefore thus hence")
 _WONDER = w.group("decide decides tell see determine determines check judge sure know")
 _NOT = w.group("not without never cannot")
+_TRANSPORT = w.group("lift raise carry bring transport")
+_THERE = w.group("up over across")
+_AT_LAST = (("in", "the", "end"), ("at", "the", "end"), ("at", "last"))
+_FULL_STOPS = w.group(". ! ?")
 _RECITED = 5
 """Instructions of more words than this tell more than one decision, and are recited."""
 
@@ -47,6 +51,8 @@ class Claim:
     sentence: int
     is_jaw: bool
     """Said of the gripper ("close the fingers") rather than of what it takes or leaves ("grasp the bowl")."""
+    is_far: bool
+    """Whether the sentence moves something elsewhere first: "then up, over to the bowl and release"."""
     is_lift: bool
     """Read "pick up" may still be said while what was grasped is lifted."""
     before: str
@@ -121,10 +127,20 @@ def _claims(context: Context) -> Iterator[Claim]:
             step=before,
             sentence=sentence,
             is_jaw=token in JAW_READERS,
+            is_far=_is_far(tokens, at),
             is_lift=token.startswith("pick"),
             before=tokens[at - 1],
             words=" ".join(tokens[max(reading.start, PAD) : max(end, at + 1)]).strip(" .,;:"),
         )
+
+
+def _is_far(tokens: Sequence[str], at: int) -> bool:
+    """Whether a word of transport stands before a word, in its sentence."""
+    start = at
+    while start > PAD and tokens[start - 1] not in _FULL_STOPS:
+        start -= 1
+    words = tokens[start:at]
+    return not _TRANSPORT.isdisjoint(words) or ("then" in words and not _THERE.isdisjoint(words))
 
 
 def _in_context(tokens: Sequence[str], at: int, reading: Reading) -> Reading | None:
@@ -137,7 +153,8 @@ def _in_context(tokens: Sequence[str], at: int, reading: Reading) -> Reading | N
     while not w.BREAKS.isdisjoint(tokens[start:at]):
         start += 1
     clause = [*tokens[start:at], *itertools.takewhile(lambda token: token not in w.BREAKS, tokens[at : at + PAD])]
-    if not w.DEFERRAL.isdisjoint(clause) or tokens[at - 1] == "than" or _is_conditional(tokens, start, at):
+    is_put_off = not w.DEFERRAL.isdisjoint(clause) or any(_holds(clause, phrase) for phrase in _AT_LAST)
+    if is_put_off or tokens[at - 1] == "than" or _is_conditional(tokens, start, at):
         return None
     if is_supposed(tokens, at):
         reading = reading._replace(weight=1)
@@ -146,6 +163,11 @@ def _in_context(tokens: Sequence[str], at: int, reading: Reading) -> Reading | N
         return reading
     is_told = tokens[at] in JAW_READERS and not _NOT.isdisjoint(before)  # "do not open the gripper": it is closed
     return Reading("state", not reading.closed, reading.start, reading.end) if is_told else None
+
+
+def _holds(words: Sequence[str], phrase: Sequence[str]) -> bool:
+    """Whether a phrase stands among words."""
+    return any(tuple(words[at : at + len(phrase)]) == phrase for at in range(len(words)))
 
 
 def _is_conditional(tokens: Sequence[str], start: int, at: int) -> bool:
@@ -176,7 +198,9 @@ def contradiction(found: Sequence[Claim], motion: Motion) -> Claim | None:
             continue
         elif first is None:
             first, told = claim, None if claim.weight else claim
-            agrees = _moves(claim) == motion.ahead or (claim.is_lift and motion.is_closed and motion.lifts)
+            is_beyond = claim.is_far and not claim.closed and not motion.is_closed  # a plan that leaves out the grasp
+            agrees = _moves(claim) == motion.ahead or is_beyond
+            agrees = agrees or (claim.is_lift and motion.is_closed and motion.lifts)
         elif claim.closed != first.closed:
             agrees = not _is_same_move(first, claim, motion)
         if not agrees:

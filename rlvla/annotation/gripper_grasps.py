@@ -34,6 +34,7 @@ _TAKEN = w.group("grasped grabbed gripped seized clutched clasped pinched clampe
 _LEFT = w.group("released dropped unclamped ungrasped")
 _WAS = w.BE | w.PAST
 _HAS = PERFECT | w.PAST | {"been"}
+_ONCE = w.group("once when after")
 _WHOSE = w.DETERMINERS | {"robot", "s", "both"}
 _DENIED = w.NEGATION | w.MODAL | w.PAST
 _ARMS = w.GRIPPER | {"arm"}
@@ -190,7 +191,8 @@ def _read_participle(context: Context, at: int) -> Reading | None:
     if link & w.NEGATION:
         is_yet_to_come = "yet" in [*link, *_words_after(tokens, at, 6)] and not is_supposed(tokens, start)
         return Reading("done", not closed, start + 1, at + 1) if is_yet_to_come else None
-    if "being" in link or (link & w.MODAL and "be" in link):
+    is_inverted = tokens[start] in w.THINGS and tokens[start - 1] in w.MODAL  # "only there will it be released"
+    if "being" in link or ("be" in link and (link & w.MODAL or is_inverted)):
         return Reading("action", closed, start + 1, at + 1)
     about = _is_about(context, at)
     if is_supposed(tokens, start + 1) or tokens[start] in w.SUBORDINATORS or about is False:
@@ -199,6 +201,8 @@ def _read_participle(context: Context, at: int) -> Reading | None:
     if closed and not _PUT.isdisjoint(rest):
         return None
     is_perfect = link & _HAS
+    if "gets" in link or (link & w.BE and not is_perfect and following in _ONCE):
+        return Reading("action", closed, start + 1, at + 1)
     kind = "passive" if link & w.BE and not is_perfect else "done"
     return Reading(kind, closed, start + 1, at + 2, weight=int(about is True))
 
@@ -257,7 +261,7 @@ def _read_let(context: Context, at: int) -> Reading | None:
         return None
     end = at + 2 + next(i for i, token in enumerate(after) if token in _FALL)
     link = frozenset(tokens[left(tokens, at, _LINKS) + 1 : at])
-    if not link & w.MODAL and (link & _WAS or tokens[at - 1] in ("just", "already")):
+    if not link & (w.MODAL | {"gets"}) and (link & _WAS or tokens[at - 1] in ("just", "already")):
         return Reading("done", False, at, end)
     if tokens[at] == "let" and tokens[at - 1] in w.GRIPPER:  # "the gripper let go", but "the fingers let go"
         return Reading("either" if tokens[at - 1] in w.MANY else "done", False, at, end)
@@ -277,7 +281,10 @@ def _read_take_hold(context: Context, at: int) -> Reading | None:
     """Read "take hold of the handle", "latch onto it"."""
     tokens = context.tokens
     is_latch = tokens[at].startswith("latch") and tokens[at + 1] in ("onto", "on")
-    return Reading("action", True, at, at + 2) if is_latch or tokens[at + 1] == "hold" else None
+    if not is_latch and tokens[at + 1] != "hold":
+        return None
+    is_had = tokens[at] in ("got", "taken") and not _HAS.isdisjoint(tokens[at - 2 : at])  # "I've got hold of it"
+    return Reading("state" if is_had else "action", True, at, at + 2)
 
 
 GRASP_READERS: dict[str, tuple[Reader, ...]] = {
@@ -289,6 +296,6 @@ GRASP_READERS: dict[str, tuple[Reader, ...]] = {
     **dict.fromkeys(w.group("carrying transporting"), (_read_carrying,)),
     **dict.fromkeys(w.group("let lets letting"), (_read_let,)),
     **dict.fromkeys(w.group("put puts putting set sets setting lay lays laying"), (_read_put_down,)),
-    **dict.fromkeys(w.group("take takes taking get gets getting latch latches latching"), (_read_take_hold,)),
+    **dict.fromkeys(w.group("take takes taking get gets getting got taken latch latches latching"), (_read_take_hold,)),
 }
 """Word -> readers."""

@@ -29,6 +29,7 @@ _NEAR = w.group("""is are am be very so too more quite getting gets get come com
     draws draw drawing sits sit fairly pretty really remains""")
 """Behind these "close" says how far it is."""
 _AROUND = w.group("around onto upon on over about against across in")
+_INVERTS = w.group("will must should can may")
 _CAUSE = w.group("let make makes making letting allow command tell cause causes lets")
 _CLAUSE_BEFORE = w.STOPS | w.group(": so and therefore thus hence now then that until when once as before")
 _POSSESSIVE = (w.FILLERS | {"of"}) - {"now"}
@@ -203,7 +204,8 @@ def _said_of_gripper(context: Context, at: int, closed: bool) -> Reading | None:
     elif link & w.MODAL:
         is_verb = not (link & w.MODAL == {"to"} and is_furnished(context, at))
     else:  # "the fingers close around it", but "the fingers are close to it"
-        is_verb = not link & w.BE and (tokens[start] in w.MANY or tokens[start - 2] in _CAUSE)
+        is_inverted = not link and tokens[start - 2] in _INVERTS  # "only there will the gripper open"
+        is_verb = not link & w.BE and (tokens[start] in w.MANY or tokens[start - 2] in _CAUSE or is_inverted)
         is_verb = is_verb and (tokens[at + 1] != "to" or tokens[at + 2] in _PURPOSES)
     kind = "either" if tokens[at + 1] in ("wide", "enough", "further") else "action"
     return Reading(kind, closed, start, at + 1) if is_verb else None

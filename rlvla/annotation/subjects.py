@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -53,7 +54,28 @@ def _misplaced(case: Case, wanted: str, names: Sequence[str]) -> str:
         for speech in opening:
             if other := speech.topic(is_closed=is_closed):
                 return other
-    return next((s.handled for s in speeches[:-1] if s.handled and not s.is_to_the_point), "")
+    handled = next((s.handled for s in speeches[:-1] if s.handled and not s.is_to_the_point), "")
+    return handled or _rival(case, wanted, names)
+
+
+def _rival(case: Case, wanted: str, names: Sequence[str]) -> str:
+    """An object that the thoughts mention oftener than the wanted one, and the instruction not at all; or empty."""
+    tokens = w.tokens(" . ".join(case.annotation.thoughts))[:_MAX_WORDS]
+    own = frozenset(n.name_words(wanted))
+    told = frozenset(n.name_words(case.decision.instruction))
+    counts = Counter(
+        wanted if one.names == {wanted} or (wanted in one.names and not one.is_full) else min(one.names)
+        for one in n.mentions(tokens, frozenset((*names, wanted)))
+        if (one.is_full or wanted in one.names) and _role(tokens, one) != "away"
+    )
+    rivals = [name for name in counts if name != wanted and not set(n.name_words(name)) <= told | own]
+    most = max(rivals, key=lambda name: counts[name], default="")
+    return most if counts[most] > counts[wanted] and not _starts_with_pronoun(case, counts[wanted]) else ""
+
+
+def _starts_with_pronoun(case: Case, num_named: int) -> bool:
+    """Whether "it" may stand for the wanted object, which is named nowhere."""
+    return not num_named and not w.THINGS.isdisjoint(w.tokens(case.annotation.thoughts[0])[:4])
 
 
 class _Speech(NamedTuple):
