@@ -5,8 +5,9 @@
 
 Plays the built-in simulator, annotates every decision honestly in many words, and plants one fault of each class in a
 copy of each episode. A fault counts as found if a decision that it is in gets a problem, as at the engine's first
-attempt; without a scene, where nobody can say which side of a change is wrong, if any decision gets one. Exit status 1 when, in the held-out half of the words, the checks find less than 95 % of a class or refuse more
-than 2 % of the honest decisions. The other half is there to tune the checks on, the only one that --show shows.
+attempt; without a scene, where nobody can say which side of a change is wrong, if any decision gets one. Exit status 1
+when, in the held-out words ("test"), the checks find less than 95 % of a class or refuse more than 2 % of the honest
+decisions. The other words ("dev") are there to tune the checks on, the only ones that --show shows.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ from rlvla_envs.tabletop import TabletopEnv
 from rlvla_envs.tabletop_expert import play
 from wordings import Episode, reword
 from wordings_dev import DEV
+from wordings_dev_2 import DEV_2
 from wordings_held_out import HELD_OUT
 
-SPLITS = {"dev": DEV, "test": HELD_OUT}
+SPLITS = {"dev": DEV + DEV_2, "test": HELD_OUT}
 MIN_RECALL, MAX_REFUSED = 0.95, 0.02
 BLIND = "without scene"
 """Suffix of what is measured a second time where no privileged state helps the checks."""
@@ -74,7 +76,7 @@ class Count:
 
 @dataclass(kw_only=True)
 class Measured:
-    """Of one half of the words."""
+    """Of one split of the words."""
 
     faults: dict[str, Count] = field(default_factory=dict)
     """By class: trials, and faults found."""
@@ -136,11 +138,11 @@ def judge(
 
 
 def measure(played: Sequence[tuple[Take, Timeline]], split: str, seed: int) -> Measured:
-    """Check honest and planted annotations of all episodes in the words of one half."""
+    """Check honest and planted annotations of all episodes in the words of one split."""
     measured, cfg = Measured(), CheckConfig()
-    half = list(SPLITS).index(split)
+    split_id = list(SPLITS).index(split)
     for take, timeline in tqdm(played, desc=split, unit="episode", mininterval=2):
-        episode = reword(take, timeline, SPLITS[split], np.random.default_rng((seed, half, take.index)))
+        episode = reword(take, timeline, SPLITS[split], np.random.default_rng((seed, split_id, take.index)))
         blind = replace(take, decisions=tuple(replace(decision, scene=None) for decision in take.decisions))
         told: set[int] = set()
         for name, seen in (("honest", take), (f"honest, {BLIND}", blind)):
@@ -150,7 +152,7 @@ def measure(played: Sequence[tuple[Take, Timeline]], split: str, seed: int) -> M
                     measured.refused.append(f"{name}: {_told(episode, episode.annotations, i, problems)}")
                     told.add(i)
         for number, (name, plant) in enumerate(FAULTS.items()):
-            planted = plant(episode, np.random.default_rng((seed, half, take.index, number)))
+            planted = plant(episode, np.random.default_rng((seed, split_id, take.index, number)))
             if planted is None:
                 continue
             _try(measured, name, episode, take, planted, cfg)
@@ -206,7 +208,7 @@ def _row(name: str, count: Count) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure both halves; 1 when the checks are not good enough."""
+    """Measure both splits; 1 when the checks are not good enough."""
     args = parse(argv)
     played = list(tqdm(takes(args.num_episodes), total=args.num_episodes, desc="play", unit="episode", mininterval=2))
     results = {split: measure(played, split, args.seed) for split in SPLITS}
@@ -215,14 +217,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(*texts[:: math.ceil(len(texts) / args.show) or 1], sep="\n\n", end="\n\n")
     print(table(results))
     if args.output:
-        halves = {
+        splits = {
             split: {
                 "faults": {name: count.summary() for name, count in measured.faults.items()},
                 "honest": {name: count.summary() for name, count in measured.honest.items()},
             }
             for split, measured in results.items()
         }
-        report = {"num_episodes": args.num_episodes, "seed": args.seed, "splits": halves}
+        report = {"num_episodes": args.num_episodes, "seed": args.seed, "splits": splits}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(report, indent=2) + "\n")
     return int(not results["test"].is_good())

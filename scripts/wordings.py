@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ CHOICE, SLOT, FLIP = re.compile(r"\[([^][]*)\]"), re.compile(r"\{(\w+)\}"), re.c
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Patterns of one half."""
+    """Patterns of one split, or of a part of it."""
 
     subtask: Patterns
     """By grip: "closed" on nothing (press), "open", "held"."""
@@ -50,6 +51,15 @@ class Pool:
     before: Patterns
     """What the look comes before, by situation."""
     verdict: tuple[str, ...]
+
+    def __add__(self, other: Pool) -> Pool:
+        """The patterns of both."""
+        values: dict[str, Any] = {f.name: getattr(other, f.name) for f in fields(self)}
+        for name, value in values.items():
+            mine = getattr(self, name)
+            is_flat = isinstance(mine, tuple)
+            values[name] = mine + value if is_flat else {key: texts + value[key] for key, texts in mine.items()}
+        return Pool(**values)
 
 
 @dataclass(frozen=True, kw_only=True)

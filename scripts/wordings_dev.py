@@ -1,4 +1,4 @@
-"""Patterns that the checks may be tuned on; `wordings.py` says how to read them."""
+"""Patterns that the checks are tuned on, first half; `wordings.py` says how to read them."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from check_annotations import SPLITS, Count, Measured
 from planted_faults import FAULTS, Planted
 from rlvla.types import Box
 from wordings import FLIP, SLOT, Episode, Pool
+from wordings_dev import DEV
+from wordings_dev_2 import DEV_2
+from wordings_held_out import HELD_OUT
 
 NUM_EPISODES, NUM_SEEDS = 8, 4
 PATTERNS = ("subtask", "state", "act", "plan", "goal", "before")
@@ -48,13 +52,19 @@ def patterns(pool: Pool) -> set[str]:
     return by_key | {*pool.look, *pool.verdict}
 
 
-def test_the_halves_cover_the_same_and_share_no_sentence() -> None:
-    dev, test = SPLITS.values()
+@pytest.mark.parametrize(("one", "other"), combinations((DEV, DEV_2, HELD_OUT), 2))
+def test_the_pools_cover_the_same_and_share_no_sentence(one: Pool, other: Pool) -> None:
     for name in PATTERNS:
-        assert getattr(dev, name).keys() == getattr(test, name).keys()
+        assert getattr(one, name).keys() == getattr(other, name).keys()
     # Sub-tasks are short, and there are few ways to name them.
-    assert (patterns(dev) & patterns(test)) <= {text for texts in dev.subtask.values() for text in texts}
-    assert min(len(patterns(dev)), len(patterns(test))) > 150
+    assert (patterns(one) & patterns(other)) <= {text for texts in one.subtask.values() for text in texts}
+    assert min(len(patterns(one)), len(patterns(other))) > 150
+
+
+def test_the_sum_of_two_pools_has_the_patterns_of_both() -> None:
+    assert patterns(SPLITS["dev"]) == patterns(DEV) | patterns(DEV_2)
+    assert SPLITS["dev"].act["lift"] == DEV.act["lift"] + DEV_2.act["lift"]
+    assert SPLITS["test"] == HELD_OUT
 
 
 @pytest.mark.parametrize("split", SPLITS)
