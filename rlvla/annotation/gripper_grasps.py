@@ -201,7 +201,8 @@ def _read_participle(context: Context, at: int) -> Reading | None:
     if closed and not _PUT.isdisjoint(rest):
         return None
     is_perfect = link & _HAS
-    if "gets" in link or (link & w.BE and not is_perfect and following in _ONCE):
+    is_then = ("then" in tokens[start - 2 : start]) or tokens[start - 3 : start] == ["after", "that", ","]
+    if "gets" in link or (link & w.BE and not is_perfect and (following in _ONCE or is_then)):
         return Reading("action", closed, start + 1, at + 1)
     kind = "passive" if link & w.BE and not is_perfect else "done"
     return Reading(kind, closed, start + 1, at + 2, weight=int(about is True))

@@ -29,6 +29,8 @@ _NEAR = w.group("""is are am be very so too more quite getting gets get come com
     draws draw drawing sits sit fairly pretty really remains""")
 """Behind these "close" says how far it is."""
 _AROUND = w.group("around onto upon on over about against across in")
+_MORE = w.group("wide enough further fully completely tight tightly firmly")
+"""Behind a verb of moving: it may have begun before."""
 _INVERTS = w.group("will must should can may")
 _CAUSE = w.group("let make makes making letting allow command tell cause causes lets")
 _CLAUSE_BEFORE = w.STOPS | w.group(": so and therefore thus hence now then that until when once as before")
@@ -207,7 +209,7 @@ def _said_of_gripper(context: Context, at: int, closed: bool) -> Reading | None:
         is_inverted = not link and tokens[start - 2] in _INVERTS  # "only there will the gripper open"
         is_verb = not link & w.BE and (tokens[start] in w.MANY or tokens[start - 2] in _CAUSE or is_inverted)
         is_verb = is_verb and (tokens[at + 1] != "to" or tokens[at + 2] in _PURPOSES)
-    kind = "either" if tokens[at + 1] in ("wide", "enough", "further") else "action"
+    kind = "either" if tokens[at + 1] in _MORE else "action"
     return Reading(kind, closed, start, at + 1) if is_verb else None
 
 
