@@ -41,6 +41,9 @@ ENVIRONMENT = {
 }
 ARGUMENTS = (
     *("--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "8", "--block-size", "32"),
+    # Room for every token of every sequence: a prompt cut in two would rewind the request's seeded generator, which a
+    # CPU generator cannot do.
+    *("--max-num-batched-tokens", "16384"),
     *("--kv-cache-memory-bytes", str(64 << 20), "--enforce-eager", "--generation-config", "vllm"),
     *("--limit-mm-per-prompt", '{"image": 2, "video": 0}', "--disable-log-stats", "--disable-uvicorn-access-log"),
     # Without it a model may write white space between two fields until its tokens are spent.
