@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
 import json
 import os
-import struct
-import zlib
 from collections.abc import Awaitable, Mapping
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -26,6 +23,7 @@ from pydantic_core import to_json
 from rlvla.annotation import prompts, schema
 from rlvla.annotation.take import Query, Reply
 from rlvla.config import OpenAIConfig
+from rlvla.dataset_rows import to_png
 from rlvla.types import Annotation
 
 NO_KEY = "none"
@@ -212,17 +210,7 @@ def data_url(image: np.ndarray) -> bytes:
     Its pixels are stored, not compressed: 0.2 ms for 256 x 256 where Pillow takes 3 to 6, and the server decodes it in
     a fifth of the time.
     """
-    height, width, _ = image.shape
-    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # a row begins with the number of its filter, 0: none
-    rows[:, 1:] = image.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
-    chunks = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows.data, 0)), _chunk(b"IEND", b""))
-    png = b"".join((b"\x89PNG\r\n\x1a\n", *itertools.chain(*chunks)))
-    return b"data:image/png;base64," + base64.b64encode(png)
-
-
-def _chunk(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    return struct.pack(">I", len(content)), kind, content, struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
+    return b"data:image/png;base64," + base64.b64encode(to_png(image, level=0))
 
 
 def read_completion(completion: Mapping[str, Any], query: Query) -> Reply | None:
