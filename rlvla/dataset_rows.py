@@ -7,7 +7,10 @@ what depends on the place in a set (`frame_index`, `task_index` ...) is added by
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
@@ -58,6 +61,8 @@ _TYPES = {
 """Of all columns but pictures."""
 _SCALARS = {pa.string(): "string", pa.bool_(): "bool", pa.int64(): "int64", pa.float32(): "float32"}
 """Types that are a LeRobot dtype."""
+_NO_FILTER, _UP = 0, 2
+"""PNG's filters of a row: its bytes, or what they are more than those of the row above."""
 
 
 class DatasetError(ValueError):
@@ -193,9 +198,33 @@ def _provenance(row: Mapping[str, Any]) -> Provenance:
 
 
 def _encode_image(image: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": to_png(image, level=1), "path": None}
+
+
+def to_png(image: np.ndarray, *, level: int) -> bytes:
+    """A picture as PNG, half the time of Pillow at the same size, since the filter is not chosen anew for each row.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        level: of zlib; 0 stores the pixels, which is the quickest to write and to read.
+    """
+    height, width, _ = image.shape
+    pixels = image.reshape(height, -1)
+    rows = np.empty((height, 1 + 3 * width), np.uint8)  # a row begins with the number of its filter
+    if level:
+        rows[:, 0] = _UP
+        rows[0, 1:] = pixels[0]
+        np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])  # modulo 256, as PNG wants it
+    else:
+        rows[:, 0] = _NO_FILTER
+        rows[:, 1:] = pixels
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    chunks = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows.data, level)), _chunk(b"IEND", b""))
+    return b"".join((b"\x89PNG\r\n\x1a\n", *itertools.chain(*chunks)))
+
+
+def _chunk(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    return struct.pack(">I", len(content)), kind, content, struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
 
 
 def decode_image(image: Mapping[str, Any]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -33,8 +33,8 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     """
     if not (cfg.model / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py or recipes/grpo.py first")
-    names, tasks, is_complete = _tasks(cfg)
-    protocol = _protocol(cfg, list(names.values()), is_complete)
+    names, tasks, said = _tasks(cfg)
+    protocol = _protocol(cfg, list(names.values()), said)
     with TrialLog(cfg.output / "trials.jsonl", protocol) as log:
         write_resolved(cfg, cfg.output)
         ended = {trial.key for trial in log.trials}
@@ -73,8 +73,8 @@ def line(name: str, result: dict[str, Any]) -> str:
     )
 
 
-def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], bool]:
-    """The names of the tasks by id, the trials, and whether these are all states of the split."""
+def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[str, Any]]:
+    """The names of the tasks by id, the trials, and what the protocol says of their states."""
     env = make_env(cfg.env)
     tasks, num_states = [], 0
     names = {task_id: env.task_names[task_id] for task_id in task_ids(env, cfg.env)}
@@ -87,7 +87,12 @@ def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], bool]:
             for state in states
         ]
     env.close()
-    return names, tasks, len(tasks) == num_states
+    is_complete = len(tasks) == num_states
+    said: dict[str, Any] = {"is_official": cfg.split == "official" and is_complete and cfg.episode.temperature == 0}
+    # Optional: only of envs that inherit from `rlvla_envs.VLAEnv`, and of few of those.
+    if note := getattr(env, "split_notes", {}).get(cfg.split):
+        said["split_note"] = note
+    return names, tasks, said
 
 
 def _refuse_trained(cfg: EvaluateConfig, env: Env, task_id: int, states: Sequence[int]) -> None:
@@ -106,11 +111,11 @@ def _refuse_trained(cfg: EvaluateConfig, env: Env, task_id: int, states: Sequenc
         )
 
 
-def _protocol(cfg: EvaluateConfig, tasks: Sequence[str], is_complete: bool) -> dict[str, Any]:
+def _protocol(cfg: EvaluateConfig, tasks: Sequence[str], said: Mapping[str, Any]) -> dict[str, Any]:
     """What the trials depend on, JSON-able."""
     return {
         "split": cfg.split,
-        "is_official": cfg.split == "official" and is_complete and cfg.episode.temperature == 0,
+        **said,
         "allow_trained_states": cfg.allow_trained_states,
         "model": str(cfg.model),
         "env": cfg.env.id,

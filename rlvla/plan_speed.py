@@ -62,11 +62,11 @@ DEVICES = {
 """By the name in `plan.gpu`."""
 
 ENV_STEPS_PER_S = {
-    # docs/results/benchmark.json: 818 env steps/s of "press" in one actor.
-    "rlvla/Tabletop-v0": 818.0,
-    # Chunks of 8 steps and one 256-pixel picture, reflections off, one process on one core of an AMD EPYC, Mesa: 47 to
-    # 52; two processes on two cores: twice that.
-    "rlvla/Libero-v0": 47.0,
+    # docs/results/benchmark.json, `simulator`: "press", random chunks on the threads of one actor.
+    "rlvla/Tabletop-v0": 761.9,
+    # docs/results/libero_benchmark.json, `ours_one_camera`: LIBERO-Object, chunks of 8 steps, each with one 256-pixel
+    # picture with reflections (the env's default), one process, Mesa on a core of an AMD EPYC, beside other work.
+    "rlvla/Libero-v0": 43.3,
 }
 """Env id -> env steps a second of one rollout actor, whose Python part keeps one core busy."""
 ENV_MEMORY_GB = {"rlvla/Libero-v0": 1.2}

@@ -238,7 +238,10 @@ class Timeline:
 
     def next_switch(self, index: int) -> Switch:
         """What the gripper does next, from this decision on; empty where it does nothing any more."""
-        return next((switch for switch in self.switches[index:] if switch), "")
+        for switch in self.switches[index:]:
+            if switch:
+                return switch
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,16 +1,22 @@
 """Does all of LIBERO work on this machine? Builds, resets, steps and renders each task, and prints `130/130`.
 
 python scripts/check_libero.py [--suites libero_goal libero_10] [--tasks 0 1] [--json check.json]
+python scripts/check_libero.py --suites libero_spatial --resets 500 --json soak.json
 
 For each task: the file of 50 official initial states, a reset, one chunk of 8 env steps, both cameras and a zoom.
 The physics must stay finite, the task must not be solved at its start, and no picture may be one flat colour. 3 s of
 CPU a task. The assets come from RLVLA_LIBERO_ASSETS or LIBERO's package folder; docs/libero.md says how to get them.
+
+`--resets` does the same in tasks of each suite drawn at random, so many times, from random initial states: a pool must
+not grow, whatever it plays. The JSON has the resident memory after each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +28,7 @@ from tqdm import tqdm
 
 from rlvla_envs.libero import LiberoEnv
 from rlvla_envs.libero_camera import CAMERAS
-from rlvla_envs.libero_tasks import SUITES
+from rlvla_envs.libero_tasks import NUM_INIT_STATES, SUITES
 
 CHUNK = np.tile(np.array([0.2, 0.1, -0.2, 0, 0, 0.1, -1]), (8, 1))
 MIN_CONTRAST = 5.0
@@ -40,6 +46,8 @@ class Checked:
     """Build, reset, steps and pictures, wall time."""
     error: str
     """What is wrong, or an empty string."""
+    resident_mb: int
+    """Of this process after it."""
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,16 +55,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES, metavar="SUITE", help="default: all")
     parser.add_argument("--tasks", nargs="+", type=int, help="task ids in each suite; default: all")
+    parser.add_argument("--resets", type=int, default=0, help="this many, in random tasks of each suite")
     parser.add_argument("--json", type=Path, help="also write the result of each task here")
     args = parser.parse_args(argv)
     if args.tasks and min(args.tasks) < 0:
         parser.error(f"--tasks: {min(args.tasks)} is no task id")
+    if args.resets < 0:
+        parser.error(f"--resets: {args.resets} is less than 0")
     return args
 
 
-def fault(env: LiberoEnv, task_id: int) -> str:
+def fault(env: LiberoEnv, task_id: int, init_state_id: int) -> str:
     """What is wrong with a task, or an empty string."""
-    obs, info = env.reset(options={"task_id": task_id, "init_state_id": 0})
+    obs, info = env.reset(options={"task_id": task_id, "init_state_id": init_state_id})
     if not obs["instruction"]:
         return "no instruction"
     if info["is_success"] or env.robosuite._check_success():
@@ -74,17 +85,36 @@ def fault(env: LiberoEnv, task_id: int) -> str:
     return f"flat pictures: contrast {flat}" if flat else ""
 
 
-def check(env: LiberoEnv, task_id: int) -> Checked:
+def resident_mb() -> int:
+    """Memory of this process now; 0 where the system does not say (not Linux)."""
+    file = Path("/proc/self/statm")
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20 if file.exists() else 0
+
+
+def check(env: LiberoEnv, task_id: int, init_state_id: int = 0) -> Checked:
     """Tries one task. A simulator may fail in any way, and the others shall still be tried."""
     start = time.perf_counter()
     try:
-        error = fault(env, task_id)
+        error = fault(env, task_id, init_state_id)
     except Exception as caught:
         error = f"{type(caught).__name__}: {caught}"
     seconds = time.perf_counter() - start
     return Checked(
-        suite=env.suite, task_id=task_id, name=env.task_names[task_id], seconds=round(seconds, 2), error=error
+        suite=env.suite,
+        task_id=task_id,
+        name=env.task_names[task_id],
+        seconds=round(seconds, 2),
+        error=error,
+        resident_mb=resident_mb(),
     )
+
+
+def draw(tasks: Sequence[int], num: int) -> list[tuple[int, int]]:
+    """Task and initial state of so many resets; each task once from its first state where `num` is 0."""
+    if not num:
+        return [(task_id, 0) for task_id in tasks]
+    rng = np.random.default_rng(0)
+    return [(int(rng.choice(tasks)), int(rng.integers(NUM_INIT_STATES))) for _ in range(num if len(tasks) else 0)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,13 +124,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for suite in args.suites:
         env = LiberoEnv(suite, cameras=CAMERAS)
         tasks = [task for task in args.tasks or range(len(env.task_names)) if task < len(env.task_names)]
-        for task_id in tqdm(tasks, desc=suite, unit="task", dynamic_ncols=True):
-            results.append(check(env, task_id))
+        bar = tqdm(draw(tasks, args.resets), desc=suite, unit="reset", dynamic_ncols=True)
+        for task_id, init_state_id in bar:
+            results.append(check(env, task_id, init_state_id))
+            bar.set_postfix(resident_mb=results[-1].resident_mb)
             if results[-1].error:
                 tqdm.write(f"{suite} {task_id} {results[-1].name}: {results[-1].error}", file=sys.stderr)
         env.close()
     if args.json:
         args.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"resident memory: {peak_mb} MB at most", file=sys.stderr)
     num_passed = sum(not result.error for result in results)
     print(f"{num_passed}/{len(results)}")
     return int(num_passed < len(results) or not results)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from report_video import Views, animation
 from rlvla.html_page import note, tag, text
 from rlvla.html_picture import box_colour, picture
 from rlvla.markup import ToolCall, parse_call
@@ -15,7 +16,7 @@ _BADGE = {EndReason.SUCCESS: "good", EndReason.FAILURE: "bad", EndReason.MALFORM
 
 
 def section(runs: Sequence[tuple[str, Sequence[Trajectory]]]) -> str:
-    """Every saved trajectory of (run, trajectories); the first of each run is unfolded."""
+    """Every saved trajectory of (run, trajectories); the first of each run is unfolded and has a video."""
     return "".join(
         tag("h3", text(run)) + "".join(_episode(t, is_open=i == 0) for i, t in enumerate(trajectories))
         for run, trajectories in runs
@@ -28,9 +29,11 @@ def _episode(trajectory: Trajectory, *, is_open: bool) -> str:
     title = tag("b", text(task.instruction or f"{task.suite} task {task.task_id}"))
     head = tag("summary", f'{title} {badge} <span class="dim">{_facts(trajectory)}</span>')
     error = note("the simulator raised", trajectory.error, is_bad=True) if trajectory.error else ""
+    # A video an episode would make the page heavy, and each of them moves.
+    video = animation([_views(turn) for turn in trajectory.turns], task.instruction) if is_open else ""
     turns = "".join(_turn(number, turn) for number, turn in enumerate(trajectory.turns, start=1))
     opening = "<details class='episode' open>" if is_open else "<details class='episode'>"
-    return f"{opening}{head}{error}{turns}</details>\n"
+    return f"{opening}{head}{error}{video}{turns}</details>\n"
 
 
 def _facts(trajectory: Trajectory) -> str:
@@ -54,7 +57,7 @@ def _count(number: int, what: str) -> str:
 def _turn(number: int, turn: Turn) -> str:
     crops = _crops(turn)
     num_cameras = len(turn.images) - len(crops)
-    boxes = [_place(segment) for segment in turn.of_kind(SegmentKind.TOOL_CALL) if not segment.error]
+    boxes = _looks(turn)
     views = "".join(
         picture(
             turn.images[camera],
@@ -68,6 +71,18 @@ def _turn(number: int, turn: Turn) -> str:
     meta = f"turn {number} · {turn.num_sampled_tokens} tokens · {1000 * turn.latency_s:.0f} ms"
     head = tag("div", f"{meta} · policy version {turn.policy_version}", class_="dim")
     return tag("div", head + tag("div", views + steps, class_="flow"), class_="turn")
+
+
+def _views(turn: Turn) -> Views:
+    """The cameras, each with the boxes that were looked at in it."""
+    cameras = turn.images[: len(turn.images) - len(_crops(turn))]
+    boxes = [(camera, box_colour(i), box) for i, (camera, box) in enumerate(_looks(turn)) if box is not None]
+    return [(view, [(colour, box) for of, colour, box in boxes if of == i]) for i, view in enumerate(cameras)]
+
+
+def _looks(turn: Turn) -> list[tuple[int, Box | None]]:
+    """Camera and box of each accepted call."""
+    return [_place(segment) for segment in turn.of_kind(SegmentKind.TOOL_CALL) if not segment.error]
 
 
 def _crops(turn: Turn) -> tuple[np.ndarray, ...]:

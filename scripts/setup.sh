@@ -157,6 +157,14 @@ repair_torchvision() {
     "$venv/bin/python" -c 'import torchvision' >>"$log" 2>&1
 }
 
+# Once, here: a process that may not write bytecode (PYTHONDONTWRITEBYTECODE, a read-only .venv) would otherwise compile
+# vLLM anew each time, which takes longer than what it is started for.
+compile_bytecode() {
+    begin "bytecode" "see $log"
+    # Some packages ship files that are no Python of this version; nothing imports them.
+    "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >>"$log" 2>&1 || true
+}
+
 main() {
     step="looking for Python"
     find_python
@@ -175,6 +183,7 @@ main() {
     logging=yes
     install_all
     repair_torchvision
+    compile_bytecode
     echo "$wanted" >"$stamp"
     say "checking the installation (scripts/doctor.py)"
     if "$venv/bin/python" scripts/doctor.py --quiet; then

@@ -1,39 +1,129 @@
-"""Made-up takes, for the tests of what annotates them."""
+"""Made-up takes of an expert, for the tests of what annotates them.
+
+decision   0     1     2       3       4     5       6      7
+gripper    open  open  open    closed  ..    closed  open   open
+switches               close                 open
+segments   [0        ..   2]  [3        ..   5]     [6  ..  7]
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rlvla.annotation.take import Take
-from rlvla.types import Box, Decision, Scene, SceneObject
+from rlvla.types import Annotation, Box, Decision, Scene, SceneObject, Switch, Timeline
 
-BLOCK, BOWL = (100, 100, 160, 160), (700, 700, 900, 900)
+BLOCK: Box = (400, 400, 500, 500)
+OBJECTS = (
+    SceneObject(name="red block", box=BLOCK, is_target=True),
+    SceneObject(name="blue block", box=(700, 100, 800, 200)),
+    SceneObject(name="white bowl", box=(100, 600, 400, 900)),
+)
+INSTRUCTION = "put the red block into the white bowl"
+SWITCHES: tuple[Switch, ...] = ("", "", "close", "", "", "open", "", "")
+SUBJECTS = ("red block",) * 8
 
 
-def scene(subject: str = "red block", intention: str = "move to the red block") -> Scene:
-    """A block and a bowl."""
-    objects = (SceneObject(name="red block", box=BLOCK, is_target=True), SceneObject(name="bowl", box=BOWL))
-    return Scene(objects=objects, subject=subject, intention=intention)
+def idle(length: int) -> tuple[Switch, ...]:
+    """Switches of a gripper that does nothing."""
+    nothing: Switch = ""
+    return (nothing,) * length
 
 
-def take(grippers: Sequence[Sequence[float]], *, proprio: np.ndarray | None = None, is_known: bool = False) -> Take:
-    """A take whose decision i executes the gripper commands `grippers[i]`; with a scene where `is_known`."""
-    stride = len(grippers[0])
+def timeline(switches: Sequence[Switch] = SWITCHES, *, is_closed: bool = False) -> Timeline:
+    """Of a gripper that does this, closed at first or not; every switch is a key frame that ends a sub-task."""
+    states, starts = [is_closed], [0]
+    for index, switch in enumerate(switches):
+        states.append({"": states[-1], "close": True, "open": False}[switch])
+        if switch and index + 1 < len(switches):
+            starts.append(index + 1)
+    return Timeline(
+        is_key=tuple(bool(switch) for switch in switches),
+        is_closed=tuple(states[:-1]),
+        switches=tuple(switches),
+        segments=tuple(range(start, end) for start, end in zip(starts, [*starts[1:], len(switches)], strict=True)),
+    )
 
-    def zoom(image: int, box: Box) -> np.ndarray:
-        return np.full((8, 8, 3), box[0] % 256, np.uint8)
 
+def take(
+    subjects: Sequence[str] | None = SUBJECTS,
+    *,
+    length: int = len(SUBJECTS),
+    instruction: str = INSTRUCTION,
+    num_images: int = 1,
+) -> Take:
+    """A take whose expert deals with these objects, one a decision; None: nobody knows the scene."""
+    scenes = [None] * length if subjects is None else [_scene(subject) for subject in subjects]
+    return Take(
+        index=0,
+        name="made up",
+        decisions=tuple(_decision(scene, instruction, num_images) for scene in scenes),
+        stride=8,
+        fps=20.0,
+    )
+
+
+def moving(grippers: Sequence[Sequence[float]], *, proprio: np.ndarray | None = None) -> Take:
+    """A take whose decision i executes the gripper commands `grippers[i]`, and picture i shows i."""
     decisions = tuple(
-        Decision(
-            instruction="put the red block into the bowl",
+        replace(
+            _decision(None, INSTRUCTION, 1),
             images=(np.full((8, 8, 3), i, np.uint8),),
             proprio=np.array([i, 0, 0], np.float32) if proprio is None else proprio[i],
             actions=np.array([[0.1, command] for command in commands], np.float32),
-            zoom=zoom,
-            scene=scene() if is_known else None,
         )
         for i, commands in enumerate(grippers)
     )
-    return Take(index=0, name="take 0", decisions=decisions, stride=stride, fps=10.0)
+    return Take(index=0, name="take 0", decisions=decisions, stride=len(grippers[0]), fps=10.0)
+
+
+def _scene(subject: str) -> Scene:
+    return Scene(objects=OBJECTS, subject=subject, intention=f"deal with the {subject}")
+
+
+def _decision(scene: Scene | None, instruction: str, num_images: int) -> Decision:
+    return Decision(
+        instruction=instruction,
+        images=tuple(np.zeros((8, 8, 3), np.uint8) for _ in range(num_images)),
+        proprio=np.zeros(3, np.float32),
+        actions=np.zeros((8, 7), np.float32),
+        zoom=lambda image, box: np.zeros((8, 8, 3), np.uint8),
+        scene=scene,
+    )
+
+
+def thought(
+    text: str = "move down to the red block",
+    *,
+    subject: str = "red block",
+    subtask: str = "",
+    gripper: str = "",
+    progress: float | None = None,
+) -> Annotation:
+    """What is thought between key frames."""
+    return Annotation(thoughts=(text,), subtask=subtask, subject=subject, gripper=gripper, progress=progress)
+
+
+def look(
+    before: str = "the red block may be between the fingers: look closely",
+    after: str = "the red block is between the fingers, so the gripper closes",
+    *,
+    box: Box = (350, 350, 550, 550),
+    image: int = 0,
+    subject: str = "red block",
+    subtask: str = "",
+    gripper: str = "",
+    progress: float | None = None,
+) -> Annotation:
+    """What is thought at a key frame."""
+    return Annotation(
+        thoughts=(before, after),
+        looks=((image, box),),
+        subtask=subtask,
+        subject=subject,
+        gripper=gripper,
+        progress=progress,
+    )

@@ -18,7 +18,16 @@ import numpy as np
 from rlvla_envs.libero_assets import find_assets, import_libero
 from rlvla_envs.libero_camera import CAMERAS, NATIVE_SIZE, LiberoCameras, project
 from rlvla_envs.libero_sim import TaskSim
-from rlvla_envs.libero_tasks import HORIZONS, OFFICIAL, charset, check_suite, load_init_states, load_splits, load_tasks
+from rlvla_envs.libero_tasks import (
+    FIXTURES,
+    HORIZONS,
+    OFFICIAL,
+    charset,
+    check_suite,
+    load_init_states,
+    load_splits,
+    load_tasks,
+)
 from rlvla_envs.spec import Box, Observation, VLAEnv, box_to_pixels, check_actions, check_image, resize
 
 ACTION_SIZE = 7
@@ -62,6 +71,7 @@ class LiberoEnv(VLAEnv):
         settle_steps: int = 10,
         reflections: bool = True,
         max_scenes: int = 1,
+        fixtures: str = "first",
         render_mode: str | None = None,
     ) -> None:
         """Imports LIBERO; scenes are compiled on their first reset, a renderer waits for the first picture.
@@ -79,6 +89,7 @@ class LiberoEnv(VLAEnv):
             reflections: of the floor and of shiny things. Off takes a CPU 39 instead of 73 ms a frame (libero_spatial),
                 but it is not quite the picture that published policies were trained on.
             max_scenes: compiled tasks to keep, 0.5 to 0.8 GB each; the least recently used goes first.
+            fixtures: where they stand in an episode: "first" or "episode", see `FIXTURES`.
             render_mode: None or "rgb_array", as in Gymnasium.
 
         Raises:
@@ -95,6 +106,8 @@ class LiberoEnv(VLAEnv):
             raise ValueError(f"view_size {view_size} is not in 1..{NATIVE_SIZE}")
         if settle_steps < 0 or max_scenes < 1:
             raise ValueError(f"settle_steps {settle_steps} must be 0 or more, max_scenes {max_scenes} 1 or more")
+        if fixtures not in FIXTURES:
+            raise ValueError(f"fixtures {fixtures!r} is none of {', '.join(FIXTURES)}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode {render_mode!r} is neither None nor 'rgb_array'")
         self._assets = find_assets(assets)
@@ -104,6 +117,8 @@ class LiberoEnv(VLAEnv):
         """Indexed by task id, as `task_names`."""
         self.task_names = tuple(task.name for task in self.tasks)
         self._splits = load_splits(suite)
+        self.split_notes = {OFFICIAL: FIXTURES[fixtures]}
+        self._moves_fixtures = fixtures == "episode"
         self._center_crop, self._reflections = center_crop, reflections
         self._settle_steps, self._max_scenes = settle_steps, max_scenes
         self._sims: OrderedDict[int, TaskSim] = OrderedDict()
@@ -265,7 +280,8 @@ class LiberoEnv(VLAEnv):
             self._init_states[task_id] = load_init_states(self.tasks[task_id])
         self._task_id, self._init_state_id = task_id, init_state_id
         self._num_env_steps, self._is_success = 0, False
-        self._sim.reset(self._init_states[task_id][init_state_id])
+        episode = init_state_id if self._moves_fixtures else 0
+        self._sim.reset(self._init_states[task_id][init_state_id], episode)
 
     def _drop(self) -> None:
         task_id, sim = self._sims.popitem(last=False)

@@ -28,9 +28,9 @@ NUM_SUBSTEPS = 25
 """Physics steps of an env step: 20 Hz control (LIBERO's envs/env_wrapper.py, `control_freq`) at robosuite's 2 ms."""
 ENV_STEP_S = 0.05
 _TIMESTEP_S = 0.002
-_RESET_SEED = 0
-"""Seeds each reset, which draws where fixtures stand (about 1 cm apart), as they are no part of the initial states. 0
-as in OpenVLA-OFT's experiments/robot/libero/libero_utils.py, so that each episode meets the official first draw."""
+_SEED_0 = np.random.RandomState(0).get_state()
+"""Of NumPy's global generator, from which resets draw where fixtures stand (1 to 2 cm apart), as they are no part
+of the initial states. 0 as in OpenVLA-OFT's experiments/robot/libero/libero_utils.py, which seeds once for a task."""
 _MAX_RESET_TRIES = 10
 _SEEDED = threading.Lock()
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -55,9 +55,9 @@ class TaskSim:
         """What the cameras see: positions only. Refreshed by `look`."""
         self._compiled = compiled
         self.robosuite.sim.reset = self._reset_physics
-        # LIBERO samples drawers once more in each reset than in the one before, as it appends to this list whenever it
-        # compiles. In the first official episode they are in it twice.
-        self.robosuite.object_property_initializers *= 2
+        self._initializers = list(self.robosuite.object_property_initializers)
+        self._starts = [(_SEED_0, 1)]
+        """Before each official episode: the generator's state, and how often LIBERO had compiled the scene."""
         self._robot = self.robosuite.robots[0]
         self._eef_body = self.model.body(self._robot.robot_model.eef_name).id
         self._arm = list(self._robot._ref_joint_actuator_indexes)
@@ -68,7 +68,7 @@ class TaskSim:
         self._finger_middle = 0.5 * (limits[self._fingers, 1] + limits[self._fingers, 0])
         self._finger_half_range = 0.5 * (limits[self._fingers, 1] - limits[self._fingers, 0])
 
-    def reset(self, init_state: np.ndarray) -> None:
+    def reset(self, init_state: np.ndarray, episode: int = 0) -> None:
         """Starts an episode; the same bits whatever happened before, those of a new official env seeded with 0.
 
         robosuite's soft reset leaves four things as they are that a new env has afresh: the fingers' command, which
@@ -77,11 +77,11 @@ class TaskSim:
 
         Args:
             init_state: float64 [1 + nq + nv], see `load_init_states`.
+            episode: after how many others of that env, which place the fixtures elsewhere each time.
         """
-        for name, value in self._compiled.items():
-            getattr(self.model, name)[:] = value
-        with _numpy_seed(_RESET_SEED):
-            self._reset_robosuite()
+        # What was not drawn yet is made up for: 20 to 50 ms an episode, once.
+        for number in range(min(episode, len(self._starts) - 1), episode + 1):
+            self._draw(number)
         self._robot.gripper.current_action = np.zeros(2)
         # The controller only reads what `advance` has computed; its own repeated `forward` would cost a third of it.
         self._robot.controller.sim = _ComputedSim(self.robosuite.sim)
@@ -195,13 +195,22 @@ class TaskSim:
         mujoco.mj_forward(self.model, self.data)
         mujoco.mj_forward(self.model, self.data)
 
-    def _reset_robosuite(self) -> None:
+    def _draw(self, episode: int) -> None:
+        """Robosuite's random reset, with the numbers that the official env's `episode`-th one draws."""
         errors = importlib.import_module("robosuite.utils.errors")
-        for _ in range(_MAX_RESET_TRIES):
-            # As in LIBERO's `ControlEnv.reset`: random objects that found no place are drawn again.
-            with contextlib.suppress(errors.RandomizationError):
-                self.robosuite.reset()
-                return
+        generator, num_compiled = self._starts[episode]
+        with _numpy_state(generator):
+            for attempt in range(1, _MAX_RESET_TRIES + 1):
+                for name, value in self._compiled.items():
+                    getattr(self.model, name)[:] = value
+                # LIBERO appends to this list whenever it compiles, and so draws for drawers once more in each reset.
+                self.robosuite.object_property_initializers = self._initializers * (num_compiled + attempt)
+                # As in LIBERO's `ControlEnv.reset`: random objects that found no place are drawn again.
+                with contextlib.suppress(errors.RandomizationError):
+                    self.robosuite.reset()
+                    if episode + 1 == len(self._starts):
+                        self._starts.append((np.random.get_state(), num_compiled + attempt))
+                    return
         raise RuntimeError(f"{self.task.name}: robosuite found no place for its objects in {_MAX_RESET_TRIES} tries")
 
     def _control(self, action: np.ndarray, *, is_first: bool) -> None:
@@ -257,7 +266,7 @@ def _build(bddl_file: Path) -> tuple[Any, dict[str, np.ndarray]]:
 
     # Called within the constructor, which goes on to a first random reset of just these numbers.
     env._initialize_sim = initialize_sim
-    with _numpy_seed(_RESET_SEED):
+    with _numpy_state(_SEED_0):
         env.__init__(
             str(bddl_file),
             robots=["Panda"],
@@ -273,14 +282,14 @@ def _build(bddl_file: Path) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 @contextlib.contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
-    """Seeds NumPy's global generator, from which robosuite draws, and puts back what the caller had.
+def _numpy_state(state: Any) -> Iterator[None]:
+    """Sets NumPy's global generator, from which robosuite draws, and puts back what the caller had.
 
     One thread at a time: the envs of a rollout actor would draw from each other's numbers.
     """
     with _SEEDED:
         before = np.random.get_state()
-        np.random.seed(seed)
+        np.random.set_state(state)
         try:
             yield
         finally:

@@ -22,6 +22,13 @@ _LOADING = threading.Lock()
 OFFICIAL = "official"
 """Split of all official states: what papers report. It overlaps "train" on purpose, so it is no split of a manifest."""
 
+FIXTURES = {
+    "first": "fixtures stand where the first official episode of each task finds them, in all of its episodes, as in "
+    "SimpleVLA-RL's evaluation; OpenVLA-OFT's script moves them between episodes (env.kwargs.fixtures: episode)",
+    "episode": "fixtures stand where OpenVLA-OFT's script finds them in the episode of the same initial state",
+}
+"""Where cabinets and stoves stand, which initial states leave open, and what a result on official states says of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LiberoTask:

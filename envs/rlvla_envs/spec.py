@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -35,6 +36,8 @@ class VLAEnv(gymnasium.Env[Observation, np.ndarray], abc.ABC):
     """Name of the set of tasks, as in results."""
     task_names: tuple[str, ...]
     """Indexed by task id."""
+    split_notes: Mapping[str, str] = MappingProxyType({})
+    """By split: what a result on it has to say, as where it departs from the benchmark's own script."""
 
     @abc.abstractmethod
     def init_state_ids(self, task_id: int, split: str) -> Sequence[int]:

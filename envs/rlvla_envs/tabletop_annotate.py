@@ -131,10 +131,10 @@ def explain(
 def _where(decision: Decision, scene: Scene, subject: SceneObject, gripper: str) -> str:
     """What the gripper is doing and how far it has to go, in words."""
     bowl = next((o for o in scene.objects if o.name == "bowl"), None)
-    is_carrying = bowl is not None and gripper == "closed"
-    state = f"The gripper holds {subject.name}" if is_carrying else f"The gripper is {gripper}"
-    aim = bowl if is_carrying else subject
+    if bowl is not None and gripper == "closed":
+        state, aim, article = f"The gripper holds {subject.name}", bowl, "the "
+    else:
+        state, aim, article = f"The gripper is {gripper}", subject, ""
     (x, y), (to_x, to_y) = project(decision.proprio), _center(aim.box)
     far = float(np.hypot(x - to_x, y - to_y)) / 1000 * TABLE_SIZE * 100
-    article = "the " if aim is bowl else ""
     return f"{state}, {far:.0f} cm from {article}{aim.name} and {decision.proprio[2] * 100:.0f} cm above the table"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -90,7 +90,7 @@ class _Run:
         with tqdm(total=source.num_takes, desc="annotate", unit="episode", mininterval=2) as bar:
             bar.update(self._store.num_takes)
             async with asyncio.TaskGroup() as group:
-                while (take := await self._in_thread(next, takes, None)) is not None:
+                while (take := await self._in_thread(_next, takes)) is not None:
                     self._num_takes += 1
                     group.create_task(self._one(take, bar))
                     async with self._has_room:
@@ -113,6 +113,10 @@ class _Run:
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+
+def _next(takes: Iterator[Take]) -> Take | None:
+    return next(takes, None)
 
 
 def _keep(store: Store, take: Take, annotated: Annotated | None) -> None:

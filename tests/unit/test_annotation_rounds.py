@@ -11,7 +11,7 @@ from rlvla.annotation.rounds import Annotated, annotate_take, query_seed
 from rlvla.annotation.take import Query, Reply
 from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig
 from rlvla.types import Annotation
-from tests.takes import take
+from tests.takes import moving
 
 OPEN, CLOSE = -1.0, 1.0
 GRIPPERS = [[OPEN], [OPEN], [CLOSE], [CLOSE], [OPEN]]
@@ -47,7 +47,7 @@ class Scripted:
 
 
 def run(annotator: Scripted, cfg: AnnotateConfig = CONFIG) -> Annotated:
-    episode = take(GRIPPERS)
+    episode = moving(GRIPPERS)
     return asyncio.run(annotate_take(episode, find_key_frames(episode, KeyFrameConfig()), annotator, cfg))
 
 

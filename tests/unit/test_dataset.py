@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from rlvla import dataset
+from rlvla.dataset_rows import to_png
 from rlvla.types import Annotation, Demonstration, Provenance
 
 
@@ -185,3 +188,14 @@ def test_each_text_but_the_last_needs_its_crop() -> None:
             crops=(),
             actions=np.zeros((1, 1)),
         )
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 7, 3), (5, 1, 3), (33, 20, 3)])
+def test_png_is_without_loss(shape: tuple[int, int, int], level: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    turned = image[::-1, ::-1]  # as views of recorded frames are: not in the order of memory
+    with Image.open(io.BytesIO(to_png(turned, level=level))) as read:
+        assert (read.format, read.mode) == ("PNG", "RGB")
+        np.testing.assert_array_equal(np.asarray(read), turned)
+    assert to_png(turned, level=level) == to_png(turned.copy(), level=level)

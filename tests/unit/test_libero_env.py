@@ -242,6 +242,7 @@ def test_wrong_arguments(libero_assets: Path) -> None:
         ("view_size", 0, "view_size 0"),
         ("max_scenes", 0, "max_scenes 0"),
         ("render_mode", "human", "human"),
+        ("fixtures", "glued", "glued"),
     ]:
         with pytest.raises(ValueError, match=error):
             LiberoEnv(**{"assets": libero_assets, name: value})

@@ -44,6 +44,15 @@ def test_a_failure_is_named_and_the_rest_goes_on() -> None:
     assert failed.error == "OSError: bad.stl: no such file"
 
 
+def test_resets_are_drawn_from_all_tasks_and_states() -> None:
+    assert check_libero.draw([4, 7], 0) == [(4, 0), (7, 0)]
+    drawn = check_libero.draw([4, 7], 200)
+    assert len(drawn) == 200
+    assert {task for task, _ in drawn} == {4, 7}
+    assert len({state for _, state in drawn}) > 40
+    assert check_libero.draw([], 3) == []
+
+
 def test_no_task_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     env = SimpleNamespace(suite="broken", task_names=("fine",), close=lambda: None)
     monkeypatch.setattr(check_libero, "LiberoEnv", lambda *_, **__: env)
@@ -79,6 +88,7 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
     for main, argv, message in [
         (benchmark_libero.main, ["--rounds", "0"], "--rounds"),
         (check_libero.main, ["--tasks", "-1"], "-1 is no task id"),
+        (check_libero.main, ["--resets", "-1"], "-1 is less than 0"),
         (check_libero.main, ["--suites", "libero_100"], "invalid choice"),
     ]:
         with pytest.raises(SystemExit):

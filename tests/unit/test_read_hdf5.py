@@ -70,7 +70,7 @@ def test_official_frames_are_put_before_their_actions(tmp_path: Path) -> None:
 def test_values_reach_the_decisions(tmp_path: Path) -> None:
     want = raw(0, 7)
     (episode,) = read(write_hdf5(tmp_path / TASK, [want], official=False), ReadConfig())
-    first, second = decisions(episode, chunk_length=4)
+    first, second = decisions(episode, chunk_length=4, stride=4)
     assert len(first.images) == 1
     assert np.array_equal(second.images[0], want.agentview[4])
     assert np.array_equal(first.actions, want.actions[:4])

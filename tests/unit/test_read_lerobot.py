@@ -70,7 +70,7 @@ def test_videos_give_each_episode_its_own_frames(tmp_path: Path, layout: str) ->
 
 def test_values_reach_the_decisions(tmp_path: Path) -> None:
     (episode, *_) = read(write_v3(tmp_path / "set", RAW))
-    first, second = decisions(episode, chunk_length=4)
+    first, second = decisions(episode, chunk_length=4, stride=4)
     assert np.array_equal(second.images[0], RAW[0].agentview[4])
     assert np.array_equal(second.images[1], RAW[0].wrist[4])
     assert np.array_equal(first.actions, RAW[0].actions[:4])

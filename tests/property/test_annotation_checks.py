@@ -1,0 +1,163 @@
+import itertools
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlvla.annotation.checks import CHECKS, check_decision
+from rlvla.annotation.course import check_course, is_alike
+from rlvla.annotation.names import find_name, mentions
+from rlvla.annotation.words import group, tokens
+from rlvla.config import CheckConfig, CheckName
+from rlvla.markup import MARKS, ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
+from rlvla.types import Annotation, Box, SegmentKind
+from tests import takes
+
+KEY, NUM_DECISIONS = 2, len(takes.SWITCHES)
+WORDS = sorted(
+    group("""gripper fingers open opened opens opening close closed closes closing grasp grasped grasping release
+        released holding hold held is are was has have having been be being not yet still now then before after once
+        until to the a its it , . : ; and in on around red blue block bowl drawer let go pick put up down drop dropped
+        will must with keep 12 3 system: ignore instructions""")
+)
+spoken = st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join)
+marked = st.lists(st.sampled_from(MARKS) | st.text(max_size=5), max_size=6).map("".join)
+any_text = st.text(st.characters(), max_size=60) | marked | spoken
+coordinates = st.integers(-50, 1050)
+boxes = st.tuples(coordinates, coordinates, coordinates, coordinates)
+progresses = st.none() | st.floats(0, 1) | st.sampled_from([0.2, 0.4, 0.6])
+
+
+@st.composite
+def annotations(draw: st.DrawFn) -> Annotation:
+    looks = draw(st.lists(st.tuples(st.integers(-1, 2), boxes), max_size=2))
+    return Annotation(
+        thoughts=tuple(draw(any_text) for _ in range(len(looks) + 1)),
+        looks=tuple(looks),
+        subtask=draw(any_text),
+        subject=draw(any_text | st.sampled_from(["red block", "the Blue Blocks"])),
+        gripper=draw(st.sampled_from(["", "open", "closed"]) | any_text),
+        progress=draw(progresses | st.floats()),
+    )
+
+
+def by_decision(values: st.SearchStrategy) -> st.SearchStrategy:
+    return st.dictionaries(st.integers(0, NUM_DECISIONS - 1), values, max_size=NUM_DECISIONS)
+
+
+@given(annotations(), st.integers(0, NUM_DECISIONS - 1), st.booleans())
+def test_any_annotation_has_an_answer_and_always_the_same(annotation: Annotation, index: int, is_known: bool) -> None:
+    take, timeline, cfg = takes.take(takes.SUBJECTS if is_known else None), takes.timeline(), CheckConfig()
+    problems = check_decision(annotation, take, timeline, index, cfg)
+    assert problems == check_decision(annotation, take, timeline, index, cfg)
+    assert all(problem.text.strip() for problem in problems)
+    for name in CHECKS:
+        alone = check_decision(annotation, take, timeline, index, CheckConfig(names=(name,)))
+        assert alone == tuple(problem for problem in problems if problem.check == name)
+
+
+@given(any_text, any_text, st.integers(0, 1), boxes)
+def test_what_passes_reads_back_as_it_was_meant(before: str, after: str, image: int, box: Box) -> None:
+    annotation = takes.look(before, after, box=box, image=image)
+    cfg = CheckConfig(names=("markup",))
+    is_sound = not check_decision(annotation, takes.take(num_images=2), takes.timeline(), KEY, cfg)
+    first, second = (
+        parse_text(print_think(before) + print_zoom(image, box)),
+        parse_text(print_think(after) + "<act></act>"),
+    )
+    call = parse_call(first[-1][1])
+    reads_back = (
+        [(span.kind, text) for span, text in first[:-1]] == [(SegmentKind.THINK, before)]
+        and isinstance(call, ToolCall)
+        and call.arguments["image"] == image
+        and parse_box(call.arguments["bbox"]) == box
+        and [(span.kind, text) for span, text in second] == [(SegmentKind.THINK, after), (SegmentKind.ACT, "")]
+    )
+    assert is_sound == reads_back
+
+
+@given(by_decision(annotations()), st.randoms(use_true_random=False))
+def test_a_course_is_judged_whatever_the_order_of_its_annotations(course: dict, random: object) -> None:
+    take, timeline, cfg = takes.take(), takes.timeline(), CheckConfig()
+    found = check_course(course, take, timeline, cfg)
+    items = list(course.items())
+    random.shuffle(items)  # type: ignore[attr-defined]
+    assert check_course(dict(items), take, timeline, cfg) == found
+    assert list(found) == sorted(found)
+    assert found.keys() <= course.keys()
+
+
+@pytest.mark.parametrize("name", ["progress", "repetition"])
+@given(st.lists(annotations(), max_size=6), st.sets(st.integers(0, 11), min_size=6, max_size=6))
+def test_gaps_make_no_difference(name: CheckName, course: list[Annotation], places: set[int]) -> None:
+    take, timeline = takes.take(None, length=12), takes.timeline(takes.idle(12))
+    cfg = CheckConfig(names=(name,), max_repetition=2)
+    spread = dict(zip(sorted(places), course, strict=False))
+    found = check_course(dict(enumerate(course)), take, timeline, cfg)
+    assert [index in found for index in range(len(course))] == [
+        index in check_course(spread, take, timeline, cfg) for index in spread
+    ]
+
+
+def num_blamed_at_least(values: Sequence[float], slack: float) -> int:
+    """By trying all subsequences."""
+    for num_kept in range(len(values), -1, -1):
+        for kept in itertools.combinations(values, num_kept):
+            if all(later >= earlier - slack for earlier, later in itertools.pairwise(kept)):
+                return len(values) - num_kept
+    raise AssertionError
+
+
+@given(by_decision(progresses), st.sampled_from([0.0, 0.1, 0.25]))
+def test_as_few_as_possible_are_blamed_for_progress(values: dict[int, float | None], slack: float) -> None:
+    course = {index: takes.thought(progress=value) for index, value in values.items()}
+    cfg = CheckConfig(names=("progress",), progress_slack=slack)
+    found = check_course(course, takes.take(), takes.timeline(), cfg)
+    told = [values[index] for index in sorted(values) if values[index] is not None]
+    assert len(found) == num_blamed_at_least(told, slack)  # type: ignore[arg-type]
+    kept = [values[index] for index in sorted(values) if values[index] is not None and index not in found]
+    assert all(later >= earlier - slack for earlier, later in itertools.pairwise(kept))  # type: ignore[operator]
+
+
+@given(st.lists(st.sampled_from(["up", "down", "left", "7", "8"]), max_size=8), st.integers(2, 12), st.integers(1, 5))
+def test_a_copied_thought_is_found_beyond_the_longest_run(words: list[str], length: int, most: int) -> None:
+    copies = [" ".join(words), " ".join(words).upper() + "."]
+    course = {index: takes.thought(copies[index % 2]) for index in range(length)}
+    cfg = CheckConfig(names=("repetition",), max_repetition=most)
+    found = check_course(course, takes.take(None, length=length), takes.timeline(takes.idle(length)), cfg)
+    assert list(found) == list(range(most, length))
+
+
+@given(st.lists(st.sampled_from("abc7")), st.lists(st.sampled_from("abc7")), st.floats(0, 1))
+def test_likeness_is_mutual(first: list[str], second: list[str], similarity: float) -> None:
+    assert is_alike(first, first, similarity)
+    assert is_alike(first, second, similarity) == is_alike(second, first, similarity)
+
+
+@given(any_text, st.lists(st.sampled_from(["red block", "blue block", "bowl", ""]), max_size=4))
+def test_names_are_looked_for_in_any_text(text: str, names: list[str]) -> None:
+    assert find_name(text, names) in {*names, ""}
+    found = tokens(text)
+    for mention in mentions(found, frozenset(names)):
+        assert 0 <= mention.start < mention.end <= len(found)
+        assert mention.names <= set(names)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("gripper ", "open ", "the gripper is not yet ", "not to be ", "ignore all the ", "a", "0", " ", "\n", "<"),
+        *("[{", "\x00", "red block and "),
+    ],
+)
+def test_time_grows_linearly(piece: str) -> None:
+    def seconds(length: int) -> float:
+        annotation = takes.thought(piece * length, subtask=piece * length + "closed", subject=piece * length)
+        started = time.perf_counter()
+        check_decision(annotation, takes.take(), takes.timeline(), KEY, CheckConfig())
+        return time.perf_counter() - started
+
+    # Ten times the length takes ten times as long; backtracking would take a hundred times.
+    assert min(seconds(20_000) for _ in range(2)) < 40 * min(seconds(2_000) for _ in range(2)) + 0.02

@@ -1,0 +1,173 @@
+import difflib
+import time
+from dataclasses import replace
+
+import pytest
+
+from rlvla.annotation.course import check_course, is_alike, longest_climb, num_common
+from rlvla.config import CheckConfig, CheckName
+from rlvla.types import Annotation
+from tests import takes
+
+
+def blamed(
+    name: CheckName, annotations: dict[int, Annotation], *, known: bool = False, **cfg: object
+) -> dict[int, str]:
+    """Decision -> what one check finds wrong in the made-up take."""
+    length = max(8, *annotations) + 1
+    switches = (*takes.SWITCHES, *takes.idle(length - 8))
+    found = check_course(
+        annotations,
+        takes.take(("red block",) * length if known else None, length=length),
+        takes.timeline(switches),
+        CheckConfig(names=(name,), **cfg),  # type: ignore[arg-type]
+    )
+    assert all(problem.check == name for problems in found.values() for problem in problems)
+    return {index: problems[0].text for index, problems in found.items()}
+
+
+def subjects(*names: str, start: int = 0) -> dict[int, Annotation]:
+    return {index: takes.thought(subject=name) for index, name in enumerate(names, start)}
+
+
+def progress(*values: float | None) -> dict[int, Annotation]:
+    return {index: takes.thought(progress=value) for index, value in enumerate(values)}
+
+
+def thoughts(*texts: str) -> dict[int, Annotation]:
+    return {index: takes.thought(text) for index, text in enumerate(texts)}
+
+
+def test_the_key_frame_decides_on_the_subject() -> None:
+    found = blamed("subject", subjects("mug", "mug", "red block", "bowl", "bowl", "the Bowls"))
+    wanted = "a sub-task has one, and it is 'red block' at the key frame that ends it, decision 3"
+    assert found == {0: f"the subject is 'mug': {wanted}", 1: f"the subject is 'mug': {wanted}"}
+
+
+def test_without_the_key_frame_most_decide_and_the_first_of_equals() -> None:
+    assert list(blamed("subject", subjects("mug", "red block"))) == [1]
+    assert list(blamed("subject", subjects("mug", "bowl", start=3))) == [4]
+    tail = subjects("mug", "bowl", "bowl", start=6)
+    assert blamed("subject", tail) == {
+        6: "the subject is 'mug': a sub-task has one, and it is 'bowl' at most of its decisions"
+    }
+
+
+def test_who_names_no_subject_contradicts_nobody() -> None:
+    assert blamed("subject", subjects("mug", "", "", "", "bowl", "bowl")) == {}
+
+
+def test_another_name_of_the_same_object_is_the_same_subject() -> None:
+    names = subjects("red block", "small red block", "block, red")
+    assert list(blamed("subject", names)) == [1]
+    assert blamed("subject", names, known=True) == {}
+
+
+def test_the_fewest_are_blamed_for_progress() -> None:
+    found = blamed("progress", progress(0.1, 0.9, 0.2, None, 0.3, 0.25, 0.4))
+    assert found == {
+        1: "progress is 0.90, but 0.20 at decision 3 behind: it must not fall",
+        5: "progress is 0.25, but 0.30 at decision 5 before: it must not fall",
+    }
+    assert blamed("progress", progress(None, 0.0, 0.5, 0.5, None, 1.0)) == {}
+    assert blamed("progress", progress(float("nan"), 0.5, float("inf"), 0.6)) == {}
+
+
+def test_progress_may_fall_a_little() -> None:
+    values = progress(0.5, 0.45, 0.4, 0.2)
+    assert list(blamed("progress", values, progress_slack=0.06)) == [3]
+    assert list(blamed("progress", values)) == [1, 2, 3]
+
+
+def test_gaps_are_no_matter() -> None:
+    values = progress(0.1, 0.3, 0.2, 0.4, 0.5)
+    del values[1]
+    assert blamed("progress", values) == {}
+    assert list(
+        blamed("repetition", {0: takes.thought(), 3: takes.thought(), 7: takes.thought()}, max_repetition=2)
+    ) == [7]
+
+
+@pytest.mark.parametrize(
+    ("values", "slack", "climb"),
+    [
+        ([], 0.0, []),
+        ([0.5, 0.4], 0.0, [0]),
+        ([0.1, 0.5, 0.4, 0.6], 0.0, [0, 1, 3]),
+        ([0.3, 0.1, 0.2, 0.3], 0.0, [1, 2, 3]),
+        ([0.5, 0.45, 0.4], 0.06, [0, 1, 2]),
+        ([0.5, 0.5, 0.5], 0.0, [0, 1, 2]),
+    ],
+)
+def test_longest_climb(values: list[float], slack: float, climb: list[int]) -> None:
+    assert longest_climb(values, slack) == climb
+
+
+def test_a_long_row_of_equal_thoughts_is_found() -> None:
+    same = "Move down to the red block."
+    found = blamed("repetition", thoughts(same, same, "  move DOWN, to the red block", same, same, same, "lift it up"))
+    assert list(found) == [4, 5]
+    assert found[4] == (
+        "'Move down to the red block.' is nearly what the 4 decisions before think: at most 4 in a row may, "
+        "say what is new here"
+    )
+    assert blamed("repetition", thoughts(same, same, same, same, "now close the fingers", same, same)) == {}
+
+
+def test_the_same_conclusion_at_a_key_frame_counts() -> None:
+    run = {index: takes.thought("move down to it") for index in range(6)}
+    run[2] = takes.look("is it between the fingers", "move down to it")
+    assert list(blamed("repetition", run)) == [4, 5]
+
+
+def test_nearly_the_same_is_the_same_unless_numbers_differ() -> None:
+    text = "the gripper is still {} cm above the red block and moves down in order to get its fingers around the rim {}"
+    near = thoughts(*(text.format(9, ending) for ending in ("now", "then", "soon", "here", "next", "again")))
+    assert list(blamed("repetition", near)) == [4, 5]
+    assert blamed("repetition", thoughts(*(text.format(cm, "now") for cm in (12, 11, 10, 9, 8, 7)))) == {}
+    assert (
+        blamed("repetition", thoughts(*(text.format(cm, "now") for cm in ("six", "five", "four", "three", "two"))))
+        == {}
+    )
+    assert blamed("repetition", near, similarity=1.0) == {}
+
+
+def test_similarity_is_that_of_difflib() -> None:
+    first = ["the", "arm", "moves", "down", "to", "the", "red", "block", "with", "its", "fingers", "open"]
+    for second in (
+        "the arm moves on to the red block with its fingers open",
+        "down to the red block moves the arm with open fingers",
+        "something else entirely is going on here",
+    ):
+        words = second.split()
+        blocks = difflib.SequenceMatcher(None, first, words, autojunk=False).get_matching_blocks()
+        assert num_common(first, words) >= sum(block.size for block in blocks)
+        ratio = 2 * num_common(first, words) / (len(first) + len(words))
+        assert is_alike(first, words, ratio)
+        assert not is_alike(first, words, ratio + 0.01)
+    assert num_common(list("abcbdab"), list("bdcaba")) == 4
+
+
+def test_only_wanted_checks_run_and_problems_come_in_order() -> None:
+    bad = {
+        index: takes.thought(subject=name, progress=value) for index, name, value in [(1, "mug", 0.2), (0, "red", 0.9)]
+    }
+    take, timeline = takes.take(None), takes.timeline()
+    found = check_course(bad, take, timeline, CheckConfig())
+    assert {index: [problem.check for problem in problems] for index, problems in found.items()} == {
+        1: ["subject", "progress"]
+    }
+    assert check_course(bad, take, timeline, CheckConfig(names=("markup",))) == {}
+    assert check_course({}, take, timeline, CheckConfig()) == {}
+
+
+def test_time_grows_linearly() -> None:
+    def seconds(length: int) -> float:
+        long = replace(takes.thought("a b c d e f g h " * 25), progress=0.5)
+        varied = {index: replace(long, thoughts=(long.thoughts[0] + "xyz"[index % 3],)) for index in range(length)}
+        take, timeline = takes.take(None, length=length), takes.timeline(takes.idle(length))
+        started = time.perf_counter()
+        check_course(varied, take, timeline, CheckConfig())
+        return time.perf_counter() - started
+
+    assert min(seconds(1000) for _ in range(3)) < 40 * min(seconds(100) for _ in range(3)) + 0.01

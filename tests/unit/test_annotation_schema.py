@@ -1,0 +1,132 @@
+"""Answers of a model: what is read, and what each that cannot be read is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from rlvla.annotation.schema import MAX_CHARS, json_schema, read
+from rlvla.types import Annotation
+
+ANSWER: dict[str, Any] = {
+    "subtask": "grasp the bowl",
+    "subject": "bowl",
+    "gripper": "open",
+    "progress": 25,
+    "observation": "The rim is close.",
+    "image": 0,
+    "bbox": [1, 2, 300, 1000],
+    "conclusion": "It fits.",
+}
+
+
+def read_key(**changes: Any) -> Annotation | str:
+    return read(json.dumps({**ANSWER, **changes}), is_key=True, num_images=1)
+
+
+def test_a_key_frame_has_two_thoughts_and_the_look_between_them() -> None:
+    assert read_key() == Annotation(
+        thoughts=("The rim is close.", "It fits."),
+        looks=((0, (1, 2, 300, 1000)),),
+        subtask="grasp the bowl",
+        subject="bowl",
+        gripper="open",
+        progress=0.25,
+    )
+
+
+def test_other_frames_have_one_thought() -> None:
+    found = read(json.dumps({**ANSWER, "thought": "It is near."}), is_key=False, num_images=1)
+    assert isinstance(found, Annotation)
+    assert (found.thoughts, found.looks) == (("It is near.",), ())
+
+
+@pytest.mark.parametrize("text", ["The bowl is left.", "", '{"subtask": "gra', "[" * 100_000, "1" * 5000, "\ud800"])
+def test_what_is_no_json_is_said_to_be_none(text: str) -> None:
+    assert read(text, is_key=True, num_images=1) == "the answer is not valid JSON"
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "null", '"a"', "NaN"])
+def test_what_is_no_object_is_said_to_be_none(text: str) -> None:
+    assert read(text, is_key=True, num_images=1) == "the answer is not a JSON object"
+
+
+BOX_ERROR = "bbox must be four integers from 0 to 1000: left, top, right, bottom"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        *(
+            ("bbox", value, BOX_ERROR)
+            for value in (
+                [0, 0, 9],
+                [0, 0, 9, 1001],
+                [0, 0, 9, -1],
+                [0, 0, 9, 2.0],
+                [0, 0, 9, True],
+                "0, 0, 9, 9",
+                None,
+            )
+        ),
+        *(("image", value, "image must be an integer from 0 to 0") for value in (1, -1, None, False, "0")),
+        *(
+            ("progress", value, "progress must be an integer from 0 to 100")
+            for value in (101, 40.0, "40", float("nan"))
+        ),
+        *(("gripper", value, 'gripper must be "open" or "closed"') for value in ("ajar", "", None, ["open"], {})),
+        *(("subject", value, "subject must be a text") for value in (3, None, ["bowl"], {})),
+        *(("observation", value, "observation is empty") for value in ("", " \t\n ", "\u3000")),
+        *(
+            ("subtask", value, "subtask holds characters that cannot be printed")
+            for value in ("grasp\x00it", "\ud800", "\x1b[1m")
+        ),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(field: str, value: object, error: str) -> None:
+    assert read_key(**{field: value}) == error
+
+
+def test_a_text_that_the_server_had_to_end_is_refused() -> None:
+    most = MAX_CHARS["conclusion"]
+    assert isinstance(read_key(conclusion="x" * (most - 1)), Annotation)
+    assert "conclusion is too long and was cut off" in str(read_key(conclusion="x" * most))
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    assert str(read_key(progress=-1, bbox=[], gripper="")).count(";") == 2
+    assert str(read("{}", is_key=True, num_images=1)).count(";") == len(ANSWER) - 1
+
+
+def test_a_box_without_area_is_left_to_the_checks() -> None:
+    found = read_key(bbox=[500, 500, 500, 100])
+    assert isinstance(found, Annotation)
+    assert found.looks == ((0, (500, 500, 500, 100)),)
+
+
+def test_a_line_break_or_a_tab_in_a_text_is_a_space_escaped_or_not() -> None:
+    for text in (
+        json.dumps({**ANSWER, "conclusion": " It\n\tfits. "}),
+        json.dumps(ANSWER).replace("It fits", "It\tfits"),
+    ):
+        found = read(text, is_key=True, num_images=1)
+        assert isinstance(found, Annotation)
+        assert found.thoughts[1] == "It fits."
+
+
+@pytest.mark.parametrize("is_key", [True, False])
+def test_the_schema_is_strict_and_bounds_every_string(is_key: bool) -> None:
+    found = json_schema(is_key=is_key, num_images=2)
+    assert found["additionalProperties"] is False
+    assert found["required"] == list(found["properties"])
+    strings = [field for field in found["properties"].values() if field["type"] == "string"]
+    assert all("enum" in field or 0 < field["maxLength"] <= 480 for field in strings)
+
+
+def test_the_look_is_bounded_by_the_cameras_and_the_frame() -> None:
+    fields = json_schema(is_key=True, num_images=3)["properties"]
+    assert fields["image"] == {"type": "integer", "minimum": 0, "maximum": 2}
+    assert fields["bbox"]["items"] == {"type": "integer", "minimum": 0, "maximum": 1000}
+    assert (fields["bbox"]["minItems"], fields["bbox"]["maxItems"]) == (4, 4)
