@@ -27,6 +27,13 @@ class SampleRequest:
     seed: int
     banned_ids: tuple[int, ...] = ()
     """Ids that must not be sampled (a disabled tool)."""
+    action_ids: tuple[int, ...] = ()
+    """Bin -> token id, of the actions of a block."""
+    num_actions: int = 0
+    """Draw a block of so many actions at once, by parallel decoding: `prompt_ids` then ends in `<act>`, the output is
+    the actions alone, and `stop_ids`, `max_tokens` and `banned_ids` mean nothing. 0: sample token by token."""
+    slot_id: int = 0
+    """Id of `<slot>`, which the network is fed in the place of every action of a block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +41,11 @@ class SampleOutput:
     """The continuation, token for token."""
 
     context_ids: np.ndarray
-    """[C] int32, `prompt_ids` with each placeholder expanded to the model's image tokens."""
+    """[C] int32, `prompt_ids` with each placeholder expanded to the model's image tokens; no slots."""
     token_ids: np.ndarray
     """[T] int32, sampled, the stop token included."""
     logprobs: np.ndarray
-    """[T] float32 under the sampling distribution (temperature applied)."""
+    """[T] float32 under the sampling distribution (temperature applied; of a block of actions, over the bins)."""
     policy_version: int
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import queue
 import threading
 from collections.abc import Mapping
@@ -23,6 +22,10 @@ from PIL import Image
 
 from rlvla.config import SamplerConfig
 from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.sampler_engine import engine_arguments, set_environment, weight_names
+from rlvla.vllm_plugin import register
+from rlvla.vllm_plugin.request import ActionBlock, encode_ids, take_actions
+from rlvla.vllm_plugin.self_test import check_bidirectional
 
 BAN_BIAS = -100.0
 """Added to the logits of banned ids; vLLM admits -100..100, and e^-100 is never drawn."""
@@ -30,26 +33,6 @@ BAN_BIAS = -100.0
 
 class SamplerError(RuntimeError):
     """The engine failed and serves no more; the cause is chained."""
-
-
-class WeightReceiver:
-    """Mixed into vLLM's workers (`worker_extension_cls`), so that each, wherever it runs, takes its share."""
-
-    model_runner: Any
-
-    def receive_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Load {name in the checkpoint: array} in place, with vLLM's own post-processing (packing, sharding)."""
-        # torch.tensor copies: arrays out of Ray's object store are read-only.
-        self.model_runner.reload_weights(
-            weights_iterator=((name, torch.tensor(array)) for name, array in weights.items())
-        )
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-        # On the CPU vLLM multiplies by packed copies. A head that is tied to the embeddings has no weights of its own
-        # to reload, hence keeps its old copy unless told.
-        for module in self.model_runner.get_model().modules():
-            if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
-                module.quant_method.process_weights_after_loading(module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +57,10 @@ class VLLMSampler:
         max_images: images in one context at most.
         max_model_len: tokens of one context at most, sampled ones included.
         seed: of the engine; requests bring their own.
+        parallel_actions: serve requests with `num_actions`, too; an attention backend that cannot is found now.
 
     Raises:
-        SamplerError: vLLM cannot serve this checkpoint; the cause is chained.
+        SamplerError: vLLM cannot serve this checkpoint, or not with parallel actions; the cause is chained.
     """
 
     def __init__(
@@ -87,22 +71,33 @@ class VLLMSampler:
         max_images: int,
         max_model_len: int,
         seed: int = 0,
+        parallel_actions: bool = False,
     ) -> None:
-        _set_environment(config.threads)
+        set_environment(config.threads, parallel_actions)
         self.num_context_tokens = 0
         """Of all requests so far."""
         self.num_cached_tokens = 0
         """Those of them that came out of the prefix cache."""
         self._policy_version = 0
-        self._weight_names = _weight_names(Path(model))
+        self.num_steps = 0
+        """Of the engine, so far: forwards of the model."""
+        self._parallel_actions = parallel_actions
+        self._weight_names = weight_names(Path(model))
         self._jobs: queue.SimpleQueue[_Sample | _Load | None] = queue.SimpleQueue()
-        self._running: dict[str, Future[SampleOutput]] = {}
+        self._running: dict[str, _Sample] = {}
         self._count = 0
         self._failure: BaseException | None = None
         # Guards the step from "works" to "failed": no job may slip into the queue behind the last look at it.
         self._lock = threading.Lock()
         ready: Future[None] = Future()
-        arguments = _engine_arguments(model, config, max_images, max_model_len, seed)
+        arguments = engine_arguments(
+            model,
+            config,
+            max_images=max_images,
+            max_model_len=max_model_len,
+            seed=seed,
+            parallel_actions=parallel_actions,
+        )
         self._thread = threading.Thread(
             target=self._serve, args=(arguments, config.threads, ready), name="vllm-engine", daemon=True
         )
@@ -117,8 +112,8 @@ class VLLMSampler:
         """Continue one context; see `protocols.Sampler`.
 
         Raises:
-            ValueError: placeholders and images differ in number, or vLLM refuses the request, e.g. because it is
-                longer than `max_model_len`; others go on.
+            ValueError: placeholders and images differ in number, actions are asked for that this sampler was not
+                started for, or vLLM refuses the request, e.g. because it is longer than `max_model_len`; others go on.
             SamplerError: the engine failed.
         """
         job = _Sample(request=request)
@@ -181,10 +176,18 @@ class VLLMSampler:
 
         from rlvla.policy import IMAGE_TOKEN_BIAS, placeholder_ids
 
+        register()
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         config = engine.model_config.hf_config
         self._image_token_id = config.image_token_id
         self._logit_bias = dict.fromkeys(placeholder_ids(config), IMAGE_TOKEN_BIAS)
+        if self._parallel_actions:
+            try:
+                engine.collective_rpc("serve_action_blocks")
+                check_bidirectional(engine, avoid=placeholder_ids(config))
+            except Exception:
+                engine.engine_core.shutdown()
+                raise
         return engine
 
     def _admit(self, engine: Any) -> bool:
@@ -210,29 +213,45 @@ class VLLMSampler:
         if not job.future.set_running_or_notify_cancel():
             return  # its caller was cancelled
         request = job.request
-        num_placeholders = request.prompt_ids.count(self._image_token_id)
-        if num_placeholders != len(request.images):  # vLLM would take a surplus placeholder for a word
-            job.future.set_exception(
-                ValueError(f"the context has {num_placeholders} image placeholders for {len(request.images)} images")
-            )
+        if problem := self._problem(request):
+            job.future.set_exception(ValueError(problem))
             return
         prompt = {
-            "prompt_token_ids": list(request.prompt_ids),
+            "prompt_token_ids": [*request.prompt_ids, *[request.slot_id] * request.num_actions],
             "multi_modal_data": {"image": [Image.fromarray(image) for image in request.images]},
         }
         request_id = str(self._count)
         self._count += 1
         try:
             (rendered,) = engine.renderer.render_cmpl([prompt])
-            engine.add_request(request_id, rendered, self._parameters(request))
+            engine.add_request(request_id, rendered, self._parameters(request, request_id))
         except Exception as error:  # a request that vLLM refuses concerns its caller alone
             refusal = ValueError(f"vLLM refuses the request: {error}")
             refusal.__cause__ = error
             job.future.set_exception(refusal)
             return
-        self._running[request_id] = job.future
+        self._running[request_id] = job
 
-    def _parameters(self, request: SampleRequest) -> Any:
+    def _problem(self, request: SampleRequest) -> str:
+        """Why a request cannot be served, or nothing; what vLLM refuses itself is left to it."""
+        num_placeholders = request.prompt_ids.count(self._image_token_id)
+        if num_placeholders != len(request.images):  # vLLM would take a surplus placeholder for a word
+            return f"the context has {num_placeholders} image placeholders for {len(request.images)} images"
+        if request.num_actions and not self._parallel_actions:
+            return f"num_actions is {request.num_actions}: start the sampler with parallel_actions=True"
+        if request.num_actions and not request.action_ids:
+            return f"num_actions is {request.num_actions}, and action_ids is empty"
+        return ""
+
+    def _parameters(self, request: SampleRequest, request_id: str) -> Any:
+        if request.num_actions:
+            return ActionBlock(
+                key=request_id,
+                num_actions=request.num_actions,
+                action_ids=encode_ids(request.action_ids),
+                temperature=request.temperature,
+                seed=request.seed,
+            ).sampling_params()
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -251,16 +270,27 @@ class VLLMSampler:
         )
 
     def _step(self, engine: Any) -> None:
-        for output in engine.step():
-            future = self._running.pop(output.request_id)
-            completion = output.outputs[0]
-            self.num_context_tokens += len(output.prompt_token_ids)
+        self.num_steps += 1
+        outputs = engine.step()
+        blocks = [o.request_id for o in outputs if self._running[o.request_id].request.num_actions]
+        actions = iter(take_actions(engine, blocks))
+        for output in outputs:
+            job = self._running.pop(output.request_id)
+            num_actions = job.request.num_actions
+            context_ids = np.array(output.prompt_token_ids, np.int32)
+            self.num_context_tokens += len(context_ids)
             self.num_cached_tokens += output.num_cached_tokens or 0
-            future.set_result(
+            if num_actions:
+                token_ids, logprobs = next(actions)
+            else:
+                completion = output.outputs[0]
+                token_ids = np.array(completion.token_ids, np.int32)
+                logprobs = np.array(completion.logprobs.logprobs, np.float32)
+            job.future.set_result(
                 SampleOutput(
-                    context_ids=np.array(output.prompt_token_ids, np.int32),
-                    token_ids=np.array(completion.token_ids, np.int32),
-                    logprobs=np.array(completion.logprobs.logprobs, np.float32),
+                    context_ids=context_ids[: len(context_ids) - num_actions],
+                    token_ids=token_ids,
+                    logprobs=logprobs,
                     policy_version=self._policy_version,
                 )
             )
@@ -282,7 +312,7 @@ class VLLMSampler:
         """Answer everyone who waits, and refuse whoever comes later."""
         with self._lock:
             self._failure = self._failure or error
-            waiting: list[Future[Any]] = list(self._running.values())
+            waiting: list[Future[Any]] = [job.future for job in self._running.values()]
             self._running.clear()
             while not self._jobs.empty():
                 job = self._jobs.get()
@@ -292,61 +322,3 @@ class VLLMSampler:
             failure = SamplerError(f"the vLLM engine failed: {error}")
             failure.__cause__ = error
             future.set_exception(failure)
-
-
-def _set_environment(threads: int) -> None:
-    """What vLLM reads from the environment, before it is imported."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process starts in 2 s instead of 16
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    for name, value in {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads of several processes would share one core
-    }.items():
-        os.environ.setdefault(name, value)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # the first request would compile for 2 s
-
-
-def _engine_arguments(
-    model: Path | str, config: SamplerConfig, max_images: int, max_model_len: int, seed: int
-) -> dict[str, Any]:
-    """Arguments of the engine; on the CPU blocks are rounded up to multiples of 32, and prompts are never cut."""
-    on_cpu: dict[str, Any] = {}
-    if not torch.cuda.is_available():
-        on_cpu["block_size"] = -(-config.block_size // 32) * 32
-        # A prompt cut in two would rewind the request's seeded generator, which a CPU generator cannot do: with room
-        # for every token of every sequence no prompt is ever cut.
-        on_cpu["max_num_batched_tokens"] = config.max_num_seqs * max_model_len
-    return {
-        "model": str(model),
-        "dtype": config.dtype,
-        "seed": seed,
-        "max_model_len": max_model_len,
-        "max_num_seqs": config.max_num_seqs,
-        "kv_cache_memory_bytes": (config.kv_cache_mb << 20) or None,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
-        "block_size": config.block_size,
-        "enable_prefix_caching": True,
-        "enforce_eager": config.enforce_eager,
-        "tensor_parallel_size": config.tensor_parallel_size,
-        "limit_mm_per_prompt": {"image": max_images, "video": 0},
-        "generation_config": "vllm",  # not the checkpoint's sampling defaults
-        "logprobs_mode": "processed_logprobs",  # of the distribution that was drawn from
-        "worker_extension_cls": f"{WeightReceiver.__module__}.{WeightReceiver.__qualname__}",
-        "disable_log_stats": True,
-        **on_cpu,
-    }
-
-
-def _weight_names(model: Path) -> frozenset[str]:
-    """Names in the checkpoint's safetensors files. vLLM only warns about weights that it was not given."""
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for file in sorted(model.glob("*.safetensors")):
-        with safe_open(file, "pt") as weights:
-            names.update(weights.keys())
-    if not names:
-        raise FileNotFoundError(f"{model} holds no *.safetensors: it is no checkpoint")
-    return frozenset(names)

@@ -1,0 +1,94 @@
+"""What the engine behind `sampler.VLLMSampler` is started with, and what its workers can do beside serving."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlvla.config import SamplerConfig
+from rlvla.vllm_plugin.worker import ActionBlockWorker
+
+
+class WorkerExtension(ActionBlockWorker):
+    """Mixed into vLLM's workers (`worker_extension_cls`), so that each, wherever it runs, takes its share."""
+
+    def receive_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Load {name in the checkpoint: array} in place, with vLLM's own post-processing (packing, sharding)."""
+        # torch.tensor copies: arrays out of Ray's object store are read-only.
+        self.model_runner.reload_weights(
+            weights_iterator=((name, torch.tensor(array)) for name, array in weights.items())
+        )
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        # On the CPU vLLM multiplies by packed copies. A head that is tied to the embeddings has no weights of its own
+        # to reload, hence keeps its old copy unless told.
+        for module in self.model_runner.get_model().modules():
+            if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
+                module.quant_method.process_weights_after_loading(module)
+
+
+def set_environment(threads: int, parallel_actions: bool) -> None:
+    """What vLLM reads from the environment, before it is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process starts in 2 s instead of 16
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    for name, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads of several processes would share one core
+    }.items():
+        os.environ.setdefault(name, value)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # the first request would compile for 2 s
+    if parallel_actions:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # vllm_plugin is written against V1, the CPU's only one
+
+
+def engine_arguments(
+    model: Path | str, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int, parallel_actions: bool
+) -> dict[str, Any]:
+    """Arguments of the engine; on the CPU blocks are rounded up to multiples of 32, and prompts are never cut."""
+    special: dict[str, Any] = {}
+    if parallel_actions:
+        special["enable_chunked_prefill"] = False  # would tear the blocks of actions
+    if not torch.cuda.is_available():
+        special["block_size"] = -(-config.block_size // 32) * 32
+        # A prompt cut in two would rewind the request's seeded generator, which a CPU generator cannot do: with room
+        # for every token of every sequence no prompt is ever cut.
+        special["max_num_batched_tokens"] = config.max_num_seqs * max_model_len
+    return {
+        "model": str(model),
+        "dtype": config.dtype,
+        "seed": seed,
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "kv_cache_memory_bytes": (config.kv_cache_mb << 20) or None,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "block_size": config.block_size,
+        "enable_prefix_caching": True,
+        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "limit_mm_per_prompt": {"image": max_images, "video": 0},
+        "generation_config": "vllm",  # not the checkpoint's sampling defaults
+        "logprobs_mode": "processed_logprobs",  # of the distribution that was drawn from
+        "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}",
+        "disable_log_stats": True,
+        **special,
+    }
+
+
+def weight_names(model: Path) -> frozenset[str]:
+    """Names in the checkpoint's safetensors files. vLLM only warns about weights that it was not given."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            names.update(weights.keys())
+    if not names:
+        raise FileNotFoundError(f"{model} holds no *.safetensors: it is no checkpoint")
+    return frozenset(names)

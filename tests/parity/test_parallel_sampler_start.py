@@ -1,0 +1,83 @@
+"""A sampler that could not keep its word about action blocks does not start, and says why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rlvla import policy
+from rlvla.actions import QuantileCodec
+from rlvla.config import SamplerConfig
+from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import SampleRequest
+from rlvla.sampler import SamplerError, VLLMSampler
+from tests.tiny_checkpoints import build
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("start") / "idefics3"
+    model, hf_processor = build("idefics3", ["press the red pad"], 8)
+    codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=8, chunk_length=1)
+    policy.save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    return path
+
+
+def start(path, *, parallel_actions: bool = True) -> VLLMSampler:
+    config = SamplerConfig(kv_cache_mb=64)
+    return VLLMSampler(path, config, max_images=1, max_model_len=256, parallel_actions=parallel_actions)
+
+
+def test_a_backend_that_attends_causally_all_the_same_is_noticed(checkpoint, monkeypatch):
+    from rlvla.vllm_plugin import worker
+
+    blocks_alone = worker.blocks_alone
+    monkeypatch.setattr(worker, "blocks_alone", lambda *args: replace(blocks_alone(*args), causal=True))
+    with pytest.raises(SamplerError, match=r"the last slot changes the logits at <act> by .* does not see it"):
+        start(checkpoint)
+
+
+def test_a_backend_without_full_attention_is_named(checkpoint, monkeypatch):
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    monkeypatch.setattr(CPUAttentionBackend, "supports_non_causal", classmethod(lambda cls: False))
+    with pytest.raises(SamplerError, match="attention backend CPU_ATTN knows only causal attention; choose another"):
+        start(checkpoint)
+
+
+def test_blocks_that_come_out_of_the_prefix_cache_are_noticed(checkpoint, monkeypatch):
+    from vllm.v1.core import kv_cache_utils
+
+    from rlvla import sampler, vllm_plugin
+    from rlvla.vllm_plugin import worker
+
+    plain = kv_cache_utils.generate_block_hash_extra_keys
+    plain = getattr(plain, "__wrapped__", plain)
+    monkeypatch.setattr(kv_cache_utils, "generate_block_hash_extra_keys", plain)
+    for module in (sampler, worker, vllm_plugin):
+        monkeypatch.setattr(module, "register", lambda: None)
+    with pytest.raises(SamplerError, match=r"are an action block.*register rlvla\.vllm_plugin"):
+        start(checkpoint)
+
+
+async def test_a_sampler_of_words_alone_refuses_blocks(checkpoint):
+    processor = PolicyProcessor.load(checkpoint)
+    sampler = start(checkpoint, parallel_actions=False)
+    asked = SampleRequest(
+        prompt_ids=processor.prompt_ids("press the red pad", 0),
+        images=(),
+        stop_ids=(),
+        max_tokens=4,
+        temperature=1.0,
+        seed=0,
+        action_ids=processor.vocabulary.action_ids,
+        num_actions=4,
+    )
+    with pytest.raises(ValueError, match="start the sampler with parallel_actions=True"):
+        await sampler.sample(asked)
+    words = await sampler.sample(replace(asked, num_actions=0))
+    assert len(words.token_ids) == 4
+    sampler.close()
