@@ -110,14 +110,15 @@ def _protocol(cfg: EvaluateConfig, tasks: Sequence[str], is_complete: bool) -> d
     """What the trials depend on, JSON-able."""
     return {
         "split": cfg.split,
-        "is_official": cfg.split == "official" and is_complete and cfg.episode.temperature == 0,
+        "is_official": cfg.split == "official" and is_complete and cfg.episode.is_greedy,
         "allow_trained_states": cfg.allow_trained_states,
         "model": str(cfg.model),
         "env": cfg.env.id,
         "env_kwargs": to_dict(cfg.env)["kwargs"],
         "tasks": list(tasks),
         "trials_per_task": cfg.num_trials,
-        "decoding": "greedy" if cfg.episode.temperature == 0 else f"sampled at {cfg.episode.temperature}",
+        "decoding": "greedy" if cfg.episode.is_greedy else f"sampled at {cfg.episode.temperature}",
+        "action_temperature": cfg.episode.action_temperature,
         "use_zoom": cfg.episode.use_zoom,
         "use_thought": cfg.episode.use_thought,
         "max_tool_calls": cfg.episode.max_tool_calls,
