@@ -47,6 +47,7 @@ class LearnerActor:
             cfg.learner,
             cfg.loss,
             temperature=cfg.episode.temperature,
+            action_temperature=cfg.episode.action_temperature,
             total_steps=cfg.num_steps * cfg.num_epochs * cfg.minibatches_per_step,
             minibatch_trajectories=cfg.minibatch_trajectories,
             num_epochs=cfg.num_epochs,

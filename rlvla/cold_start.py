@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from rlvla.action_slots import add_slot
 from rlvla.actions import QuantileCodec
 from rlvla.config import SFTConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, text_corpus
@@ -16,7 +18,7 @@ from rlvla.types import Demonstration, Segment, SegmentKind, Turn
 
 
 def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, PolicyProcessor]:
-    """The model to train and its processor: `cfg.model` with the markup's tokens added, or a new tiny VLM.
+    """The model to train and its processor: `cfg.model` with the tokens it lacks added, or a new tiny VLM.
 
     The action codec is fitted to the demonstrations.
     """
@@ -39,7 +41,9 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
         from rlvla.tiny_vlm import build_tiny
 
         model, processor = build_tiny(cfg.tiny, list(text_corpus(demonstrations)), cfg.num_bins, cfg.seed)
-    return model, PolicyProcessor.create(processor, codec, cfg.carry_thought, suites)
+    if cfg.action_decoding == "parallel":
+        add_slot(model, processor)
+    return model, PolicyProcessor.create(processor, codec, cfg.carry_thought, suites, cfg.action_decoding)
 
 
 def to_turn(processor: PolicyProcessor, demonstration: Demonstration) -> Turn:
@@ -57,6 +61,8 @@ def to_turn(processor: PolicyProcessor, demonstration: Demonstration) -> Turn:
         is_last = i == len(demonstration.crops)
         ids = processor.vocabulary.encode(text)
         pieces.append(_sampled(processor, ids + _action_ids(processor, demonstration) if is_last else ids, text))
+        if is_last and processor.is_parallel:
+            pieces[-1:] = _inject_close(*pieces[-1])
         if not is_last:
             result = processor.expand(processor.result_ids(image=True), [demonstration.crops[i]])
             pieces.append((result, (Segment(kind=SegmentKind.TOOL_RESULT, start=0, end=len(result)),)))
@@ -74,6 +80,13 @@ def _sampled(processor: PolicyProcessor, ids: Sequence[int], text: str) -> tuple
     if spans[-1].kind is SegmentKind.MALFORMED:
         raise DatasetError(f"annotation is not well-formed markup ({spans[-1].error}): {text!r}")
     return np.array(ids, np.int32), tuple(Segment(kind=s.kind, start=s.start, end=s.end) for s in spans)
+
+
+def _inject_close(ids: np.ndarray, segments: tuple[Segment, ...]) -> list[tuple[np.ndarray, tuple[Segment, ...]]]:
+    """Split the `</act>` off, which ends an action chunk but is not the policy's where all of it is one forward."""
+    *others, act = segments
+    closing = Segment(kind=SegmentKind.PROMPT, start=0, end=1)
+    return [(ids[:-1], (*others, replace(act, end=act.end - 1))), (ids[-1:], (closing,))]
 
 
 def _join(pieces: Sequence[tuple[np.ndarray, tuple[Segment, ...]]], demonstration: Demonstration) -> Turn:

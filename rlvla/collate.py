@@ -74,6 +74,11 @@ class Batch:
         last = self.loss_mask.shape[1] - 1
         return max(1, int(columns[0])) if len(columns) else last
 
+    @property
+    def is_act(self) -> torch.Tensor:
+        """[B, L] bool, True on ACT segments: what a parallel policy's forward inputs are made of."""
+        return self.segment_kind == KINDS.index(SegmentKind.ACT)
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on a device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -57,8 +57,15 @@ class EpisodeConfig:
     """False: the turn starts behind an injected `<act>` (no thought, no tool)."""
     temperature: float = 1.0
     """Of sampling; 0 is greedy. SimpleVLA-RL trains at 1.6, the paper's inference is greedy."""
+    action_temperature: float | None = None
+    """Of action tokens, where the checkpoint decodes them in parallel; None: as `temperature`."""
     tools: dict[str, str] = field(default_factory=lambda: {"zoom_in": "rlvla.tools:zoom_in"})
     """Tool name in the markup -> `"module:function"`."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0 and not self.action_temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -486,6 +493,9 @@ class SFTConfig:
     """Action dimension that is open or closed and nothing between; None: there is none."""
     carry_thought: bool = False
     """Prompts show the previous decision's last thought; kept with the checkpoint."""
+    action_decoding: Literal["parallel", "autoregressive"] = "autoregressive"
+    """`parallel`: all action tokens of a chunk in one forward, with bidirectional attention among them (OpenVLA-OFT,
+    arXiv 2502.19645); `autoregressive`: one after another, like text. Kept with the checkpoint."""
     num_steps: int = 500
     """Optimizer steps."""
     batch_size: int = 64
@@ -580,6 +590,8 @@ class GRPOConfig:
             raise ValueError(f"group_size is {self.group_size}: group-relative advantages need at least 2")
         if self.episode.temperature <= 0:
             raise ValueError("episode.temperature must be above 0: greedy trajectories of a group are all the same")
+        if self.episode.action_temperature is not None and self.episode.action_temperature <= 0:
+            raise ValueError("episode.action_temperature must be above 0: greedy actions have no gradient to learn by")
         if not self.reward:
             raise ValueError("reward is empty: name at least one term, for example {fn: success}")
         if self.learner.zero_stage == 3 and self.learner.lora is not None:

@@ -2,113 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from rlvla.config import EpisodeConfig
+from rlvla.env_thread import EnvCrashError, EnvThread
 from rlvla.markup import Span, parse
 from rlvla.prompt import PolicyProcessor
-from rlvla.protocols import Env, SampleOutput, Sampler, SampleRequest, Tool
+from rlvla.protocols import Env, SampleOutput, SampleRequest
 from rlvla.tools import call_tool
+from rlvla.turn_context import Context, Decider, Decision
 from rlvla.types import Box, EndReason, Observation, Segment, SegmentKind, TaskSpec, Trajectory, Turn
-
-T = TypeVar("T")
 
 MAX_CALL_TOKENS = 64
 """Tokens that a tool call may take beyond the thought before it."""
-
-
-class EnvCrashError(Exception):
-    """The simulator raised; the trajectory ends as ENV_ERROR."""
-
-
-class EnvThread:
-    """An env and the one thread that drives it, since a GL context belongs to a thread; others run meanwhile."""
-
-    def __init__(self, make_env: Callable[[], Env]) -> None:
-        self._make_env = make_env
-        self._env: Env | None = None
-        self._executor = ThreadPoolExecutor(max_workers=1)
-
-    async def call(self, function: Callable[[Env], T]) -> T:
-        """Run `function(env)` in the env's thread; raises EnvCrashError, after which the next call makes a new env."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, function)
-
-    def _run(self, function: Callable[[Env], T]) -> T:
-        try:
-            if self._env is None:
-                self._env = self._make_env()
-            return function(self._env)
-        except Exception as error:  # the one intended catch: whatever a simulator raises
-            self._env = None
-            raise EnvCrashError(f"{type(error).__name__}: {error}") from error
-
-    def close(self) -> None:
-        """Close the env in its thread and end the thread."""
-        if self._env is not None:
-            self._executor.submit(self._env.close).result()
-        self._executor.shutdown()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decider:
-    """Everything a decision needs beside the observation."""
-
-    sampler: Sampler
-    processor: PolicyProcessor
-    tools: Mapping[str, Tool]
-    config: EpisodeConfig
-
-
-@dataclass(kw_only=True)
-class _Context:
-    """A turn while it grows: compact ids for the sampler, expanded ids and segments for the learner."""
-
-    compact_ids: list[int]
-    images: list[np.ndarray]
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    policy_version: int = 0
-
-    def add_context(self, ids: np.ndarray, kind: SegmentKind, text: str = "") -> None:
-        """Append tokens that we, not the policy, put there."""
-        start = len(self.token_ids)
-        self.token_ids += ids.tolist()
-        self.logprobs += [0.0] * len(ids)
-        self.segments.append(Segment(kind=kind, start=start, end=len(self.token_ids), text=text))
-
-    def add_output(self, output: SampleOutput, segments: list[Segment]) -> None:
-        """Append what the policy sampled; raises RuntimeError if the sampler saw another context than we keep."""
-        if output.context_ids.tolist() != self.token_ids:
-            raise RuntimeError(
-                f"the sampler expanded the context to {len(output.context_ids)} tokens, the processor to "
-                f"{len(self.token_ids)}: the checkpoint's processor and the sampler disagree"
-            )
-        self.compact_ids += output.token_ids.tolist()
-        self.token_ids += output.token_ids.tolist()
-        self.logprobs += output.logprobs.tolist()
-        self.segments += segments
-        self.policy_version = output.policy_version
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """A finished turn and what it leads to."""
-
-    turn: Turn
-    actions: np.ndarray | None
-    """[K, A], or None when the turn holds no executable action."""
-    end: EndReason | None
-    """Why the trajectory ends here, if it does."""
 
 
 def derive_seed(*parts: int) -> int:
@@ -126,6 +38,8 @@ async def decide(
     num_calls = 0
     for generation in itertools.count():
         room = config.max_turn_tokens - len(context.token_ids)
+        if processor.is_parallel and context.ends_in(processor.vocabulary.mark_ids["<act>"]):
+            return await _act_at_once(decider, context, room, derive_seed(seed, generation), started)
         if room <= 0:
             break
         request = _request(decider, context, room, derive_seed(seed, generation))
@@ -135,6 +49,9 @@ async def decide(
         if last.kind is SegmentKind.THINK:
             context.add_output(output, segments)
             _open_act(decider, context)
+            continue
+        if last.kind is SegmentKind.ACT and processor.is_parallel:
+            context.add_output(output, segments)
             continue
         if last.kind is not SegmentKind.TOOL_CALL:
             context.add_output(output, segments)
@@ -155,39 +72,80 @@ async def decide(
     return _finish(context, started, end=EndReason.CONTEXT_FULL)
 
 
-def _start(decider: Decider, observation: Observation, carried_thought: str) -> _Context:
+def _start(decider: Decider, observation: Observation, carried_thought: str) -> Context:
     processor = decider.processor
     ids = list(processor.prompt_ids(observation.instruction, len(observation.images), carried_thought))
-    context = _Context(compact_ids=ids, images=list(observation.images))
+    context = Context(compact_ids=ids, images=list(observation.images))
     context.add_context(processor.expand(ids, context.images), SegmentKind.PROMPT, observation.instruction)
     if not decider.config.use_thought:
         _open_act(decider, context)
     return context
 
 
-def _open_act(decider: Decider, context: _Context) -> None:
+def _open_act(decider: Decider, context: Context) -> None:
     """Put `<act>` there in the policy's place, so that nothing but the action is left to it."""
-    mark = decider.processor.vocabulary.mark_ids["<act>"]
+    _put_mark(decider, context, "<act>")
+
+
+def _put_mark(decider: Decider, context: Context, name: str) -> None:
+    mark = decider.processor.vocabulary.mark_ids[name]
     context.compact_ids.append(mark)
     context.add_context(np.array([mark]), SegmentKind.PROMPT)
 
 
-def _request(decider: Decider, context: _Context, room: int, seed: int) -> SampleRequest:
+def _request(decider: Decider, context: Context, room: int, seed: int) -> SampleRequest:
     config, vocabulary = decider.config, decider.processor.vocabulary
-    num_action_tokens = int(np.prod(decider.processor.codec.chunk_shape)) + 2
     marks = vocabulary.mark_ids
+    num_last, end = decider.processor.num_action_tokens + 2, "</act>"
+    banned = () if config.use_zoom else (marks["<tool>"],)
+    if vocabulary.slot_id is not None:  # the policy decides to act, and the action is a request of its own
+        num_last, end, banned = 1, "<act>", (*banned, vocabulary.slot_id)
     return SampleRequest(
         prompt_ids=tuple(context.compact_ids),
         images=tuple(context.images),
-        stop_ids=(marks["</tool>" if config.use_zoom else "</think>"], marks["</act>"]),
-        max_tokens=min(room, config.max_think_tokens + 2 + max(MAX_CALL_TOKENS, num_action_tokens)),
+        stop_ids=(marks["</tool>" if config.use_zoom else "</think>"], marks[end]),
+        max_tokens=min(room, config.max_think_tokens + 2 + max(MAX_CALL_TOKENS, num_last)),
         temperature=config.temperature,
         seed=seed,
-        banned_ids=() if config.use_zoom else (marks["<tool>"],),
+        banned_ids=banned,
     )
 
 
-def _segments(decider: Decider, context: _Context, output: SampleOutput) -> list[Segment]:
+async def _act_at_once(decider: Decider, context: Context, room: int, seed: int, started: float) -> Decision:
+    """Draw the whole action chunk in one forward, behind an `<act>` that the policy chose or that we put there."""
+    config, vocabulary, num_actions = decider.config, decider.processor.vocabulary, decider.processor.num_action_tokens
+    assert vocabulary.slot_id is not None
+    last = context.segments[-1]
+    if num_actions + 1 > room:
+        if last.kind is SegmentKind.ACT:
+            context.segments[-1] = replace(last, kind=SegmentKind.MALFORMED, error="the turn has no room for an action")
+        return _finish(context, started, end=EndReason.CONTEXT_FULL)
+    request = SampleRequest(
+        prompt_ids=tuple(context.compact_ids),
+        images=tuple(context.images),
+        stop_ids=(),
+        max_tokens=num_actions,
+        temperature=config.temperature if config.action_temperature is None else config.action_temperature,
+        seed=seed,
+        num_actions=num_actions,
+        action_ids=vocabulary.action_ids,
+        slot_id=vocabulary.slot_id,
+    )
+    output = await decider.sampler.sample(request)
+    bins = vocabulary.bins(output.token_ids.tolist())
+    if bins is None or len(bins) != num_actions:
+        raise RuntimeError(f"the sampler answered {output.token_ids.tolist()} when asked for {num_actions} actions")
+    start = len(context.token_ids)
+    if last.kind is SegmentKind.ACT:  # the policy's own `<act>`
+        start = context.segments.pop().start
+    text = vocabulary.decode(output.token_ids.tolist())
+    end = len(context.token_ids) + num_actions
+    context.add_output(output, [Segment(kind=SegmentKind.ACT, start=start, end=end, text=text)])
+    _put_mark(decider, context, "</act>")
+    return _finish(context, started, actions=decider.processor.codec.decode(np.array(bins)))
+
+
+def _segments(decider: Decider, context: Context, output: SampleOutput) -> list[Segment]:
     """The spans of a generation as segments, at their place in the turn."""
     vocabulary, config = decider.processor.vocabulary, decider.config
     token_ids = output.token_ids.tolist()
@@ -211,9 +169,11 @@ def _segments(decider: Decider, context: _Context, output: SampleOutput) -> list
     return segments
 
 
-def _spans(decider: Decider, context: _Context, symbols: tuple[str | None, ...]) -> tuple[Span, ...]:
-    """The spans of a generation; an `<act>` that we open before it, or will behind it, is none of its tokens."""
-    if context.compact_ids[-1] == decider.processor.vocabulary.mark_ids["<act>"]:
+def _spans(decider: Decider, context: Context, symbols: tuple[str | None, ...]) -> tuple[Span, ...]:
+    """The spans of a generation; marks that we put before it, or will behind it, are none of its tokens."""
+    if decider.processor.is_parallel and symbols[-1] == "<act>":  # the actions come in an output of their own
+        return tuple(replace(s, end=min(s.end, len(symbols))) for s in parse((*symbols, "</act>")))
+    if context.ends_in(decider.processor.vocabulary.mark_ids["<act>"]):
         return tuple(replace(s, start=max(s.start - 1, 0), end=s.end - 1) for s in parse(("<act>", *symbols)))
     if decider.config.use_zoom or symbols[-1] != "</think>":
         return parse(symbols)
@@ -229,7 +189,7 @@ def _text(decider: Decider, token_ids: list[int], span: Span) -> str:
     return decider.processor.vocabulary.decode(ids)
 
 
-def _add_result(processor: PolicyProcessor, context: _Context, result: np.ndarray | str) -> None:
+def _add_result(processor: PolicyProcessor, context: Context, result: np.ndarray | str) -> None:
     is_image = not isinstance(result, str)
     ids = processor.result_ids(image=is_image, text="" if is_image else result)
     new_images = [result] if is_image else []
@@ -238,7 +198,7 @@ def _add_result(processor: PolicyProcessor, context: _Context, result: np.ndarra
     context.add_context(processor.expand(ids, new_images), SegmentKind.TOOL_RESULT, "" if is_image else result)
 
 
-def _act(decider: Decider, context: _Context, last: Segment, started: float) -> Decision:
+def _act(decider: Decider, context: Context, last: Segment, started: float) -> Decision:
     if last.kind is SegmentKind.MALFORMED:
         is_full = len(context.token_ids) >= decider.config.max_turn_tokens
         return _finish(context, started, end=EndReason.CONTEXT_FULL if is_full else EndReason.MALFORMED)
@@ -254,7 +214,7 @@ def _act(decider: Decider, context: _Context, last: Segment, started: float) -> 
 
 
 def _finish(
-    context: _Context, started: float, *, actions: np.ndarray | None = None, end: EndReason | None = None
+    context: Context, started: float, *, actions: np.ndarray | None = None, end: EndReason | None = None
 ) -> Decision:
     turn = Turn(
         token_ids=np.array(context.token_ids, np.int32),

@@ -88,7 +88,7 @@ def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[st
         ]
     env.close()
     is_complete = len(tasks) == num_states
-    said: dict[str, Any] = {"is_official": cfg.split == "official" and is_complete and cfg.episode.temperature == 0}
+    said: dict[str, Any] = {"is_official": cfg.split == "official" and is_complete and cfg.episode.is_greedy}
     # Optional: only of envs that inherit from `rlvla_envs.VLAEnv`, and of few of those.
     if note := getattr(env, "split_notes", {}).get(cfg.split):
         said["split_note"] = note
@@ -122,7 +122,8 @@ def _protocol(cfg: EvaluateConfig, tasks: Sequence[str], said: Mapping[str, Any]
         "env_kwargs": to_dict(cfg.env)["kwargs"],
         "tasks": list(tasks),
         "trials_per_task": cfg.num_trials,
-        "decoding": "greedy" if cfg.episode.temperature == 0 else f"sampled at {cfg.episode.temperature}",
+        "decoding": "greedy" if cfg.episode.is_greedy else f"sampled at {cfg.episode.temperature}",
+        "action_temperature": cfg.episode.action_temperature,
         "use_zoom": cfg.episode.use_zoom,
         "use_thought": cfg.episode.use_thought,
         "max_tool_calls": cfg.episode.max_tool_calls,

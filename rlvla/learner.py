@@ -15,6 +15,7 @@ import torch
 from rlvla import collate, loss, policy
 from rlvla.collate import Batch, Row
 from rlvla.config import LearnerConfig, LossConfig
+from rlvla.hybrid_mask import check_hybrid
 from rlvla.learner_engine import DTYPES, Engine, join
 from rlvla.prompt import PolicyProcessor
 from rlvla.types import Group, SegmentKind
@@ -55,6 +56,7 @@ class Learner:
         cfg: optimisation.
         loss_cfg: objective.
         temperature: that the tokens were sampled at.
+        action_temperature: likewise of actions that were decoded in parallel; None: the same.
         total_steps: optimizer steps of the whole run, for the schedule.
         minibatch_trajectories: trajectories per optimizer step.
         num_epochs: passes over the trajectories of a step.
@@ -72,6 +74,7 @@ class Learner:
         loss_cfg: LossConfig,
         *,
         temperature: float,
+        action_temperature: float | None = None,
         total_steps: int,
         minibatch_trajectories: int,
         num_epochs: int,
@@ -82,7 +85,8 @@ class Learner:
         master: str = "127.0.0.1:29500",
     ) -> None:
         self._cfg, self._loss_cfg = cfg, loss_cfg
-        self._temperature, self._total_steps, self._seed = temperature, total_steps, seed
+        self._temperatures = {"temperature": temperature, "action_temperature": action_temperature}
+        self._total_steps, self._seed = total_steps, seed
         self._minibatch_trajectories, self._num_epochs = minibatch_trajectories, num_epochs
         self._mask_context_full = mask_context_full
         self._rank, self._world = rank, world
@@ -92,6 +96,8 @@ class Learner:
         torch.manual_seed(seed)
         model = policy.load_model(model_path, DTYPES[cfg.dtype], cfg.lora, cfg.gradient_checkpointing)
         self._engine = Engine(model, cfg, self._device)
+        if self._processor.is_parallel:
+            check_hybrid(self._engine.model, self._processor)
         self._reference = self._load_reference(model_path)
         self._num_steps = 0
         self._num_updates = 0
@@ -161,7 +167,7 @@ class Learner:
 
     def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         """What the model's forward takes, on the device."""
-        inputs = self._processor.forward_inputs(batch.input_ids, batch.attention_mask)
+        inputs = self._processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
         inputs |= self._processor.pixel_inputs(batch.images)
         dtype = DTYPES[self._cfg.dtype]
         return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
@@ -169,7 +175,7 @@ class Learner:
     @torch.no_grad()
     def _scored(self, batch: Batch, inputs: dict[str, torch.Tensor], *, with_old: bool) -> Batch:
         """The batch with the reference's logprobs, and with the policy's own of before the first update."""
-        options = {"first": batch.first, "temperature": self._temperature}
+        options: dict[str, Any] = {"first": batch.first, **self._temperatures}
         if self._reference is not None:
             batch = replace(batch, ref_logprobs=policy.token_logprobs(self._reference, inputs, **options)[0])
         elif self._loss_cfg.kl_coef != 0:
@@ -204,7 +210,7 @@ class Learner:
             self._engine.model,
             inputs,
             first=batch.first,
-            temperature=self._temperature,
+            **self._temperatures,
             with_entropy=True,
             entropy_grad=self._loss_cfg.entropy_coef != 0,
         )

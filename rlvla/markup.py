@@ -16,6 +16,9 @@ from rlvla.types import Box, SegmentKind
 
 MARKS = ("<think>", "</think>", "<tool>", "</tool>", "<result>", "</result>", "<act>", "</act>")
 """Each is one token of the vocabulary."""
+SLOT = "<slot>"
+"""The token that stands for every action token in the input of a policy that decodes actions in parallel. It is read
+and never written, hence no mark."""
 
 _OPENERS = {"<think>": SegmentKind.THINK, "<tool>": SegmentKind.TOOL_CALL, "<act>": SegmentKind.ACT}
 _CLOSERS = {"<think>": "</think>", "<tool>": "</tool>", "<act>": "</act>"}
@@ -175,6 +178,8 @@ class Vocabulary:
     """Text -> ids, no special tokens added."""
     decode: Callable[[Sequence[int]], str]
     """Ids -> text, special tokens kept."""
+    slot_id: int | None = None
+    """Of `SLOT`; None where actions are decoded autoregressively."""
 
     def symbols(self, token_ids: Sequence[int]) -> tuple[str | None, ...]:
         """Each token's mark or None, the input of `parse`."""

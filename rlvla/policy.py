@@ -12,7 +12,9 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 from transformers.core_model_loading import revert_weight_conversion
 
+from rlvla.action_slots import is_slot
 from rlvla.config import LoraConfig
+from rlvla.hybrid_mask import hybrid_inputs
 from rlvla.prompt import PolicyProcessor
 
 IMAGE_TOKEN_BIAS = -100.0
@@ -77,16 +79,21 @@ def token_logprobs(
     *,
     first: int = 1,
     temperature: float = 1.0,
+    action_temperature: float | None = None,
     with_entropy: bool = False,
     entropy_grad: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probability of every token given those before it, at the temperature it was sampled at.
 
+    Of a policy that decodes actions in parallel an action token's is given the text before its block alone, and under
+    a softmax over the action bins (OpenVLA-OFT, arXiv 2502.19645; SimpleVLA-RL, arXiv 2509.09674, likewise slices).
+
     Args:
         model: possibly wrapped by peft, DeepSpeed or DDP.
-        inputs: forward inputs; `input_ids` is [B, L], padded on the right.
+        inputs: from `PolicyProcessor.forward_inputs`, and the pixels; `input_ids` is [B, L], padded on the right.
         first: first column to score, at least 1; the columns before cost no logits.
         temperature: logits are divided by it; the sampler's, or 1 for greedy.
+        action_temperature: likewise of actions that are decoded in parallel; None: the same.
         with_entropy: also compute the entropy, in nats.
         entropy_grad: with its gradient, which keeps another copy of the logits.
 
@@ -98,28 +105,63 @@ def token_logprobs(
     length = input_ids.shape[1]
     if not 1 <= first < length:
         raise ValueError(f"first is {first}: rows of {length} tokens can be scored from 1 to {length - 1}")
+    logits, targets = next_logits(model, inputs, first=first), input_ids[:, first:]
+    keep_graph = entropy_grad and torch.is_grad_enabled()
+    scored, entropy = _score(logits, targets, temperature, with_entropy, keep_graph)
+    if "block_ids" in inputs:
+        is_action, action_ids = is_slot(inputs["block_ids"])[:, first:], inputs["action_ids"]
+        bins = (targets[is_action][:, None] == action_ids).int().argmax(-1)
+        temperature = temperature if action_temperature is None else action_temperature
+        actions = _score(logits[is_action][:, action_ids], bins, temperature, with_entropy, keep_graph)
+        scored = scored.masked_scatter(is_action, actions[0])
+        entropy = entropy.masked_scatter(is_action, actions[1])
+    return nn.functional.pad(scored, (first, 0)), nn.functional.pad(entropy, (first, 0)) if with_entropy else None
+
+
+def next_logits(model: Any, inputs: Mapping[str, torch.Tensor], *, first: int = 1) -> torch.Tensor:
+    """Logits [B, L - first, vocabulary] float32 of the tokens from column `first` on; see `token_logprobs`.
+
+    No token that the policy must not say is likely in them. Where actions are decoded in parallel those of each action
+    token depend on no other one.
+    """
+    never = list(placeholder_ids(unwrap(model).config))
+    if "block_ids" in inputs:
+        never.append(int(inputs["slot_id"]))
+    fed = hybrid_inputs(model, inputs) if "block_ids" in inputs else inputs
     # Logits at t - 1 score token t: those at first-1 .. L-2 are needed, the last one scores nothing.
-    logits = model(**inputs, logits_to_keep=length - first + 1, use_cache=False).logits[:, :-1].float()
-    logits[..., list(placeholder_ids(unwrap(model).config))] += IMAGE_TOKEN_BIAS
+    keep = inputs["input_ids"].shape[1] - first + 1
+    logits = model(**fed, logits_to_keep=keep, use_cache=False).logits[:, :-1].float()
+    logits[..., never] += IMAGE_TOKEN_BIAS
+    return logits
+
+
+def _score(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float, with_entropy: bool, entropy_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [..., C] and targets [...] among C -> their logprobs [...], and the entropy [...], 0 if not wanted."""
     if temperature != 1.0:
         logits = logits / temperature
     log_normaliser = logits.logsumexp(-1)
-    scored = logits.gather(-1, input_ids[:, first:, None])[..., 0] - log_normaliser
-    logprobs = nn.functional.pad(scored, (first, 0))
+    logprobs = logits.gather(-1, targets[..., None])[..., 0] - log_normaliser
     if not with_entropy:
-        return logprobs, None
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropy = log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
-    return logprobs, nn.functional.pad(entropy, (first, 0))
+        return logprobs, torch.zeros_like(logprobs)
+    with torch.set_grad_enabled(entropy_grad):
+        return logprobs, log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
 
 
 @torch.no_grad()
 def reference_logprobs(
-    model: Any, inputs: Mapping[str, torch.Tensor], *, first: int = 1, temperature: float = 1.0
+    model: Any,
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    first: int = 1,
+    temperature: float = 1.0,
+    action_temperature: float | None = None,
 ) -> torch.Tensor:
     """`token_logprobs` [B, L] of the weights that a LoRA policy started from: the adapter is off meanwhile."""
+    options: dict[str, Any] = {"temperature": temperature, "action_temperature": action_temperature}
     with adapter_off(model):
-        return token_logprobs(model, inputs, first=first, temperature=temperature)[0]
+        return token_logprobs(model, inputs, first=first, **options)[0]
 
 
 @contextlib.contextmanager

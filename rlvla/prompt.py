@@ -12,17 +12,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from rlvla.action_slots import parallel_inputs
 from rlvla.actions import QuantileCodec
-from rlvla.markup import MARKS, Vocabulary
+from rlvla.markup import MARKS, SLOT, Vocabulary
 
 if TYPE_CHECKING:
     import torch
 
+ActionDecoding = Literal["parallel", "autoregressive"]
 POLICY_FILE = "rlvla_policy.json"
 """Beside the Hugging Face files of a checkpoint: what they do not say about the policy."""
 
@@ -82,14 +84,21 @@ class PolicyProcessor:
     vocabulary: Vocabulary
     trained_suites: tuple[str, ...] = ()
     """Suites on whose train initial states this policy has learned."""
+    action_decoding: ActionDecoding = "autoregressive"
+    """See `rlvla.config.SFTConfig`."""
     _expansions: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
     """(H, W) -> the ids that a placeholder becomes."""
 
     @classmethod
     def create(
-        cls, hf_processor: Any, codec: QuantileCodec, carry_thought: bool, trained_suites: Iterable[str] = ()
+        cls,
+        hf_processor: Any,
+        codec: QuantileCodec,
+        carry_thought: bool,
+        trained_suites: Iterable[str] = (),
+        action_decoding: ActionDecoding = "autoregressive",
     ) -> PolicyProcessor:
-        """Wrap a processor whose tokenizer knows the marks and the action tokens.
+        """Wrap a processor whose tokenizer knows the marks, the action tokens and, for `parallel`, the slot.
 
         Raises:
             ValueError: the model family is not supported, or a token is missing; the message names it.
@@ -98,13 +107,15 @@ class PolicyProcessor:
         if name not in IMAGE_FORMATS:
             raise ValueError(f"{name} is not supported; supported are {', '.join(IMAGE_FORMATS)}")
         image_format = IMAGE_FORMATS[name]
+        has_slot = action_decoding == "parallel"
         return cls(
             hf_processor=hf_processor,
             codec=codec,
             carry_thought=carry_thought,
             image_format=image_format,
-            vocabulary=_vocabulary(hf_processor.tokenizer, image_format, codec.num_bins),
+            vocabulary=_vocabulary(hf_processor.tokenizer, image_format, codec.num_bins, has_slot),
             trained_suites=tuple(sorted(set(trained_suites))),
+            action_decoding=action_decoding,
         )
 
     @classmethod
@@ -123,7 +134,11 @@ class PolicyProcessor:
         settings = json.loads(file.read_text())
         codec = QuantileCodec.from_dict(settings["codec"])
         return cls.create(
-            AutoProcessor.from_pretrained(path), codec, settings["carry_thought"], settings.get("trained_suites", ())
+            AutoProcessor.from_pretrained(path),
+            codec,
+            settings["carry_thought"],
+            settings.get("trained_suites", ()),
+            settings.get("action_decoding", "autoregressive"),
         )
 
     def save(self, path: Path | str) -> None:
@@ -133,6 +148,7 @@ class PolicyProcessor:
             "codec": self.codec.to_dict(),
             "carry_thought": self.carry_thought,
             "trained_suites": list(self.trained_suites),
+            "action_decoding": self.action_decoding,
         }
         (Path(path) / POLICY_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -204,11 +220,36 @@ class PolicyProcessor:
         batch = flat if self.image_format.is_flat else rows
         return dict(self.hf_processor.image_processor(images=batch, return_tensors="pt"))
 
-    def forward_inputs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Everything but the pixels: `input_ids` and `attention_mask` [B, L], and what the family derives from them."""
+    @property
+    def is_parallel(self) -> bool:
+        """Whether the action tokens of a chunk are decoded in one forward."""
+        return self.vocabulary.slot_id is not None
+
+    @property
+    def num_action_tokens(self) -> int:
+        """K * A, of one chunk."""
+        chunk_length, num_dims = self.codec.chunk_shape
+        return chunk_length * num_dims
+
+    def forward_inputs(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, is_act: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Everything but the pixels that scoring tokens takes.
+
+        Args:
+            input_ids: [B, L], image placeholders expanded.
+            attention_mask: [B, L], 0 on padding.
+            is_act: [B, L] bool, True on ACT segments; a policy that decodes actions in parallel needs it.
+
+        Returns:
+            `input_ids`, `attention_mask` and what the family derives from them; of a parallel policy also what
+            `rlvla.action_slots.parallel_inputs` does, which `rlvla.policy.token_logprobs` reads.
+        """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.image_format.is_flat:  # Qwen-VL lays its 3-D rotary positions out by these
             inputs["mm_token_type_ids"] = (input_ids == self.vocabulary.placeholder_id).int()
+        if self.is_parallel:
+            inputs |= parallel_inputs(self.vocabulary, input_ids, is_act)
         return inputs
 
     def _expansion(self, image: np.ndarray) -> tuple[int, ...]:
@@ -237,7 +278,7 @@ class PolicyProcessor:
         return self._added_tokens.sub(" ", text)
 
 
-def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int) -> Vocabulary:
+def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int, has_slot: bool) -> Vocabulary:
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
@@ -247,7 +288,8 @@ def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int) -> Voc
     def single(token: str) -> int:
         ids = encode(token)
         if len(ids) != 1:
-            raise ValueError(f"the tokenizer has no token {token!r}; add it with rlvla.prompt.extend_vocabulary")
+            adder = "rlvla.action_slots.add_slot" if token == SLOT else "rlvla.prompt.extend_vocabulary"
+            raise ValueError(f"the tokenizer has no token {token!r}; add it with {adder}")
         return ids[0]
 
     return Vocabulary(
@@ -255,6 +297,7 @@ def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int) -> Voc
         action_ids=tuple(single(token) for token in action_tokens(num_bins)),
         image_ids=tuple(encode(image_format.text)),
         placeholder_id=single(image_format.placeholder),
+        slot_id=single(SLOT) if has_slot else None,
         encode=encode,
         decode=decode,
     )

@@ -27,13 +27,14 @@ class SampleRequest:
     seed: int
     banned_ids: tuple[int, ...] = ()
     """Ids that must not be sampled (a disabled tool)."""
-    action_ids: tuple[int, ...] = ()
-    """Bin -> token id, of the actions of a block."""
     num_actions: int = 0
-    """Draw a block of so many actions at once, by parallel decoding: `prompt_ids` then ends in `<act>`, the output is
-    the actions alone, and `stop_ids`, `max_tokens` and `banned_ids` mean nothing. 0: sample token by token."""
+    """Above 0 the context ends in `<act>`, and as many action tokens are drawn behind it, independently of each other,
+    in one forward: the network is fed slots, which together with the `<act>` see each other (OpenVLA-OFT's parallel
+    decoding, arXiv 2502.19645)."""
+    action_ids: tuple[int, ...] = ()
+    """Bin -> token id: what an action token is drawn from; the softmax is over these alone."""
     slot_id: int = 0
-    """Id of `<slot>`, which the network is fed in the place of every action of a block."""
+    """The id that is fed in the place of each action token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class SampleOutput:
     """The continuation, token for token."""
 
     context_ids: np.ndarray
-    """[C] int32, `prompt_ids` with each placeholder expanded to the model's image tokens; no slots."""
+    """[C] int32, `prompt_ids` with each placeholder expanded to the model's image tokens; slots are none of them."""
     token_ids: np.ndarray
     """[T] int32, sampled, the stop token included."""
     logprobs: np.ndarray

@@ -23,6 +23,7 @@ from rlvla.collate import Row, to_batch, to_row
 from rlvla.config import EpisodeConfig, EvaluateConfig, SFTConfig, write_resolved
 from rlvla.dataset import DemonstrationSet
 from rlvla.evaluation import evaluate
+from rlvla.hybrid_mask import check_hybrid
 from rlvla.learner import learning_rate
 from rlvla.learner_engine import deepspeed_config, skip_compilation  # names the CPU to DeepSpeed, before it is imported
 from rlvla.loss import sft_token_loss
@@ -59,6 +60,8 @@ class SFTTrainer:
             optimizer, lambda step: learning_rate(learner, step, cfg.num_steps) / learner.lr
         )
         self.model, _ = self.accelerator.prepare(model.train(), optimizer)
+        if processor.is_parallel:
+            check_hybrid(self.model, processor)
         self._scheduler = scheduler
         self.accelerator.register_for_checkpointing(scheduler)
 
@@ -115,7 +118,7 @@ class SFTTrainer:
         batch = to_batch(rows, self.processor.hf_processor.tokenizer.pad_token_id).to(self.accelerator.device)
         pixels = self.processor.pixel_inputs(batch.images)
         inputs = {
-            **self.processor.forward_inputs(batch.input_ids, batch.attention_mask),
+            **self.processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act),
             **{name: tensor.to(self.accelerator.device) for name, tensor in pixels.items()},
         }
         logprobs, _ = token_logprobs(self.model, inputs, first=batch.first)

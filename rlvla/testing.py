@@ -95,11 +95,18 @@ class ScriptedSampler:
     """In order of arrival."""
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
-        """Answer with the next token list; raises IndexError when there is none left."""
+        """Answer with the next token list.
+
+        Raises:
+            IndexError: there is none left.
+            ValueError: actions were asked for, and it holds others or too few.
+        """
         if len(self.requests) == len(self.script):
             raise IndexError(f"the script has {len(self.script)} answers, and another was asked for")
         answer = list(self.script[len(self.requests)])[: request.max_tokens]
         self.requests.append(request)
+        if request.num_actions and (len(answer) != request.num_actions or not {*answer} <= {*request.action_ids}):
+            raise ValueError(f"asked for {request.num_actions} action tokens, the script answers {answer}")
         stop = next((i + 1 for i, id_ in enumerate(answer) if id_ in request.stop_ids), len(answer))
         return SampleOutput(
             context_ids=self.expand(request.prompt_ids, request.images),

@@ -145,7 +145,7 @@ class PaddedLearner:
 
     @torch.no_grad()
     def _score(self, batch: Batch, with_old: bool) -> Scored:
-        inputs = self._processor.forward_inputs(batch.input_ids, batch.attention_mask)
+        inputs = self._processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
         inputs |= self._processor.pixel_inputs(batch.images)
         inputs = {n: t.to(self._device, self._dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
         if self._reference is not None:
@@ -155,8 +155,9 @@ class PaddedLearner:
         return batch.to(self._device), inputs
 
     def _logprobs(self, model: torch.nn.Module, batch: Batch, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        temperature = self._cfg.episode.temperature
-        return policy.token_logprobs(model, inputs, first=batch.first, temperature=temperature)[0]
+        episode = self._cfg.episode
+        temperatures = {"temperature": episode.temperature, "action_temperature": episode.action_temperature}
+        return policy.token_logprobs(model, inputs, first=batch.first, **temperatures)[0]
 
     def _update(self, batches: Sequence[Scored]) -> None:
         """One optimizer step."""

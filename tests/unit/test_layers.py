@@ -11,12 +11,16 @@ LAYERS = [
     ["types", "config"],
     [
         *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "files", "storage", "prompt"),
+        "action_slots",
         *("dataset", "dataset_rows", "running_stats", "demonstrations", "read_hdf5", "read_lerobot", "read_video"),
         *("html_page", "html_picture", "svg_chart"),
     ],
     ["models", "vllm_plugin"],
     ["advantage", "loss", "collate"],
-    ["policy", "tiny_vlm", "sampler", "sampler_engine", "episode", "cold_start", "testing"],
+    [
+        *("hybrid_mask", "policy", "tiny_vlm", "sampler", "sampler_engine", "hf_sampler", "env_thread", "turn_context"),
+        *("episode", "cold_start", "testing"),
+    ],
     ["rollout", "learner_engine", "learner"],
     ["weight_sync", "cluster", "annotation"],
     ["run", "evaluation", "sft"],

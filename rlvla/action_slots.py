@@ -1,0 +1,72 @@
+"""Slots: what a policy that decodes a chunk's action tokens in parallel reads in their place (arXiv 2502.19645).
+
+The network never reads an action token: in the place of each it reads one learned slot, so that all of a chunk's
+actions come out of one forward. The logits at a position score the token behind it, as ever: those at `<act>` score the
+first action, those at the last slot nothing. B rows, L tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlvla.markup import SLOT, Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+
+def add_slot(model: Any, hf_processor: Any) -> None:
+    """Add the slot token to a policy that has none; its embedding starts at zero, which is all that OpenVLA-OFT reads.
+
+    Args:
+        model: Hugging Face VLM; changed in place. An untied output row of the slot is never used.
+        hf_processor: its processor; the tokenizer is changed in place.
+    """
+    tokenizer = hf_processor.tokenizer
+    if SLOT in tokenizer.get_vocab():
+        return
+    tokenizer.add_tokens([SLOT], special_tokens=True)
+    slot_id = tokenizer.convert_tokens_to_ids(SLOT)
+    # Many checkpoints have more rows than tokens already; never shrink them.
+    rows = max(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model.get_input_embeddings().weight.data[slot_id] = 0.0
+
+
+def parallel_inputs(
+    vocabulary: Vocabulary, input_ids: torch.Tensor, is_act: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """What `rlvla.policy.token_logprobs` needs beside a causal policy's inputs; the model sees none of it.
+
+    Args:
+        vocabulary: with a slot.
+        input_ids: [B, L], real action tokens in it.
+        is_act: [B, L] bool, True on ACT segments, which hold action tokens and, unless it was injected, the `<act>`.
+
+    Returns:
+        `block_ids` [B, L] int64, 0 where attention is causal, equal numbers where it is mutual: on an `<act>` and the
+        actions behind it; `action_ids` [bins]; `slot_id` [].
+
+    Raises:
+        ValueError: `is_act` is missing, or a token in it is neither `<act>` nor an action.
+    """
+    if is_act is None:
+        raise ValueError("this policy decodes actions in parallel: its forward inputs need is_act")
+    action_ids = input_ids.new_tensor(vocabulary.action_ids)
+    is_action = is_act & (input_ids != vocabulary.mark_ids["<act>"])
+    if not (input_ids[is_action][:, None] == action_ids).any(1).all():
+        raise ValueError("an ACT segment of a policy that decodes actions in parallel holds a token that is no action")
+    is_block = is_action.clone()
+    is_block[:, :-1] |= is_action[:, 1:]  # the `<act>` before them, in an ACT segment or, injected, in a PROMPT one
+    is_first = is_block.clone()
+    is_first[:, 1:] &= ~is_block[:, :-1]
+    block_ids = is_first.long().cumsum(1) * is_block
+    return {"block_ids": block_ids, "action_ids": action_ids, "slot_id": input_ids.new_tensor(vocabulary.slot_id)}
+
+
+def is_slot(block_ids: torch.Tensor) -> torch.Tensor:
+    """[B, L] bool: the action tokens, all of a block but its first token, the `<act>`."""
+    slots = block_ids != 0
+    slots[:, 1:] &= block_ids[:, 1:] == block_ids[:, :-1]
+    slots[:, 0] = False
+    return slots

@@ -1,0 +1,44 @@
+"""An env and the thread that drives it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from rlvla.protocols import Env
+
+T = TypeVar("T")
+
+
+class EnvCrashError(Exception):
+    """The simulator raised; the trajectory ends as ENV_ERROR."""
+
+
+class EnvThread:
+    """An env and the one thread that drives it, since a GL context belongs to a thread; others run meanwhile."""
+
+    def __init__(self, make_env: Callable[[], Env]) -> None:
+        self._make_env = make_env
+        self._env: Env | None = None
+        self._executor = ThreadPoolExecutor(max_workers=1)
+
+    async def call(self, function: Callable[[Env], T]) -> T:
+        """Run `function(env)` in the env's thread; raises EnvCrashError, after which the next call makes a new env."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, function)
+
+    def _run(self, function: Callable[[Env], T]) -> T:
+        try:
+            if self._env is None:
+                self._env = self._make_env()
+            return function(self._env)
+        except Exception as error:  # the one intended catch: whatever a simulator raises
+            self._env = None
+            raise EnvCrashError(f"{type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Close the env in its thread and end the thread."""
+        if self._env is not None:
+            self._executor.submit(self._env.close).result()
+        self._executor.shutdown()

@@ -1,0 +1,146 @@
+"""The policy behind the Sampler protocol with transformers alone: one request after another, no batching.
+
+Simple rather than fast: what parity tests compare with, and the way out where vLLM cannot decode actions in parallel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from rlvla import policy
+from rlvla.hybrid_mask import check_hybrid
+from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import SampleOutput, SampleRequest
+
+
+class TransformersSampler:
+    """A `protocols.Sampler`; thread-safe.
+
+    Text is generated token by token, each drawn from softmax(logits / temperature); actions are drawn from one forward
+    with the learner's own inputs and mask. Probabilities are those that `rlvla.policy.token_logprobs` gives.
+
+    Args:
+        model: checkpoint folder.
+        dtype: of weights and activations.
+        device: to run on; None: a GPU if there is one.
+
+    Raises:
+        HybridAttentionError: see `rlvla.hybrid_mask.check_hybrid`.
+    """
+
+    def __init__(
+        self, model: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> None:
+        self._processor = PolicyProcessor.load(model)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._model = policy.load_model(model, dtype).to(self._device).eval()
+        self._policy_version = 0
+        self._lock = threading.Lock()
+        if self._processor.is_parallel:
+            check_hybrid(self._model, self._processor)
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        """Continue one context; see `protocols.Sampler`.
+
+        Raises:
+            ValueError: placeholders and images differ in number; or actions are asked for behind another token than
+                `<act>`, or of a policy that decodes them like text.
+        """
+        return await asyncio.to_thread(self._sample, request)
+
+    def load_weights(self, weights: Mapping[str, np.ndarray], policy_version: int) -> None:
+        """Replace the weights between two requests.
+
+        Args:
+            weights: {name in the Hugging Face checkpoint: array}, all of them; see `rlvla.policy.named_weights`.
+            policy_version: put on every output from now on.
+        """
+        state = {name: torch.tensor(array) for name, array in weights.items()}
+        with self._lock:
+            old = self._model
+            new = type(old).from_pretrained(None, config=old.config, state_dict=state, dtype=old.dtype)
+            self._model = new.to(self._device).eval()
+            self._policy_version = policy_version
+
+    def close(self) -> None:
+        """Nothing runs that would have to end; here for those who hold any sampler."""
+
+    @torch.no_grad()
+    def _sample(self, request: SampleRequest) -> SampleOutput:
+        context = self._processor.expand(request.prompt_ids, request.images)
+        with self._lock:
+            generator = torch.Generator(self._device).manual_seed(request.seed)
+            draw = self._actions if request.num_actions else self._text
+            ids, logprobs = draw(request, context, generator)
+            version = self._policy_version
+        return SampleOutput(
+            context_ids=context,
+            token_ids=np.array(ids, np.int32),
+            logprobs=np.array(logprobs, np.float32),
+            policy_version=version,
+        )
+
+    def _inputs(self, ids: np.ndarray, request: SampleRequest, num_actions: int) -> dict[str, torch.Tensor]:
+        """Forward inputs of one row, whose last tokens are actions."""
+        input_ids = torch.from_numpy(ids).long()[None]
+        is_act = torch.arange(len(ids))[None] >= len(ids) - num_actions
+        inputs = self._processor.forward_inputs(input_ids, torch.ones_like(input_ids), is_act)
+        inputs |= self._processor.pixel_inputs([request.images])
+        dtype = self._model.dtype
+        return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
+
+    def _text(
+        self, request: SampleRequest, context: np.ndarray, generator: torch.Generator
+    ) -> tuple[list[int], list[float]]:
+        """Token by token, until a stop id or the limit."""
+        slot_id = self._processor.vocabulary.slot_id
+        never = [*policy.placeholder_ids(self._model.config), *request.banned_ids]
+        if slot_id is not None:
+            never.append(slot_id)
+        fed: dict[str, Any] = self._inputs(context, request, num_actions=0)
+        for name in ("block_ids", "action_ids", "slot_id"):
+            fed.pop(name, None)
+        fed["past_key_values"] = DynamicCache(config=self._model.config.get_text_config())
+        ids: list[int] = []
+        logprobs: list[float] = []
+        while len(ids) < request.max_tokens:
+            logits = self._model(**fed, use_cache=True, logits_to_keep=1).logits[0].float()
+            logits[:, never] += policy.IMAGE_TOKEN_BIAS
+            token, logprob = _draw(logits, request.temperature, generator)
+            ids.append(int(token))
+            logprobs.append(float(logprob))
+            if ids[-1] in request.stop_ids:
+                break
+            fed = {"input_ids": token[None], "past_key_values": fed["past_key_values"]}
+        return ids, logprobs
+
+    def _actions(
+        self, request: SampleRequest, context: np.ndarray, generator: torch.Generator
+    ) -> tuple[list[int], list[float]]:
+        """All of them from one forward, independently of each other."""
+        vocabulary = self._processor.vocabulary
+        if context[-1] != vocabulary.mark_ids["<act>"] or request.slot_id != vocabulary.slot_id:
+            raise ValueError("actions are drawn behind an <act>, by a policy that decodes them in parallel")
+        any_actions = np.full(request.num_actions, request.action_ids[0], np.int32)  # slots are fed in their place
+        inputs = self._inputs(np.concatenate([context, any_actions]), request, request.num_actions)
+        logits = policy.next_logits(self._model, inputs, first=len(context))[0]
+        bins, logprobs = _draw(logits[:, list(request.action_ids)], request.temperature, generator)
+        return [request.action_ids[int(bin_)] for bin_ in bins], logprobs.tolist()
+
+
+def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """One class of each row of logits [T, C] and its logprob, [T] each; 0 is greedy, with logprobs at 1."""
+    logprobs = torch.log_softmax(logits / (temperature or 1.0), -1)
+    if temperature == 0:
+        drawn = logprobs.argmax(-1, keepdim=True)
+    else:
+        drawn = torch.multinomial(logprobs.exp(), 1, generator=generator)
+    return drawn[:, 0], logprobs.gather(-1, drawn)[:, 0]

@@ -1,0 +1,128 @@
+"""Tiny policies that decode actions in parallel, of every architecture, and turns for them to score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlvla import policy, prompt
+from rlvla.action_slots import add_slot
+from rlvla.actions import QuantileCodec
+from rlvla.markup import print_think, print_zoom
+from rlvla.models.openvla import register
+from rlvla.models.openvla.checkpoint import load_checkpoint, load_processor
+from rlvla.prompt import PolicyProcessor
+from rlvla.testing import make_turn
+from rlvla.types import SegmentKind, Turn
+from tests import openvla_checkpoints as published
+from tests import tiny_checkpoints
+
+ARCHITECTURES = (*tiny_checkpoints.ARCHITECTURES, "openvla")
+NUM_BINS = 8
+CHUNK_LENGTH = 3
+NUM_ACTIONS = 6
+INSTRUCTION = "press the red pad"
+ZOOM = print_zoom(0, (100, 250, 300, 450))
+THOUGHT = print_think("the pad at 200, 350 is red")
+CORPUS = [INSTRUCTION, THOUGHT + ZOOM, print_think("it is red. press it")]
+TEMPERATURES = {"temperature": 1.3, "action_temperature": 0.6}
+"""At which `oracle` scores."""
+SIZES = {"hidden_size": 64, "num_layers": 2, "vision_layers": 1}
+
+prompt.IMAGE_FORMATS.setdefault(
+    "PrismaticProcessor", prompt.ImageFormat(text="<image>", placeholder="<image>", is_flat=False)
+)
+
+
+def build(architecture: str, folder: Path) -> tuple[Any, PolicyProcessor]:
+    """A model with random weights, the slot's included, in float32; `folder` is for OpenVLA's files."""
+    codec = QuantileCodec(low=(-1.0, 0.0), high=(1.0, 2.0), num_bins=NUM_BINS, chunk_length=CHUNK_LENGTH)
+    if architecture == "openvla":
+        register()
+        published.write_published(folder)
+        model, hf_processor = load_checkpoint(folder), load_processor(folder)
+        prompt.extend_vocabulary(model, hf_processor, NUM_BINS)
+    else:
+        model, hf_processor = tiny_checkpoints.build(architecture, CORPUS, NUM_BINS, **SIZES)
+    add_slot(model, hf_processor)
+    processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, action_decoding="parallel")
+    assert processor.vocabulary.slot_id is not None
+    embeddings = model.get_input_embeddings().weight
+    with torch.no_grad():  # a slot of zeros would hide one that is fed in the wrong place
+        noise = torch.randn(embeddings.shape[1], generator=torch.Generator().manual_seed(0))
+        embeddings[processor.vocabulary.slot_id] = noise * embeddings.std()
+    return model.eval(), processor
+
+
+def save(architecture: str, path: Path) -> Path:
+    """Write such a policy as a checkpoint."""
+    model, processor = build(architecture, path / "published")
+    policy.save_policy(model, processor, path / "policy")
+    return path / "policy"
+
+
+def image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+def turn(
+    processor: PolicyProcessor, *, num_zooms: int = 1, seed: int = 0, thought: str = THOUGHT, is_open: bool = False
+) -> Turn:
+    """(Thought, zoom, crop)*, thought, `<act>`, random actions, `</act>`; `is_open`: the `<act>` was injected."""
+    vocabulary = processor.vocabulary
+    images = [image(seed + i) for i in range(1 + num_zooms)]
+    bins = np.random.default_rng(seed).integers(0, NUM_BINS, NUM_ACTIONS)
+    actions = [vocabulary.action_ids[i] for i in bins]
+    opening, closing = ([vocabulary.mark_ids[name]] for name in ("<act>", "</act>"))
+    kind = SegmentKind
+    parts: list[tuple[SegmentKind, Sequence[int]]] = [
+        (kind.PROMPT, processor.expand(processor.prompt_ids(INSTRUCTION, 1), images[:1]).tolist())
+    ]
+    for i in range(num_zooms):
+        parts += [(kind.THINK, vocabulary.encode(thought)), (kind.TOOL_CALL, vocabulary.encode(ZOOM))]
+        result = processor.expand(processor.result_ids(image=True), [images[1 + i]])
+        parts.append((kind.TOOL_RESULT, result.tolist()))
+    parts.append((kind.THINK, vocabulary.encode(thought)))
+    parts += [(kind.PROMPT, opening), (kind.ACT, actions)] if is_open else [(kind.ACT, opening + actions)]
+    parts.append((kind.PROMPT, closing))
+    ids = [id_ for _, part in parts for id_ in part]
+    return make_turn([(k, len(part)) for k, part in parts], token_ids=ids, images=images, sampler_logprob=-3.0)
+
+
+def places(turn: Turn) -> tuple[int, int]:
+    """Where the `<act>` stands, and the `</act>`."""
+    end = turn.segments[-1].start
+    return end - NUM_ACTIONS - 1, end
+
+
+def oracle(model: Any, processor: PolicyProcessor, turn: Turn, entropy: bool = False) -> torch.Tensor:
+    """One row, a mask of loops, a softmax per token: its logprob [L], or the entropy of what it was drawn from."""
+    vocabulary, length = processor.vocabulary, len(turn.token_ids)
+    act, close = places(turn)
+    fed = turn.token_ids.copy()
+    fed[act + 1 : close] = vocabulary.slot_id
+    sees = [[k <= q or (act <= q < close and act <= k < close) for k in range(length)] for q in range(length)]
+    ids = torch.from_numpy(fed).long()[None]
+    causal = processor.forward_inputs(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
+    extra = processor.pixel_inputs([turn.images]) | {k: causal[k] for k in causal.keys() & {"mm_token_type_ids"}}
+    if "image_grid_thw" in extra:
+        extra["position_ids"], _ = model.model.get_rope_index(
+            ids, extra["mm_token_type_ids"], image_grid_thw=extra["image_grid_thw"]
+        )
+    logits = model(input_ids=ids, attention_mask=torch.tensor(sees)[None, None], **extra).logits[0]
+    values = [torch.zeros(())]
+    for t in range(1, length):
+        token, row = int(turn.token_ids[t]), logits[t - 1].clone()
+        if act < t < close:
+            scores = (row[list(vocabulary.action_ids)] / TEMPERATURES["action_temperature"]).log_softmax(-1)
+            value = scores[vocabulary.action_ids.index(token)]
+        else:
+            row[[*policy.placeholder_ids(model.config), vocabulary.slot_id]] += policy.IMAGE_TOKEN_BIAS
+            scores = (row / TEMPERATURES["temperature"]).log_softmax(-1)
+            value = scores[token]
+        values.append(-(scores.exp() * scores).sum() if entropy else value)
+    return torch.stack(values)

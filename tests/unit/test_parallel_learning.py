@@ -1,0 +1,182 @@
+"""Cold start and learner of a policy that decodes its actions in parallel: one forward for thought and action."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlvla import policy
+from rlvla.cold_start import start_policy
+from rlvla.config import EpisodeConfig, LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
+from rlvla.dataset import read, write
+from rlvla.episode import Decider, EnvThread, decide
+from rlvla.hf_sampler import TransformersSampler
+from rlvla.hybrid_mask import HybridAttentionError
+from rlvla.learner import Learner
+from rlvla.markup import print_think, print_zoom
+from rlvla.prompt import PolicyProcessor
+from rlvla.sft import SFTTrainer
+from rlvla.testing import TASK, make_trajectory
+from rlvla.tools import load_tools
+from rlvla.types import Demonstration, EndReason, Group, Observation, SegmentKind
+from tests import parallel_policies as tiny
+from tests.learning import free_address
+
+LOSS = LossConfig(kl_coef=0.1, average="token", importance_cap=0.0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return tiny.save("idefics3", tmp_path_factory.mktemp("parallel"))
+
+
+def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> Learner:
+    own = {"minibatch_trajectories": 8, "num_epochs": 1, "seed": 0, "mask_context_full": True, **tiny.TEMPERATURES}
+    own |= {name: options.pop(name) for name in list(options) if name in own}
+    cfg = LearnerConfig(**{"lr": 1e-3, "micro_batch_rows": 2, **options})
+    return Learner(checkpoint, cfg, loss, total_steps=4, master=free_address(), **own)
+
+
+def make_group(processor: PolicyProcessor) -> Group:
+    """Three trajectories of one or two turns of various lengths, one with an injected `<act>`."""
+    turns = [tiny.turn(processor, num_zooms=i % 3, seed=i, is_open=i == 3) for i in range(5)]
+    members = [(turns[:2], 1.0), (turns[2:4], -1.0), (turns[4:], 0.5)]
+    return Group(task=TASK, trajectories=tuple(make_trajectory(t, advantage=a) for t, a in members))
+
+
+def test_a_step_is_that_of_the_oracle(checkpoint):
+    processor, model = PolicyProcessor.load(checkpoint), policy.load_model(checkpoint).eval()
+    group = make_group(processor)
+    num_tokens = sum(turn.num_sampled_tokens for t in group.trajectories for turn in t.turns)
+    objective = torch.zeros(())
+    for trajectory in group.trajectories:
+        for turn in trajectory.turns:
+            logprobs = tiny.oracle(model, processor, turn)[torch.from_numpy(turn.loss_mask)]
+            objective = objective - trajectory.advantage * (logprobs - logprobs.detach()).exp().sum() / num_tokens
+    objective.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    learner = make_learner(checkpoint)
+    metrics = learner.step([group])
+    learner.close()
+    assert metrics["loss"] == pytest.approx(objective.item(), abs=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert metrics["kl"] == metrics["kl/act"] == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"micro_batch_rows": 8}, {"zero_stage": 3}, {"gradient_checkpointing": True}], ids=str
+)
+def test_how_the_step_is_computed_does_not_matter(checkpoint, options):
+    group = make_group(PolicyProcessor.load(checkpoint))
+    results = []
+    for chosen in ({}, options):
+        learner = make_learner(checkpoint, minibatch_trajectories=2, num_epochs=2, **chosen)
+        metrics = learner.step([group])
+        results.append((metrics, learner.weights()))
+        learner.close()
+    (usual, weights), (metrics, others) = results
+    assert usual["kl"] > 0
+    assert metrics["loss"] == pytest.approx(usual["loss"], rel=1e-4, abs=1e-6)
+    for name, weight in weights.items():
+        np.testing.assert_allclose(others[name], weight, rtol=0, atol=5e-5, err_msg=name)
+
+
+def test_with_lora_the_reference_decodes_in_parallel_too(checkpoint):
+    learner = make_learner(checkpoint, lora=LoraConfig(rank=2))
+    group = make_group(PolicyProcessor.load(checkpoint))
+    assert learner.step([group])["kl"] == 0
+    assert 0 < learner.step([group])["kl/act"] < 1
+    learner.close()
+
+
+def test_a_learner_whose_mask_is_ignored_does_not_start(checkpoint, monkeypatch):
+    load = policy.load_model
+
+    def load_deaf(*args: Any, **kwargs: Any) -> Any:
+        model = load(*args, **kwargs)
+        forward = model.forward
+        model.forward = lambda attention_mask=None, **inputs: forward(**inputs)
+        return model
+
+    monkeypatch.setattr(policy, "load_model", load_deaf)
+    with pytest.raises(HybridAttentionError, match="not bidirectional"):
+        make_learner(checkpoint)
+
+
+def demonstrations() -> list[Demonstration]:
+    """Four views, each with a thought, half of them with a zoom, and a chunk of its own."""
+    demos = []
+    for i in range(4):
+        actions = np.random.default_rng(i).uniform(-1, 1, (3, 2)).astype(np.float32)
+        last = print_think(f"press {i}00 200")
+        texts = (print_think("look 100 200") + print_zoom(0, (0, 5, 100, 200)), last) if i % 2 else (last,)
+        demos.append(
+            Demonstration(
+                instruction="press the red pad",
+                images=(np.full((64, 64, 3), 80 * i, np.uint8),),
+                proprio=np.zeros(4, np.float32),
+                texts=texts,
+                crops=(np.full((64, 64, 3), 10 + 60 * i, np.uint8),) * (i % 2),
+                actions=actions,
+            )
+        )
+    return demos
+
+
+def act(sampler: TransformersSampler, processor: PolicyProcessor, demo: Demonstration, seed: int, **config: Any):
+    """A decision on what a demonstration saw."""
+    episode = EpisodeConfig(**config)
+    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(episode.tools), config=episode)
+    crop = (*demo.crops, demo.images[0])[0]
+    observation = Observation(
+        images=demo.images, proprio=demo.proprio, instruction=demo.instruction, zoom=lambda image, box: crop
+    )
+    thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
+    decision = asyncio.run(decide(decider, observation, thread, seed=seed))
+    thread.close()
+    return decision
+
+
+@pytest.mark.slow
+def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
+    demos = demonstrations()
+    write(tmp_path / "demos", [[demo] for demo in demos * 2], robot="test", fps=1.0, suites=("new",))
+    cfg = SFTConfig(
+        dataset=tmp_path / "demos",
+        tiny=TinyModelConfig(hidden_size=64, num_layers=2, vision_layers=1),
+        num_bins=16,
+        gripper_dim=None,
+        num_steps=150,
+        batch_size=8,
+        learner=LearnerConfig(lr=3e-3, warmup_steps=10, schedule="cosine"),
+        action_decoding="parallel",
+    )
+    data = read(cfg.dataset)
+    model, processor = start_policy(cfg, data)
+    trainer = SFTTrainer(cfg, model, processor, data)
+    losses = [trainer.step(step)["loss"] for step in range(cfg.num_steps)]
+    assert losses[0] > 2
+    assert losses[-1] < 0.05
+    trainer.save(tmp_path / "policy")
+
+    sampler = TransformersSampler(tmp_path / "policy")
+    for demo in demos:
+        decision = act(sampler, processor, demo, seed=0, temperature=0.0)
+        assert [s.text for s in decision.turn.of_kind(SegmentKind.THINK)][-1] in demo.texts[-1]
+        np.testing.assert_array_equal(decision.actions, processor.codec.decode(processor.codec.encode(demo.actions)))
+
+    sampled = [act(sampler, processor, demos[1], seed=seed, **tiny.TEMPERATURES) for seed in range(4)]
+    trajectories = [
+        make_trajectory([decision.turn], end=EndReason.SUCCESS, advantage=(-1.0) ** i)
+        for i, decision in enumerate(sampled)
+    ]
+    learner = make_learner(tmp_path / "policy")
+    metrics = learner.step([Group(task=TASK, trajectories=tuple(trajectories))])
+    learner.close()
+    assert metrics["mismatch_kl"] < 1e-6
+    assert metrics["num_rows"] == 4
