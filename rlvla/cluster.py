@@ -89,7 +89,7 @@ class Cluster:
                 model,
                 cfg.sampler,
                 max_images=1 + cfg.episode.max_tool_calls,
-                max_model_len=cfg.episode.max_turn_tokens,
+                max_model_len=cfg.episode.max_turn_tokens + 1,  # behind a block of actions vLLM wants to sample a token
                 seed=cfg.seed,
             )
             for _ in range(config.num_samplers)

@@ -309,6 +309,13 @@ def read_trained(path: Path | str) -> tuple[str, ...]:
     return tuple(json.loads(file.read_text()).get("trained_suites", ())) if file.is_file() else ()
 
 
+def read_decoding(path: Path | str) -> ActionDecoding:
+    """`action_decoding` of a checkpoint; autoregressive where it is no policy's."""
+    file = Path(path) / POLICY_FILE
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    return settings.get("action_decoding", "autoregressive")
+
+
 def note_trained(path: Path, suite: str) -> None:
     """Write into a checkpoint that its policy has learned on the train states of a suite, too."""
     file = path / POLICY_FILE

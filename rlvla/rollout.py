@@ -18,7 +18,7 @@ import numpy as np
 
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, SamplerConfig
 from rlvla.episode import Decider, EnvThread, derive_seed, run_episode
-from rlvla.prompt import PolicyProcessor
+from rlvla.prompt import PolicyProcessor, read_decoding
 from rlvla.protocols import Env, SampleOutput, SampleRequest
 from rlvla.tools import load_tools
 from rlvla.types import Group, TaskSpec, Trajectory
@@ -37,7 +37,14 @@ class SamplerActor:
     def __init__(self, model: Path, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int) -> None:
         from rlvla.sampler import VLLMSampler
 
-        self._sampler = VLLMSampler(model, config, max_images=max_images, max_model_len=max_model_len, seed=seed)
+        self._sampler = VLLMSampler(
+            model,
+            config,
+            max_images=max_images,
+            max_model_len=max_model_len,
+            seed=seed,
+            parallel_actions=read_decoding(model) == "parallel",
+        )
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
         """See `protocols.Sampler`."""
