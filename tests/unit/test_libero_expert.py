@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rlvla.annotation.checks import check_decision
 
+from rlvla.annotation.checks import check_decision
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.take import Take
 from rlvla.config import CheckConfig, KeyFrameConfig
