@@ -2,7 +2,7 @@
 
     python scripts/benchmark_actions.py --output docs/results/actions_benchmark.json
 
-The model has random weights (`rlvla.tiny_vlm`); the context is a prompt with two pictures and a thought, and lies in the
+The model has random weights (`rlvla.tiny_vlm`); the context is a prompt with two pictures and a thought, and is in the
 prefix cache, as it does when the thought has just been sampled. K x A = 56 tokens, as on LIBERO.
 """
 
