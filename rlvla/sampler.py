@@ -22,7 +22,7 @@ from PIL import Image
 
 from rlvla.config import SamplerConfig
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.sampler_engine import engine_arguments, set_environment, weight_names
+from rlvla.sampler_engine import engine_arguments, set_environment, spare_llvmlite, weight_names
 from rlvla.vllm_plugin import register
 from rlvla.vllm_plugin.request import ActionBlock, encode_ids, take_actions
 from rlvla.vllm_plugin.self_test import check_bidirectional
@@ -177,6 +177,7 @@ class VLLMSampler:
         from rlvla.policy import IMAGE_TOKEN_BIAS, placeholder_ids
 
         register()
+        spare_llvmlite()
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         config = engine.model_config.hf_config
         self._image_token_id = config.image_token_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,17 @@ def set_environment(threads: int, parallel_actions: bool) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # the first request would compile for 2 s
     if parallel_actions:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # vllm_plugin is written against V1, the CPU's only one
+
+
+def spare_llvmlite() -> None:
+    """Let vLLM start in a process that has loaded numba, as robosuite does.
+
+    To find copies of its kernels vLLM looks at `vars` of everything in every module (triton_utils/dispatcher.py). For
+    llvmlite's library that is a C function named `__dict__` (llvmlite/binding/ffi.py), which has no `get`.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is not None:
+        ffi.lib._fntab["__dict__"] = {}
 
 
 def engine_arguments(

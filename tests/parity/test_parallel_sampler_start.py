@@ -81,3 +81,10 @@ async def test_a_sampler_of_words_alone_refuses_blocks(checkpoint):
     words = await sampler.sample(replace(asked, num_actions=0))
     assert len(words.token_ids) == 4
     sampler.close()
+
+
+def test_it_starts_where_numba_is_loaded(checkpoint):
+    import llvmlite.binding  # as robosuite's environments do, in the process of whoever plays and samples in one
+
+    assert llvmlite.binding.ffi.lib is not None
+    start(checkpoint).close()
