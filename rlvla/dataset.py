@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlvla.dataset_rows import PLACE, DatasetError, decode, encode, features, require_same
-from rlvla.files import appear_whole
+from rlvla.files import appear_whole, write_json
 from rlvla.running_stats import RunningStats
 from rlvla.types import Demonstration
 
@@ -150,7 +150,7 @@ class Writer:
             "dataset_to_index": ends.tolist(),
         }
         _write_table(meta / "episodes/chunk-000/file-000.parquet", pa.table(episodes))
-        _write_json(meta / "stats.json", {name: stats.summary() for name, stats in self._stats.items()})
+        write_json(meta / "stats.json", {name: stats.summary() for name, stats in self._stats.items()})
         info = {
             "codebase_version": "v3.0",
             **self._source,
@@ -161,7 +161,7 @@ class Writer:
             "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
             "features": told,
         }
-        _write_json(meta / "info.json", info)
+        write_json(meta / "info.json", info)
 
 
 def write(
@@ -189,9 +189,20 @@ def write(
     return writer.finish()
 
 
+def data_files(path: Path) -> list[Path]:
+    """Of a data set, in the order of the rows."""
+    return sorted((path / "data").glob("chunk-*/file-*.parquet"))
+
+
+def read_tasks(path: Path) -> tuple[str, ...]:
+    """Instructions of a data set by `task_index`."""
+    table = _read_table(path / "meta/tasks.parquet").sort_by("task_index")
+    return tuple(table.column("task").to_pylist())
+
+
 def read(path: Path) -> DemonstrationSet:
     """Read a data set that `write` made; raises DatasetError naming the file, and the column or the damage."""
-    files = sorted((path / "data").glob("chunk-*/file-*.parquet"))
+    files = data_files(path)
     if not files or not all((path / "meta" / name).is_file() for name in ("tasks.parquet", "info.json")):
         raise DatasetError(
             f"{path}: no LeRobot v3 data set here (data/chunk-*/file-*.parquet, meta/tasks.parquet, meta/info.json)"
@@ -203,10 +214,8 @@ def read(path: Path) -> DemonstrationSet:
         if missing:
             raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}; annotate with recipes/annotate.py")
         rows += table.to_pylist()
-    table = _read_table(path / "meta/tasks.parquet").sort_by("task_index")
     info = json.loads((path / "meta/info.json").read_text())
-    tasks = tuple(table.column("task").to_pylist())
-    return DemonstrationSet(path=path, rows=rows, tasks=tasks, suites=tuple(info.get("suites", ())))
+    return DemonstrationSet(path=path, rows=rows, tasks=read_tasks(path), suites=tuple(info.get("suites", ())))
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
@@ -220,11 +229,6 @@ def _read_table(path: Path) -> pa.Table:
         return pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise DatasetError(f"{path}: damaged ({error})") from error
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with appear_whole(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def text_corpus(demonstrations: DemonstrationSet) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,12 @@ def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
         raise
     if is_durable:
         sync(path.parent)
+
+
+def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:
+    """A JSON file that `appear_whole`."""
+    with appear_whole(path) as file:
+        file.write((json.dumps(content, indent=2, sort_keys=sort_keys) + "\n").encode())
 
 
 def sync(path: Path) -> None:

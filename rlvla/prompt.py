@@ -305,15 +305,18 @@ def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int, has_sl
 
 def read_trained(path: Path | str) -> tuple[str, ...]:
     """`trained_suites` of a checkpoint; none where it is no policy's."""
-    file = Path(path) / POLICY_FILE
-    return tuple(json.loads(file.read_text()).get("trained_suites", ())) if file.is_file() else ()
+    return tuple(_settings(path).get("trained_suites", ()))
 
 
 def read_decoding(path: Path | str) -> ActionDecoding:
     """`action_decoding` of a checkpoint; autoregressive where it is no policy's."""
+    return _settings(path).get("action_decoding", "autoregressive")
+
+
+def _settings(path: Path | str) -> dict[str, Any]:
+    """What is in `POLICY_FILE`; nothing where there is none."""
     file = Path(path) / POLICY_FILE
-    settings = json.loads(file.read_text()) if file.is_file() else {}
-    return settings.get("action_decoding", "autoregressive")
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def note_trained(path: Path, suite: str) -> None:

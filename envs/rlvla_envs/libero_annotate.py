@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlvla.markup import MIN_BOX_SIDE
-from rlvla.types import Annotation, Box, Decision, Scene, Timeline
+from rlvla.types import Annotation, Box, Decision, Timeline
+from rlvla_envs.spec import scene_of
 
 
 def annotate(
@@ -34,11 +35,11 @@ def annotate(
         margin: around the object on each side of the zoom box, thousandths of the frame.
         coordinate_step: grid of the coordinates it writes, thousandths of the frame; a box is rounded outwards.
     """
-    scene = _scene(decisions[index])
+    scene = scene_of(decisions[index])
     segment, is_closed = timeline.segment(index), timeline.is_closed[index]
-    subject = next((s for i in reversed(segment) if (s := _scene(decisions[i]).subject)), "")
+    subject = next((s for i in reversed(segment) if (s := scene_of(decisions[i]).subject)), "")
     given = {
-        "subtask": _scene(decisions[segment[-1]]).intention,
+        "subtask": scene_of(decisions[segment[-1]]).intention,
         "subject": subject,
         "gripper": "closed" if is_closed else "open",
         "progress": round((index + 1) / len(decisions), 3),
@@ -50,11 +51,6 @@ def annotate(
     look = f"about to {verb} the gripper at the {scene.subject}: look closely"
     center = f"{(box[0] + box[2]) // 2} {(box[1] + box[3]) // 2}"
     return Annotation(thoughts=(look, f"{scene.subject} at {center}: {scene.intention}"), looks=((0, box),), **given)
-
-
-def _scene(decision: Decision) -> Scene:
-    assert decision.scene is not None, "LIBERO's expert records the scene"
-    return decision.scene
 
 
 def zoom_box(box: Box, margin: int, grid: int) -> Box:

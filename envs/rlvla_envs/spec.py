@@ -14,6 +14,8 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
+from rlvla.types import Decision, Scene
+
 Box = tuple[int, int, int, int]
 """Zoom box [x1, y1, x2, y2], integers 0..1000 in the frame the model sees, origin top left."""
 Observation = dict[str, Any]
@@ -153,6 +155,12 @@ def zoom_later(env: VLAEnv) -> Callable[[int, Box], np.ndarray]:
         return env.zoom(image, bbox)
 
     return zoom
+
+
+def scene_of(decision: Decision) -> Scene:
+    """The privileged scene, which the experts of our simulators record with each decision."""
+    assert decision.scene is not None, "templates are for decisions of a simulator's expert"
+    return decision.scene
 
 
 def check_image(image: int, num_images: int) -> None:

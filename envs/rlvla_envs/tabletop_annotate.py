@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlvla.types import Annotation, Box, Decision, Scene, SceneObject, Timeline
+from rlvla_envs.spec import scene_of
 from rlvla_envs.tabletop_model import TABLE_SIZE
 from rlvla_envs.tabletop_objects import project
 
@@ -41,7 +42,7 @@ def annotate(
         coordinate_step: grid of the coordinates it writes, thousandths of the frame: fewer numbers are learned sooner.
         box_side: of its zoom boxes, thousandths of the frame: a badge is 62 wide.
     """
-    scene = _scene(decisions[index])
+    scene = scene_of(decisions[index])
     target = next(o for o in scene.objects if o.is_target)
     bowl = next((o for o in scene.objects if o.name == "bowl"), None)
 
@@ -68,11 +69,6 @@ def annotate(
     verb = "press" if bowl is None else "pick"
     thoughts.append(f"{verdict}{verb} {words(target)}")
     return Annotation(thoughts=tuple(thoughts), looks=tuple(looks), subtask=verb, subject=target.name)
-
-
-def _scene(decision: Decision) -> Scene:
-    assert decision.scene is not None, "the tabletop's expert records the scene"
-    return decision.scene
 
 
 def _center(box: Box) -> tuple[int, int]:
@@ -108,14 +104,14 @@ def explain(
         rng: not used.
         box_side: of the zoom box, thousandths of the frame.
     """
-    scene = _scene(decisions[index])
+    scene = scene_of(decisions[index])
     subject = next(o for o in scene.objects if o.name == scene.subject)
     gripper = "closed" if timeline.is_closed[index] else "open"
     where = _where(decisions[index], scene, subject, gripper)
     act = f"Next: {scene.intention}."
     thought = f"{where}. {act}"
     given = {
-        "subtask": _scene(decisions[timeline.segment(index)[-1]]).intention,
+        "subtask": scene_of(decisions[timeline.segment(index)[-1]]).intention,
         "subject": subject.name,
         "gripper": gripper,
         "progress": round((index + 1) / len(decisions), 3),

@@ -15,9 +15,9 @@ from rlvla.annotation.card_annotator import annotator_section, checks_section
 from rlvla.annotation.card_counts import Counts, KindCounts, count, quantile
 from rlvla.annotation.contact_sheet import FILE as CONTACT_SHEET
 from rlvla.annotation.markdown import code, fenced, percent, plain, table
-from rlvla.annotation.rows import tasks as read_tasks
 from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, to_dict
+from rlvla.dataset import read_tasks
 
 MAX_TASKS = 150
 """Rows in the table of tasks: LIBERO-90 and LIBERO-10 fit."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.annotation.rows import data_files, rows
+from rlvla.annotation.rows import rows
+from rlvla.dataset import data_files
 
 COLUMNS = (
     "episode_index",

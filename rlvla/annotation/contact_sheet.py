@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.annotation.rows import data_files, num_rows, picked, rows, tasks
+from rlvla.annotation.rows import num_rows, picked, rows
+from rlvla.dataset import data_files, read_tasks
 from rlvla.dataset_rows import decode_image
 from rlvla.html_page import note, page, tag, text
 from rlvla.html_picture import box_colour, picture
@@ -38,7 +39,7 @@ def write_contact_sheet(folder: Path, num_samples: int, seed: int) -> None:
         seed: of the draw.
     """
     places = draw(folder, num_samples, seed)
-    instructions, files = tasks(folder), data_files(folder)
+    instructions, files = read_tasks(folder), data_files(folder)
     samples = (
         _sample(row, instructions[row["task_index"]])
         for file, group in itertools.groupby(places, key=lambda place: place[0])

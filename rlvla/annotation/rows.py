@@ -8,22 +8,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rlvla.dataset import data_files
+
 BATCH_ROWS = 512
 """Rows without pictures in memory at once."""
 BATCH_PICTURES = 16
 """Rows with pictures; each takes up to about a megabyte."""
-
-
-def data_files(folder: Path) -> list[Path]:
-    """In the order of the rows."""
-    return sorted((folder / "data").glob("chunk-*/file-*.parquet"))
-
-
-def tasks(folder: Path) -> tuple[str, ...]:
-    """Instructions by `task_index`."""
-    with _open(folder / "meta/tasks.parquet") as parquet:
-        table = parquet.read(["task_index", "task"]).sort_by("task_index")
-    return tuple(table.column("task").to_pylist())
 
 
 def num_rows(folder: Path) -> int:

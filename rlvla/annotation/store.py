@@ -31,7 +31,7 @@ from rlvla.annotation.answers import AnswerLog, checked, verified
 from rlvla.annotation.take import Tally
 from rlvla.dataset import Writer
 from rlvla.dataset_rows import DatasetError, encode, require_same
-from rlvla.files import appear_whole, differences, sync, sync_tree
+from rlvla.files import appear_whole, differences, sync, sync_tree, write_json
 from rlvla.types import Demonstration
 
 
@@ -168,10 +168,11 @@ class Store:
         if not num_rows:
             raise DatasetError(f"{self._folder}: {_why_empty(self.tally)}")
         num_episodes = writer.finish()
-        _write_json(folder / "meta/annotation.json", asdict(self.tally))
+        write_json(folder / "meta/annotation.json", asdict(self.tally), sort_keys=True)
         complete(folder, self.tally)
         sync_tree(folder)
-        _write_json(self._folder / "finished.json", json.loads((self._folder / "protocol.json").read_text()))
+        told = json.loads((self._folder / "protocol.json").read_text())
+        write_json(self._folder / "finished.json", told, sort_keys=True)
         folder.rename(self._output)
         sync(self._output.parent)
         self._clean_up()
@@ -201,7 +202,7 @@ class Store:
                     "name another output folder, or remove it"
                 )
         else:
-            _write_json(file, protocol)
+            write_json(file, protocol, sort_keys=True)
         self._takes.mkdir(exist_ok=True)
         self._answers_folder.mkdir(exist_ok=True)
         self._scan()
@@ -283,8 +284,3 @@ def _why_empty(tally: Tally) -> str:
     worst = sorted(tally.dropped.items(), key=lambda item: (-item[1], item[0]))[:3]
     failed = ", ".join(f"{name} {count} times" for name, count in worst) or "none"
     return f"not one of {tally.num_decisions} decisions is left; the checks that their last answers failed: {failed}"
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with appear_whole(path) as file:
-        file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
