@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.action_slots import add_slot
+from rlvla.action_slots import add_slots
 from rlvla.actions import QuantileCodec
 from rlvla.config import SFTConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, text_corpus
@@ -42,7 +42,7 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
 
         model, processor = build_tiny(cfg.tiny, list(text_corpus(demonstrations)), cfg.num_bins, cfg.seed)
     if cfg.action_decoding == "parallel":
-        add_slot(model, processor)
+        add_slots(model, processor, actions.shape[1] * actions.shape[2])
     return model, PolicyProcessor.create(processor, codec, cfg.carry_thought, suites, cfg.action_decoding)
 
 

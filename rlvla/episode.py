@@ -98,8 +98,8 @@ def _request(decider: Decider, context: Context, room: int, seed: int) -> Sample
     marks = vocabulary.mark_ids
     num_last, end = decider.processor.num_action_tokens + 2, "</act>"
     banned = () if config.use_zoom else (marks["<tool>"],)
-    if vocabulary.slot_id is not None:  # the policy decides to act, and the action is a request of its own
-        num_last, end, banned = 1, "<act>", (*banned, vocabulary.slot_id)
+    if vocabulary.slot_ids:  # the policy decides to act, and the action is a request of its own
+        num_last, end, banned = 1, "<act>", (*banned, *vocabulary.slot_ids)
     return SampleRequest(
         prompt_ids=tuple(context.compact_ids),
         images=tuple(context.images),
@@ -114,7 +114,6 @@ def _request(decider: Decider, context: Context, room: int, seed: int) -> Sample
 async def _act_at_once(decider: Decider, context: Context, room: int, seed: int, started: float) -> Decision:
     """Draw the whole action chunk in one forward, behind an `<act>` that the policy chose or that we put there."""
     config, vocabulary, num_actions = decider.config, decider.processor.vocabulary, decider.processor.num_action_tokens
-    assert vocabulary.slot_id is not None
     last = context.segments[-1]
     if num_actions + 1 > room:
         if last.kind is SegmentKind.ACT:
@@ -127,9 +126,8 @@ async def _act_at_once(decider: Decider, context: Context, room: int, seed: int,
         max_tokens=num_actions,
         temperature=config.temperature if config.action_temperature is None else config.action_temperature,
         seed=seed,
-        num_actions=num_actions,
+        slot_ids=vocabulary.slot_ids,
         action_ids=vocabulary.action_ids,
-        slot_id=vocabulary.slot_id,
     )
     output = await decider.sampler.sample(request)
     bins = vocabulary.bins(output.token_ids.tolist())

@@ -101,12 +101,10 @@ class TransformersSampler:
         self, request: SampleRequest, context: np.ndarray, generator: torch.Generator
     ) -> tuple[list[int], list[float]]:
         """Token by token, until a stop id or the limit."""
-        slot_id = self._processor.vocabulary.slot_id
-        never = [*policy.placeholder_ids(self._model.config), *request.banned_ids]
-        if slot_id is not None:
-            never.append(slot_id)
+        slots = self._processor.vocabulary.slot_ids
+        never = [*policy.placeholder_ids(self._model.config), *request.banned_ids, *slots]
         fed: dict[str, Any] = self._inputs(context, request, num_actions=0)
-        for name in ("block_ids", "action_ids", "slot_id"):
+        for name in ("block_ids", "action_ids", "slot_ids"):
             fed.pop(name, None)
         fed["past_key_values"] = DynamicCache(config=self._model.config.get_text_config())
         ids: list[int] = []
@@ -127,7 +125,7 @@ class TransformersSampler:
     ) -> tuple[list[int], list[float]]:
         """All of them from one forward, independently of each other."""
         vocabulary = self._processor.vocabulary
-        if context[-1] != vocabulary.mark_ids["<act>"] or request.slot_id != vocabulary.slot_id:
+        if context[-1] != vocabulary.mark_ids["<act>"] or request.slot_ids != vocabulary.slot_ids:
             raise ValueError("actions are drawn behind an <act>, by a policy that decodes them in parallel")
         any_actions = np.full(request.num_actions, request.action_ids[0], np.int32)  # slots are fed in their place
         inputs = self._inputs(np.concatenate([context, any_actions]), request, request.num_actions)

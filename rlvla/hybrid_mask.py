@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from transformers.masking_utils import create_causal_mask
 
-from rlvla.action_slots import is_slot
+from rlvla.action_slots import feed_slots
 from rlvla.prompt import PolicyProcessor
 
 ATTENTION = ("sdpa", "eager", "flex_attention")
 """transformers' `attn_implementation`s that take such a mask. Flash attention would drop it without a word."""
-_OURS = ("block_ids", "action_ids", "slot_id")
+_OURS = ("block_ids", "action_ids", "slot_ids")
 """Inputs that the model does not know."""
 
 
@@ -63,7 +63,7 @@ def hybrid_inputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, A
 
     Args:
         model: Hugging Face VLM, possibly wrapped.
-        inputs: with `input_ids`, `attention_mask` and `block_ids` [B, L], `slot_id` [], and the pixels.
+        inputs: with `input_ids`, `attention_mask` and `block_ids` [B, L], `slot_ids` [n], and the pixels.
 
     Returns:
         `input_ids` with slots in the place of actions, the mask of `hybrid_mask` as `attention_mask`, and for models
@@ -71,7 +71,7 @@ def hybrid_inputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, A
     """
     block_ids, padding = inputs["block_ids"], inputs["attention_mask"]
     fed = {name: tensor for name, tensor in inputs.items() if name not in _OURS}
-    fed["input_ids"] = torch.where(is_slot(block_ids), inputs["slot_id"], inputs["input_ids"])
+    fed["input_ids"] = feed_slots(inputs["input_ids"], block_ids, inputs["slot_ids"])
     core: Any = getattr(base_model(model), "model", None)
     if "image_grid_thw" in fed and hasattr(core, "get_rope_index"):  # Qwen-VL; without images positions are 0, 1 ...
         fed["position_ids"], _ = core.get_rope_index(

@@ -126,7 +126,7 @@ def next_logits(model: Any, inputs: Mapping[str, torch.Tensor], *, first: int = 
     """
     never = list(placeholder_ids(unwrap(model).config))
     if "block_ids" in inputs:
-        never.append(int(inputs["slot_id"]))
+        never += inputs["slot_ids"].tolist()
     fed = hybrid_inputs(model, inputs) if "block_ids" in inputs else inputs
     # Logits at t - 1 score token t: those at first-1 .. L-2 are needed, the last one scores nothing.
     keep = inputs["input_ids"].shape[1] - first + 1

@@ -19,7 +19,7 @@ from PIL import Image
 
 from rlvla.action_slots import parallel_inputs
 from rlvla.actions import QuantileCodec
-from rlvla.markup import MARKS, SLOT, Vocabulary
+from rlvla.markup import MARKS, Vocabulary, slot_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ class PolicyProcessor:
         trained_suites: Iterable[str] = (),
         action_decoding: ActionDecoding = "autoregressive",
     ) -> PolicyProcessor:
-        """Wrap a processor whose tokenizer knows the marks, the action tokens and, for `parallel`, the slot.
+        """Wrap a processor whose tokenizer knows the marks, the action tokens and, for `parallel`, the slots.
 
         Raises:
             ValueError: the model family is not supported, or a token is missing; the message names it.
@@ -107,13 +107,14 @@ class PolicyProcessor:
         if name not in IMAGE_FORMATS:
             raise ValueError(f"{name} is not supported; supported are {', '.join(IMAGE_FORMATS)}")
         image_format = IMAGE_FORMATS[name]
-        has_slot = action_decoding == "parallel"
+        chunk_length, num_dims = codec.chunk_shape
+        num_slots = chunk_length * num_dims if action_decoding == "parallel" else 0
         return cls(
             hf_processor=hf_processor,
             codec=codec,
             carry_thought=carry_thought,
             image_format=image_format,
-            vocabulary=_vocabulary(hf_processor.tokenizer, image_format, codec.num_bins, has_slot),
+            vocabulary=_vocabulary(hf_processor.tokenizer, image_format, codec.num_bins, num_slots),
             trained_suites=tuple(sorted(set(trained_suites))),
             action_decoding=action_decoding,
         )
@@ -223,7 +224,7 @@ class PolicyProcessor:
     @property
     def is_parallel(self) -> bool:
         """Whether the action tokens of a chunk are decoded in one forward."""
-        return self.vocabulary.slot_id is not None
+        return bool(self.vocabulary.slot_ids)
 
     @property
     def num_action_tokens(self) -> int:
@@ -278,7 +279,7 @@ class PolicyProcessor:
         return self._added_tokens.sub(" ", text)
 
 
-def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int, has_slot: bool) -> Vocabulary:
+def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int, num_slots: int) -> Vocabulary:
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
@@ -288,7 +289,8 @@ def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int, has_sl
     def single(token: str) -> int:
         ids = encode(token)
         if len(ids) != 1:
-            adder = "rlvla.action_slots.add_slot" if token == SLOT else "rlvla.prompt.extend_vocabulary"
+            is_slot = token in slot_tokens(num_slots)
+            adder = "rlvla.action_slots.add_slots" if is_slot else "rlvla.prompt.extend_vocabulary"
             raise ValueError(f"the tokenizer has no token {token!r}; add it with {adder}")
         return ids[0]
 
@@ -297,7 +299,7 @@ def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int, has_sl
         action_ids=tuple(single(token) for token in action_tokens(num_bins)),
         image_ids=tuple(encode(image_format.text)),
         placeholder_id=single(image_format.placeholder),
-        slot_id=single(SLOT) if has_slot else None,
+        slot_ids=tuple(single(token) for token in slot_tokens(num_slots)),
         encode=encode,
         decode=decode,
     )

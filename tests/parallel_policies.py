@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rlvla import policy, prompt
-from rlvla.action_slots import add_slot
+from rlvla.action_slots import add_slots
 from rlvla.actions import QuantileCodec
 from rlvla.markup import print_think, print_zoom
 from rlvla.models.openvla import register
@@ -39,7 +39,7 @@ prompt.IMAGE_FORMATS.setdefault(
 
 
 def build(architecture: str, folder: Path) -> tuple[Any, PolicyProcessor]:
-    """A model with random weights, the slot's included, in float32; `folder` is for OpenVLA's files."""
+    """A model with random weights, the slots' included, in float32; `folder` is for OpenVLA's files."""
     codec = QuantileCodec(low=(-1.0, 0.0), high=(1.0, 2.0), num_bins=NUM_BINS, chunk_length=CHUNK_LENGTH)
     if architecture == "openvla":
         register()
@@ -48,13 +48,12 @@ def build(architecture: str, folder: Path) -> tuple[Any, PolicyProcessor]:
         prompt.extend_vocabulary(model, hf_processor, NUM_BINS)
     else:
         model, hf_processor = tiny_checkpoints.build(architecture, CORPUS, NUM_BINS, **SIZES)
-    add_slot(model, hf_processor)
+    add_slots(model, hf_processor, NUM_ACTIONS)
     processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, action_decoding="parallel")
-    assert processor.vocabulary.slot_id is not None
     embeddings = model.get_input_embeddings().weight
-    with torch.no_grad():  # a slot of zeros would hide one that is fed in the wrong place
-        noise = torch.randn(embeddings.shape[1], generator=torch.Generator().manual_seed(0))
-        embeddings[processor.vocabulary.slot_id] = noise * embeddings.std()
+    with torch.no_grad():  # slots of zeros would hide one that is fed in the wrong place
+        noise = torch.randn(NUM_ACTIONS, embeddings.shape[1], generator=torch.Generator().manual_seed(0))
+        embeddings[list(processor.vocabulary.slot_ids)] = noise * embeddings.std()
     return model.eval(), processor
 
 
@@ -104,7 +103,7 @@ def oracle(model: Any, processor: PolicyProcessor, turn: Turn, entropy: bool = F
     vocabulary, length = processor.vocabulary, len(turn.token_ids)
     act, close = places(turn)
     fed = turn.token_ids.copy()
-    fed[act + 1 : close] = vocabulary.slot_id
+    fed[act + 1 : close] = vocabulary.slot_ids
     sees = [[k <= q or (act <= q < close and act <= k < close) for k in range(length)] for q in range(length)]
     ids = torch.from_numpy(fed).long()[None]
     causal = processor.forward_inputs(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
@@ -121,7 +120,7 @@ def oracle(model: Any, processor: PolicyProcessor, turn: Turn, entropy: bool = F
             scores = (row[list(vocabulary.action_ids)] / TEMPERATURES["action_temperature"]).log_softmax(-1)
             value = scores[vocabulary.action_ids.index(token)]
         else:
-            row[[*policy.placeholder_ids(model.config), vocabulary.slot_id]] += policy.IMAGE_TOKEN_BIAS
+            row[[*policy.placeholder_ids(model.config), *vocabulary.slot_ids]] += policy.IMAGE_TOKEN_BIAS
             scores = (row / TEMPERATURES["temperature"]).log_softmax(-1)
             value = scores[token]
         values.append(-(scores.exp() * scores).sum() if entropy else value)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlvla import policy
-from rlvla.action_slots import add_slot, is_slot, parallel_inputs
+from rlvla.action_slots import add_slots, feed_slots, is_slot, parallel_inputs
 from rlvla.cold_start import start_policy, to_turn
 from rlvla.config import EpisodeConfig, GRPOConfig, SFTConfig, TinyModelConfig
 from rlvla.dataset import DemonstrationSet, read, write
@@ -84,10 +84,10 @@ def test_the_policy_chooses_to_act_and_the_block_is_a_request_of_its_own(process
     assert (decision.turn.sampler_logprobs != 0).tolist() == decision.turn.loss_mask.tolist()
     assert is_well_formed(decision.turn)
     text, _, actions = sampler.requests
-    assert (text.stop_ids, text.banned_ids) == ((marks["</tool>"], marks["<act>"]), (vocabulary.slot_id,))
+    assert (text.stop_ids, text.banned_ids) == ((marks["</tool>"], marks["<act>"]), vocabulary.slot_ids)
     assert (text.temperature, actions.temperature, text.num_actions, actions.num_actions) == (1.2, 0.4, 0, 6)
     assert actions.prompt_ids[-1] == marks["<act>"]
-    assert (actions.action_ids, actions.slot_id) == (vocabulary.action_ids, vocabulary.slot_id)
+    assert (actions.action_ids, actions.slot_ids) == (vocabulary.action_ids, vocabulary.slot_ids)
     assert actions.seed not in (text.seed, 0)
 
 
@@ -104,7 +104,7 @@ def test_without_zoom_an_act_mark_follows_the_thought(processor):
     assert kinds(decision) == [KIND.PROMPT, KIND.THINK, KIND.PROMPT, KIND.ACT, KIND.PROMPT]
     marks = processor.vocabulary.mark_ids
     assert sampler.requests[0].stop_ids == (marks["</think>"], marks["<act>"])
-    assert set(sampler.requests[0].banned_ids) == {marks["<tool>"], processor.vocabulary.slot_id}
+    assert set(sampler.requests[0].banned_ids) == {marks["<tool>"], *processor.vocabulary.slot_ids}
     assert is_well_formed(decision.turn)
 
 
@@ -189,7 +189,7 @@ def data_set(path: Path) -> DemonstrationSet:
 
 
 @pytest.mark.parametrize("is_given", [False, True])
-def test_a_parallel_policy_starts_with_a_slot_of_zeros(tmp_path, tiny_policy, is_given):
+def test_a_parallel_policy_starts_with_slots_of_zeros(tmp_path, tiny_policy, is_given):
     cfg = SFTConfig(
         model=str(tiny_policy) if is_given else "",
         tiny=TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1),
@@ -197,27 +197,28 @@ def test_a_parallel_policy_starts_with_a_slot_of_zeros(tmp_path, tiny_policy, is
         action_decoding="parallel",
     )
     model, processor = start_policy(cfg, data_set(tmp_path / "demos"))
-    slot_id = processor.vocabulary.slot_id
-    assert slot_id == len(processor.hf_processor.tokenizer) - 1
-    row = model.get_input_embeddings().weight[slot_id]
-    assert (row == 0).all()
+    slots, size = list(processor.vocabulary.slot_ids), len(processor.hf_processor.tokenizer)
+    assert slots == list(range(size - 6, size))
+    assert (model.get_input_embeddings().weight[slots] == 0).all()
     policy.save_policy(model, processor, tmp_path / "policy")
     again = PolicyProcessor.load(tmp_path / "policy")
-    assert (again.is_parallel, again.vocabulary.slot_id) == (True, slot_id)
+    assert (again.is_parallel, list(again.vocabulary.slot_ids)) == (True, slots)
     with torch.no_grad():
-        row += 1
-    add_slot(model, processor.hf_processor)  # it is there: what it learned stays
-    assert (model.get_input_embeddings().weight[slot_id] == 1).all()
+        model.get_input_embeddings().weight[slots] = 1
+    add_slots(model, processor.hf_processor, 6)  # they are there: what they learned stays
+    assert (model.get_input_embeddings().weight[slots] == 1).all()
+    add_slots(model, processor.hf_processor, 8)  # a longer chunk
+    assert model.get_input_embeddings().weight[slots[0] :].sum(1).tolist() == [64] * 6 + [0] * 2
 
 
 def test_a_checkpoint_from_before_decodes_as_it_always_did(tiny_policy):
     processor = PolicyProcessor.load(tiny_policy)
-    assert (processor.action_decoding, processor.is_parallel, processor.vocabulary.slot_id) == (
+    assert (processor.action_decoding, processor.is_parallel, processor.vocabulary.slot_ids) == (
         "autoregressive",
         False,
-        None,
+        (),
     )
-    with pytest.raises(ValueError, match=r"no token '<slot>'; add it with rlvla\.action_slots\.add_slot"):
+    with pytest.raises(ValueError, match=r"no token '<slot_0>'; add it with rlvla\.action_slots\.add_slots"):
         PolicyProcessor.create(processor.hf_processor, processor.codec, False, action_decoding="parallel")
 
 
@@ -234,3 +235,9 @@ def test_blocks_are_the_actions_and_the_mark_before_them(processor):
         parallel_inputs(vocabulary, ids, is_act)
     with pytest.raises(ValueError, match="need is_act"):
         processor.forward_inputs(ids, torch.ones_like(ids))
+
+
+def test_each_action_of_every_block_is_fed_a_slot_of_its_own():
+    blocks = torch.tensor([[0, 1, 1, 1, 0, 2, 2, 2], [1, 1, 1, 0, 0, 2, 2, 2]])
+    fed = feed_slots(torch.arange(16).view(2, 8), blocks, torch.tensor([100, 101]))
+    assert fed.tolist() == [[0, 1, 100, 101, 4, 5, 100, 101], [8, 100, 101, 11, 12, 13, 100, 101]]
