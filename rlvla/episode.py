@@ -108,6 +108,7 @@ def _request(decider: Decider, context: Context, room: int, seed: int) -> Sample
         temperature=config.temperature,
         seed=seed,
         banned_ids=banned,
+        num_prefix_tokens=context.num_prefix_tokens,
     )
 
 
@@ -130,6 +131,7 @@ async def _act_at_once(decider: Decider, context: Context, room: int, seed: int,
         num_actions=num_actions,
         action_ids=vocabulary.action_ids,
         slot_id=vocabulary.slot_id,
+        num_prefix_tokens=context.num_prefix_tokens,
     )
     output = await decider.sampler.sample(request)
     bins = vocabulary.bins(output.token_ids.tolist())

@@ -35,6 +35,9 @@ class SampleRequest:
     """Bin -> token id: what an action token is drawn from; the softmax is over these alone."""
     slot_id: int = 0
     """The id that is fed in the place of each action token."""
+    num_prefix_tokens: int = 0
+    """Tokens of the turn's prompt, images expanded: the part of the context whose tokens see each other, where the
+    checkpoint's `prefix_attention` is bidirectional."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
