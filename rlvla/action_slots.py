@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+PROMPT_BLOCK = 1
+"""The number in `block_ids` of the tokens of a prompt that see each other; blocks of actions count on from there."""
+
+
 def add_slots(model: Any, hf_processor: Any, num_actions: int) -> None:
     """Add the slots that a policy lacks; their embeddings start at zero, which is all that OpenVLA-OFT reads.
 
@@ -45,8 +49,8 @@ def parallel_inputs(
         is_act: [B, L] bool, True on ACT segments, which hold action tokens and, unless it was injected, the `<act>`.
 
     Returns:
-        `block_ids` [B, L] int64, 0 where attention is causal, equal numbers where it is mutual: on an `<act>` and the
-        actions behind it; `action_ids` [bins]; `slot_ids` [n].
+        `block_ids` [B, L] int64, 0 where attention is causal, equal numbers above `PROMPT_BLOCK` where it is mutual: on
+        an `<act>` and the actions behind it; `action_ids` [bins]; `slot_ids` [n].
 
     Raises:
         ValueError: `is_act` is missing, or a token in it is neither `<act>` nor an action.
@@ -61,13 +65,13 @@ def parallel_inputs(
     is_block[:, :-1] |= is_action[:, 1:]  # the `<act>` before them, in an ACT segment or, injected, in a PROMPT one
     is_first = is_block.clone()
     is_first[:, 1:] &= ~is_block[:, :-1]
-    block_ids = is_first.long().cumsum(1) * is_block
+    block_ids = (is_first.long().cumsum(1) + PROMPT_BLOCK) * is_block
     return {"block_ids": block_ids, "action_ids": action_ids, "slot_ids": input_ids.new_tensor(vocabulary.slot_ids)}
 
 
 def is_slot(block_ids: torch.Tensor) -> torch.Tensor:
-    """[B, L] bool: the action tokens, all of a block but its first token, the `<act>`."""
-    slots = block_ids != 0
+    """[B, L] bool: the action tokens, all of a block of actions but its first token, the `<act>`."""
+    slots = block_ids > PROMPT_BLOCK
     slots[:, 1:] &= block_ids[:, 1:] == block_ids[:, :-1]
     slots[:, 0] = False
     return slots

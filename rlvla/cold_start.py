@@ -43,7 +43,8 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
         model, processor = build_tiny(cfg.tiny, list(text_corpus(demonstrations)), cfg.num_bins, cfg.seed)
     if cfg.action_decoding == "parallel":
         add_slots(model, processor, actions.shape[1] * actions.shape[2])
-    return model, PolicyProcessor.create(processor, codec, cfg.carry_thought, suites, cfg.action_decoding)
+    options = (cfg.carry_thought, suites, cfg.action_decoding, cfg.prefix_attention)
+    return model, PolicyProcessor.create(processor, codec, *options)
 
 
 def to_turn(processor: PolicyProcessor, demonstration: Demonstration) -> Turn:

@@ -108,6 +108,7 @@ def _request(decider: Decider, context: Context, room: int, seed: int) -> Sample
         temperature=config.temperature,
         seed=seed,
         banned_ids=banned,
+        num_prefix_tokens=context.num_prefix_tokens,
     )
 
 
@@ -128,6 +129,7 @@ async def _act_at_once(decider: Decider, context: Context, room: int, seed: int,
         seed=seed,
         slot_ids=vocabulary.slot_ids,
         action_ids=vocabulary.action_ids,
+        num_prefix_tokens=context.num_prefix_tokens,
     )
     output = await decider.sampler.sample(request)
     bins = vocabulary.bins(output.token_ids.tolist())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from rlvla.action_slots import parallel_inputs
+from rlvla.action_slots import PROMPT_BLOCK, parallel_inputs
 from rlvla.actions import QuantileCodec
 from rlvla.markup import MARKS, Vocabulary, slot_tokens
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 ActionDecoding = Literal["parallel", "autoregressive"]
+PrefixAttention = Literal["causal", "bidirectional"]
 POLICY_FILE = "rlvla_policy.json"
 """Beside the Hugging Face files of a checkpoint: what they do not say about the policy."""
 
@@ -86,6 +87,8 @@ class PolicyProcessor:
     """Suites on whose train initial states this policy has learned."""
     action_decoding: ActionDecoding = "autoregressive"
     """See `rlvla.config.SFTConfig`."""
+    prefix_attention: PrefixAttention = "causal"
+    """Likewise."""
     _expansions: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
     """(H, W) -> the ids that a placeholder becomes."""
 
@@ -97,6 +100,7 @@ class PolicyProcessor:
         carry_thought: bool,
         trained_suites: Iterable[str] = (),
         action_decoding: ActionDecoding = "autoregressive",
+        prefix_attention: PrefixAttention = "causal",
     ) -> PolicyProcessor:
         """Wrap a processor whose tokenizer knows the marks, the action tokens and, for `parallel`, the slots.
 
@@ -117,6 +121,7 @@ class PolicyProcessor:
             vocabulary=_vocabulary(hf_processor.tokenizer, image_format, codec.num_bins, num_slots),
             trained_suites=tuple(sorted(set(trained_suites))),
             action_decoding=action_decoding,
+            prefix_attention=prefix_attention,
         )
 
     @classmethod
@@ -140,6 +145,7 @@ class PolicyProcessor:
             settings["carry_thought"],
             settings.get("trained_suites", ()),
             settings.get("action_decoding", "autoregressive"),
+            settings.get("prefix_attention", "causal"),
         )
 
     def save(self, path: Path | str) -> None:
@@ -150,6 +156,7 @@ class PolicyProcessor:
             "carry_thought": self.carry_thought,
             "trained_suites": list(self.trained_suites),
             "action_decoding": self.action_decoding,
+            "prefix_attention": self.prefix_attention,
         }
         (Path(path) / POLICY_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -227,13 +234,22 @@ class PolicyProcessor:
         return bool(self.vocabulary.slot_ids)
 
     @property
+    def is_hybrid(self) -> bool:
+        """Whether some tokens see ones behind them: those of the prompt, or of a chunk of actions."""
+        return self.is_parallel or self.prefix_attention == "bidirectional"
+
+    @property
     def num_action_tokens(self) -> int:
         """K * A, of one chunk."""
         chunk_length, num_dims = self.codec.chunk_shape
         return chunk_length * num_dims
 
     def forward_inputs(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, is_act: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        is_act: torch.Tensor | None = None,
+        num_prefix_tokens: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Everything but the pixels that scoring tokens takes.
 
@@ -241,16 +257,27 @@ class PolicyProcessor:
             input_ids: [B, L], image placeholders expanded.
             attention_mask: [B, L], 0 on padding.
             is_act: [B, L] bool, True on ACT segments; a policy that decodes actions in parallel needs it.
+            num_prefix_tokens: [B] int, tokens of each prompt; one whose prompts are bidirectional needs it.
 
         Returns:
             `input_ids`, `attention_mask` and what the family derives from them; of a parallel policy also what
-            `rlvla.action_slots.parallel_inputs` does, which `rlvla.policy.token_logprobs` reads.
+            `rlvla.action_slots.parallel_inputs` does, of one with bidirectional prompts `block_ids`, which
+            `rlvla.policy.token_logprobs` reads.
+
+        Raises:
+            ValueError: what this policy needs is missing; or see `parallel_inputs`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.image_format.is_flat:  # Qwen-VL lays its 3-D rotary positions out by these
             inputs["mm_token_type_ids"] = (input_ids == self.vocabulary.placeholder_id).int()
         if self.is_parallel:
             inputs |= parallel_inputs(self.vocabulary, input_ids, is_act)
+        if self.prefix_attention == "bidirectional":
+            if num_prefix_tokens is None:
+                raise ValueError("the prompts of this policy see themselves: its forward inputs need num_prefix_tokens")
+            columns = input_ids.new_ones(input_ids.shape).cumsum(1)  # from 1
+            block_ids = inputs.get("block_ids", input_ids.new_zeros(input_ids.shape))
+            inputs["block_ids"] = block_ids.masked_fill(columns <= num_prefix_tokens[:, None], PROMPT_BLOCK)
         return inputs
 
     def _expansion(self, image: np.ndarray) -> tuple[int, ...]:
@@ -313,6 +340,16 @@ def read_trained(path: Path | str) -> tuple[str, ...]:
 def read_decoding(path: Path | str) -> ActionDecoding:
     """`action_decoding` of a checkpoint; autoregressive where it is no policy's."""
     return _settings(path).get("action_decoding", "autoregressive")
+
+
+def vllm_obstacle(path: Path | str) -> str:
+    """Why vLLM cannot serve a checkpoint, and what to do; empty where it can."""
+    if _settings(path).get("prefix_attention", "causal") == "causal":
+        return ""
+    return (
+        f"{path} was trained with prefix_attention: bidirectional, and vLLM attends prompts causally: set "
+        "sampler.backend to transformers"
+    )
 
 
 def _settings(path: Path | str) -> dict[str, Any]:

@@ -33,6 +33,9 @@ class SampleRequest:
     parallel decoding, arXiv 2502.19645)."""
     action_ids: tuple[int, ...] = ()
     """Bin -> token id: what an action token is drawn from; the softmax is over these alone."""
+    num_prefix_tokens: int = 0
+    """Tokens of the turn's prompt, images expanded: the part of the context whose tokens see each other, where the
+    checkpoint's `prefix_attention` is bidirectional."""
 
     @property
     def num_actions(self) -> int:

@@ -20,8 +20,15 @@ import numpy as np
 import torch
 
 from rlvla.config import SamplerConfig
+from rlvla.prompt import vllm_obstacle
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.sampler_engine import engine_arguments, set_environment, spare_llvmlite, weight_names
+from rlvla.sampler_engine import (
+    engine_arguments,
+    refuse_other_weights,
+    set_environment,
+    spare_llvmlite,
+    weight_names,
+)
 from rlvla.sampler_prompts import PromptRenderer
 from rlvla.vllm_plugin import register
 from rlvla.vllm_plugin.request import ActionBlock, encode_ids, take_actions
@@ -76,6 +83,8 @@ class VLLMSampler:
         seed: int = 0,
         parallel_actions: bool = False,
     ) -> None:
+        if reason := vllm_obstacle(model):
+            raise SamplerError(reason)
         set_environment(config.threads, parallel_actions)
         self.num_context_tokens = 0
         """Of all requests so far."""
@@ -134,9 +143,7 @@ class VLLMSampler:
             ValueError: names differ from the checkpoint's; nothing was loaded.
             SamplerError: the engine failed.
         """
-        if wrong := self._weight_names.symmetric_difference(weights):
-            shown = ", ".join(sorted(wrong)[:5])
-            raise ValueError(f"{len(wrong)} weights are missing or not in the checkpoint, among them {shown}")
+        refuse_other_weights(self._weight_names, weights)
         job = _Load(weights=weights, policy_version=policy_version)
         self._submit(job)
         job.future.result()

@@ -69,5 +69,5 @@ class PromptRenderer:
 def _digest(image: np.ndarray) -> str:
     """A name for the pixels: the same for the same image, another for any other."""
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image))
+    digest.update(image.tobytes())
     return digest.hexdigest()

@@ -42,6 +42,11 @@ class Context:
     segments: list[Segment] = field(default_factory=list)
     policy_version: int = 0
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Of the prompt, which is the first segment."""
+        return self.segments[0].end
+
     def ends_in(self, id_: int) -> bool:
         """Whether this is the last token."""
         return self.compact_ids[-1] == id_

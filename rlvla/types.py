@@ -107,6 +107,12 @@ class Turn:
             mask[segment.start : segment.end] = segment.kind.is_sampled
         return mask
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens of the prompt, before the first that the policy sampled or that we put there behind it."""
+        first = self.segments[0]
+        return first.end if first.kind is SegmentKind.PROMPT else 0
+
     def of_kind(self, kind: SegmentKind) -> tuple[Segment, ...]:
         """The segments of one kind, in order."""
         return tuple(segment for segment in self.segments if segment.kind is kind)

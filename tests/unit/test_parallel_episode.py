@@ -14,11 +14,14 @@ import torch
 from rlvla import policy
 from rlvla.action_slots import add_slots, feed_slots, is_slot, parallel_inputs
 from rlvla.cold_start import start_policy, to_turn
-from rlvla.config import EpisodeConfig, GRPOConfig, SFTConfig, TinyModelConfig
+from rlvla.config import EpisodeConfig, GRPOConfig, SamplerConfig, SFTConfig, TinyModelConfig
 from rlvla.dataset import DemonstrationSet, read, write
 from rlvla.episode import Decider, Decision, EnvThread, decide
+from rlvla.hf_sampler import TransformersSampler
 from rlvla.markup import print_think, print_zoom
 from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import SampleRequest
+from rlvla.rollout import SamplerActor
 from rlvla.testing import ScriptedSampler
 from rlvla.tools import load_tools
 from rlvla.types import Demonstration, EndReason, Observation, SegmentKind
@@ -89,6 +92,8 @@ def test_the_policy_chooses_to_act_and_the_block_is_a_request_of_its_own(process
     assert actions.prompt_ids[-1] == marks["<act>"]
     assert (actions.action_ids, actions.slot_ids) == (vocabulary.action_ids, vocabulary.slot_ids)
     assert actions.seed not in (text.seed, 0)
+    prompt = decision.turn.segments[0]
+    assert [request.num_prefix_tokens for request in sampler.requests] == [prompt.end] * 3
 
 
 def test_without_thought_the_block_is_all_that_is_asked_for(processor):
@@ -96,6 +101,7 @@ def test_without_thought_the_block_is_all_that_is_asked_for(processor):
     assert kinds(decision) == [KIND.PROMPT, KIND.PROMPT, KIND.ACT, KIND.PROMPT]
     assert decision.turn.num_sampled_tokens == tiny.NUM_ACTIONS == sampler.requests[0].num_actions
     assert sampler.requests[0].temperature == 1.0
+    assert sampler.requests[0].num_prefix_tokens == decision.turn.num_prefix_tokens == decision.turn.segments[1].start
     assert decision.actions is not None
 
 
@@ -213,6 +219,7 @@ def test_a_parallel_policy_starts_with_slots_of_zeros(tmp_path, tiny_policy, is_
 
 def test_a_checkpoint_from_before_decodes_as_it_always_did(tiny_policy):
     processor = PolicyProcessor.load(tiny_policy)
+    assert (processor.prefix_attention, processor.is_hybrid) == ("causal", False)
     assert (processor.action_decoding, processor.is_parallel, processor.vocabulary.slot_ids) == (
         "autoregressive",
         False,
@@ -222,13 +229,39 @@ def test_a_checkpoint_from_before_decodes_as_it_always_did(tiny_policy):
         PolicyProcessor.create(processor.hf_processor, processor.codec, False, action_decoding="parallel")
 
 
+def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(checkpoint, processor):
+    config = SamplerConfig(backend="transformers", dtype="bfloat16", threads=2)
+    num_threads = torch.get_num_threads()
+    actor = SamplerActor(checkpoint, config, max_images=1, max_model_len=64, seed=0)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(num_threads)
+    request = SampleRequest(
+        prompt_ids=processor.prompt_ids(tiny.INSTRUCTION, 1),
+        images=(tiny.image(0),),
+        stop_ids=(),
+        max_tokens=5,
+        temperature=0.0,
+        seed=0,
+    )
+    before = asyncio.run(actor.sample(request))
+    weights = {name: -tensor.numpy() for name, tensor in policy.named_weights(policy.load_model(checkpoint))}
+    asyncio.run(actor.load_weights(weights, 7))
+    after = asyncio.run(actor.sample(request))
+    asyncio.run(actor.close())
+    assert (before.policy_version, after.policy_version) == (0, 7)
+    assert (before.logprobs != after.logprobs).all()
+    # float32 would give other digits: the logits of bfloat16 weights have 8 bits
+    exact = asyncio.run(TransformersSampler(checkpoint).sample(request))
+    assert 0 < np.abs(before.logprobs - exact.logprobs).max() < 0.1
+
+
 def test_blocks_are_the_actions_and_the_mark_before_them(processor):
     vocabulary = processor.vocabulary
     open_id, close_id, action = vocabulary.mark_ids["<act>"], vocabulary.mark_ids["</act>"], vocabulary.action_ids[2]
     ids = torch.tensor([[5, open_id, action, action, close_id, 0], [5, action, open_id, action, close_id, 5]])
     is_act = torch.tensor([[0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]).bool()
     inputs = parallel_inputs(vocabulary, ids, is_act)
-    assert inputs["block_ids"].tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0]]
+    assert inputs["block_ids"].tolist() == [[0, 2, 2, 2, 0, 0], [0, 0, 2, 2, 0, 0]]  # 1 is a prompt's
     assert is_slot(inputs["block_ids"]).int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]
     is_act[1, 5] = True
     with pytest.raises(ValueError, match="a token that is no action"):
@@ -238,6 +271,6 @@ def test_blocks_are_the_actions_and_the_mark_before_them(processor):
 
 
 def test_each_action_of_every_block_is_fed_a_slot_of_its_own():
-    blocks = torch.tensor([[0, 1, 1, 1, 0, 2, 2, 2], [1, 1, 1, 0, 0, 2, 2, 2]])
+    blocks = torch.tensor([[0, 2, 2, 2, 0, 3, 3, 3], [2, 2, 2, 0, 0, 3, 3, 3]])
     fed = feed_slots(torch.arange(16).view(2, 8), blocks, torch.tensor([100, 101]))
     assert fed.tolist() == [[0, 1, 100, 101, 4, 5, 100, 101], [8, 100, 101, 11, 12, 13, 100, 101]]

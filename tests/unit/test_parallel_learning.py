@@ -30,9 +30,10 @@ from tests.learning import free_address
 LOSS = LossConfig(kl_coef=0.1, average="token", importance_cap=0.0)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return tiny.save("idefics3", tmp_path_factory.mktemp("parallel"))
+@pytest.fixture(scope="module", params=["causal", "bidirectional"])
+def checkpoint(request, tmp_path_factory) -> Path:
+    """Also with prompts whose tokens see each other."""
+    return tiny.save("idefics3", tmp_path_factory.mktemp("parallel"), prefix_attention=request.param)
 
 
 def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> Learner:
@@ -94,6 +95,18 @@ def test_with_lora_the_reference_decodes_in_parallel_too(checkpoint):
     learner.close()
 
 
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["all", "lora"])
+def test_slots_are_learned_with_all_weights_and_not_with_lora(checkpoint, lora):
+    processor = PolicyProcessor.load(checkpoint)
+    learner = make_learner(checkpoint, lora=lora)
+    learner.step([make_group(processor)])
+    (name,) = (name for name in learner.weights() if name.endswith("embed_tokens.weight"))
+    after = learner.weights()[name][list(processor.vocabulary.slot_ids)]
+    learner.close()
+    before = policy.load_model(checkpoint).get_input_embeddings().weight[list(processor.vocabulary.slot_ids)]
+    assert (after == before.detach().numpy()).all() == (lora is not None)
+
+
 def test_a_learner_whose_mask_is_ignored_does_not_start(checkpoint, monkeypatch):
     load = policy.load_model
 
@@ -144,6 +157,7 @@ def act(sampler: TransformersSampler, processor: PolicyProcessor, demo: Demonstr
 
 @pytest.mark.slow
 def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
+    """With all that is bidirectional: prompts and actions."""
     demos = demonstrations()
     write(tmp_path / "demos", [[demo] for demo in demos * 2], robot="test", fps=1.0, suites=("new",))
     cfg = SFTConfig(
@@ -155,6 +169,7 @@ def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
         batch_size=8,
         learner=LearnerConfig(lr=3e-3, warmup_steps=10, schedule="cosine"),
         action_decoding="parallel",
+        prefix_attention="bidirectional",
     )
     data = read(cfg.dataset)
     model, processor = start_policy(cfg, data)
@@ -163,6 +178,7 @@ def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
     assert losses[0] > 2
     assert losses[-1] < 0.05
     trainer.save(tmp_path / "policy")
+    assert PolicyProcessor.load(tmp_path / "policy").prefix_attention == "bidirectional"
 
     sampler = TransformersSampler(tmp_path / "policy")
     for demo in demos:
