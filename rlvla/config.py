@@ -51,16 +51,29 @@ class EpisodeConfig:
     """Tool calls in one turn; a further call gets an error text as its result, and the next is malformed."""
     max_turn_tokens: int = 512
     """Length of a turn, context included; beyond it the trajectory ends as CONTEXT_FULL."""
-    use_zoom: bool = True
-    """False: the `<tool>` token cannot be sampled, and a thought is followed by an injected `<act>`."""
-    use_thought: bool = True
-    """False: the turn starts behind an injected `<act>` (no thought, no tool)."""
+    mode: Literal["zoom", "think", "act"] = "zoom"
+    """`zoom`: think and look closer; `think`: the `<tool>` token cannot be sampled, and a thought is followed by an
+    injected `<act>`; `act`: the turn starts behind an injected `<act>`, no thought and no tool (DeepThinkVLA's
+    mask-CoT)."""
+    think_every: int = 1
+    """Decisions: the policy thinks (and looks) at every n-th of an episode. Those between reuse its last thought, which
+    stands in the turn as context, followed by an injected `<act>`."""
     temperature: float = 1.0
     """Of sampling; 0 is greedy. SimpleVLA-RL trains at 1.6, the paper's inference is greedy."""
     action_temperature: float | None = None
     """Of action tokens, where the checkpoint decodes them in parallel; None: as `temperature`."""
     tools: dict[str, str] = field(default_factory=lambda: {"zoom_in": "rlvla.tools:zoom_in"})
     """Tool name in the markup -> `"module:function"`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the keys."""
+        if self.think_every < 1:
+            raise ValueError(f"episode.think_every is {self.think_every}: need at least 1")
+        if self.mode == "act" and self.think_every > 1:
+            raise ValueError(
+                f"episode.think_every is {self.think_every}, and episode.mode act has no thought to reuse: leave "
+                "think_every out, or choose mode zoom or think"
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -620,7 +633,7 @@ class EvaluateConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     """Simulator."""
     episode: EpisodeConfig = field(default_factory=lambda: EpisodeConfig(temperature=0.0))
-    """Greedy by default; `use_zoom` and `use_thought` are the ablations."""
+    """Greedy by default; `mode` and `think_every` are the ablations."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """vLLM, or transformers."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -120,19 +120,21 @@ def turn_tokens(
     """
     prompt = PROMPT_TEXT_TOKENS + num_images * tokens_per_image
     act = num_action_tokens + 2
-    longest_thought = episode.max_think_tokens + 2 if episode.use_thought else 0
+    thinks = episode.mode != "act"
+    longest_thought = episode.max_think_tokens + 2 if thinks else 0
     thought = longest_thought * EXPECTED_THOUGHT
-    num_calls = episode.max_tool_calls if episode.use_zoom and episode.use_thought else 0
-    calls = min(EXPECTED_CALLS, num_calls)
+    num_calls = episode.max_tool_calls if episode.mode == "zoom" else 0
+    calls = min(EXPECTED_CALLS, num_calls) / episode.think_every
     result = tokens_per_image + 2
     most = prompt + num_calls * (longest_thought + MAX_CALL_TOKENS + result) + longest_thought + act
-    sampled = calls * (thought + EXPECTED_CALL_TOKENS) + thought + act - is_parallel
+    sampled = calls * (thought + EXPECTED_CALL_TOKENS) + thought / episode.think_every + act - is_parallel
+    reused = thought - thought / episode.think_every
     limit = min(most, episode.max_turn_tokens)
-    expected = min(limit, prompt + sampled + is_parallel + calls * result)
+    expected = min(limit, prompt + reused + sampled + is_parallel + calls * result)
     expected_sampled = min(sampled, expected)
     return TurnTokens(
         prompt=prompt,
-        least=prompt + (2 if episode.use_thought else 0) + act,
+        least=prompt + (2 if thinks else 0) + act,
         most=most,
         limit=limit,
         expected=expected,

@@ -65,6 +65,8 @@ class Segment:
     """TOOL_CALL of the zoom tool: the box asked for, as parsed."""
     error: str = ""
     """Why this is MALFORMED, or why the tool call in it was refused."""
+    is_reused: bool = False
+    """PROMPT: this is the thought of an earlier decision, put here for one that does not think."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ def turns(processor) -> list[Turn]:
 
 
 def act_at_once(turn: Turn) -> Turn:
-    """Without its thought: an injected `<act>` right behind the prompt, as with `use_thought: false`."""
+    """Without its thought: an injected `<act>` right behind the prompt, as with `mode: act`."""
     prompt, thought, *others = turn.segments
     keep = np.r_[0 : prompt.end, thought.end : len(turn.token_ids)]
     length = thought.end - thought.start

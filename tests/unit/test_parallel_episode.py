@@ -24,6 +24,7 @@ from rlvla.protocols import SampleRequest
 from rlvla.rollout import SamplerActor
 from rlvla.testing import ScriptedSampler
 from rlvla.tools import load_tools
+from rlvla.turn_context import Recall
 from rlvla.types import Demonstration, EndReason, Observation, SegmentKind
 from rlvla_reward.format import is_well_formed
 from tests import parallel_policies as tiny
@@ -44,7 +45,9 @@ def processor(checkpoint) -> PolicyProcessor:
     return PolicyProcessor.load(checkpoint)
 
 
-def play(processor: PolicyProcessor, texts: list[str], **config: Any) -> tuple[Decision, ScriptedSampler]:
+def play(
+    processor: PolicyProcessor, texts: list[str], recall: Recall | None = None, **config: Any
+) -> tuple[Decision, ScriptedSampler]:
     """A decision whose sampler says these texts, and its sampler; `ACT` is a block of actions."""
     vocabulary = processor.vocabulary
     block = [vocabulary.action_ids[bin_] for bin_ in BINS]
@@ -56,7 +59,7 @@ def play(processor: PolicyProcessor, texts: list[str], **config: Any) -> tuple[D
         images=(tiny.image(0),), proprio=np.zeros(4), instruction=tiny.INSTRUCTION, zoom=lambda image, box: CROP
     )
     thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
-    decision = asyncio.run(decide(decider, observation, thread, seed=0))
+    decision = asyncio.run(decide(decider, observation, thread, seed=0, recall=recall))
     thread.close()
     return decision, sampler
 
@@ -97,7 +100,7 @@ def test_the_policy_chooses_to_act_and_the_block_is_a_request_of_its_own(process
 
 
 def test_without_thought_the_block_is_all_that_is_asked_for(processor):
-    decision, sampler = play(processor, ["ACT"], use_thought=False)
+    decision, sampler = play(processor, ["ACT"], mode="act")
     assert kinds(decision) == [KIND.PROMPT, KIND.PROMPT, KIND.ACT, KIND.PROMPT]
     assert decision.turn.num_sampled_tokens == tiny.NUM_ACTIONS == sampler.requests[0].num_actions
     assert sampler.requests[0].temperature == 1.0
@@ -106,12 +109,34 @@ def test_without_thought_the_block_is_all_that_is_asked_for(processor):
 
 
 def test_without_zoom_an_act_mark_follows_the_thought(processor):
-    decision, sampler = play(processor, ["<think>look</think>", "ACT"], use_zoom=False)
+    decision, sampler = play(processor, ["<think>look</think>", "ACT"], mode="think")
     assert kinds(decision) == [KIND.PROMPT, KIND.THINK, KIND.PROMPT, KIND.ACT, KIND.PROMPT]
     marks = processor.vocabulary.mark_ids
     assert sampler.requests[0].stop_ids == (marks["</think>"], marks["<act>"])
     assert set(sampler.requests[0].banned_ids) == {marks["<tool>"], *processor.vocabulary.slot_ids}
     assert is_well_formed(decision.turn)
+
+
+def test_behind_a_reused_thought_the_block_is_all_that_is_asked_for(processor):
+    first, _ = play(processor, ["<think>look</think><act>", "ACT"], think_every=2)
+    recall = Recall().after(first.turn, think_every=2, carry_thought=False)
+    decision, sampler = play(processor, ["ACT"], recall, think_every=2)
+    assert kinds(decision) == [KIND.PROMPT, KIND.PROMPT, KIND.PROMPT, KIND.ACT, KIND.PROMPT]
+    (request,) = sampler.requests
+    vocabulary = processor.vocabulary
+    compact = [*processor.prompt_ids(tiny.INSTRUCTION, 1), *vocabulary.encode("<think>look</think><act>")]
+    assert (list(request.prompt_ids), request.num_actions) == (compact, tiny.NUM_ACTIONS)
+    context = [*processor.expand(compact, [tiny.image(0)]).tolist(), vocabulary.mark_ids["</act>"]]
+    assert decision.turn.token_ids[~decision.turn.loss_mask].tolist() == context
+    assert decision.turn.num_sampled_tokens == tiny.NUM_ACTIONS
+    assert is_well_formed(decision.turn)
+
+
+def test_a_reused_thought_may_leave_no_room(processor):
+    first, _ = play(processor, ["<think>look</think><act>", "ACT"], think_every=2)
+    recall = Recall().after(first.turn, think_every=2, carry_thought=False)
+    decision, sampler = play(processor, [], recall, think_every=2, max_turn_tokens=len(first.turn.token_ids) - 1)
+    assert (decision.end, sampler.requests) == (EndReason.CONTEXT_FULL, [])
 
 
 @pytest.mark.parametrize(

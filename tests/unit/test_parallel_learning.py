@@ -23,6 +23,7 @@ from rlvla.prompt import PolicyProcessor
 from rlvla.sft import SFTTrainer
 from rlvla.testing import TASK, make_trajectory
 from rlvla.tools import load_tools
+from rlvla.turn_context import Recall
 from rlvla.types import Demonstration, EndReason, Group, Observation, SegmentKind
 from tests import parallel_policies as tiny
 from tests.learning import free_address
@@ -141,7 +142,14 @@ def demonstrations() -> list[Demonstration]:
     return demos
 
 
-def act(sampler: TransformersSampler, processor: PolicyProcessor, demo: Demonstration, seed: int, **config: Any):
+def act(
+    sampler: TransformersSampler,
+    processor: PolicyProcessor,
+    demo: Demonstration,
+    seed: int,
+    recall: Recall | None = None,
+    **config: Any,
+):
     """A decision on what a demonstration saw."""
     episode = EpisodeConfig(**config)
     decider = Decider(sampler=sampler, processor=processor, tools=load_tools(episode.tools), config=episode)
@@ -150,7 +158,7 @@ def act(sampler: TransformersSampler, processor: PolicyProcessor, demo: Demonstr
         images=demo.images, proprio=demo.proprio, instruction=demo.instruction, zoom=lambda image, box: crop
     )
     thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
-    decision = asyncio.run(decide(decider, observation, thread, seed=seed))
+    decision = asyncio.run(decide(decider, observation, thread, seed=seed, recall=recall))
     thread.close()
     return decision
 
@@ -187,6 +195,9 @@ def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
         np.testing.assert_array_equal(decision.actions, processor.codec.decode(processor.codec.encode(demo.actions)))
 
     sampled = [act(sampler, processor, demos[1], seed=seed, **tiny.TEMPERATURES) for seed in range(4)]
+    recall = Recall().after(sampled[1].turn, think_every=2, carry_thought=False)
+    sampled.append(act(sampler, processor, demos[1], seed=4, recall=recall, **tiny.TEMPERATURES))
+    assert any(segment.is_reused for segment in sampled[-1].turn.segments)
     trajectories = [
         make_trajectory([decision.turn], end=EndReason.SUCCESS, advantage=(-1.0) ** i)
         for i, decision in enumerate(sampled)
@@ -195,4 +206,4 @@ def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
     metrics = learner.step([Group(task=TASK, trajectories=tuple(trajectories))])
     learner.close()
     assert metrics["mismatch_kl"] < 1e-6
-    assert metrics["num_rows"] == 4
+    assert metrics["num_rows"] == 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -293,8 +294,14 @@ def test_the_tokens_of_a_turn_by_hand() -> None:
     assert turn.expected == pytest.approx(68 + 0.3 * (20 + 32 + 12) + 20 + 58)
     assert turn.expected_decoded == turn.expected_forwards == turn.expected_sampled
     assert (turn.num_images, turn.expected_images) == (4, pytest.approx(2.3))
-    options: dict[str, Any] = {"tokens_per_image": 10, "num_images": 1, "num_action_tokens": 56, "is_parallel": False}
-    blind = turn_tokens(EpisodeConfig(use_thought=False), **options)
+    options: dict[str, Any] = {"tokens_per_image": 10, "num_images": 2, "num_action_tokens": 56, "is_parallel": False}
+    third = turn_tokens(replace(episode, think_every=3), **options)
+    assert (third.least, third.most, third.num_images) == (turn.least, turn.most, 4)
+    assert third.expected_sampled == pytest.approx(0.1 * (20 + 32) + 20 / 3 + 58)
+    assert third.expected == pytest.approx(68 + 0.1 * (20 + 32 + 12) + 20 + 58)
+    plain = turn_tokens(replace(episode, mode="think"), **options)
+    assert (plain.most, plain.expected_images) == (68 + 40 + 58, 2)
+    blind = turn_tokens(EpisodeConfig(mode="act"), **options | {"num_images": 1})
     assert blind.least == blind.most == 58 + 58
 
 
