@@ -24,10 +24,12 @@ from rlvla.annotation.run import annotate_all, protocol
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, load, write_resolved
+from rlvla.preflight import check_annotate
 
 
 def main(cfg: AnnotateConfig) -> None:
     """Write `cfg.output`."""
+    check_annotate(cfg)
 
     def complete(folder: Path, tally: Tally) -> None:
         write_resolved(cfg, folder)

@@ -9,6 +9,7 @@ from rlvla import plan
 from rlvla.config import EvaluateConfig, load
 from rlvla.evaluation import evaluate, line
 from rlvla.plan_architecture import require_runnable
+from rlvla.preflight import check_evaluate
 
 
 def main(cfg: EvaluateConfig) -> None:
@@ -17,6 +18,7 @@ def main(cfg: EvaluateConfig) -> None:
         print(plan.of_evaluate(cfg))
         return
     require_runnable(cfg.plan)
+    check_evaluate(cfg)
     summary = evaluate(cfg)
     for name, result in summary["tasks"].items():
         print(line(name, result))

@@ -12,6 +12,7 @@ from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, load
 from rlvla.metrics import PhaseTimer, rollout_metrics
 from rlvla.plan_architecture import require_runnable
+from rlvla.preflight import check_grpo
 from rlvla.rollout import TaskStream, collect
 from rlvla.run import GRPORun
 from rlvla.types import Group
@@ -24,6 +25,7 @@ def main(cfg: GRPOConfig) -> None:
         print(plan.of_grpo(cfg, reward.weights))
         return
     require_runnable(cfg.plan)
+    check_grpo(cfg)
     tasks = TaskStream(config=cfg.env, seed=cfg.seed)
 
     def judge(group: Group) -> Group:

@@ -11,6 +11,7 @@ from rlvla import dataset, plan
 from rlvla.cold_start import start_policy
 from rlvla.config import SFTConfig, load
 from rlvla.plan_architecture import require_runnable
+from rlvla.preflight import check_sft
 from rlvla.sft import SFTRun, SFTTrainer
 
 
@@ -20,6 +21,7 @@ def main(cfg: SFTConfig) -> None:
         print(plan.of_sft(cfg))
         return
     require_runnable(cfg.plan)
+    check_sft(cfg)
     demonstrations = dataset.read(cfg.dataset)
     model, processor = start_policy(cfg, demonstrations)
     trainer = SFTTrainer(cfg, model, processor, demonstrations)

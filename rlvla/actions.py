@@ -9,12 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+MAX_BINS, MAX_CHUNK = 65_536, 10_000
+"""A checkpoint from elsewhere must not make us list the tokens of a billion bins."""
 QUANTILES = (0.01, 0.99)
 """Robust against the few outliers that teleoperation records (OpenVLA)."""
+
+_MAX_ACTION = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +43,12 @@ class QuantileCodec:
         if len(self.low) != len(self.high) or not self.low:
             raise ValueError(f"low has {len(self.low)} dimensions and high {len(self.high)}: need the same, at least 1")
         for dim, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
-            if not (np.isfinite(low) and np.isfinite(high) and low <= high):
-                raise ValueError(f"dimension {dim} ranges from {low} to {high}: need finite low <= high")
-        if self.num_bins < 2 or self.chunk_length < 1:
-            raise ValueError(f"num_bins is {self.num_bins} (at least 2), chunk_length {self.chunk_length} (at least 1)")
+            if not -_MAX_ACTION <= low <= high <= _MAX_ACTION:  # never true of NaN
+                raise ValueError(f"dimension {dim} ranges from {low} to {high}: need finite float32 low <= high")
+        if not (2 <= self.num_bins <= MAX_BINS and 1 <= self.chunk_length <= MAX_CHUNK):
+            raise ValueError(
+                f"num_bins is {self.num_bins} (2 to {MAX_BINS}), chunk_length {self.chunk_length} (1 to {MAX_CHUNK})"
+            )
         _gripper_index(self.gripper_dim, len(self.low))
 
     @classmethod
@@ -112,11 +120,11 @@ class QuantileCodec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> QuantileCodec:
-        """Inverse of `to_dict`; raises ValueError naming the fields that are missing or unknown."""
+        """Inverse of `to_dict`; raises ValueError naming the fields that are missing, unknown or of a wrong type."""
         names = {field.name for field in dataclasses.fields(cls)}
         if wrong := names.symmetric_difference(fields):
             raise ValueError(f"codec fields missing or unknown: {', '.join(sorted(wrong))}")
-        return cls(**{**fields, "low": tuple(fields["low"]), "high": tuple(fields["high"])})
+        return _adapter(cls).validate_python(dict(fields))
 
     def _to_bins(self, actions: np.ndarray) -> np.ndarray:
         """[K, A] simulator units, finite -> [K, A] bins."""
@@ -220,6 +228,11 @@ class BinCodec(QuantileCodec):
         if gripper is not None:
             actions[:, gripper] = np.where(actions[:, gripper] > 0.5, -1.0, 1.0)
         return actions
+
+
+@cache
+def _adapter(cls: type[QuantileCodec]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
 def _gripper_index(gripper_dim: int | None, num_dims: int) -> int | None:

@@ -13,13 +13,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
-_FORBID: Any = ConfigDict(extra="forbid")
+from rlvla.config_file import ConfigError, explain, read_yaml
+
+# Flags come in past pydantic, as instances; it has to look into those as well.
+_FORBID: Any = ConfigDict(extra="forbid", allow_inf_nan=False, revalidate_instances="always")
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 C = TypeVar("C")
 
 
@@ -45,11 +59,11 @@ class EpisodeConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    max_think_tokens: int = 48
+    max_think_tokens: PositiveInt = 48
     """Tokens in one thought; a longer one is malformed."""
-    max_tool_calls: int = 3
+    max_tool_calls: NonNegativeInt = 3
     """Tool calls in one turn; a further call gets an error text as its result, and the next is malformed."""
-    max_turn_tokens: int = 512
+    max_turn_tokens: PositiveInt = 512
     """Length of a turn, context included; beyond it the trajectory ends as CONTEXT_FULL."""
     mode: Literal["zoom", "think", "act"] = "zoom"
     """`zoom`: think and look closer; `think`: the `<tool>` token cannot be sampled, and a thought is followed by an
@@ -58,9 +72,9 @@ class EpisodeConfig:
     think_every: int = 1
     """Decisions: the policy thinks (and looks) at every n-th of an episode. Those between reuse its last thought, which
     stands in the turn as context, followed by an injected `<act>`."""
-    temperature: float = 1.0
+    temperature: NonNegativeFloat = 1.0
     """Of sampling; 0 is greedy. SimpleVLA-RL trains at 1.6, the paper's inference is greedy."""
-    action_temperature: float | None = None
+    action_temperature: NonNegativeFloat | None = None
     """Of action tokens, where the checkpoint decodes them in parallel; None: as `temperature`."""
     tools: dict[str, str] = field(default_factory=lambda: {"zoom_in": "rlvla.tools:zoom_in"})
     """Tool name in the markup -> `"module:function"`."""
@@ -92,19 +106,19 @@ class SamplerConfig:
     not serve, such as checkpoints with `prefix_attention: bidirectional`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of weights and activations; bfloat16 on GPUs."""
-    max_num_seqs: int = 64
+    max_num_seqs: PositiveInt = 64
     """Sequences that the engine batches at most."""
-    kv_cache_mb: int = 256
+    kv_cache_mb: NonNegativeInt = 256
     """KV cache, MiB; 0 leaves it to `gpu_memory_utilization` (GPU)."""
-    gpu_memory_utilization: float = 0.45
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.45
     """Share of GPU memory when `kv_cache_mb` is 0; 0.45 leaves room for a colocated learner."""
-    block_size: int = 32
+    block_size: PositiveInt = 32
     """Tokens of a KV block; prefix caching works in whole blocks, and vLLM's CPU attention in multiples of 32."""
     enforce_eager: bool = True
     """False: compile and capture CUDA graphs (GPU)."""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: PositiveInt = 1
     """GPUs that one engine spans."""
-    threads: int = 1
+    threads: PositiveInt = 1
     """OpenMP threads of a sampler on the CPU: beside simulators one is faster than two on two cores."""
 
 
@@ -116,28 +130,35 @@ class ClusterConfig:
 
     address: str = "local"
     """Ray: `local` starts one on loopback; `auto` or `host:port` joins a running cluster."""
-    num_samplers: int = 1
+    num_samplers: PositiveInt = 1
     """Engines of `sampler.backend`."""
-    num_rollout_actors: int = 1
+    num_rollout_actors: PositiveInt = 1
     """Processes that drive envs."""
-    envs_per_actor: int = 32
+    envs_per_actor: PositiveInt = 32
     """Envs, hence concurrent episodes, in each rollout actor."""
-    num_learners: int = 1
+    num_learners: PositiveInt = 1
     """DeepSpeed ranks."""
-    sampler_cpus: float = 0.5
+    sampler_cpus: NonNegativeFloat = 0.5
     """Ray CPUs that a sampler reserves."""
-    rollout_cpus: float = 0.5
+    rollout_cpus: NonNegativeFloat = 0.5
     """Ray CPUs that a rollout actor reserves."""
-    learner_cpus: float = 0.5
+    learner_cpus: NonNegativeFloat = 0.5
     """Ray CPUs that a learner rank reserves."""
-    sampler_gpus: float = 0.0
+    sampler_gpus: NonNegativeFloat = 0.0
     """Ray GPUs that a sampler reserves; 0.5 with `learner_gpus: 0.5` colocates the two on one GPU."""
-    learner_gpus: float = 0.0
+    learner_gpus: NonNegativeFloat = 0.0
     """Ray GPUs that a learner rank reserves."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """OpenMP threads of a learner rank on the CPU."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray placement-group strategy over nodes: PACK colocates, SPREAD keeps apart."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the key."""
+        for key in ("sampler_gpus", "learner_gpus"):
+            amount = getattr(self, key)
+            if amount > 1 and amount % 1:
+                raise ValueError(f"cluster.{key} is {amount}: Ray gives shares of one GPU, or whole ones")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +167,19 @@ class LoraConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    rank: int = 32
+    rank: PositiveInt = 32
     """Rank of the update (openvla-oft: 32)."""
-    alpha: float = 64.0
+    alpha: PositiveFloat = 64.0
     """Scale numerator: the update is multiplied by alpha / rank."""
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
     """Linear layers of the language model that get an adapter."""
 
 
@@ -160,22 +189,22 @@ class LossConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    clip_low: float = 0.2
+    clip_low: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Ratio clipped from below at 1 - clip_low (PPO, DAPO)."""
-    clip_high: float = 0.28
+    clip_high: NonNegativeFloat = 0.28
     """Ratio clipped from above at 1 + clip_high (DAPO clip-higher; SimpleVLA-RL: 0.28)."""
-    kl_coef: float = 0.01
+    kl_coef: NonNegativeFloat = 0.01
     """Weight of KL(policy || reference)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Schulman's estimators, http://joschu.net/blog/kl-approx.html."""
     average: Literal["token", "trajectory", "constant"] = "token"
     """`token`: every sampled token weighs alike (DAPO); `trajectory`: mean in each trajectory, then over them (GRPO);
     `constant`: sum over tokens / (trajectories * `constant_length`) (Dr.GRPO)."""
-    constant_length: int = 512
+    constant_length: PositiveInt = 512
     """Tokens; divisor of `average: constant`."""
-    entropy_coef: float = 0.0
+    entropy_coef: NonNegativeFloat = 0.0
     """Weight of the entropy bonus."""
-    importance_cap: float = 2.0
+    importance_cap: NonNegativeFloat = 2.0
     """Cap of exp(old - sampler logprob), the truncated importance weight between sampler and learner; 0: off."""
 
 
@@ -187,7 +216,7 @@ class AdvantageConfig:
 
     normalize_std: bool = True
     """Divide by the group's standard deviation (GRPO); False is Dr.GRPO."""
-    eps: float = 1e-6
+    eps: PositiveFloat = 1e-6
     """Added to the standard deviation."""
     combine: Literal["sum_first", "normalize_first"] = "sum_first"
     """Normalise the weighted sum of the reward terms, or each term by itself and then sum."""
@@ -199,23 +228,23 @@ class LearnerConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    lr: float = 1e-6
+    lr: PositiveFloat = 1e-6
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Optimizer steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After warm-up, until the last step of the run."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """AdamW."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     """AdamW."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Global gradient norm is clipped here."""
     zero_stage: Literal[0, 2, 3] = 0
     """DeepSpeed ZeRO."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; bfloat16 keeps float32 masters in DeepSpeed."""
-    micro_batch_rows: int = 16
+    micro_batch_rows: PositiveInt = 16
     """Rows in one forward and backward."""
     gradient_checkpointing: bool = False
     """Trade compute for activation memory."""
@@ -264,23 +293,23 @@ class PlanConfig:
     """JSON with a model's figures (recipes/configs/models), for a `model` that is not on this machine."""
     gpu: Literal["cpu", "rtx-4090", "a100-40gb", "l40s", "a100-80gb", "h100-80gb", "h200"] = "cpu"
     """What learner ranks and samplers run on; memory and speed as in `rlvla.plan_speed.DEVICES`."""
-    gpu_memory_gb: float = 0.0
+    gpu_memory_gb: NonNegativeFloat = 0.0
     """Memory of one GPU, GiB; 0: what `gpu` has."""
-    num_processes: int = 1
+    num_processes: PositiveInt = 1
     """Learner ranks of `recipes/sft.py`, which `accelerate launch --num_processes` decides."""
-    num_images: int = 1
+    num_images: PositiveInt = 1
     """Cameras of an env that is not here."""
-    view_size: int = 256
+    view_size: PositiveInt = 256
     """Side of its policy view, px."""
-    chunk_length: int = 8
+    chunk_length: PositiveInt = 8
     """K of data or a checkpoint that are not here (OpenVLA-OFT: 8 in LIBERO)."""
-    action_size: int = 7
+    action_size: PositiveInt = 7
     """A, likewise."""
     action_decoding: Literal["parallel", "autoregressive"] = "autoregressive"
     """Of a checkpoint that is not here; see `SFTConfig`."""
-    max_env_steps: int = 520
+    max_env_steps: PositiveInt = 520
     """Longest episode of an env that is not here (OpenVLA-OFT: 520, of LIBERO's Long suite)."""
-    env_steps_per_s: float = 0.0
+    env_steps_per_s: NonNegativeFloat = 0.0
     """Of one rollout actor, rendering once a chunk; 0: the figure of our own envs in `rlvla.plan_speed`."""
 
 
@@ -292,17 +321,17 @@ class TinyModelConfig:
 
     architecture: Literal["idefics3", "qwen2_5_vl"] = "idefics3"
     """Hugging Face architecture."""
-    hidden_size: int = 128
+    hidden_size: PositiveInt = 128
     """Width of vision tower and language model."""
-    num_layers: int = 4
+    num_layers: PositiveInt = 4
     """Of the language model."""
-    vision_layers: int = 2
+    vision_layers: PositiveInt = 2
     """Of the vision tower."""
-    image_size: int = 64
+    image_size: PositiveInt = 64
     """Policy view, px."""
-    patch_size: int = 8
+    patch_size: PositiveInt = 8
     """Of the vision tower, px."""
-    initializer_range: float = 0.06
+    initializer_range: PositiveFloat = 0.06
     """Standard deviation of the initial weights; 0.02 learned 10x slower at this size."""
 
 
@@ -386,24 +415,31 @@ class CheckConfig:
         "markup", "box", "length", "language", "gripper", "subject", "progress", "repetition", "grounding",
     )  # fmt: skip
     """Checks to run; `rlvla/annotation/checks.py` says what each one wants."""
-    looks: tuple[int, int] = (1, 1)
+    looks: tuple[NonNegativeInt, NonNegativeInt] = (1, 1)
     """Fewest and most looks at a key frame; elsewhere there is none."""
-    max_box_area: float = 0.5
+    max_box_area: _Share = 0.5
     """Share of the frame that a box may cover."""
-    min_box_side: int = 30
+    min_box_side: Annotated[int, Field(ge=0, le=1000)] = 30
     """Thousandths of the frame; the tool itself refuses less than 10."""
-    num_words: tuple[int, int] = (3, 80)
+    num_words: tuple[NonNegativeInt, NonNegativeInt] = (3, 80)
     """Fewest and most words of a thought."""
-    max_repetition: int = 4
+    max_repetition: PositiveInt = 4
     """Decisions in a row that may think nearly the same."""
-    similarity: float = 0.95
+    similarity: _Share = 0.95
     """From which on two thoughts are nearly the same, 0 to 1 (share of words in common, in their order)."""
-    progress_slack: float = 0.0
+    progress_slack: NonNegativeFloat = 0.0
     """By how much progress may fall from one decision to the next."""
-    containment: float = 0.5
+    containment: _Share = 0.5
     """Least share of the named object's box that the look's box covers, where privileged state tells."""
-    spread: float = 40.0
+    spread: PositiveFloat = 40.0
     """Most that the look's box may cover, in areas of the named object's box."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the key."""
+        for key in ("looks", "num_words"):
+            fewest, most = getattr(self, key)
+            if fewest > most:
+                raise ValueError(f"checks.{key} is {fewest} to {most}: the first must not be above the second")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,13 +460,13 @@ class OpenAIConfig:
     """Of one request."""
     max_retries: int = 8
     """Of a request that met 429, 5xx, a time-out or a broken connection, with exponential backoff."""
-    temperature: float = 0.7
+    temperature: NonNegativeFloat = 0.7
     """Qwen3-VL-Instruct's own recommendation (generation_config.json)."""
     max_tokens: int = 512
     """Of one answer."""
-    usd_per_million_prompt_tokens: float = 0.0
+    usd_per_million_prompt_tokens: NonNegativeFloat = 0.0
     """For the cost in the data card."""
-    usd_per_million_completion_tokens: float = 0.0
+    usd_per_million_completion_tokens: NonNegativeFloat = 0.0
     """Likewise."""
 
     def __post_init__(self) -> None:
@@ -453,9 +489,9 @@ class AnnotateConfig:
     """How to read `source`."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """Simulator that the expert acts in; a `source` needs none."""
-    num_episodes: int | None = None
+    num_episodes: PositiveInt | None = None
     """Over all tasks, from train initial states; None: 2000 of an expert, all of a `source`."""
-    chunk_length: int = 5
+    chunk_length: PositiveInt = 5
     """K, env steps that a decision plans."""
     stride: int = 0
     """Env steps from one decision to the next; 0: the chunk length. OpenVLA-OFT trains on every frame: 1."""
@@ -477,9 +513,9 @@ class AnnotateConfig:
     """What an annotation must hold."""
     max_attempts: int = 3
     """Answers that are asked for at one decision before it is dropped."""
-    num_samples: int = 24
+    num_samples: NonNegativeInt = 24
     """Random decisions on the contact sheet."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of the order of states and of the annotator's choices."""
 
     def __post_init__(self) -> None:
@@ -505,7 +541,7 @@ class SFTConfig:
     """Hugging Face VLM to start from (path or hub id); empty: build `tiny`."""
     tiny: TinyModelConfig = field(default_factory=TinyModelConfig)
     """Used when `model` is empty."""
-    num_bins: int = 64
+    num_bins: Annotated[int, Field(ge=2)] = 64
     """Bins per action dimension (OpenVLA: 256)."""
     gripper_dim: int | None = -1
     """Action dimension that is open or closed and nothing between; None: there is none."""
@@ -518,25 +554,25 @@ class SFTConfig:
     """`bidirectional`: the tokens of a turn's prompt, images and instruction, see each other (DeepThinkVLA); all behind
     them stays causal. Goes with both values of `action_decoding`. Kept with the checkpoint, which then takes
     `sampler.backend: transformers`."""
-    num_steps: int = 500
+    num_steps: PositiveInt = 500
     """Optimizer steps."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Turns per optimizer step, over all processes."""
-    validation_share: float = 0.05
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of episodes kept for validation loss."""
-    validate_every: int = 100
+    validate_every: PositiveInt = 100
     """Optimizer steps."""
-    save_every: int = 0
+    save_every: NonNegativeInt = 0
     """Optimizer steps between resumable states; 0: only at the end."""
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=2e-5))
     """Optimisation."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """Simulator in which the result is evaluated."""
-    num_trials: int = 0
+    num_trials: NonNegativeInt = 0
     """Held-out initial states per task that the result is evaluated on, greedy; 0: none."""
     log: LogConfig = field(default_factory=LogConfig)
     """Sinks."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of initial weights and data order."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     """What `dry_run` assumes."""
@@ -575,26 +611,26 @@ class GRPOConfig:
     """DeepSpeed."""
     log: LogConfig = field(default_factory=LogConfig)
     """Sinks."""
-    num_steps: int = 100
+    num_steps: PositiveInt = 100
     """Rounds of rollout and learning."""
-    groups_per_step: int = 8
+    groups_per_step: PositiveInt = 8
     """Groups with signal that a step learns from."""
     group_size: int = 8
     """G; SimpleVLA-RL: 8."""
-    max_waves: int = 1
+    max_waves: PositiveInt = 1
     """Rollout waves per step: above 1, groups without signal are dropped and refilled (DAPO dynamic sampling), and
     surplus groups are kept for the next step."""
-    minibatch_trajectories: int = 64
+    minibatch_trajectories: PositiveInt = 64
     """Trajectories per optimizer step."""
-    num_epochs: int = 1
+    num_epochs: PositiveInt = 1
     """Passes over a step's trajectories."""
     mask_context_full: bool = True
     """Leave trajectories that outgrew the turn limit out of the loss (masked, not punished)."""
-    save_every: int = 0
+    save_every: NonNegativeInt = 0
     """Steps between resumable checkpoints; 0: only at the end."""
-    save_trajectories: int = 4
+    save_trajectories: NonNegativeInt = 4
     """Trajectories of the last step kept for the report."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of task order and sampling."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     """What `dry_run` assumes."""
@@ -618,6 +654,20 @@ class GRPOConfig:
             raise ValueError("reward is empty: name at least one term, for example {fn: success}")
         if self.learner.zero_stage == 3 and self.learner.lora is not None:
             raise ValueError("learner.zero_stage 3 with learner.lora is not supported: use zero_stage 2")
+        episode = self.episode
+        if episode.max_think_tokens >= episode.max_turn_tokens:
+            raise ValueError(
+                f"episode.max_think_tokens is {episode.max_think_tokens}, episode.max_turn_tokens "
+                f"{episode.max_turn_tokens}: a turn has to hold more than one thought"
+            )
+        num_trajectories = self.groups_per_step * self.group_size
+        if self.minibatch_trajectories > num_trajectories:
+            raise ValueError(
+                f"minibatch_trajectories is {self.minibatch_trajectories}, a step has {num_trajectories} "
+                f"(groups_per_step {self.groups_per_step} times group_size {self.group_size}): lower it"
+            )
+        if not any(term.weight for term in self.reward):
+            raise ValueError("reward: every weight is 0, so that there is nothing to learn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -638,15 +688,15 @@ class EvaluateConfig:
     """vLLM, or transformers."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray."""
-    num_trials: int = 200
+    num_trials: PositiveInt = 200
     """Initial states per task, one trial each."""
     split: Literal["evaluate", "official"] = "evaluate"
     """`evaluate`: held out from training; `official`: a benchmark's own states (LIBERO: 50 a task)."""
     allow_trained_states: bool = False
     """Evaluate on official states although the policy was trained on some of them; the result says so."""
-    save_trajectories: int = 8
+    save_trajectories: NonNegativeInt = 8
     """Kept for the report, half of them failures where there are."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of sampling when the temperature is above 0."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     """What `dry_run` assumes."""
@@ -665,19 +715,27 @@ def load(cls: type[C], argv: Sequence[str] | None = None) -> C:
         SystemExit: the YAML or a flag is wrong; the message names the file, the key and the value.
     """
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    before.add_argument("--config", type=Path)
+    before.add_argument("--config", type=Path, action="append", default=[])
     known, rest = before.parse_known_args(argv)
-    if known.config is None:
-        return tyro.cli(cls, args=rest)
+    if len(known.config) > 1:
+        raise SystemExit(f"--config is given {len(known.config)} times: name one file, and the rest as flags")
     try:
-        return tyro.cli(cls, default=from_yaml(cls, known.config), args=rest)
-    except (ValidationError, yaml.YAMLError, OSError) as error:
-        raise SystemExit(f"{known.config}: {error}") from None
+        given: dict[str, Any] = {"default": from_yaml(cls, known.config[0])} if known.config else {}
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
+    config = tyro.cli(cls, args=rest, **given)
+    try:
+        return TypeAdapter(cls).validate_python(config)
+    except ValidationError as error:
+        raise SystemExit(explain(error, cls, "command line")) from None
 
 
 def from_yaml(cls: type[C], path: Path) -> C:
-    """Read and check one YAML file; raises pydantic's ValidationError, which names the key."""
-    return TypeAdapter(cls).validate_python(yaml.safe_load(path.read_text()) or {})
+    """Read and check one YAML file; raises ConfigError, which names the file, the key and the value."""
+    try:
+        return TypeAdapter(cls).validate_python(read_yaml(path))
+    except ValidationError as error:
+        raise ConfigError(explain(error, cls, str(path))) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

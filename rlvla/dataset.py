@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlvla.dataset_checks import NEEDED, check_rows
 from rlvla.dataset_rows import PLACE, DatasetError, decode, encode, features, require_same
 from rlvla.files import appear_whole, write_json
 from rlvla.running_stats import RunningStats
@@ -43,7 +44,8 @@ class DemonstrationSet:
 
     def __getitem__(self, index: int) -> Demonstration:
         row = self.rows[index]
-        return decode(row, self.tasks[row["task_index"]])
+        where = f"{self.path}, episode {row['episode_index']}, frame {row['frame_index']}"
+        return decode(row, self.tasks[row["task_index"]], where)
 
     @property
     def episode_index(self) -> np.ndarray:
@@ -196,12 +198,22 @@ def data_files(path: Path) -> list[Path]:
 
 def read_tasks(path: Path) -> tuple[str, ...]:
     """Instructions of a data set by `task_index`."""
-    table = _read_table(path / "meta/tasks.parquet").sort_by("task_index")
-    return tuple(table.column("task").to_pylist())
+    file = path / "meta/tasks.parquet"
+    names, rows = _read_rows(file)
+    if missing := {"task_index", "task"} - names:
+        raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}")
+    tasks = {row["task_index"]: row["task"] for row in rows}
+    if tasks.keys() != set(range(len(rows))) or not all(isinstance(task, str) for task in tasks.values()):
+        raise DatasetError(f"{file}: need a task in words for each task_index from 0 to {len(rows) - 1}")
+    return tuple(tasks[index] for index in range(len(rows)))
 
 
 def read(path: Path) -> DemonstrationSet:
-    """Read a data set that `write` made; raises DatasetError naming the file, and the column or the damage."""
+    """Read a data set that `write` made, and check all of it but its pictures, which are decoded when asked for.
+
+    Raises:
+        DatasetError: it names the file, and the column, the episode and frame, or the damage.
+    """
     files = data_files(path)
     if not files or not all((path / "meta" / name).is_file() for name in ("tasks.parquet", "info.json")):
         raise DatasetError(
@@ -209,13 +221,23 @@ def read(path: Path) -> DemonstrationSet:
         )
     rows: list[dict[str, Any]] = []
     for file in files:
-        table = _read_table(file)
-        missing = {"action", "task_index", "annotation.texts", "annotation.crops"} - set(table.column_names)
-        if missing:
+        names, found = _read_rows(file)
+        if missing := NEEDED - names:
             raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}; annotate with recipes/annotate.py")
-        rows += table.to_pylist()
-    info = json.loads((path / "meta/info.json").read_text())
-    return DemonstrationSet(path=path, rows=rows, tasks=read_tasks(path), suites=tuple(info.get("suites", ())))
+        rows += found
+    tasks = read_tasks(path)
+    check_rows(rows, len(tasks), path)
+    return DemonstrationSet(path=path, rows=rows, tasks=tasks, suites=_suites(path / "meta/info.json"))
+
+
+def _suites(file: Path) -> tuple[str, ...]:
+    try:
+        suites = json.loads(file.read_text()).get("suites", ())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DatasetError(f"{file}: damaged ({error})") from error
+    if not isinstance(suites, list | tuple) or not all(isinstance(suite, str) for suite in suites):
+        raise DatasetError(f"{file}: suites is {suites!r}, need a list of names")
+    return tuple(suites)
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
@@ -224,10 +246,12 @@ def _write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, file, row_group_size=ROWS_PER_GROUP, write_page_checksum=True)
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_rows(path: Path) -> tuple[set[str], list[dict[str, Any]]]:
+    """Names of the columns, and the rows."""
     try:
-        return pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+        return set(table.column_names), table.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: damaged ({error})") from error
 
 

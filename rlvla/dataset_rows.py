@@ -61,6 +61,10 @@ _TYPES = {
 """Of all columns but pictures."""
 _SCALARS = {pa.string(): "string", pa.bool_(): "bool", pa.int64(): "int64", pa.float32(): "float32"}
 """Types that are a LeRobot dtype."""
+MAX_PIXELS = 4096 * 4096
+"""Of a picture; a few kilobytes of PNG may claim to be gigabytes."""
+_MODES = ("L", "RGB", "RGBA", "P")
+"""Pillow's."""
 _NO_FILTER, _UP = 0, 2
 """PNG's filters of a row: its bytes, or what they are more than those of the row above."""
 
@@ -91,15 +95,24 @@ def encode(episode: Sequence[Demonstration], name: str) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas[0])
 
 
-def decode(row: Mapping[str, Any], instruction: str) -> Demonstration:
-    """The decision that a row of a data set is; columns that older sets lack come back as their defaults."""
+def decode(row: Mapping[str, Any], instruction: str, where: str) -> Demonstration:
+    """The decision that a row of a data set is; columns that older sets lack come back as their defaults.
+
+    Args:
+        row: by column.
+        instruction: of its task.
+        where: file, episode and frame, for errors.
+
+    Raises:
+        DatasetError: a picture is missing or damaged; it begins with `where`.
+    """
     names = sorted(key for key in row if key.startswith("observation.images."))
     return Demonstration(
         instruction=instruction,
-        images=tuple(decode_image(row[name]) for name in names),
+        images=tuple(decode_image(row[name], f"{where}, {name}") for name in names),
         proprio=np.array(row["observation.state"], np.float32),
         texts=tuple(row["annotation.texts"]),
-        crops=tuple(decode_image(crop) for crop in row["annotation.crops"]),
+        crops=tuple(decode_image(crop, f"{where}, a crop") for crop in row["annotation.crops"]),
         actions=np.array(row["action"], np.float32),
         carried_thought=row["annotation.carried_thought"],
         annotation=_annotation(row) if "annotation.thoughts" in row else None,
@@ -227,6 +240,38 @@ def _chunk(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     return struct.pack(">I", len(content)), kind, content, struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
 
 
-def decode_image(image: Mapping[str, Any]) -> np.ndarray:
-    """A picture column's value as [H, W, 3] uint8."""
-    return np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+def decode_image(image: Any, where: str) -> np.ndarray:
+    """A picture column's value as [H, W, 3] uint8; see `decode_picture`."""
+    if not isinstance(image, Mapping) or not isinstance(image.get("bytes"), bytes):
+        raise DatasetError(f"{where}: a frame has no picture")
+    return decode_picture(image["bytes"], where)
+
+
+def decode_picture(data: bytes, where: str) -> np.ndarray:
+    """A PNG or JPEG of 8 bits a channel as [H, W, 3] uint8.
+
+    Other kinds of files are refused unread: Pillow would hand some of them to other programs.
+
+    Raises:
+        DatasetError: it begins with `where`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                problem = f"is {width} x {height} pixels large, more than {MAX_PIXELS}"
+            elif picture.mode not in _MODES:  # converting 16 bits to 8 would saturate
+                problem = f"has mode {picture.mode}, need 8 bits a channel ({', '.join(_MODES)})"
+            else:
+                return np.asarray(picture.convert("RGB"))
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        problem = f"cannot be decoded ({error})"
+    raise DatasetError(f"{where}: a picture {problem}")

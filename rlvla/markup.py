@@ -140,6 +140,8 @@ def parse_call(text: str) -> ToolCall | str:
         return "error: the call is not valid JSON"
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return "error: the call has no name"
+    if not call["name"].isprintable():  # half a surrogate pair among others, which no tokenizer takes back
+        return "error: the name of the call cannot be printed"
     if not isinstance(call.get("arguments"), dict):
         return "error: the call has no arguments"
     return ToolCall(name=call["name"], arguments=call["arguments"])

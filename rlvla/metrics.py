@@ -152,8 +152,7 @@ class MetricsLogger:
         self._log = log
         self._tensorboard: Any = None
         self._is_rewound = False
-        if log.tensorboard:
-            _require("tensorboard", "log.tensorboard is on")
+        require_sinks(log)
         self._wandb = _start_wandb(output, log.wandb_project) if log.wandb_project else None
 
     def rewind(self, step: int) -> None:
@@ -196,6 +195,14 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def require_sinks(log: LogConfig) -> None:
+    """Raises ModuleNotFoundError naming the key of a sink whose package is missing."""
+    if log.tensorboard:
+        _require("tensorboard", "log.tensorboard is on")
+    if log.wandb_project:
+        _require("wandb", f"log.wandb_project is {log.wandb_project!r}")
+
+
 def _require(package: str, reason: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(f"{reason}, but {package} is not installed: install it or change the key")
@@ -208,7 +215,6 @@ def _start_tensorboard(output: Path, step: int) -> Any:
 
 
 def _start_wandb(output: Path, project: str) -> Any:
-    _require("wandb", f"log.wandb_project is {project!r}")
     import wandb  # type: ignore[import-not-found]
 
     return wandb.init(project=project, name=output.name, dir=str(output))

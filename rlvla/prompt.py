@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from rlvla.action_slots import PROMPT_BLOCK, parallel_inputs
 from rlvla.actions import QuantileCodec
@@ -137,7 +138,7 @@ class PolicyProcessor:
             raise FileNotFoundError(f"{file} is missing: {path} is no policy checkpoint; recipes/sft.py makes one")
         from transformers import AutoProcessor
 
-        settings = json.loads(file.read_text())
+        settings = parse_settings(file.read_bytes(), str(file))
         codec = QuantileCodec.from_dict(settings["codec"])
         return cls.create(
             AutoProcessor.from_pretrained(path),
@@ -355,7 +356,38 @@ def vllm_obstacle(path: Path | str) -> str:
 def _settings(path: Path | str) -> dict[str, Any]:
     """What is in `POLICY_FILE`; nothing where there is none."""
     file = Path(path) / POLICY_FILE
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return parse_settings(file.read_bytes(), str(file)) if file.is_file() else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """Content of `POLICY_FILE`; defaults are what checkpoints without the key were trained with."""
+
+    codec: dict[str, Any]
+    carry_thought: bool
+    trained_suites: tuple[str, ...] = ()
+    action_decoding: ActionDecoding = "autoregressive"
+    prefix_attention: PrefixAttention = "causal"
+
+
+_SETTINGS = TypeAdapter(_Settings)
+
+
+def parse_settings(content: bytes, name: str) -> dict[str, Any]:
+    """What `POLICY_FILE` says.
+
+    Args:
+        content: JSON.
+        name: of the file, for errors.
+
+    Raises:
+        ValueError: it is no JSON, or a key is missing or of a wrong type; the message names file and key.
+    """
+    try:
+        return asdict(_SETTINGS.validate_json(content))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        raise ValueError(f"{name}: not a policy's settings: {wrong}") from None
 
 
 def note_trained(path: Path, suite: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from rlvla.demonstrations import Episode, Source, prepared, robosuite_gripper, s
 
 CONTROL_FREQ = 20.0
 """Env steps a second where the file does not say: what LIBERO's scripts/create_dataset.py records with."""
+MAX_CONTROL_FREQ = 100_000.0
+MAX_BYTES = 1 << 30
+"""Of one array; a small file may claim to hold any amount of zeros."""
 _STATE = ("ee_pos", "ee_ori", "gripper_states")
 """Concatenated to [T, 8], the proprio of OpenVLA-OFT (experiments/robot/libero/run_libero_eval.py)."""
 
@@ -45,9 +49,9 @@ def open_hdf5(path: Path, options: ReadConfig) -> Source:
     rates: set[float] = set()
     num_episodes = 0
     for file in files:
-        with _open(file) as handle:
+        with _open(file) as handle, _named(file):
             num_episodes += len(_demos(handle, file))
-            rates.add(_control_freq(handle))
+            rates.add(_control_freq(handle, file))
     if len(rates) > 1:
         raise DatasetError(f"{path}: files of different control_freq ({sorted(rates)}): read them one by one")
     fps = rates.pop()
@@ -71,40 +75,71 @@ def _open(file: Path) -> Any:
         raise DatasetError(f"{file}: {error}; download it again") from error
 
 
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Raises DatasetError naming the file for whatever h5py makes of a damage that HDF5 stumbles over."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
+        raise DatasetError(f"{file}: damaged ({error}); download it again") from error
+
+
 def _demos(handle: Any, file: Path) -> list[str]:
     """Names of the demonstrations in the order of their numbers."""
-    if "data" not in handle:
+    if not hasattr(_follow(handle, "data", str(file)), "keys"):
         raise DatasetError(f"{file}: no group 'data': not a file of LIBERO's demonstrations")
     names = list(handle["data"])
     if wrong := [name for name in names if not re.fullmatch(r"demo_\d+", name)]:
         raise DatasetError(f"{file}: data/{wrong[0]} is not called demo_N")
     expected = handle["data"].attrs.get("num_demos", len(names))
-    if not names or int(expected) != len(names):
+    if not names or expected != len(names):
         raise DatasetError(f"{file}: holds {len(names)} demonstrations, and says {expected}")
     return sorted(names, key=lambda name: int(name.removeprefix("demo_")))
 
 
-def _control_freq(handle: Any) -> float:
-    env_args = json.loads(handle["data"].attrs.get("env_args", "{}"))
-    return float(env_args.get("env_kwargs", {}).get("control_freq", CONTROL_FREQ))
+def _control_freq(handle: Any, file: Path) -> float:
+    env_kwargs = _attribute(handle, "env_args", file).get("env_kwargs", {})
+    rate = env_kwargs.get("control_freq", CONTROL_FREQ) if isinstance(env_kwargs, dict) else None
+    if not isinstance(rate, int | float) or not 0 < rate <= MAX_CONTROL_FREQ:
+        raise DatasetError(f"{file}: env_args has no control_freq above 0, but {rate!r}")
+    return float(rate)
+
+
+def _attribute(handle: Any, name: str, file: Path) -> dict[str, Any]:
+    """The JSON object that an attribute of `data` holds, empty where there is none."""
+    try:
+        values = json.loads(handle["data"].attrs.get(name, "{}"))
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise DatasetError(f"{file}: the attribute {name} is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise DatasetError(f"{file}: the attribute {name} is no JSON object")
+    return values
 
 
 def _instruction(handle: Any, file: Path) -> str:
     """In words: of `problem_info`, or of the file's name as LIBERO's benchmark makes it of the same."""
-    problem = json.loads(handle["data"].attrs.get("problem_info", "{}"))
+    problem = _attribute(handle, "problem_info", file)
     if "language_instruction" in problem:
         # A string, or the list of its pieces (scripts/get_dataset_info.py joins them).
-        return "".join(problem["language_instruction"]).strip().strip('"')
+        words = problem["language_instruction"]
+        if not isinstance(words, str | list) or not all(isinstance(word, str) for word in words):
+            raise DatasetError(f"{file}: problem_info has a language_instruction that is no text: {words!r}")
+        return "".join(words).strip().strip('"')
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", file.stem.removesuffix("_demo")).replace("_", " ")
 
 
 def _episodes(file: Path, options: ReadConfig, fps: float) -> Iterator[Episode]:
-    with _open(file) as handle:
+    with _open(file) as handle, _named(file):
         instruction = _instruction(handle, file)
         convention = str(handle["data"].attrs.get("macros_image_convention", "opengl"))
         for name in _demos(handle, file):
             where = f"{file}, {name}"
-            demo = _Demo(handle["data"][name], where)
+            group = _follow(handle["data"], name, where)
+            if not hasattr(group, "keys"):
+                raise DatasetError(f"{where}: is no group")
+            demo = _Demo(group, where)
             turn = _turn(convention, options.rotate, where)
             cameras = options.cameras or ("agentview",)
             # robosuite calls the wrist camera robot0_eye_in_hand, LIBERO's files do without the robot
@@ -117,6 +152,26 @@ def _episodes(file: Path, options: ReadConfig, fps: float) -> Iterator[Episode]:
             yield see_before_acting(episode) if (demo.is_late() if is_late is None else is_late) else episode
 
 
+def _follow(group: Any, key: str, where: str) -> Any:
+    """What lies in a group under a path, None if there is nothing.
+
+    Raises:
+        DatasetError: a link is on the way: those of a data set from elsewhere could make us read other files.
+    """
+    import h5py
+
+    for part in key.split("/"):
+        link = group.get(part, getlink=True) if hasattr(group, "keys") else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise DatasetError(
+                f"{where}: {part} is a link, which may lead into another file: copy its values into this one"
+            )
+        group = group[part]
+    return group
+
+
 class _Demo:
     """The group of one demonstration."""
 
@@ -126,12 +181,24 @@ class _Demo:
 
     def array(self, key: str, num_axes: int) -> np.ndarray:
         """[T, ...]; raises DatasetError where it is missing, of another rank, or of another length than the actions."""
-        if key not in self._group:
+        stored = _follow(self._group, key, self._where)
+        if stored is None:
             there = ", ".join(sorted([*self._group, *(f"obs/{name}" for name in self._group.get("obs", ()))]))
             raise DatasetError(f"{self._where}: no {key}; there are {there}")
-        values = self._group[key][()]
-        if values.ndim != num_axes:
-            raise DatasetError(f"{self._where}: {key} has shape {list(values.shape)}, need {num_axes} axes")
+        if not hasattr(stored, "nbytes"):
+            raise DatasetError(f"{self._where}: {key} is no array")
+        if stored.external or stored.is_virtual:
+            raise DatasetError(f"{self._where}: {key} lies in another file: copy its values into this one")
+        if len(stored.shape) != num_axes:
+            raise DatasetError(f"{self._where}: {key} has shape {list(stored.shape)}, need {num_axes} axes")
+        if stored.dtype.kind not in "iuf":
+            raise DatasetError(f"{self._where}: {key} holds {stored.dtype}, need numbers")
+        if stored.nbytes > MAX_BYTES:
+            raise DatasetError(f"{self._where}: {key} has shape {list(stored.shape)}, more than {MAX_BYTES} bytes")
+        try:
+            values = stored[()]
+        except (OSError, RuntimeError) as error:
+            raise DatasetError(f"{self._where}: {key} is damaged ({error}); download it again") from error
         if key != "actions" and len(values) != self._length:
             raise DatasetError(f"{self._where}: {len(values)} of {key} for {self._length} actions")
         return values

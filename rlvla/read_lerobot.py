@@ -13,21 +13,22 @@ src/lerobot/scripts/convert_dataset_v21_to_v30.py.
 
 from __future__ import annotations
 
-import io
 import json
+import re
+import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from rlvla.config import ReadConfig
-from rlvla.dataset import DatasetError
+from rlvla.dataset_rows import DatasetError, decode_picture
 from rlvla.demonstrations import Episode, Source, prepared, robosuite_gripper, see_before_acting
 from rlvla.read_video import FrameReader
 
@@ -38,6 +39,8 @@ _STATES = ("observation.state", "state")
 """Feature names, LeRobot's own first, then those of openpi's examples/libero/convert_libero_data_to_lerobot.py."""
 _ACTIONS = ("action", "actions")
 _PREFIX = "observation.images."
+_MAX_NUMBER = 2**40
+"""Of an episode, a file, a chunk or a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ def open_lerobot(path: Path, options: ReadConfig) -> Source:
     """
     layout = _layout(path, options)
     return Source(
-        robot=layout.info.get("robot_type") or "unknown",
+        robot=str(layout.info["robot_type"] or "unknown"),
         fps=float(layout.info["fps"]),
         num_episodes=len(layout.episodes),
         episodes=prepared(_episodes(layout, options), filter_noops=options.drop_noops),
@@ -99,19 +102,23 @@ def open_lerobot(path: Path, options: ReadConfig) -> Source:
 
 def _layout(path: Path, options: ReadConfig) -> _Layout:
     file = path / "meta/info.json"
-    info = _json(file, file.read_text() if file.is_file() else "")
-    if info.get("codebase_version") not in VERSIONS:
+    info = _info(file)
+    if info["codebase_version"] not in VERSIONS:
         raise DatasetError(
-            f"{file}: codebase_version is {info.get('codebase_version')!r}, this reads {', '.join(VERSIONS)}; "
+            f"{file}: codebase_version is {info['codebase_version']!r}, this reads {', '.join(VERSIONS)}; "
             "LeRobot's own scripts convert older ones"
         )
     is_v3 = info["codebase_version"] == "v3.0"
-    features = info.get("features", {})
+    features = info["features"]
     cameras = _cameras(features, options.cameras, file)
     videos = [feature for feature in cameras.values() if features[feature]["dtype"] == "video"]
     needed = ("fps", "data_path", *(["video_path"] if videos else []), *([] if is_v3 else ["chunks_size"]))
     if missing := [key for key in needed if not info.get(key)]:
         raise DatasetError(f"{file}: no {', '.join(missing)}")
+    numbers = ("chunk_index", "file_index") if is_v3 else ("episode_chunk", "episode_index")
+    _check_template(file, info["data_path"], numbers)
+    if videos:
+        _check_template(file, info["video_path"], (*numbers, "video_key"))
     return _Layout(
         root=path,
         info=info,
@@ -123,9 +130,58 @@ def _layout(path: Path, options: ReadConfig) -> _Layout:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Feature:
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Info:
+    """What is read of `meta/info.json`."""
+
+    codebase_version: str | None = None
+    robot_type: str | None = None
+    fps: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    chunks_size: PositiveInt | None = None
+    data_path: str | None = None
+    video_path: str | None = None
+    features: dict[str, _Feature] = field(default_factory=dict)
+
+
+_INFO = TypeAdapter(_Info)
+
+
+def _info(file: Path) -> dict[str, Any]:
+    try:
+        content = file.read_bytes() if file.is_file() else b""
+        return asdict(_INFO.validate_json(content))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        raise DatasetError(f"{file}: missing, or not JSON that describes a data set ({wrong})") from None
+
+
+def _check_template(file: Path, template: str, names: Sequence[str]) -> None:
+    """Raises DatasetError where a path asks for more than the numbers it is to hold, each with up to two digits' width.
+
+    What `str.format` understands would also look into objects, and make gigabytes of blanks.
+    """
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise DatasetError(f"{file}: the path {template!r} is malformed ({error})") from None
+    for _, name, width, conversion in fields:
+        if name is None:
+            continue
+        allowed = "" if name == "video_key" else r"(0?\d{1,2})?d?"
+        if name not in names or conversion or not re.fullmatch(allowed, width or ""):
+            raise DatasetError(
+                f"{file}: the path {template!r} may hold {', '.join(names)}, each as in {{{names[0]}:03d}}"
+            )
+
+
 def _cameras(features: Mapping[str, Any], wanted: Sequence[str], file: Path) -> dict[str, str]:
     """Short name -> feature of the wanted cameras, or of the first that the data set lists."""
-    there = {key.removeprefix(_PREFIX): key for key, f in features.items() if f.get("dtype") in ("image", "video")}
+    there = {key.removeprefix(_PREFIX): key for key, f in features.items() if f["dtype"] in ("image", "video")}
     names = [name.removeprefix(_PREFIX) for name in wanted] or list(there)[:1]
     if unknown := [name for name in names if name not in there]:
         raise DatasetError(f"{file}: no camera {unknown[0]}; there are {', '.join(there)}")
@@ -148,7 +204,7 @@ def _tasks(root: Path, is_v3: bool) -> dict[int, str]:
     for row in rows:
         # pandas stores an index without a name as __index_level_0__; LeRobot has written the tasks both ways.
         text = row.get("task", row.get("__index_level_0__"))
-        if not isinstance(text, str) or row.get("task_index") is None:
+        if not isinstance(text, str) or type(row.get("task_index")) is not int:
             raise DatasetError(f"{file}: a task without words or task_index: {row}")
         tasks[row["task_index"]] = text
     return tasks
@@ -169,6 +225,10 @@ def _episode_rows(root: Path, videos: Sequence[str], is_v3: bool) -> dict[int, d
         for row in _table(file, needed).to_pylist() if is_v3 else _json_lines(file):
             if missing := [key for key in needed if row.get(key) is None]:
                 raise DatasetError(f"{file}: an episode without {missing[0]}")
+            for key in needed:
+                is_time = key.endswith("from_timestamp")
+                if type(row[key]) not in ((int, float) if is_time else (int,)) or not 0 <= row[key] < _MAX_NUMBER:
+                    raise DatasetError(f"{file}: an episode whose {key} is {row[key]!r}")
             if row["episode_index"] in episodes:
                 raise DatasetError(f"{file}: episode {row['episode_index']} is listed twice")
             episodes[row["episode_index"]] = {key: row[key] for key in needed}
@@ -252,13 +312,14 @@ def _stack(pictures: Sequence[np.ndarray], name: str, feature: str) -> np.ndarra
 
 def _picture(root: Path, value: Any, where: str) -> np.ndarray:
     """[H, W, 3] uint8 of a struct {bytes, path}, as the `datasets` library stores pictures."""
-    if not value or (value["bytes"] is None and not value["path"]):
+    is_picture = isinstance(value, Mapping) and {"bytes", "path"} <= value.keys()
+    if not is_picture or (not isinstance(value["bytes"], bytes) and not isinstance(value["path"], str)):
         raise DatasetError(f"{where}: a frame has no picture")
     try:
         data = value["bytes"] if value["bytes"] is not None else _inside(root, value["path"]).read_bytes()
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except OSError as error:
         raise DatasetError(f"{where}: a picture cannot be decoded ({error})") from error
+    return decode_picture(data, where)
 
 
 def _rows(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -267,8 +328,11 @@ def _rows(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     with _parquet(file) as table:
         if missing := set(columns) - set(table.schema_arrow.names):
             raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}")
-        for batch in table.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
-            yield from batch.to_pylist()
+        try:
+            for batch in table.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
+                yield from batch.to_pylist()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{file}: damaged ({error}); download it again") from error
 
 
 def _table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -276,33 +340,35 @@ def _table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise DatasetError(f"{file}: this table is missing")
     with _parquet(file) as table:
         names = set(table.schema_arrow.names)
-        return table.read(None if columns is None else [column for column in columns if column in names])
+        try:
+            return table.read(None if columns is None else [column for column in columns if column in names])
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{file}: damaged ({error}); download it again") from error
 
 
 def _parquet(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
+        return pq.ParquetFile(file, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{file}: not a parquet file ({error})") from error
 
 
-def _json(file: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{file}: missing, or not JSON ({error})") from error
-
-
 def _json_lines(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text() if file.is_file() else ""
-    if not text.strip():
+    content = file.read_bytes() if file.is_file() else b""
+    if not content.strip():
         raise DatasetError(f"{file}: missing or empty")
-    return [_json(file, line) for line in text.splitlines() if line.strip()]
+    try:
+        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{file}: not JSON ({error})") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise DatasetError(f"{file}: a line is no JSON object")
+    return rows
 
 
 def _inside(root: Path, relative: str) -> Path:
     """A path that a file of the data set names; a data set from elsewhere cannot make us read other files."""
     path = root / relative
-    if not path.resolve().is_relative_to(root.resolve()):
+    if "\0" in relative or not path.resolve().is_relative_to(root.resolve()):
         raise DatasetError(f"{root}: names a file outside of it, {relative!r}")
     return path

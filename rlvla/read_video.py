@@ -27,6 +27,8 @@ def decode_pyav(file: Path) -> Iterator[tuple[float, np.ndarray]]:
 
     try:
         with av.open(str(file)) as container:
+            if not container.streams.video:
+                raise DatasetError(f"{file}: holds no video")
             for frame in container.decode(video=0):
                 yield float(frame.time or 0.0), frame.to_ndarray(format="rgb24")
     except FFmpegError as error:

@@ -25,9 +25,22 @@ from rlvla.types import Group, TaskSpec, Trajectory
 
 
 def make_env(config: EnvConfig) -> Env:
-    """The bare env behind a Gymnasium id; raises gymnasium's error, which names the id, when it is not registered."""
+    """The bare env behind a Gymnasium id.
+
+    Raises:
+        ModuleNotFoundError: `env.imports` names a module that is not there.
+        gymnasium.error.Error: the id is not registered; the message names it.
+    """
     for module in config.imports:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # a missing dependency of the module, not a missing module
+            raise ModuleNotFoundError(
+                f"env.imports names {module!r}, and there is no module {error.name!r}: install it, or add its folder "
+                "to PYTHONPATH"
+            ) from error
     return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
+import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ from PIL import Image
 
 from rlvla.files import appear_whole
 from rlvla.types import EndReason, Segment, SegmentKind, TaskSpec, Trajectory, Turn
+
+_WRONG = (
+    *(ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError),
+    # What Pillow makes of a file that is no PNG, or of one that claims to be gigabytes.
+    *(OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What a line that is no trajectory may raise."""
 
 
 def save_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
@@ -38,13 +46,13 @@ def load_trajectories(path: Path) -> tuple[Trajectory, ...]:
         ValueError: a line is no trajectory; the message names the file and the line.
     """
     trajectories = []
-    with path.open() as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 trajectories.append(_read_trajectory(json.loads(line)))
             except KeyError as error:
                 raise ValueError(f"{path}, line {number}: a trajectory without {error}") from error
-            except (ValueError, TypeError, AttributeError, OSError, binascii.Error) as error:
+            except _WRONG as error:
                 raise ValueError(f"{path}, line {number}: not a trajectory: {error}") from error
     return tuple(trajectories)
 

@@ -23,12 +23,17 @@ class Decider:
     config: EpisodeConfig
 
     def __post_init__(self) -> None:
-        """Raises ValueError when the config has a temperature that the policy has no use for."""
-        if self.config.action_temperature is not None and not self.processor.is_parallel:
-            raise ValueError(
-                f"episode.action_temperature is {self.config.action_temperature}: this checkpoint decodes actions like "
-                "text, at episode.temperature; leave it out, or train with action_decoding: parallel"
-            )
+        """See `require_action_temperature`."""
+        require_action_temperature(self.config, self.processor)
+
+
+def require_action_temperature(config: EpisodeConfig, processor: PolicyProcessor) -> None:
+    """Raises ValueError when the config has a temperature that the policy has no use for."""
+    if config.action_temperature is not None and not processor.is_parallel:
+        raise ValueError(
+            f"episode.action_temperature is {config.action_temperature}: this checkpoint decodes actions like text, at "
+            "episode.temperature; leave it out, or train with action_decoding: parallel"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ def configure(args: argparse.Namespace) -> GRPOConfig:
         model=args.model,
         env=replace(cfg.env, tasks=tuple(args.tasks)) if args.tasks else cfg.env,
         groups_per_step=args.num_trajectories // cfg.group_size,
+        minibatch_trajectories=min(cfg.minibatch_trajectories, args.num_trajectories),
         max_waves=1,
         learner=replace(cfg.learner, lr=0.0),
         num_steps=args.repeats + 1,

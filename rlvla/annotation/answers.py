@@ -33,8 +33,11 @@ class AnswerLog:
         for line in content.splitlines(keepends=True):
             if not line.endswith(b"\n") or (text := verified(line[:-1])) is None:
                 break
-            entry = json.loads(text)
-            self._replies[entry["decision"], entry["attempt"]] = _reply(entry["reply"])
+            try:
+                entry = json.loads(text)
+                self._replies[entry["decision"], entry["attempt"]] = _reply(entry["reply"])
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+                raise ValueError(f"{path}: an answer that another version wrote, or a forged one ({error})") from error
             num_good += len(line)
         if num_good < len(content):
             os.truncate(path, num_good)

@@ -74,9 +74,10 @@ def _sample(row: Mapping[str, Any], instruction: str) -> str:
     """One decision: what is said of the state, what was seen, then thoughts and looks in order."""
     looks = list(zip(row["annotation.box_images"], row["annotation.boxes"], row["annotation.crops"], strict=True))
     cameras = sorted(name for name in row if name.startswith("observation.images."))
+    where = f"episode {row['episode_index']}, decision {row['annotation.decision_index']}"
     views = "".join(
         picture(
-            decode_image(row[name]),
+            decode_image(row[name], where),
             "policy view" if len(cameras) == 1 else f"camera {camera}",
             boxes=[(i, tuple(box)) for i, (of, box, _) in enumerate(looks) if of == camera],
         )
@@ -85,7 +86,9 @@ def _sample(row: Mapping[str, Any], instruction: str) -> str:
     steps = [note("thought", thought) for thought in row["annotation.thoughts"]]
     for i, (camera, box, crop) in enumerate(looks):
         of = f"camera {camera}, " if len(cameras) > 1 else ""
-        steps[i] += picture(decode_image(crop), f"look {i + 1}: {of}{' '.join(map(str, box))}", colour=box_colour(i))
+        steps[i] += picture(
+            decode_image(crop, where), f"look {i + 1}: {of}{' '.join(map(str, box))}", colour=box_colour(i)
+        )
     place = f"episode {row['episode_index']} · decision {row['annotation.decision_index']}"
     head = tag("h3", text(instruction)) + _badges(row) + tag("span", place, class_="dim")
     flow = tag("div", views + "".join(steps), class_="flow")

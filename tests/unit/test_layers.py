@@ -8,11 +8,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
-    ["types", "config"],
+    ["types", "config", "config_file"],
     [
         *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "files", "storage", "prompt"),
         "action_slots",
-        *("dataset", "dataset_rows", "running_stats", "demonstrations", "read_hdf5", "read_lerobot", "read_video"),
+        *(
+            "dataset",
+            "dataset_rows",
+            "dataset_checks",
+            "running_stats",
+            "demonstrations",
+            "read_hdf5",
+            "read_lerobot",
+            "read_video",
+        ),
         *("html_page", "html_picture", "svg_chart"),
     ],
     ["models", "vllm_plugin"],
@@ -23,7 +32,7 @@ LAYERS = [
     ],
     ["rollout", "learner_engine", "learner"],
     ["weight_sync", "cluster", "annotation"],
-    ["run", "evaluation", "sft"],
+    ["preflight", "run", "evaluation", "sft"],
     ["plan_model", "plan_architecture", "plan_memory", "plan_speed", "plan_world", "plan_report", "plan"],
 ]
 """Modules of `rlvla`, and its sub-packages as one; those of one layer may import each other."""

@@ -42,7 +42,7 @@ class Play:
 
 
 def config(**values: int) -> GRPOConfig:
-    return GRPOConfig(env=ENV, groups_per_step=2, group_size=3, **values)
+    return GRPOConfig(env=ENV, groups_per_step=2, group_size=3, minibatch_trajectories=6, **values)
 
 
 def test_the_stream_does_not_depend_on_how_it_is_read() -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from rlvla.models.openvla import register
 from rlvla.models.openvla.config import OpenVLAConfig
 from rlvla.models.openvla.model import OpenVLAForConditionalGeneration
 from rlvla.models.openvla.processor import PrismaticProcessor
+from rlvla.models.openvla.shards import CheckpointError, shard_names
 
 STATISTICS_FILE = "dataset_statistics.json"
 _WEIGHTS, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
@@ -28,10 +29,6 @@ _RENAMED = {".ls1.gamma": ".ls1.scale_factor", ".ls2.gamma": ".ls2.scale_factor"
 """timm's name of a LayerScale -> the published one."""
 _NUM_SHOWN = 3
 """Weights that a message names."""
-
-
-class CheckpointError(ValueError):
-    """A folder that is no OpenVLA checkpoint, or not the whole of one; the message says what is wrong with it."""
 
 
 def load_checkpoint(
@@ -108,7 +105,7 @@ def _published(path: Path) -> dict[str, tuple[Path, str, list[int]]]:
     """Name in the model -> file, name in it, shape."""
     found: dict[str, tuple[Path, str, list[int]]] = {}
     for file in _weight_files(path):
-        with safe_open(file, "pt") as weights:
+        with _open(file) as weights:
             for key in weights.keys():  # noqa: SIM118 - no mapping
                 name = _canonical(key)
                 if name in found:
@@ -119,13 +116,20 @@ def _published(path: Path) -> dict[str, tuple[Path, str, list[int]]]:
 
 def _weight_files(path: Path) -> list[Path]:
     if (path / _INDEX).is_file():
-        names = sorted(set(json.loads((path / _INDEX).read_text())["weight_map"].values()))
+        names = shard_names((path / _INDEX).read_bytes(), str(path / _INDEX))
         if missing := [name for name in names if not (path / name).is_file()]:
             raise CheckpointError(f"{path} lacks {', '.join(missing)}, which {_INDEX} names")
         return [path / name for name in names]
     if (path / _WEIGHTS).is_file():
         return [path / _WEIGHTS]
     raise CheckpointError(f"{path} holds neither {_WEIGHTS} nor {_INDEX}: {_hint(path)}")
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, "pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: cut off, or not safetensors ({error}); download it again") from None
 
 
 def _hint(path: Path) -> str:

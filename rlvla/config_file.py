@@ -1,0 +1,120 @@
+"""A config's YAML file as plain values, and what is wrong with them in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Hashable
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import ValidationError
+
+MAX_BYTES = 100_000
+"""A larger file is none of a config, but for example a checkpoint named by mistake."""
+_MAX_SHOWN = 80
+"""Characters of a wrong value in a message."""
+
+
+class ConfigError(ValueError):
+    """A config that cannot be read; the message names the file, the key and the value."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Strict: PyYAML itself keeps the last of two equal keys, and lets a few lines of aliases grow without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(
+                problem="an alias (*name): write its value out", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file of keys and values; an empty one has none.
+
+    Raises:
+        ConfigError: there is no such file, or it is no YAML mapping; the message names it and the line.
+    """
+    try:
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes: not a config")
+        return parse_yaml(path.read_bytes().decode(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """Content of `name` as `read_yaml` gives it; raises ConfigError."""
+    try:
+        values = yaml.load(text, _Loader)
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deeply") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML lets through what Python says of a date in month 13, of `!!int x` or of an integer of 5000 digits.
+        raise ConfigError(f"{name}: no YAML that can be read ({error})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: is a {type(values).__name__}, need keys with values, as in `num_steps: 100`")
+    if wrong := [key for key in values if not isinstance(key, str)]:
+        raise ConfigError(f"{name}: {wrong[0]!r} is no key")
+    return values
+
+
+def explain(error: ValidationError, cls: type, where: str) -> str:
+    """All that is wrong with a config, a line each.
+
+    Args:
+        error: pydantic's.
+        cls: config class.
+        where: file, or "command line".
+    """
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(path)
+        if problem["type"] == "unexpected_keyword_argument":
+            names = _keys(cls, path[:-1])
+            near = difflib.get_close_matches(path[-1], names, 1)
+            reason = f"there is no such key; did you mean {near[0]}?" if near else "there is no such key"
+            lines.append(f"{where}: {key}: {reason}")
+        elif problem["type"] == "value_error":  # one of our own, which names its keys
+            lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
+        else:
+            lines.append(f"{where}: {key}: {problem['msg']}, got {_short(problem['input'])}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _keys(cls: Any, path: list[str]) -> list[str]:
+    """Names of the keys below `path`; none where nothing is known of them."""
+    for part in (part for part in path if not part.isdigit()):  # no places in a list
+        cls = _element(get_type_hints(cls).get(part)) if dataclasses.is_dataclass(cls) else cls
+    return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+
+
+def _element(hint: Any) -> Any:
+    """The dataclass in `X`, `X | None` or `tuple[X, ...]`."""
+    if get_origin(hint) in (Union, UnionType, tuple):
+        return next((part for part in get_args(hint) if dataclasses.is_dataclass(part)), None)
+    return hint
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -1,0 +1,168 @@
+"""What a run needs beside its config, looked at before Ray, a simulator's pool or a model starts.
+
+Each function raises what names the key, and is called by the recipe of its name, which ends there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlvla.annotation.run import SERVER
+from rlvla.config import AnnotateConfig, ClusterConfig, EnvConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
+from rlvla.files import differences
+from rlvla.metrics import require_sinks
+from rlvla.plugins import resolve
+from rlvla.prompt import PolicyProcessor, vllm_obstacle
+from rlvla.rollout import make_env, task_ids, trial_states
+from rlvla.tools import load_tools
+from rlvla.turn_context import require_action_temperature
+
+_MAY_CHANGE = (
+    *("output", "num_steps", "validate_every", "save_every", "save_trajectories", "num_trials"),
+    *("log", "cluster", "sampler", "plan", "dry_run"),
+)
+"""Keys of a run that its saved states do not depend on, or that say how far it goes."""
+
+
+def check_annotate(cfg: AnnotateConfig) -> None:
+    """Source or simulator, expert and annotator are there.
+
+    Raises:
+        ValueError: the message names the key.
+        FileNotFoundError: `source` does not exist.
+    """
+    _check_output(cfg.output)
+    if cfg.annotator and cfg.annotator != SERVER:
+        resolve(cfg.annotator)
+    if cfg.source is None:
+        resolve(cfg.expert)
+        _check_env(cfg.env)
+    elif not cfg.source.exists():
+        raise FileNotFoundError(f"source: there is no {cfg.source}")
+
+
+def check_sft(cfg: SFTConfig) -> None:
+    """The model to start from and the data set are there, the batch divides, and the result can be evaluated.
+
+    Raises:
+        ValueError: the message names the key.
+        FileNotFoundError: `model` is a path without a model.
+        ModuleNotFoundError: a sink of `log` is not installed.
+    """
+    _check_output(cfg.output)
+    require_sinks(cfg.log)
+    _check_resume(cfg, cfg.output)
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # of `accelerate launch`
+    if cfg.batch_size % world:
+        raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
+    # `owner/name` may be a hub id; anything else is a folder.
+    is_path = Path(cfg.model).exists() or cfg.model.startswith((".", "/")) or cfg.model.count("/") > 1
+    if cfg.model and is_path and not (Path(cfg.model) / "config.json").is_file():
+        raise FileNotFoundError(f"model: {cfg.model} holds no config.json: name a Hugging Face folder or hub id")
+    if cfg.num_trials:
+        _check_env(cfg.env, EvaluateConfig(env=cfg.env, num_trials=cfg.num_trials))
+
+
+def check_grpo(cfg: GRPOConfig) -> None:
+    """The checkpoint fits the config, the machine has what the cluster reserves, and a resumed run is the same one.
+
+    Raises:
+        ValueError: the message names the key.
+        FileNotFoundError: `model` is no checkpoint.
+        ModuleNotFoundError: a sink of `log`, or a module of `env.imports`, is not installed.
+    """
+    _check_output(cfg.output)
+    require_sinks(cfg.log)
+    _check_resume(cfg, cfg.output)
+    _check_policy(cfg)
+    _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
+    _check_env(cfg.env)
+
+
+def check_evaluate(cfg: EvaluateConfig) -> None:
+    """As `check_grpo`, and the simulator has the initial states."""
+    _check_output(cfg.output)
+    _check_policy(cfg)
+    _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
+    _check_env(cfg.env, cfg)
+
+
+def _check_output(output: Path) -> None:
+    there = next(part for part in (output, *output.absolute().parents) if part.exists())
+    if not there.is_dir():
+        raise ValueError(f"output: {there} is a file: name a folder")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"output: {output} cannot be written, {there} is not ours: name another folder")
+
+
+def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
+    if not (cfg.model / "config.json").is_file():
+        raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
+    if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
+        raise ValueError(reason)
+    require_action_temperature(cfg.episode, PolicyProcessor.load(cfg.model))
+    load_tools(cfg.episode.tools)
+
+
+def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_learners: int) -> None:
+    if tensor_parallel_size > max(1.0, cluster.sampler_gpus):
+        raise ValueError(
+            f"sampler.tensor_parallel_size is {tensor_parallel_size}, cluster.sampler_gpus {cluster.sampler_gpus}: "
+            "an engine needs a GPU for each"
+        )
+    import ray
+
+    if cluster.address != "local" or ray.is_initialized():
+        return  # the cluster that is joined says itself what it has
+    import torch
+
+    counts = (cluster.num_samplers, cluster.num_rollout_actors, num_learners)
+    kinds: dict[str, tuple[tuple[float, float, float], int]] = {
+        "cpus": ((cluster.sampler_cpus, cluster.rollout_cpus, cluster.learner_cpus), os.cpu_count() or 1),
+        "gpus": ((cluster.sampler_gpus, 0.0, cluster.learner_gpus), torch.cuda.device_count()),
+    }
+    for kind, (amounts, there) in kinds.items():
+        wanted = sum(count * amount for count, amount in zip(counts, amounts, strict=True))
+        if wanted > there:
+            raise ValueError(
+                f"cluster: {counts[0]} samplers, {counts[1]} rollout actors and {counts[2]} learners reserve "
+                f"{wanted:g} {kind}, this machine has {there}: lower cluster.*_{kind} or their numbers, "
+                "or join a larger cluster (cluster.address)"
+            )
+
+
+def _check_env(config: EnvConfig, evaluation: EvaluateConfig | None = None) -> None:
+    """Constructs the env, without a reset."""
+    env: Any = make_env(config)
+    try:
+        for task in task_ids(env, config):
+            if evaluation is not None:
+                trial_states(env, task, evaluation)
+    finally:
+        env.close()
+
+
+def _check_resume(cfg: GRPOConfig | SFTConfig, output: Path) -> None:
+    """Raises ValueError naming the keys in which a run differs from the one whose states it would go on from."""
+    file = output / "config.yaml"
+    if not (file.is_file() and any((output / "state").glob("step-*"))):
+        return
+    before, now = _flat(yaml.safe_load(file.read_text())), _flat(to_dict(cfg))
+    kept = [{k: v for k, v in values.items() if k.split(".")[0] not in _MAY_CHANGE} for values in (before, now)]
+    if differ := differences(*kept):
+        raise ValueError(
+            f"output: {output} holds states of a run with another config ({differ}): name another output folder, or "
+            "go on with the config as it was"
+        )
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
+    return flat

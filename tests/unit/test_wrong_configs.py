@@ -1,0 +1,272 @@
+"""Mistakes that users make, each through the recipe that they would start, and what they get to read at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from rlvla import preflight
+from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, SFTConfig, load, to_dict
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES: dict[str, Any] = {
+    "annotate": AnnotateConfig,
+    "sft": SFTConfig,
+    "grpo": GRPOConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+@pytest.fixture(scope="module")
+def recipes() -> dict[str, ModuleType]:
+    modules = {}
+    for name in CLASSES:
+        spec = importlib.util.spec_from_file_location(f"wrong_configs_{name}", ROOT / f"recipes/{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(modules[name])
+    return modules
+
+
+@pytest.fixture
+def told(
+    recipes: dict[str, ModuleType],
+    tiny_policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Starts a recipe in a folder with the tiny policy in `policy/`, and returns what it ends with."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy").symlink_to(tiny_policy)
+    (tmp_path / "a_file").write_text("not a folder")
+    (tmp_path / "mine.py").write_text("def reward(trajectory):\n    return 1.0\n\n\nnumber = 3\n")
+
+    def start(recipe: str, text: str, flags: str = "") -> str:
+        (tmp_path / "run.yaml").write_text(text)
+        argv = ["--config", "run.yaml", *flags.split()]
+        with pytest.raises((SystemExit, ValueError, OSError, ImportError, TypeError, GymError)) as caught:
+            recipes[recipe].main(load(CLASSES[recipe], argv))
+        assert not ray.is_initialized(), "the mistake was found too late"
+        # tyro prints its messages into a frame, broken into lines
+        printed = re.sub(r"[\s│╭╮╰╯─]+", " ", capsys.readouterr().err)
+        return f"{caught.value}\n{printed}"
+
+    return start
+
+
+def _gym_error() -> type[Exception]:
+    import gymnasium
+
+    return gymnasium.error.Error
+
+
+GymError = _gym_error()
+
+RUN = "model: policy\n"
+VALUES = [
+    # what is wrong, recipe, YAML, flags, message
+    ("typo at the top", "grpo", "num_stesp: 3", "", r"run\.yaml: num_stesp: there is no such key; did you mean num_steps"),
+    ("typo in a section", "sft", "learner: {learning_rate: 1}", "", r"learner\.learning_rate: there is no such key"),
+    ("typo below a choice", "grpo", "learner: {lora: {rnk: 4}}", "", r"learner\.lora\.rnk: .*did you mean rank"),
+    ("typo in a list", "grpo", "reward: [{fn: success, weights: 1}]", "", r"reward\.0\.weights: .*did you mean weight"),
+    ("typo in a flag", "grpo", "", "--learner.lrr 1", r"Unrecognized options: --learner\.lrr.*Perhaps you meant: --learner\.lr"),
+    ("key of another recipe", "evaluate", "group_size: 8", "", r"run\.yaml: group_size: there is no such key"),
+    ("text for a number", "grpo", "num_steps: many", "", r"num_steps: .*valid integer.*got 'many'"),
+    ("list for a number", "sft", "batch_size: [8]", "", r"batch_size: .*valid integer, got \[8\]"),
+    ("number for a section", "grpo", "learner: 3", "", r"learner: .*got 3"),
+    ("text for a number in a flag", "grpo", "", "--learner.lr high", r"learner\.lr: could not convert string to float: 'high'"),
+    ("one reward, not a list", "grpo", "reward: {fn: success}", "", r"reward: .*valid tuple"),
+    ("three betas", "sft", "learner: {betas: [0.9, 0.95, 0.99]}", "", r"learner\.betas: .*at most 2"),
+    ("negative steps", "grpo", "num_steps: -5", "", r"num_steps: .*greater than 0, got -5"),
+    ("negative learning rate", "sft", "", "--learner.lr -1e-5", r"command line: learner\.lr: .*greater than 0, got -1e-05"),
+    ("learning rate that is no number", "grpo", "learner: {lr: .nan}", "", r"learner\.lr: .*finite number, got nan"),
+    ("negative seed", "evaluate", "seed: -1", "", r"seed: .*greater than or equal to 0, got -1"),
+    ("no steps", "sft", "num_steps: 0", "", r"num_steps: .*greater than 0, got 0"),
+    ("negative temperature", "evaluate", "episode: {temperature: -0.1}", "", r"episode\.temperature: .*got -0\.1"),
+    ("greedy training", "grpo", "episode: {temperature: 0}", "", r"episode\.temperature must be above 0"),
+    ("clip of 1", "grpo", "loss: {clip_low: 1.0}", "", r"loss\.clip_low: .*less than 1, got 1\.0"),
+    ("negative KL", "grpo", "loss: {kl_coef: -0.1}", "", r"loss\.kl_coef: .*greater than or equal to 0, got -0\.1"),
+    ("rank 0", "sft", "learner: {lora: {rank: 0}}", "", r"learner\.lora\.rank: .*greater than 0, got 0"),
+    ("one bin", "sft", "num_bins: 1", "", r"num_bins: .*greater than or equal to 2, got 1"),
+    ("share of GPU memory", "grpo", "sampler: {gpu_memory_utilization: 90}", "", r"gpu_memory_utilization: .*equal to 1, got 90"),
+    ("all data for validation", "sft", "validation_share: 1", "", r"validation_share: .*less than 1, got 1"),
+    ("typo in a dtype", "grpo", "learner: {dtype: bf16}", "", r"learner\.dtype: .*'float32' or 'bfloat16', got 'bf16'"),
+    ("unknown mode", "evaluate", "episode: {mode: look}", "", r"episode\.mode: .*'zoom', 'think' or 'act', got 'look'"),
+    ("unknown split", "evaluate", "split: test", "", r"split: .*'evaluate' or 'official', got 'test'"),
+    ("unknown ZeRO stage", "sft", "learner: {zero_stage: 1}", "", r"learner\.zero_stage: .*0, 2 or 3, got 1"),
+    ("a group of one", "grpo", "group_size: 1", "", r"run\.yaml: group_size is 1: group-relative advantages need at least 2"),
+    ("no reward", "grpo", "reward: []", "", r"reward is empty: name at least one term"),
+    ("weights that are all 0", "grpo", "reward: [{fn: success, weight: 0}]", "", r"reward: every weight is 0"),
+    ("minibatch above the step", "grpo", "groups_per_step: 2", "", r"minibatch_trajectories is 64, a step has 16"),
+    ("act and reuse", "grpo", "episode: {mode: act, think_every: 2}", "", r"think_every is 2, and episode\.mode act has no"),
+    ("thought above the turn", "grpo", "episode: {max_think_tokens: 512}", "", r"max_think_tokens is 512, episode\.max_turn_tokens 512"),
+    ("ZeRO-3 with LoRA", "grpo", "learner: {zero_stage: 3, lora: {}}", "", r"zero_stage 3 with learner\.lora"),
+    ("one and a half GPUs", "grpo", "cluster: {sampler_gpus: 1.5}", "", r"cluster\.sampler_gpus is 1\.5"),
+    ("words the wrong way round", "annotate", "checks: {num_words: [80, 3]}", "", r"checks\.num_words is 80 to 3"),
+    ("stride above the chunk", "annotate", "stride: 9", "", r"stride is 9, need 0 to chunk_length \(5\)"),
+    ("a list", "grpo", "- num_steps: 3", "", r"run\.yaml: is a list, need keys with values"),
+    ("a word", "sft", "num_steps", "", r"run\.yaml: is a str, need keys with values"),
+    ("a key twice", "grpo", "num_steps: 1\nseed: 2\nnum_steps: 3", "", r"key 'num_steps' is there twice\s+.*line 3"),
+    ("a key twice below", "grpo", "learner: {lr: 1.0, lr: 2.0}", "", r"key 'lr' is there twice"),
+    ("code in a tag", "grpo", "model: !!python/object/apply:os.system [id]", "", r"could not determine a constructor for the tag"),
+    ("an alias", "grpo", "env: &e {id: x}\nepisode: *e", "", r"an alias \(\*name\): write its value out"),
+    ("no YAML", "grpo", "learner: {lr: 1", "", r"run\.yaml: no YAML that can be read"),
+    ("a tab", "grpo", "learner:\n\tlr: 1", "", r"run\.yaml: no YAML [\s\S]*line 2"),
+    ("month 13", "grpo", "output: 2026-13-01", "", r"run\.yaml: no YAML .*month must be in 1\.\.12"),
+    ("5000 digits", "grpo", "seed: " + "9" * 5000, "", r"run\.yaml: no YAML .*4300 digits"),
+    ("a bracket too often", "grpo", "seed: " + "[" * 3000, "", r"run\.yaml: nested too deeply"),
+    ("two files", "grpo", "", "--config other.yaml", r"--config is given 2 times"),
+]  # fmt: skip
+WORLD = [
+    ("no such model", "grpo", "model: nowhere", "", r"model: nowhere holds no checkpoint"),
+    ("a folder without config.json", "evaluate", "model: .", "", r"model: \. holds no checkpoint"),
+    ("no such model to start from", "sft", "model: ./nowhere", "", r"model: \./nowhere holds no config\.json"),
+    ("no such data set", "sft", "dataset: nowhere", "", r"nowhere: no LeRobot v3 data set here"),
+    ("no such source", "annotate", "source: nowhere", "", r"source: there is no nowhere"),
+    ("output is a file", "grpo", RUN + "output: a_file", "", r"output: .*a_file is a file"),
+    ("output is below a file", "sft", "output: a_file/run", "", r"output: .*a_file is a file"),
+    ("unknown reward", "grpo", "reward: [{fn: solved}]", "", r"'solved': there is no built-in of that name, only success"),
+    ("reward file missing", "grpo", "reward: [{fn: 'gone.py:f'}]", "", r"plugin 'gone\.py:f': there is no file gone\.py"),
+    ("reward function missing", "grpo", "reward: [{fn: 'mine.py:f'}]", "", r"mine\.py has no 'f'; it has: reward, number"),
+    ("reward is a number", "grpo", "reward: [{fn: 'mine.py:number'}]", "", r"int is not callable"),
+    ("reward argument", "grpo", "reward: [{fn: 'mine.py:reward', kwargs: {x: 1}}]", "", r"unexpected keyword argument 'x'"),
+    ("reward twice", "grpo", "reward: [{fn: success}, {fn: success}]", "", r"two reward terms are named 'success'"),
+    ("unknown env", "grpo", RUN + "env: {id: rlvla/Tableto-v0}", "", r"Tableto"),
+    ("env module missing", "evaluate", RUN + "env: {imports: [my_lab]}", "", r"env\.imports names 'my_lab'"),
+    ("unknown task", "grpo", RUN + "env: {tasks: [dance]}", "", r"env\.tasks names 'dance'; rlvla/Tabletop-v0 has press"),
+    ("unknown task, cold start", "sft", "num_trials: 3\nenv: {tasks: [dance]}", "", r"env\.tasks names 'dance'"),
+    ("env argument", "grpo", RUN + "env: {kwargs: {colour: red}}", "", r"unexpected keyword argument 'colour'"),
+    ("too many trials", "evaluate", RUN + "num_trials: 100000", "", r"num_trials is 100000, task '\w+' has \d+ evaluate"),
+    ("too many trials, cold start", "sft", "num_trials: 100000", "", r"num_trials is 100000, task '\w+' has \d+ evaluate"),
+    ("unknown tool", "evaluate", RUN + "episode: {tools: {zoom_in: 'rlvla.tools:zoom'}}", "", r"rlvla\.tools has no 'zoom'"),
+    ("unknown expert", "annotate", "expert: 'mine.py:play'", "", r"mine\.py has no 'play'"),
+    ("unknown annotator", "annotate", "annotator: opneai", "", r"plugin 'opneai': write it as 'module:function'"),
+    ("temperature of no use", "grpo", RUN + "episode: {action_temperature: 1.0}", "", r"action_temperature is 1\.0: .* like text"),
+    ("more learners than CPUs", "grpo", RUN, "--cluster.num-learners 4000", r"4000 learners reserve 2001 cpus, this machine"),
+    ("tensor parallel without GPUs", "grpo", RUN, "--sampler.tensor-parallel-size 2", r"tensor_parallel_size is 2, cluster\.sampler"),
+    ("more GPUs than there are", "evaluate", RUN, "--cluster.sampler-gpus 99", r"99 gpus, this machine has \d+: lower cluster"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "flags", "message"), [row[1:] for row in VALUES], ids=[row[0] for row in VALUES]
+)
+def test_wrong_values(told: Callable[..., str], recipe: str, text: str, flags: str, message: str) -> None:
+    assert re.search(message, told(recipe, text, flags))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "flags", "message"), [row[1:] for row in WORLD], ids=[row[0] for row in WORLD]
+)
+def test_what_is_not_there(told: Callable[..., str], recipe: str, text: str, flags: str, message: str) -> None:
+    assert re.search(message, told(recipe, text, flags))
+
+
+def test_a_file_that_is_no_text(told: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "weights.yaml").write_bytes(b"\x93\xff\x00")
+    with pytest.raises(SystemExit, match=r"weights\.yaml: .*can't decode"):
+        load(GRPOConfig, ["--config", "weights.yaml"])
+    (tmp_path / "weights.yaml").write_bytes(b"#" * 200_000)
+    with pytest.raises(SystemExit, match=r"weights\.yaml: is larger than 100000 bytes: not a config"):
+        load(GRPOConfig, ["--config", "weights.yaml"])
+    with pytest.raises(SystemExit, match=r"gone\.yaml: .*No such file"):
+        load(GRPOConfig, ["--config", "gone.yaml"])
+
+
+def damaged(tmp_path: Path, tiny_policy: Path, **changes: Any) -> None:
+    """`damaged/`: the tiny policy with other settings."""
+    shutil.copytree(tiny_policy, tmp_path / "damaged")
+    file = tmp_path / "damaged/rlvla_policy.json"
+    settings = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codec": None}, r"rlvla_policy\.json: not a policy's settings: codec Field required"),
+        ({"action_decoding": "fast"}, r"action_decoding Input should be 'parallel' or 'autoregressive'"),
+        ({"codec": {"low": [0]}}, r"codec fields missing or unknown: chunk_length, gripper_dim, high, num_bins"),
+        ({"prefix_attention": "bidirectional"}, r"set\s+sampler\.backend to transformers"),
+        ({"codec": {"low": [0], "high": [1], "num_bins": 10**9, "chunk_length": 1, "gripper_dim": None}}, r"num_bins is 1"),
+        ({"action_decoding": "parallel"}, r"the tokenizer has no token '<slot_0>'"),
+    ],
+)  # fmt: skip
+def test_a_policy_that_does_not_fit(
+    told: Callable[..., str], tmp_path: Path, tiny_policy: Path, changes: dict[str, Any], message: str
+) -> None:
+    damaged(tmp_path, tiny_policy, **changes)
+    assert re.search(message, told("evaluate", "model: damaged"))
+
+
+def test_a_model_that_is_no_policy(told: Callable[..., str], tmp_path: Path, tiny_policy: Path) -> None:
+    damaged(tmp_path, tiny_policy)
+    (tmp_path / "damaged/rlvla_policy.json").unlink()
+    assert re.search(r"rlvla_policy\.json is missing: damaged is no policy checkpoint", told("grpo", "model: damaged"))
+
+
+def test_a_policy_of_another_kind_of_model(told: Callable[..., str], tmp_path: Path, tiny_policy: Path) -> None:
+    damaged(tmp_path, tiny_policy)
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (tmp_path / "damaged" / name).unlink(missing_ok=True)
+    file = tmp_path / "damaged/tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"processor_class": None}))
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    (tmp_path / "damaged/config.json").write_text(json.dumps(config))
+    assert re.search(r"is not supported; supported are Idefics3Processor", told("grpo", "model: damaged"))
+
+
+def test_a_batch_that_does_not_divide(told: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "batch_size 64 does not divide over 3 processes" in told("sft", "")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+@pytest.mark.parametrize("recipe", ["grpo", "sft"])
+def test_a_sink_that_is_not_installed(told: Callable[..., str], recipe: str) -> None:
+    assert "log.wandb_project is 'p', but wandb is not installed" in told(recipe, "log: {wandb_project: p}")
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "sft"])
+def test_a_resumed_run_with_another_config_names_the_keys(
+    told: Callable[..., str], tmp_path: Path, recipe: str
+) -> None:
+    (tmp_path / "run/state/step-000002").mkdir(parents=True)
+    before = to_dict(CLASSES[recipe]())
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(before))
+    message = told(recipe, "output: run\nnum_steps: 7\nsave_every: 2\nlearner: {lr: 0.5, lora: {rank: 8}}\nseed: 3")
+    assert "run holds states of a run with another config" in message
+    keys = ["learner.lr", "seed", "learner.lora.rank", "learner.lora.alpha", "learner.lora.target_modules"]
+    assert re.findall(r"([\w.]+) was .*?, is", message) == keys
+
+
+def test_a_run_may_go_on_for_longer_and_elsewhere(told: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run/state/step-000002").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(to_dict(SFTConfig())))
+    # The next thing that is wrong is found: there is no data set.
+    message = told("sft", "output: run\nnum_steps: 5000\nsave_every: 7\nlog: {tensorboard: true}")
+    assert "no LeRobot v3 data set here" in message
+
+
+def test_what_is_right_passes(tiny_policy: Path, tmp_path: Path) -> None:
+    preflight.check_grpo(GRPOConfig(model=tiny_policy, output=tmp_path / "new/grpo"))
+    preflight.check_evaluate(EvaluateConfig(model=tiny_policy, output=tmp_path / "new/evaluate", num_trials=2))
+    preflight.check_annotate(AnnotateConfig(output=tmp_path / "new/demos"))
+    preflight.check_sft(SFTConfig(model="some/hub-id", output=tmp_path / "new/sft", num_trials=2))
+    assert list(tmp_path.iterdir()) == [], "looking writes nothing"
+
+
+def test_there_are_more_than_forty() -> None:
+    assert len({row[0] for row in VALUES + WORLD}) == len(VALUES + WORLD) > 40
