@@ -29,7 +29,7 @@ def main(cfg: GRPOConfig) -> None:
     def judge(group: Group) -> Group:
         return with_advantages(reward.score(group), cfg.advantage, reward.weights)
 
-    with GRPORun(cfg) as run, Cluster(cfg) as cluster:
+    with GRPORun(cfg, reward) as run, Cluster(cfg) as cluster:
         first = run.resume(cluster, tasks)
         for step in run.progress(first):
             timer = PhaseTimer()
@@ -40,6 +40,7 @@ def main(cfg: GRPOConfig) -> None:
             with timer.phase("sync"):
                 cluster.sync(policy_version=step + 1)
             run.log(step, {**rollout_metrics(sampled), **learned}, timer)
+            run.account(step, groups, sampled, cluster)
             run.keep(step, sampled, cluster, tasks)
         run.finish(cluster, tasks)
 

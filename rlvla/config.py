@@ -122,6 +122,8 @@ class ClusterConfig:
     """Processes that drive envs."""
     envs_per_actor: int = 32
     """Envs, hence concurrent episodes, in each rollout actor."""
+    max_restarts: int = 3
+    """Times that each sampler and rollout actor is started anew in a run after its process died; then the run ends."""
     num_learners: int = 1
     """DeepSpeed ranks."""
     sampler_cpus: float = 0.5
@@ -527,7 +529,7 @@ class SFTConfig:
     validate_every: int = 100
     """Optimizer steps."""
     save_every: int = 0
-    """Optimizer steps between resumable states; 0: only at the end."""
+    """Optimizer steps between resumable states; 0: none, so that a run that dies starts over."""
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=2e-5))
     """Optimisation."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -591,7 +593,7 @@ class GRPOConfig:
     mask_context_full: bool = True
     """Leave trajectories that outgrew the turn limit out of the loss (masked, not punished)."""
     save_every: int = 0
-    """Steps between resumable checkpoints; 0: only at the end."""
+    """Steps between resumable checkpoints; 0: none, so that a run that dies starts over."""
     save_trajectories: int = 4
     """Trajectories of the last step kept for the report."""
     seed: int = 0

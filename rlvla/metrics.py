@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvla.config import LogConfig
+from rlvla.files import appear_whole
 from rlvla.types import EndReason, Group, SegmentKind, Trajectory, Turn
 
 METRICS = {
@@ -158,12 +159,7 @@ class MetricsLogger:
 
     def rewind(self, step: int) -> None:
         """Forget all lines from `step` on: the run resumes there."""
-        if self.path.exists():
-            # An interrupted run may have left half a line at the end.
-            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            aside = self.path.with_suffix(".rewound")
-            aside.write_text("".join(line for line in whole if json.loads(line)["step"] < step))
-            aside.replace(self.path)
+        forget_steps(self.path, step)
         if self._log.tensorboard:
             self._tensorboard = _start_tensorboard(self._output, step)
         self._is_rewound = True
@@ -194,6 +190,15 @@ class MetricsLogger:
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
     """The lines of a `metrics.jsonl`, step by step; a last line cut short by an interruption is left out."""
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def forget_steps(path: Path, step: int) -> None:
+    """Keep the lines of a file, if it is there, whose `step` is below `step`."""
+    if path.exists():
+        # An interrupted run may have left half a line at the end.
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        with appear_whole(path) as file:
+            file.write("".join(line for line in whole if json.loads(line)["step"] < step).encode())
 
 
 def _require(package: str, reason: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from ray.exceptions import RayActorError
 
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, SamplerConfig
 from rlvla.episode import Decider, EnvThread, derive_seed, run_episode
@@ -31,10 +32,23 @@ def make_env(config: EnvConfig) -> Env:
     return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
 
 
+class SamplerClosedError(RuntimeError):
+    """A sampler that has not been told which weights to act with: it was started anew a moment ago."""
+
+
+class SamplerLostError(RuntimeError):
+    """The sampler died under a request; the episode can be played again when it is back."""
+
+
 class SamplerActor:
-    """The sampler that `sampler.backend` names as a Ray actor; the limits are vLLM's."""
+    """The sampler that `sampler.backend` names as a Ray actor; the limits are vLLM's.
+
+    It serves from `open` or the first `load_weights` on. Started anew by Ray, it holds the weights of the checkpoint on
+    the disk, which may be old ones.
+    """
 
     def __init__(self, model: Path, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int) -> None:
+        self._opened = asyncio.Event()
         if config.backend == "transformers":
             import torch
             from transformers.utils import logging
@@ -57,12 +71,27 @@ class SamplerActor:
         )
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
-        """See `protocols.Sampler`."""
+        """See `protocols.Sampler`; raises SamplerClosedError before it is opened."""
+        if not self._opened.is_set():
+            raise SamplerClosedError("the sampler waits for its weights")
         return await self._sampler.sample(request)
 
     async def load_weights(self, weights: dict[str, np.ndarray], policy_version: int) -> None:
-        """Take new weights between two requests, without a restart."""
+        """Take new weights between two requests, without a restart, and serve."""
         await asyncio.to_thread(self._sampler.load_weights, weights, policy_version)
+        self._opened.set()
+
+    async def open(self) -> None:
+        """Serve with the weights of the checkpoint."""
+        self._opened.set()
+
+    async def is_open(self) -> bool:
+        """Whether it serves."""
+        return self._opened.is_set()
+
+    async def wait_open(self) -> None:
+        """Return when it serves."""
+        await self._opened.wait()
 
     async def close(self) -> None:
         """End the sampler."""
@@ -76,8 +105,15 @@ class RaySampler:
         self._actor = actor
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
-        """See `protocols.Sampler`."""
-        return await self._actor.sample.remote(request)
+        """See `protocols.Sampler`; raises SamplerLostError when the actor died or was started anew."""
+        try:
+            return await self._actor.sample.remote(request)
+        except (RayActorError, SamplerClosedError) as error:
+            raise SamplerLostError(f"the sampler was lost: {error}") from error
+
+    async def wait_open(self) -> None:
+        """Return when the actor, started anew if need be, serves; raises ActorDiedError when it never will."""
+        await self._actor.wait_open.options(max_task_retries=-1).remote()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,28 +128,34 @@ class RolloutActor:
     """Several envs in one process, each driven by its own thread."""
 
     def __init__(self, sampler: Any, model: Path, env: EnvConfig, episode: EpisodeConfig, num_envs: int) -> None:
+        self._sampler = RaySampler(sampler)
         self._decider = Decider(
-            sampler=RaySampler(sampler),
+            sampler=self._sampler,
             processor=PolicyProcessor.load(model),
             tools=load_tools(episode.tools),
             config=episode,
         )
         self._envs = [EnvThread(lambda: make_env(env)) for _ in range(num_envs)]
 
-    async def run(self, jobs: Sequence[Job]) -> list[Trajectory]:
-        """Play all jobs; trajectories come back in the jobs' order."""
-        trajectories = {index: trajectory async for index, trajectory in self.stream(jobs)}
-        return [trajectories[index] for index in range(len(jobs))]
+    async def is_ready(self) -> bool:
+        """True, once the actor has started."""
+        return True
 
-    async def stream(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Trajectory]]:
-        """Play all jobs; (index of the job, trajectory) as they end."""
+    async def stream(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Trajectory | None]]:
+        """Play all jobs; (index of the job, trajectory) as they end.
+
+        Before that (index of the job, None) whenever the sampler died under it, and it is played again from its start.
+        """
         pending = iter(enumerate(jobs))
-        ended: asyncio.Queue[tuple[int, Trajectory] | None] = asyncio.Queue()
+        ended: asyncio.Queue[tuple[int, Trajectory | None] | None] = asyncio.Queue()
 
         async def drive(env: EnvThread) -> None:
             try:
                 for index, job in pending:
-                    await ended.put((index, await run_episode(self._decider, env, job.task, member=job.member)))
+                    while (trajectory := await self._play(env, job)) is None:
+                        await ended.put((index, None))
+                        await self._sampler.wait_open()
+                    await ended.put((index, trajectory))
             finally:
                 await ended.put(None)
 
@@ -126,6 +168,13 @@ class RolloutActor:
             else:
                 yield item
         await asyncio.gather(*drivers)  # raises what a driver raised
+
+    async def _play(self, env: EnvThread, job: Job) -> Trajectory | None:
+        """One episode; None when the sampler died under it."""
+        try:
+            return await run_episode(self._decider, env, job.task, member=job.member)
+        except SamplerLostError:
+            return None
 
     async def close(self) -> None:
         """Close every env."""

@@ -6,9 +6,8 @@ import itertools
 import json
 import math
 import os
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ import deepspeed
 import numpy as np
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from rlvla.checkpoint import newest_whole, seal, start_aside
 from rlvla.cold_start import to_turn
 from rlvla.collate import Row, to_batch, to_row
 from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig, SFTConfig, write_resolved
@@ -156,11 +157,13 @@ class SFTRun:
 
     def resume(self) -> int:
         """Go on from the newest state, if there is one; returns the first step to run."""
-        states = sorted((self._cfg.output / "state").glob("step-*"))
-        if not states:
+        # One process looks for all: the others would read every byte again, and might find another state.
+        newest = [newest_whole(self._cfg.output / "state") if self._is_main else None]
+        newest = broadcast_object_list(newest)[0]
+        if newest is None:
             return 0
-        self._trainer.accelerator.load_state(str(states[-1]))
-        step = int(states[-1].name.removeprefix("step-"))
+        step, folder = newest
+        self._trainer.accelerator.load_state(str(folder))
         if self._is_main:
             self._logger.rewind(step)
         return step
@@ -183,21 +186,24 @@ class SFTRun:
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items() if value is not None})
 
     def keep(self, step: int) -> None:
-        """Save a state to resume from when it is due: aside first, then renamed, so that it is whole."""
+        """Save a state to resume from when it is due; interrupted at any moment, it is not there."""
         if not self._cfg.save_every or (step + 1) % self._cfg.save_every:
             return
         final = self._cfg.output / "state" / f"step-{step + 1:06d}"
-        aside = final.with_name(f"incomplete-{step + 1:06d}")
-        self._trainer.accelerator.save_state(str(aside))
+        self._write(final, lambda aside: self._trainer.accelerator.save_state(str(aside)))
+
+    def _write(self, final: Path, fill: Callable[[Path], object]) -> None:
+        """A folder that every process fills and the main one seals."""
+        aside: Any = broadcast_object_list([start_aside(final) if self._is_main else None])[0]
+        fill(aside)
         self._trainer.accelerator.wait_for_everyone()
         if self._is_main:
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
+            seal(aside, final)
 
     def finish(self) -> None:
         """Write the checkpoint and `summary.json`, with success on held-out states when `num_trials` asks for it."""
         cfg = self._cfg
-        self._trainer.save(cfg.output / "checkpoint")
+        self._write(cfg.output / "checkpoint", self._trainer.save)
         if not self._is_main:
             return
         summary: dict[str, Any] = {

@@ -11,7 +11,7 @@ LAYERS = [
     ["types", "config"],
     [
         *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "files", "storage", "prompt"),
-        "action_slots",
+        *("action_slots", "checkpoint", "ledger", "random_state"),
         *("dataset", "dataset_rows", "running_stats", "demonstrations", "read_hdf5", "read_lerobot", "read_video"),
         *("html_page", "html_picture", "svg_chart"),
     ],
@@ -22,7 +22,7 @@ LAYERS = [
         *("env_thread", "turn_context", "episode", "cold_start", "testing"),
     ],
     ["rollout", "learner_engine", "learner"],
-    ["weight_sync", "cluster", "annotation"],
+    ["weight_sync", "dispatch", "cluster", "annotation"],
     ["run", "evaluation", "sft"],
     ["plan_model", "plan_architecture", "plan_memory", "plan_speed", "plan_world", "plan_report", "plan"],
 ]
@@ -30,7 +30,7 @@ LAYERS = [
 RANK = {f"rlvla.{module}": number for number, layer in enumerate(LAYERS) for module in layer}
 PACKAGES = {
     "envs/rlvla_envs": {"rlvla.types", "rlvla.markup"},
-    "reward/rlvla_reward": {"rlvla.types", "rlvla.markup", "rlvla.config", "rlvla.plugins"},
+    "reward/rlvla_reward": {"rlvla.types", "rlvla.markup", "rlvla.config", "rlvla.plugins", "rlvla.protocols"},
 }
 """Folder -> what of `rlvla` its modules may import."""
 MODULES = sorted(path for path in (ROOT / "rlvla").rglob("*.py") if path != ROOT / "rlvla/__init__.py")
