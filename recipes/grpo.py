@@ -10,6 +10,7 @@ from rlvla import plan
 from rlvla.advantage import with_advantages
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, load
+from rlvla.interrupts import Interrupts
 from rlvla.metrics import PhaseTimer, rollout_metrics
 from rlvla.plan_architecture import require_runnable
 from rlvla.rollout import TaskStream, collect
@@ -29,17 +30,18 @@ def main(cfg: GRPOConfig) -> None:
     def judge(group: Group) -> Group:
         return with_advantages(reward.score(group), cfg.advantage, reward.weights)
 
-    with GRPORun(cfg) as run, Cluster(cfg) as cluster:
+    with Interrupts() as interrupts, GRPORun(cfg) as run, Cluster(cfg) as cluster, interrupts.deferred():
         first = run.resume(cluster, tasks)
         for step in run.progress(first):
             timer = PhaseTimer()
-            with timer.phase("rollout"):
-                groups, sampled = collect(cluster.play, tasks, judge, cfg)
+            with timer.phase("rollout"), run.droppable(step, cluster, tasks, interrupts):
+                groups, sampled = collect(cluster.play, tasks, run.judged(judge), cfg)
             with timer.phase("learn"):
                 learned = cluster.learn(groups)
             with timer.phase("sync"):
                 cluster.sync(policy_version=step + 1)
             run.log(step, {**rollout_metrics(sampled), **learned}, timer)
+            run.guard(step, groups, learned)
             run.keep(step, sampled, cluster, tasks)
         run.finish(cluster, tasks)
 

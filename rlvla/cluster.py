@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
+from rlvla.interrupts import kept_handlers
 from rlvla.prompt import vllm_obstacle
 from rlvla.rollout import Job, RolloutActor, SamplerActor
 from rlvla.types import Group, Trajectory
@@ -21,6 +23,8 @@ from rlvla.weight_sync import sync_weights
 
 ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "LP_NUM_THREADS": "1"}
 """Of every actor: no chatter, and no thread storm of Mesa's software renderer."""
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+"""Likewise on one machine: what learner ranks and vLLM's workers tell each other stays on it."""
 
 
 class LearnerActor:
@@ -109,7 +113,7 @@ class Cluster:
             )
             for i in range(config.num_rollout_actors)
         ]
-        self._learners = [self._actor(LearnerActor) for _ in range(num_learners)]
+        self._learners: list[Any] = [self._actor(LearnerActor) for _ in range(num_learners)]
         if self._learners:
             master = ray.get(self._learners[0].address.remote())
             ray.get(
@@ -118,12 +122,15 @@ class Cluster:
                     for rank, learner in enumerate(self._learners)
                 ]
             )
+        # What keeps an actor from starting is told now, not in the first rollout.
+        ray.get([actor.__ray_ready__.remote() for actor in (*self.samplers, *self._rollout_actors)])
 
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Whoever failed or was interrupted may be in the midst of something and would not answer.
+        self.close(is_asked=kind is None)
 
     def _actor(self, cls: type, *args: Any, **kwargs: Any) -> Any:
         """Start `cls` as an actor on the next bundle."""
@@ -185,11 +192,16 @@ class Cluster:
     def _all_learners(self, method: str, *args: Any) -> Any:
         return ray.get([learner.call.remote(method, *args) for learner in self._learners])[0]
 
-    def close(self) -> None:
-        """End every actor, give the reservation back, and end Ray if we started it."""
-        ray.get([actor.close.remote() for actor in (*self._rollout_actors, *self.samplers)])
-        if self._learners:
-            self._all_learners("close")
+    def close(self, *, is_asked: bool = True) -> None:
+        """End every actor, give the reservation back, and end Ray if we started it.
+
+        Args:
+            is_asked: let the actors close what they hold, before they are killed.
+        """
+        if is_asked:
+            ray.get([actor.close.remote() for actor in (*self._rollout_actors, *self.samplers)])
+            if self._learners:
+                self._all_learners("close")
         for actor in (*self._rollout_actors, *self.samplers, *self._learners):
             ray.kill(actor)
         remove_placement_group(self.placement)
@@ -198,15 +210,42 @@ class Cluster:
 
 
 def start_ray(config: ClusterConfig) -> bool:
-    """Start Ray on loopback, or join the cluster at `config.address`; returns whether it is ours to shut down."""
+    """Start Ray on loopback, or join the cluster at `config.address`; returns whether it is ours to shut down.
+
+    Raises:
+        ConnectionError: nothing answers at `cluster.address`; the message names it.
+    """
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "runtime_env": {"env_vars": ENVIRONMENT}}
     if config.address == "local":
+        options["runtime_env"] = {"env_vars": ENVIRONMENT | LOOPBACK}
         options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-    ray.init(address=config.address, **options)
+        # Else Ray takes the host's address in the place of loopback, and its processes listen on every interface.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    else:
+        _require_answer(config.address)
+    with kept_handlers():
+        try:
+            ray.init(address=config.address, **options)
+        except ConnectionError as error:
+            raise ConnectionError(f"cluster.address is {config.address!r}: {error}") from error
     return True
+
+
+def _require_answer(address: str) -> None:
+    """Raises ConnectionError where nobody listens at `host:port`; Ray itself would abort the process."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # `auto`
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"cluster.address is {address!r}, where nothing answers ({error}): start Ray there (ray start --head), or "
+            "let the run start its own with cluster.address local"
+        ) from error
 
 
 def _bundles(config: ClusterConfig, num_learners: int) -> list[dict[str, float]]:

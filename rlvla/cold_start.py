@@ -33,8 +33,10 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
     if cfg.model:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        model = AutoModelForImageTextToText.from_pretrained(cfg.model)
-        processor = AutoProcessor.from_pretrained(cfg.model)
+        from rlvla.policy import SAFELY
+
+        model = AutoModelForImageTextToText.from_pretrained(cfg.model, **SAFELY)
+        processor = AutoProcessor.from_pretrained(cfg.model, trust_remote_code=False)
         extend_vocabulary(model, processor, cfg.num_bins)
         suites += read_trained(cfg.model)
     else:

@@ -211,6 +211,9 @@ class LearnerConfig:
     """AdamW."""
     max_grad_norm: float = 1.0
     """Global gradient norm is clipped here."""
+    max_skipped_steps: int = 3
+    """Steps in a row that may skip an update because its loss or gradient is not finite; one more stops the run. 0: the
+    first one does."""
     zero_stage: Literal[0, 2, 3] = 0
     """DeepSpeed ZeRO."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -221,6 +224,11 @@ class LearnerConfig:
     """Trade compute for activation memory."""
     lora: LoraConfig | None = None
     """None trains all weights."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the key."""
+        if self.max_skipped_steps < 0:
+            raise ValueError(f"learner.max_skipped_steps is {self.max_skipped_steps}: need at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

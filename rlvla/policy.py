@@ -21,6 +21,9 @@ IMAGE_TOKEN_BIAS = -100.0
 """Added to the logits of image and video placeholders, in learner and sampler alike: a sampled placeholder would claim
 pixels that do not exist. vLLM admits logit biases of -100..100."""
 
+SAFELY: Mapping[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+"""How a checkpoint is read: left out, `transformers` would ask at a terminal, and fall back to pickles."""
+
 _LANGUAGE_MODEL = r".*(?:language_model|text_model)\..*\.(?:{names})"
 """Vision towers name their projections alike and get no adapter."""
 
@@ -31,7 +34,7 @@ def load_model(
     lora: LoraConfig | None = None,
     gradient_checkpointing: bool = False,
 ) -> Any:
-    """Load a checkpoint folder (or hub id) and ready it for training.
+    """Load a checkpoint folder (or hub id) and ready it for training; neither code nor pickles of it are run.
 
     Args:
         path: with `config.json` and safetensors.
@@ -39,7 +42,7 @@ def load_model(
         lora: see `prepare`.
         gradient_checkpointing: see `prepare`.
     """
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **SAFELY)
     return prepare(model, lora=lora, gradient_checkpointing=gradient_checkpointing)
 
 

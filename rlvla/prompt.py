@@ -140,7 +140,7 @@ class PolicyProcessor:
         settings = json.loads(file.read_text())
         codec = QuantileCodec.from_dict(settings["codec"])
         return cls.create(
-            AutoProcessor.from_pretrained(path),
+            AutoProcessor.from_pretrained(path, trust_remote_code=False),
             codec,
             settings["carry_thought"],
             settings.get("trained_suites", ()),

@@ -6,17 +6,21 @@ outputs/grpo/config.yaml provenance.json metrics.jsonl summary.json trajectories
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, write_resolved
+from rlvla.files import claim, folder_appears_whole, write_json
+from rlvla.interrupts import Interrupts
 from rlvla.metrics import MetricsLogger, PhaseTimer, read_metrics
 from rlvla.prompt import note_trained
 from rlvla.rollout import TaskStream
+from rlvla.skipping import SkipCount
 from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.types import Group, Trajectory
 
@@ -28,11 +32,19 @@ class GRPORun:
     """Where a run writes and from where it resumes."""
 
     def __init__(self, cfg: GRPOConfig) -> None:
-        """Raises FileNotFoundError naming `model` when there is no checkpoint to start from."""
+        """Ready the output folder.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint to start from; the message names `model`.
+            OSError: `output` cannot be written to, or its disk is too full; the message names it.
+        """
         if not (cfg.model / "config.json").is_file():
             raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py first")
         self._cfg = cfg
         self._started = time.perf_counter()
+        self._saved = 0
+        self._skipped = SkipCount(cfg.learner.max_skipped_steps)
+        claim(cfg.output, num_bytes=_least_bytes(cfg))
         write_resolved(cfg, cfg.output)
 
     def __enter__(self) -> GRPORun:
@@ -55,7 +67,47 @@ class GRPORun:
         tasks.position = json.loads((states[-1] / "tasks.json").read_text())["position"]
         tasks.surplus = _regroup(load_trajectories(states[-1] / "surplus.jsonl"))
         self._logger.rewind(step)
+        self._saved = step
         return step
+
+    def judged(self, judge: Callable[[Group], Group]) -> Callable[[Group], Group]:
+        """`judge`; a group that it raises on is kept in `bad_reward.jsonl` before the error goes on."""
+
+        def judged(group: Group) -> Group:
+            try:
+                return judge(group)
+            except Exception:
+                save_trajectories(self._cfg.output / "bad_reward.jsonl", group.trajectories)
+                raise
+
+        return judged
+
+    @contextmanager
+    def droppable(self, step: int, cluster: Cluster, tasks: TaskStream, interrupts: Interrupts) -> Iterator[None]:
+        """The part of a step that an interrupt cuts short: the step is dropped, and the state before it saved."""
+        position, surplus = tasks.position, tasks.surplus
+        try:
+            with interrupts.immediate():
+                yield
+        except KeyboardInterrupt:
+            if self._saved != step:
+                tasks.position, tasks.surplus = position, surplus
+                self._checkpoint(step, cluster, tasks)
+            tqdm.write(f"stopped before step {step}: run the same command again to go on from there", sys.stderr)
+            raise
+
+    def guard(self, step: int, groups: Sequence[Group], learned: Mapping[str, float]) -> None:
+        """Keep what a step's skipped updates were to be made from, in `bad_step_<step>.jsonl`.
+
+        Raises:
+            FloatingPointError: it is one step in a row too many; the message names the file and the key.
+        """
+        if not learned["skipped_updates"]:
+            self._skipped.forget()
+            return
+        file = self._cfg.output / f"bad_step_{step}.jsonl"
+        save_trajectories(file, [t for group in groups for t in group.trajectories])
+        self._skipped.add(step, file)
 
     def progress(self, first: int) -> Iterator[int]:
         """The steps from `first` on, shown as a bar."""
@@ -88,8 +140,9 @@ class GRPORun:
 
     def finish(self, cluster: Cluster, tasks: TaskStream) -> None:
         """Write the policy and `summary.json`."""
-        cluster.save(self._cfg.output / "checkpoint")
-        note_trained(self._cfg.output / "checkpoint", tasks.suite)
+        with folder_appears_whole(self._cfg.output / "checkpoint") as folder:
+            cluster.save(folder)
+            note_trained(folder, tasks.suite)
         lines = read_metrics(self._logger.path)
         success = [value for line in lines if (value := line.get("success")) is not None]
         tenth = max(1, len(success) // 10)
@@ -100,19 +153,21 @@ class GRPORun:
             "minutes": round((time.perf_counter() - self._started) / 60, 2),
             "checkpoint": "checkpoint",
         }
-        (self._cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(self._cfg.output / "summary.json", summary)
 
     def _checkpoint(self, step: int, cluster: Cluster, tasks: TaskStream) -> None:
         """Write aside, then rename, so that an interrupted write is never resumed from."""
-        final = self._cfg.output / "state" / f"step-{step:06d}"
-        aside = final.with_name(f"incomplete-{step:06d}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        cluster.save_state(aside / "learner")
-        (aside / "tasks.json").write_text(json.dumps({"position": tasks.position}))
-        save_trajectories(aside / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
+        with folder_appears_whole(self._cfg.output / "state" / f"step-{step:06d}") as aside:
+            cluster.save_state(aside / "learner")
+            (aside / "tasks.json").write_text(json.dumps({"position": tasks.position}))
+            save_trajectories(aside / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
+        self._saved = step
+
+
+def _least_bytes(cfg: GRPOConfig) -> int:
+    """That the run will write: the finished policy, and beside it a state of weights and two moments of AdamW."""
+    policy = sum(file.stat().st_size for file in cfg.model.glob("*.safetensors"))
+    return policy * (4 if cfg.save_every and cfg.learner.lora is None else 1)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -11,7 +11,7 @@ LAYERS = [
     ["types", "config"],
     [
         *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "files", "storage", "prompt"),
-        "action_slots",
+        *("action_slots", "interrupts", "skipping"),
         *("dataset", "dataset_rows", "running_stats", "demonstrations", "read_hdf5", "read_lerobot", "read_video"),
         *("html_page", "html_picture", "svg_chart"),
     ],
