@@ -18,8 +18,8 @@ LAYERS = [
     ["models", "vllm_plugin"],
     ["advantage", "loss", "collate"],
     [
-        *("hybrid_mask", "policy", "tiny_vlm", "sampler", "sampler_engine", "hf_sampler", "env_thread", "turn_context"),
-        *("episode", "cold_start", "testing"),
+        *("hybrid_mask", "policy", "tiny_vlm", "sampler", "sampler_engine", "hf_sampler", "turn_context"),
+        *("env_thread", "env_server", "env_process", "episode", "cold_start", "testing"),
     ],
     ["rollout", "learner_engine", "learner"],
     ["weight_sync", "cluster", "annotation"],
