@@ -239,7 +239,7 @@ class LogConfig:
 class PlanConfig:
     """What `--dry-run` assumes of things that are not at hand yet: checkpoint, data, simulator, GPU.
 
-    A real run takes them from there, and reads `architecture` only, to end at once when it is one that cannot run.
+    A real run takes them from there.
     """
 
     __pydantic_config__: ClassVar[Any] = _FORBID
@@ -488,9 +488,15 @@ class SFTConfig:
     tiny: TinyModelConfig = field(default_factory=TinyModelConfig)
     """Used when `model` is empty."""
     num_bins: int = 64
-    """Bins per action dimension (OpenVLA: 256)."""
+    """Bins per action dimension; of an OpenVLA checkpoint as many as it has action tokens, 256."""
     gripper_dim: int | None = -1
     """Action dimension that is open or closed and nothing between; None: there is none."""
+    statistics_key: str = ""
+    """OpenVLA: whose action statistics say what its action tokens mean. `demonstrations`: those of `dataset`, as
+    OpenVLA-OFT's fine-tuning has it; any other: a data set's that the checkpoint has; empty: its only one."""
+    statistics_kind: Literal["bounds_q99", "bounds"] = "bounds_q99"
+    """OpenVLA: the bins reach from the 1st to the 99th percentile (LIBERO), or from the least to the largest value
+    (`bounds`; OpenVLA-OFT on ALOHA and RoboTwin)."""
     carry_thought: bool = False
     """Prompts show the previous decision's last thought; kept with the checkpoint."""
     action_decoding: Literal["parallel", "autoregressive"] = "autoregressive"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ from rlvla import policy, prompt
 from rlvla.action_slots import add_slot
 from rlvla.actions import QuantileCodec
 from rlvla.markup import print_think, print_zoom
-from rlvla.models.openvla import register
-from rlvla.models.openvla.checkpoint import load_checkpoint, load_processor
+from rlvla.models import auto
 from rlvla.prompt import PolicyProcessor
 from rlvla.testing import make_turn
 from rlvla.types import SegmentKind, Turn
@@ -33,23 +33,26 @@ TEMPERATURES = {"temperature": 1.3, "action_temperature": 0.6}
 """At which `oracle` scores."""
 SIZES = {"hidden_size": 64, "num_layers": 2, "vision_layers": 1}
 
-prompt.IMAGE_FORMATS.setdefault(
-    "PrismaticProcessor", prompt.ImageFormat(text="<image>", placeholder="<image>", is_flat=False)
-)
-
 
 def build(architecture: str, folder: Path) -> tuple[Any, PolicyProcessor]:
     """A model with random weights, the slot's included, in float32; `folder` is for OpenVLA's files."""
     codec = QuantileCodec(low=(-1.0, 0.0), high=(1.0, 2.0), num_bins=NUM_BINS, chunk_length=CHUNK_LENGTH)
     if architecture == "openvla":
-        register()
         published.write_published(folder)
-        model, hf_processor = load_checkpoint(folder), load_processor(folder)
-        prompt.extend_vocabulary(model, hf_processor, NUM_BINS)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "n_action_bins": NUM_BINS}))
+        model, hf_processor = auto.load_model(folder, torch.float32), auto.load_processor(folder)
+        prompt.extend_vocabulary(model, hf_processor, num_bins=0)
     else:
         model, hf_processor = tiny_checkpoints.build(architecture, CORPUS, NUM_BINS, **SIZES)
     add_slot(model, hf_processor)
-    processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, action_decoding="parallel")
+    processor = PolicyProcessor.create(
+        hf_processor,
+        codec,
+        carry_thought=False,
+        action_decoding="parallel",
+        action_ids=prompt.own_action_ids(model.config),
+    )
     assert processor.vocabulary.slot_id is not None
     embeddings = model.get_input_embeddings().weight
     with torch.no_grad():  # a slot of zeros would hide one that is fed in the wrong place
