@@ -1,6 +1,6 @@
 """Success of a checkpoint on held-out initial states, with its Wilson 95 % interval.
 
-python recipes/evaluate.py --model outputs/grpo/checkpoint [--episode.no-use-zoom] [--dry-run]
+python recipes/evaluate.py --model outputs/grpo/checkpoint [--episode.mode think] [--dry-run]
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.action_slots import add_slot
+from rlvla.action_slots import add_slots
 from rlvla.actions import BinCodec, QuantileCodec, statistics_of
 from rlvla.config import SFTConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, text_corpus
@@ -46,8 +46,10 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
     if cfg.model:
         extend_vocabulary(model, processor, cfg.num_bins if action_ids is None else 0)
     if cfg.action_decoding == "parallel":
-        add_slot(model, processor)
-    return model, PolicyProcessor.create(processor, codec, cfg.carry_thought, suites, cfg.action_decoding, action_ids)
+        chunk_length, num_dims = codec.chunk_shape
+        add_slots(model, processor, chunk_length * num_dims)
+    options = (cfg.carry_thought, suites, cfg.action_decoding, cfg.prefix_attention, action_ids)
+    return model, PolicyProcessor.create(processor, codec, *options)
 
 
 def _fitted(cfg: SFTConfig, demonstrations: DemonstrationSet) -> QuantileCodec:

@@ -86,6 +86,7 @@ def token_logprobs(
 
     Of a policy that decodes actions in parallel an action token's is given the text before its block alone, and under
     a softmax over the action bins (OpenVLA-OFT, arXiv 2502.19645; SimpleVLA-RL, arXiv 2509.09674, likewise slices).
+    Those of a prompt whose tokens see each other mean nothing; no prompt is scored.
 
     Args:
         model: possibly wrapped by peft, DeepSpeed or DDP.
@@ -107,7 +108,7 @@ def token_logprobs(
     logits, targets = next_logits(model, inputs, first=first), input_ids[:, first:]
     keep_graph = entropy_grad and torch.is_grad_enabled()
     scored, entropy = _score(logits, targets, temperature, with_entropy, keep_graph)
-    if "block_ids" in inputs:
+    if "slot_ids" in inputs:
         is_action, action_ids = is_slot(inputs["block_ids"])[:, first:], inputs["action_ids"]
         bins = (targets[is_action][:, None] == action_ids).int().argmax(-1)
         temperature = temperature if action_temperature is None else action_temperature
@@ -124,8 +125,8 @@ def next_logits(model: Any, inputs: Mapping[str, torch.Tensor], *, first: int = 
     token depend on no other one.
     """
     never = list(placeholder_ids(unwrap(model).config))
-    if "block_ids" in inputs:
-        never.append(int(inputs["slot_id"]))
+    if "slot_ids" in inputs:
+        never += inputs["slot_ids"].tolist()
     fed = hybrid_inputs(model, inputs) if "block_ids" in inputs else inputs
     # Logits at t - 1 score token t: those at first-1 .. L-2 are needed, the last one scores nothing.
     keep = inputs["input_ids"].shape[1] - first + 1

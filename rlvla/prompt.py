@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from rlvla.action_slots import parallel_inputs
+from rlvla.action_slots import PROMPT_BLOCK, parallel_inputs
 from rlvla.actions import QuantileCodec, codec_from_dict, codec_to_dict
-from rlvla.markup import MARKS, SLOT, Vocabulary
+from rlvla.markup import MARKS, Vocabulary, slot_tokens
 from rlvla.models import auto
 
 if TYPE_CHECKING:
     import torch
 
 ActionDecoding = Literal["parallel", "autoregressive"]
+PrefixAttention = Literal["causal", "bidirectional"]
 POLICY_FILE = "rlvla_policy.json"
 """Beside the Hugging Face files of a checkpoint: what they do not say about the policy."""
 
@@ -96,6 +97,8 @@ class PolicyProcessor:
     """Suites on whose train initial states this policy has learned."""
     action_decoding: ActionDecoding = "autoregressive"
     """See `rlvla.config.SFTConfig`."""
+    prefix_attention: PrefixAttention = "causal"
+    """Likewise."""
     _expansions: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
     """(H, W) -> the ids that a placeholder becomes."""
 
@@ -107,9 +110,10 @@ class PolicyProcessor:
         carry_thought: bool,
         trained_suites: Iterable[str] = (),
         action_decoding: ActionDecoding = "autoregressive",
+        prefix_attention: PrefixAttention = "causal",
         action_ids: Sequence[int] | None = None,
     ) -> PolicyProcessor:
-        """Wrap a processor whose tokenizer knows the marks, the action tokens and, for `parallel`, the slot.
+        """Wrap a processor whose tokenizer knows the marks, the action tokens and, for `parallel`, the slots.
 
         Args:
             hf_processor: of a family in `IMAGE_FORMATS`.
@@ -117,6 +121,7 @@ class PolicyProcessor:
             carry_thought: see the field.
             trained_suites: see the field.
             action_decoding: see the field.
+            prefix_attention: see the field.
             action_ids: bin -> id, from `own_action_ids`; None: of the tokens that `extend_vocabulary` adds.
 
         Raises:
@@ -131,17 +136,19 @@ class PolicyProcessor:
             raise ValueError(
                 f"the model has {len(action_ids)} action tokens of its own, its codec {codec.num_bins} bins"
             )
-        has_slot = action_decoding == "parallel"
+        chunk_length, num_dims = codec.chunk_shape
+        num_slots = chunk_length * num_dims if action_decoding == "parallel" else 0
         return cls(
             hf_processor=hf_processor,
             codec=codec,
             carry_thought=carry_thought,
             image_format=image_format,
             vocabulary=_vocabulary(
-                hf_processor.tokenizer, image_format, action_ids or action_tokens(codec.num_bins), has_slot
+                hf_processor.tokenizer, image_format, action_ids or action_tokens(codec.num_bins), num_slots
             ),
             trained_suites=tuple(sorted(set(trained_suites))),
             action_decoding=action_decoding,
+            prefix_attention=prefix_attention,
         )
 
     @classmethod
@@ -162,6 +169,7 @@ class PolicyProcessor:
             settings["carry_thought"],
             settings.get("trained_suites", ()),
             settings.get("action_decoding", "autoregressive"),
+            settings.get("prefix_attention", "causal"),
             own_action_ids(auto.load_config(path)),
         )
 
@@ -173,6 +181,7 @@ class PolicyProcessor:
             "carry_thought": self.carry_thought,
             "trained_suites": list(self.trained_suites),
             "action_decoding": self.action_decoding,
+            "prefix_attention": self.prefix_attention,
         }
         (Path(path) / POLICY_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -252,7 +261,12 @@ class PolicyProcessor:
     @property
     def is_parallel(self) -> bool:
         """Whether the action tokens of a chunk are decoded in one forward."""
-        return self.vocabulary.slot_id is not None
+        return bool(self.vocabulary.slot_ids)
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether some tokens see ones behind them: those of the prompt, or of a chunk of actions."""
+        return self.is_parallel or self.prefix_attention == "bidirectional"
 
     @property
     def num_action_tokens(self) -> int:
@@ -261,7 +275,11 @@ class PolicyProcessor:
         return chunk_length * num_dims
 
     def forward_inputs(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, is_act: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        is_act: torch.Tensor | None = None,
+        num_prefix_tokens: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Everything but the pixels that scoring tokens takes.
 
@@ -269,16 +287,27 @@ class PolicyProcessor:
             input_ids: [B, L], image placeholders expanded.
             attention_mask: [B, L], 0 on padding.
             is_act: [B, L] bool, True on ACT segments; a policy that decodes actions in parallel needs it.
+            num_prefix_tokens: [B] int, tokens of each prompt; one whose prompts are bidirectional needs it.
 
         Returns:
             `input_ids`, `attention_mask` and what the family derives from them; of a parallel policy also what
-            `rlvla.action_slots.parallel_inputs` does, which `rlvla.policy.token_logprobs` reads.
+            `rlvla.action_slots.parallel_inputs` does, of one with bidirectional prompts `block_ids`, which
+            `rlvla.policy.token_logprobs` reads.
+
+        Raises:
+            ValueError: what this policy needs is missing; or see `parallel_inputs`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.image_format.is_flat:  # Qwen-VL lays its 3-D rotary positions out by these
             inputs["mm_token_type_ids"] = (input_ids == self.vocabulary.placeholder_id).int()
         if self.is_parallel:
             inputs |= parallel_inputs(self.vocabulary, input_ids, is_act)
+        if self.prefix_attention == "bidirectional":
+            if num_prefix_tokens is None:
+                raise ValueError("the prompts of this policy see themselves: its forward inputs need num_prefix_tokens")
+            columns = input_ids.new_ones(input_ids.shape).cumsum(1)  # from 1
+            block_ids = inputs.get("block_ids", input_ids.new_zeros(input_ids.shape))
+            inputs["block_ids"] = block_ids.masked_fill(columns <= num_prefix_tokens[:, None], PROMPT_BLOCK)
         return inputs
 
     def _expansion(self, image: np.ndarray) -> tuple[int, ...]:
@@ -318,7 +347,7 @@ class PolicyProcessor:
 
 
 def _vocabulary(
-    tokenizer: Any, image_format: ImageFormat, actions: Sequence[int] | Sequence[str], has_slot: bool
+    tokenizer: Any, image_format: ImageFormat, actions: Sequence[int] | Sequence[str], num_slots: int
 ) -> Vocabulary:
     """`actions` are ids, or names of tokens."""
 
@@ -331,7 +360,8 @@ def _vocabulary(
     def single(token: str) -> int:
         ids = encode(token)
         if len(ids) != 1:
-            adder = "rlvla.action_slots.add_slot" if token == SLOT else "rlvla.prompt.extend_vocabulary"
+            is_slot = token in slot_tokens(num_slots)
+            adder = "rlvla.action_slots.add_slots" if is_slot else "rlvla.prompt.extend_vocabulary"
             raise ValueError(f"the tokenizer has no token {token!r}; add it with {adder}")
         return ids[0]
 
@@ -340,7 +370,7 @@ def _vocabulary(
         action_ids=tuple(action if isinstance(action, int) else single(action) for action in actions),
         image_ids=tuple(encode(image_format.text)),
         placeholder_id=single(image_format.placeholder),
-        slot_id=single(SLOT) if has_slot else None,
+        slot_ids=tuple(single(token) for token in slot_tokens(num_slots)),
         encode=encode,
         decode=decode,
     )
@@ -354,6 +384,16 @@ def read_trained(path: Path | str) -> tuple[str, ...]:
 def read_decoding(path: Path | str) -> ActionDecoding:
     """`action_decoding` of a checkpoint; autoregressive where it is no policy's."""
     return _settings(path).get("action_decoding", "autoregressive")
+
+
+def vllm_obstacle(path: Path | str) -> str:
+    """Why vLLM cannot serve a checkpoint, and what to do; empty where it can."""
+    if _settings(path).get("prefix_attention", "causal") == "causal":
+        return ""
+    return (
+        f"{path} was trained with prefix_attention: bidirectional, and vLLM attends prompts causally: set "
+        "sampler.backend to transformers"
+    )
 
 
 def _settings(path: Path | str) -> dict[str, Any]:

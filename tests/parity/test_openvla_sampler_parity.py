@@ -16,7 +16,7 @@ from rlvla.sampler import VLLMSampler
 from tests import openvla_checkpoints as published
 
 TOLERANCE = 1e-4  # nats, float32
-ACT, SLOT = 300, 301  # any words
+ACT = 300  # any word, and any as slots, each its own
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +56,7 @@ def request(model, num_words: int, num_actions: int = 0, **changes) -> SampleReq
         temperature=1.0,
         seed=7,
         action_ids=model.config.action_ids,
-        num_actions=num_actions,
-        slot_id=SLOT,
+        slot_ids=tuple(range(301, 301 + num_actions)),
     )
     return replace(default, **changes)
 
@@ -67,7 +66,7 @@ def mismatch(model, path, asked: SampleRequest, output: SampleOutput) -> float:
     """Largest |sampler - reference| logprob, nats."""
     n, context = asked.num_actions, torch.from_numpy(output.context_ids).long()
     drawn = torch.from_numpy(output.token_ids).long()
-    ids = torch.cat([context, torch.full((n,), SLOT) if n else drawn])[None]
+    ids = torch.cat([context, torch.tensor(asked.slot_ids) if n else drawn])[None]
     sees = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
     if n:
         sees[len(context) - 1 :, :] = True

@@ -19,8 +19,8 @@ LAYERS = [
     ["vllm_plugin"],
     ["advantage", "loss", "collate"],
     [
-        *("hybrid_mask", "policy", "tiny_vlm", "sampler", "sampler_engine", "hf_sampler", "env_thread", "turn_context"),
-        *("episode", "cold_start", "testing"),
+        *("hybrid_mask", "policy", "tiny_vlm", "sampler", "sampler_engine", "sampler_prompts", "hf_sampler"),
+        *("env_thread", "turn_context", "episode", "cold_start", "testing"),
     ],
     ["rollout", "learner_engine", "learner"],
     ["weight_sync", "cluster", "annotation"],

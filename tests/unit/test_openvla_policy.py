@@ -16,15 +16,16 @@ import torch
 from tokenizers import normalizers
 
 from rlvla import dataset, policy
+from rlvla.action_slots import add_slots
 from rlvla.actions import BinCodec, statistics_of
 from rlvla.cold_start import start_policy, to_turn
 from rlvla.collate import to_batch, to_row
 from rlvla.config import LearnerConfig, SFTConfig
 from rlvla.dataset import DemonstrationSet
-from rlvla.markup import MARKS, SLOT, ToolCall, parse_call, parse_text, print_think, print_zoom
+from rlvla.markup import MARKS, ToolCall, parse_call, parse_text, print_think, print_zoom, slot_tokens
 from rlvla.models import auto
 from rlvla.models.openvla.checkpoint import CheckpointError, load_checkpoint
-from rlvla.prompt import PolicyProcessor
+from rlvla.prompt import PolicyProcessor, extend_vocabulary
 from rlvla.types import Demonstration, SegmentKind
 from rlvla_envs.libero import from_openvla_gripper
 from tests import openvla_checkpoints as published
@@ -94,16 +95,17 @@ def test_a_published_checkpoint_keeps_its_words_and_learns_the_marks(
     assert vocabulary.placeholder_id == model.config.image_token_id == IMAGE
     assert vocabulary.image_ids == (IMAGE,)
     assert [vocabulary.mark_ids[mark] for mark in MARKS] == list(range(IMAGE + 1, IMAGE + 1 + len(MARKS)))
-    slot = IMAGE + 1 + len(MARKS)
-    assert vocabulary.slot_id == (slot if decoding == "parallel" else None)
+    slots, num_slots = IMAGE + 1 + len(MARKS), processor.num_action_tokens if decoding == "parallel" else 0
+    assert vocabulary.slot_ids == tuple(range(slots, slots + num_slots))
     assert processor.trained_suites == ("new",)
     before = load_checkpoint(folder).state_dict()
     after = model.state_dict()
     assert before.keys() == after.keys()
     for name, tensor in after.items():
         if name.endswith("embed_tokens.weight") and decoding == "parallel":
-            assert not tensor[slot].any()  # all that OpenVLA-OFT reads in the place of an action
-            tensor[slot] = before[name][slot]
+            rows = slice(slots, slots + num_slots)
+            assert not tensor[rows].any()  # all that OpenVLA-OFT reads in the place of an action
+            tensor[rows] = before[name][rows]
         assert torch.equal(tensor, before[name]), name  # rows were left for every new token
 
 
@@ -206,7 +208,7 @@ def test_what_was_saved_is_read_again(folder: Path, demos: DemonstrationSet, tmp
     again, loaded = policy.load_model(tmp_path / "policy"), PolicyProcessor.load(tmp_path / "policy")
     assert (loaded.codec, type(loaded.codec)) == (processor.codec, BinCodec)
     assert loaded.action_decoding == decoding
-    for name in ("mark_ids", "action_ids", "image_ids", "placeholder_id", "slot_id"):
+    for name in ("mark_ids", "action_ids", "image_ids", "placeholder_id", "slot_ids"):
         assert getattr(loaded.vocabulary, name) == getattr(processor.vocabulary, name), name
     assert again.config.norm_stats == model.config.norm_stats
     statistics = json.loads((tmp_path / "policy/dataset_statistics.json").read_text())
@@ -244,7 +246,8 @@ def test_the_prompt_is_the_published_one_with_images_behind_its_first_token(
 
 def test_marks_and_placeholders_are_one_token_wherever_they_stand(processor: PolicyProcessor) -> None:
     vocabulary = processor.vocabulary
-    for token, id_ in {**vocabulary.mark_ids, SLOT: vocabulary.slot_id, "<image>": IMAGE}.items():
+    slots = dict(zip(slot_tokens(processor.num_action_tokens), vocabulary.slot_ids, strict=True))
+    for token, id_ in {**vocabulary.mark_ids, **slots, "<image>": IMAGE}.items():
         assert vocabulary.encode(token) == [id_]
         assert vocabulary.encode(f"a {token} b{token}").count(id_) == 2
     ids = processor.result_ids(image=True)
@@ -306,3 +309,18 @@ def test_a_checkpoint_that_is_not_whole_is_refused(folder: Path, demos: Demonstr
     (broken / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"broken lacks model-00002-of-00003\.safetensors"):
         start_policy(config(broken, demos), demos)
+
+
+def test_slots_of_a_long_chunk_make_the_vocabulary_grow_and_leave_the_actions_where_they_are(
+    folder: Path, tmp_path: Path
+) -> None:
+    model, hf_processor = auto.load_model(folder, torch.float32), auto.load_processor(folder)
+    rows = model.get_input_embeddings().num_embeddings
+    extend_vocabulary(model, hf_processor, num_bins=0)
+    assert model.get_input_embeddings().num_embeddings == rows
+    add_slots(model, hf_processor, 64)  # publishing left 64 rows, of which two and the marks are taken
+    assert model.get_input_embeddings().num_embeddings == len(hf_processor.tokenizer) == rows + 2 + len(MARKS)
+    auto.save_model(model, tmp_path, model.state_dict())
+    again = auto.load_model(tmp_path, torch.float32)
+    assert again.config.action_ids == model.config.action_ids == ACTION_IDS
+    assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)
