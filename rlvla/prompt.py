@@ -73,14 +73,26 @@ def extend_vocabulary(model: Any, hf_processor: Any, num_bins: int) -> None:
     """Teach a pretrained VLM the markup: add its marks and the action bins as tokens and grow the embeddings.
 
     Args:
-        model: Hugging Face VLM; changed in place. New rows start at the mean of the old ones.
+        model: Hugging Face VLM; changed in place. New rows are drawn like the old ones, always the same: at the mean of
+            the old ones, where transformers starts them, LoRA, which freezes them, could not tell them apart.
         hf_processor: its processor; the tokenizer is changed in place.
         num_bins: bins per action dimension; 0 where the model has action tokens of its own.
     """
     hf_processor.tokenizer.add_tokens([*MARKS, *action_tokens(num_bins)], special_tokens=True)
     # Many checkpoints have more rows than tokens already; never shrink them.
-    rows = max(len(hf_processor.tokenizer), model.get_input_embeddings().num_embeddings)
-    model.resize_token_embeddings(rows)
+    num_before = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(max(len(hf_processor.tokenizer), num_before), mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        _draw_rows(layer.weight.data, num_before)
+
+
+def _draw_rows(weight: torch.Tensor, first: int) -> None:
+    """Fill the rows of [V, D] from `first` on, normal with mean and spread of those before, each dimension its own."""
+    import torch
+
+    old = weight[:first].float()
+    noise = torch.randn(weight[first:].shape, generator=torch.Generator().manual_seed(0)).to(old)
+    weight[first:] = (old.mean(0) + old.std(0) * noise).to(weight.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
