@@ -11,7 +11,6 @@ from rlvla.advantage import with_advantages
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, load
 from rlvla.metrics import PhaseTimer, rollout_metrics
-from rlvla.plan_architecture import require_runnable
 from rlvla.rollout import TaskStream, collect
 from rlvla.run import GRPORun
 from rlvla.types import Group
@@ -23,7 +22,6 @@ def main(cfg: GRPOConfig) -> None:
     if cfg.dry_run:
         print(plan.of_grpo(cfg, reward.weights))
         return
-    require_runnable(cfg.plan)
     tasks = TaskStream(config=cfg.env, seed=cfg.seed)
 
     def judge(group: Group) -> Group:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from rlvla import dataset, plan
 from rlvla.cold_start import start_policy
 from rlvla.config import SFTConfig, load
-from rlvla.plan_architecture import require_runnable
 from rlvla.sft import SFTRun, SFTTrainer
 
 
@@ -19,7 +18,6 @@ def main(cfg: SFTConfig) -> None:
     if cfg.dry_run:
         print(plan.of_sft(cfg))
         return
-    require_runnable(cfg.plan)
     demonstrations = dataset.read(cfg.dataset)
     model, processor = start_policy(cfg, demonstrations)
     trainer = SFTTrainer(cfg, model, processor, demonstrations)

@@ -1,36 +1,41 @@
 """Slots: what a policy that decodes a chunk's action tokens in parallel reads in their place (arXiv 2502.19645).
 
-The network never reads an action token: in the place of each it reads one learned slot, so that all of a chunk's
-actions come out of one forward. The logits at a position score the token behind it, as ever: those at `<act>` score the
-first action, those at the last slot nothing. B rows, L tokens.
+The network never reads an action token: in the place of each it reads a learned slot of its own, so that all of a
+chunk's actions come out of one forward. The logits at a position score the token behind it, as ever: those at `<act>`
+score the first action, those at the last slot nothing. B rows, L tokens, n actions in a chunk.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlvla.markup import SLOT, Vocabulary
+from rlvla.markup import Vocabulary, slot_tokens
 
 if TYPE_CHECKING:
     import torch
 
 
-def add_slot(model: Any, hf_processor: Any) -> None:
-    """Add the slot token to a policy that has none; its embedding starts at zero, which is all that OpenVLA-OFT reads.
+PROMPT_BLOCK = 1
+"""The number in `block_ids` of the tokens of a prompt that see each other; blocks of actions count on from there."""
+
+
+def add_slots(model: Any, hf_processor: Any, num_actions: int) -> None:
+    """Add the slots that a policy lacks; their embeddings start at zero, which is all that OpenVLA-OFT reads.
 
     Args:
-        model: Hugging Face VLM; changed in place. An untied output row of the slot is never used.
+        model: Hugging Face VLM; changed in place. Untied output rows of slots are never used.
         hf_processor: its processor; the tokenizer is changed in place.
+        num_actions: n.
     """
     tokenizer = hf_processor.tokenizer
-    if SLOT in tokenizer.get_vocab():
+    missing = [token for token in slot_tokens(num_actions) if token not in tokenizer.get_vocab()]
+    if not missing:
         return
-    tokenizer.add_tokens([SLOT], special_tokens=True)
-    slot_id = tokenizer.convert_tokens_to_ids(SLOT)
+    tokenizer.add_tokens(missing, special_tokens=True)
     # Many checkpoints have more rows than tokens already; never shrink them.
     rows = max(len(tokenizer), model.get_input_embeddings().num_embeddings)
     model.resize_token_embeddings(rows, mean_resizing=False)
-    model.get_input_embeddings().weight.data[slot_id] = 0.0
+    model.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(missing)] = 0.0
 
 
 def parallel_inputs(
@@ -39,13 +44,13 @@ def parallel_inputs(
     """What `rlvla.policy.token_logprobs` needs beside a causal policy's inputs; the model sees none of it.
 
     Args:
-        vocabulary: with a slot.
+        vocabulary: with slots.
         input_ids: [B, L], real action tokens in it.
         is_act: [B, L] bool, True on ACT segments, which hold action tokens and, unless it was injected, the `<act>`.
 
     Returns:
-        `block_ids` [B, L] int64, 0 where attention is causal, equal numbers where it is mutual: on an `<act>` and the
-        actions behind it; `action_ids` [bins]; `slot_id` [].
+        `block_ids` [B, L] int64, 0 where attention is causal, equal numbers above `PROMPT_BLOCK` where it is mutual: on
+        an `<act>` and the actions behind it; `action_ids` [bins]; `slot_ids` [n].
 
     Raises:
         ValueError: `is_act` is missing, or a token in it is neither `<act>` nor an action.
@@ -60,13 +65,21 @@ def parallel_inputs(
     is_block[:, :-1] |= is_action[:, 1:]  # the `<act>` before them, in an ACT segment or, injected, in a PROMPT one
     is_first = is_block.clone()
     is_first[:, 1:] &= ~is_block[:, :-1]
-    block_ids = is_first.long().cumsum(1) * is_block
-    return {"block_ids": block_ids, "action_ids": action_ids, "slot_id": input_ids.new_tensor(vocabulary.slot_id)}
+    block_ids = (is_first.long().cumsum(1) + PROMPT_BLOCK) * is_block
+    return {"block_ids": block_ids, "action_ids": action_ids, "slot_ids": input_ids.new_tensor(vocabulary.slot_ids)}
 
 
 def is_slot(block_ids: torch.Tensor) -> torch.Tensor:
-    """[B, L] bool: the action tokens, all of a block but its first token, the `<act>`."""
-    slots = block_ids != 0
+    """[B, L] bool: the action tokens, all of a block of actions but its first token, the `<act>`."""
+    slots = block_ids > PROMPT_BLOCK
     slots[:, 1:] &= block_ids[:, 1:] == block_ids[:, :-1]
     slots[:, 0] = False
     return slots
+
+
+def feed_slots(input_ids: torch.Tensor, block_ids: torch.Tensor, slot_ids: torch.Tensor) -> torch.Tensor:
+    """`input_ids` [B, L] with the i-th of `slot_ids` [n] in the place of the i-th action token of each block."""
+    is_action = is_slot(block_ids)
+    count = is_action.long().cumsum(1)
+    before = count.masked_fill(is_action, 0).cummax(1).values
+    return input_ids.where(~is_action, slot_ids[(count - before - 1).clamp(min=0)])

@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
+from rlvla.prompt import vllm_obstacle
 from rlvla.rollout import Job, RolloutActor, SamplerActor
 from rlvla.types import Group, Trajectory
 from rlvla.weight_sync import sync_weights
@@ -74,9 +75,12 @@ class Cluster:
         """Start Ray (or join it), place and start samplers, rollout actors and, for GRPO, learners.
 
         Raises:
+            ValueError: vLLM cannot serve the checkpoint; the message names the key that chooses another sampler.
             RuntimeError: the cluster does not have what the config reserves; the message lists both.
         """
         config = cfg.cluster
+        if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
+            raise ValueError(reason)
         self._owns_ray = start_ray(config)
         num_learners = config.num_learners if isinstance(cfg, GRPOConfig) else 0
         self._bundles = _bundles(config, num_learners)

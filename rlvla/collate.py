@@ -28,6 +28,8 @@ class Row:
     """[L] int8, index into `KINDS`."""
     sampler_logprobs: np.ndarray
     """[L] float32."""
+    num_prefix_tokens: int
+    """See `Turn.num_prefix_tokens`."""
     images: tuple[np.ndarray, ...]
     """N x [H, W, 3] uint8."""
     advantage: float
@@ -58,6 +60,8 @@ class Batch:
     """[B, L] float32."""
     weights: torch.Tensor
     """[B, L] float32, 0 off the loss mask."""
+    num_prefix_tokens: torch.Tensor
+    """[B] int64, see `Turn.num_prefix_tokens`."""
     advantages: torch.Tensor
     """[B] float32."""
     images: tuple[tuple[np.ndarray, ...], ...]
@@ -96,6 +100,7 @@ def to_row(turn: Turn, *, advantage: float = 0.0, trajectory: int = 0) -> Row:
         loss_mask=turn.loss_mask,
         segment_kind=kinds,
         sampler_logprobs=turn.sampler_logprobs,
+        num_prefix_tokens=turn.num_prefix_tokens,
         images=turn.images,
         advantage=advantage,
         trajectory=trajectory,
@@ -170,6 +175,7 @@ def to_batch(rows: Sequence[Row], pad_id: int) -> Batch:
         segment_kind=_pad([row.segment_kind for row in rows], length, np.int8),
         sampler_logprobs=_pad([row.sampler_logprobs for row in rows], length, np.float32),
         weights=token_weight[:, None] * loss_mask,
+        num_prefix_tokens=torch.tensor([row.num_prefix_tokens for row in rows]),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
         images=tuple(row.images for row in rows),
     )

@@ -65,16 +65,29 @@ class EpisodeConfig:
     """Tool calls in one turn; a further call gets an error text as its result, and the next is malformed."""
     max_turn_tokens: int = 512
     """Length of a turn, context included; beyond it the trajectory ends as CONTEXT_FULL."""
-    use_zoom: bool = True
-    """False: the `<tool>` token cannot be sampled, and a thought is followed by an injected `<act>`."""
-    use_thought: bool = True
-    """False: the turn starts behind an injected `<act>` (no thought, no tool)."""
+    mode: Literal["zoom", "think", "act"] = "zoom"
+    """`zoom`: think and look closer; `think`: the `<tool>` token cannot be sampled, and a thought is followed by an
+    injected `<act>`; `act`: the turn starts behind an injected `<act>`, no thought and no tool (DeepThinkVLA's
+    mask-CoT)."""
+    think_every: int = 1
+    """Decisions: the policy thinks (and looks) at every n-th of an episode. Those between reuse its last thought, which
+    stands in the turn as context, followed by an injected `<act>`."""
     temperature: float = 1.0
     """Of sampling; 0 is greedy. SimpleVLA-RL trains at 1.6, the paper's inference is greedy."""
     action_temperature: float | None = None
     """Of action tokens, where the checkpoint decodes them in parallel; None: as `temperature`."""
     tools: dict[str, str] = field(default_factory=lambda: {"zoom_in": "rlvla.tools:zoom_in"})
     """Tool name in the markup -> `"module:function"`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the keys."""
+        if self.think_every < 1:
+            raise ValueError(f"episode.think_every is {self.think_every}: need at least 1")
+        if self.mode == "act" and self.think_every > 1:
+            raise ValueError(
+                f"episode.think_every is {self.think_every}, and episode.mode act has no thought to reuse: leave "
+                "think_every out, or choose mode zoom or think"
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -84,10 +97,13 @@ class EpisodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """The vLLM engine of each SamplerActor."""
+    """What each SamplerActor draws with. All but `backend`, `dtype` and `threads` is vLLM's alone."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
+    backend: Literal["vllm", "transformers"] = "vllm"
+    """`transformers`: one request after another, each from its first token on, many times slower; for what vLLM does
+    not serve, such as checkpoints with `prefix_attention: bidirectional`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of weights and activations; bfloat16 on GPUs."""
     max_num_seqs: int = 64
@@ -103,7 +119,7 @@ class SamplerConfig:
     tensor_parallel_size: int = 1
     """GPUs that one engine spans."""
     threads: int = 1
-    """OpenMP threads of an engine on the CPU: beside simulators one is faster than two on two cores."""
+    """OpenMP threads of a sampler on the CPU: beside simulators one is faster than two on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +131,7 @@ class ClusterConfig:
     address: str = "local"
     """Ray: `local` starts one on loopback; `auto` or `host:port` joins a running cluster."""
     num_samplers: int = 1
-    """vLLM engines."""
+    """Engines of `sampler.backend`."""
     num_rollout_actors: int = 1
     """Processes that drive envs."""
     envs_per_actor: int = 32
@@ -261,7 +277,7 @@ class LogConfig:
 class PlanConfig:
     """What `--dry-run` assumes of things that are not at hand yet: checkpoint, data, simulator, GPU.
 
-    A real run takes them from there, and reads `architecture` only, to end at once when it is one that cannot run.
+    A real run takes them from there.
     """
 
     __pydantic_config__: ClassVar[Any] = _FORBID
@@ -282,6 +298,8 @@ class PlanConfig:
     """K of data or a checkpoint that are not here (OpenVLA-OFT: 8 in LIBERO)."""
     action_size: int = 7
     """A, likewise."""
+    action_decoding: Literal["parallel", "autoregressive"] = "autoregressive"
+    """Of a checkpoint that is not here; see `SFTConfig`."""
     max_env_steps: int = 520
     """Longest episode of an env that is not here (OpenVLA-OFT: 520, of LIBERO's Long suite)."""
     env_steps_per_s: float = 0.0
@@ -510,14 +528,24 @@ class SFTConfig:
     tiny: TinyModelConfig = field(default_factory=TinyModelConfig)
     """Used when `model` is empty."""
     num_bins: int = 64
-    """Bins per action dimension (OpenVLA: 256)."""
+    """Bins per action dimension; of an OpenVLA checkpoint as many as it has action tokens, 256."""
     gripper_dim: int | None = -1
     """Action dimension that is open or closed and nothing between; None: there is none."""
+    statistics_key: str = ""
+    """OpenVLA: whose action statistics say what its action tokens mean. `demonstrations`: those of `dataset`, as
+    OpenVLA-OFT's fine-tuning has it; any other: a data set's that the checkpoint has; empty: its only one."""
+    statistics_kind: Literal["bounds_q99", "bounds"] = "bounds_q99"
+    """OpenVLA: the bins reach from the 1st to the 99th percentile (LIBERO), or from the least to the largest value
+    (`bounds`; OpenVLA-OFT on ALOHA and RoboTwin)."""
     carry_thought: bool = False
     """Prompts show the previous decision's last thought; kept with the checkpoint."""
     action_decoding: Literal["parallel", "autoregressive"] = "autoregressive"
     """`parallel`: all action tokens of a chunk in one forward, with bidirectional attention among them (OpenVLA-OFT,
     arXiv 2502.19645); `autoregressive`: one after another, like text. Kept with the checkpoint."""
+    prefix_attention: Literal["causal", "bidirectional"] = "causal"
+    """`bidirectional`: the tokens of a turn's prompt, images and instruction, see each other (DeepThinkVLA); all behind
+    them stays causal. Goes with both values of `action_decoding`. Kept with the checkpoint, which then takes
+    `sampler.backend: transformers`."""
     num_steps: int = 500
     """Optimizer steps."""
     batch_size: int = 64
@@ -559,7 +587,7 @@ class GRPOConfig:
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     """Turn limits and sampling."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """vLLM."""
+    """vLLM, or transformers."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray."""
     reward: tuple[RewardTermConfig, ...] = (
@@ -636,9 +664,9 @@ class EvaluateConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     """Simulator."""
     episode: EpisodeConfig = field(default_factory=lambda: EpisodeConfig(temperature=0.0))
-    """Greedy by default; `use_zoom` and `use_thought` are the ablations."""
+    """Greedy by default; `mode` and `think_every` are the ablations."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """vLLM."""
+    """vLLM, or transformers."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray."""
     num_trials: int = 200

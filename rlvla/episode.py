@@ -16,7 +16,7 @@ from rlvla.markup import Span, parse
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest, Simulator
 from rlvla.tools import call_tool
-from rlvla.turn_context import Context, Decider, Decision
+from rlvla.turn_context import Context, Decider, Decision, Recall
 from rlvla.types import Box, EndReason, Observation, Segment, SegmentKind, TaskSpec, Trajectory, Turn
 
 MAX_CALL_TOKENS = 64
@@ -29,12 +29,20 @@ def derive_seed(*parts: int) -> int:
 
 
 async def decide(
-    decider: Decider, observation: Observation, env: EnvThread, *, seed: int, carried_thought: str = ""
+    decider: Decider, observation: Observation, env: EnvThread, *, seed: int, recall: Recall | None = None
 ) -> Decision:
-    """Sample one turn: thoughts and tool calls as the policy likes, then one action chunk."""
+    """Sample one turn: thoughts and tool calls as mode and policy like, then one action chunk.
+
+    Args:
+        decider: policy side.
+        observation: what there is to see.
+        env: whose thread runs the tools.
+        seed: of all that is sampled in this turn.
+        recall: the thoughts before this decision; None: it is the first.
+    """
     started = time.perf_counter()
     config, processor = decider.config, decider.processor
-    context = _start(decider, observation, carried_thought)
+    context = _start(decider, observation, recall or Recall())
     num_calls = 0
     for generation in itertools.count():
         room = config.max_turn_tokens - len(context.token_ids)
@@ -72,12 +80,14 @@ async def decide(
     return _finish(context, started, end=EndReason.CONTEXT_FULL)
 
 
-def _start(decider: Decider, observation: Observation, carried_thought: str) -> Context:
+def _start(decider: Decider, observation: Observation, recall: Recall) -> Context:
     processor = decider.processor
-    ids = list(processor.prompt_ids(observation.instruction, len(observation.images), carried_thought))
+    ids = list(processor.prompt_ids(observation.instruction, len(observation.images), recall.carried))
     context = Context(compact_ids=ids, images=list(observation.images))
     context.add_context(processor.expand(ids, context.images), SegmentKind.PROMPT, observation.instruction)
-    if not decider.config.use_thought:
+    if recall.reuses:
+        context.add_reused(recall.thought)
+    if recall.reuses or decider.config.mode == "act":
         _open_act(decider, context)
     return context
 
@@ -97,24 +107,24 @@ def _request(decider: Decider, context: Context, room: int, seed: int) -> Sample
     config, vocabulary = decider.config, decider.processor.vocabulary
     marks = vocabulary.mark_ids
     num_last, end = decider.processor.num_action_tokens + 2, "</act>"
-    banned = () if config.use_zoom else (marks["<tool>"],)
-    if vocabulary.slot_id is not None:  # the policy decides to act, and the action is a request of its own
-        num_last, end, banned = 1, "<act>", (*banned, vocabulary.slot_id)
+    banned = (marks["<tool>"],) if config.mode == "think" else ()
+    if vocabulary.slot_ids:  # the policy decides to act, and the action is a request of its own
+        num_last, end, banned = 1, "<act>", (*banned, *vocabulary.slot_ids)
     return SampleRequest(
         prompt_ids=tuple(context.compact_ids),
         images=tuple(context.images),
-        stop_ids=(marks["</tool>" if config.use_zoom else "</think>"], marks[end]),
+        stop_ids=(marks["</think>" if config.mode == "think" else "</tool>"], marks[end]),
         max_tokens=min(room, config.max_think_tokens + 2 + max(MAX_CALL_TOKENS, num_last)),
         temperature=config.temperature,
         seed=seed,
         banned_ids=banned,
+        num_prefix_tokens=context.num_prefix_tokens,
     )
 
 
 async def _act_at_once(decider: Decider, context: Context, room: int, seed: int, started: float) -> Decision:
     """Draw the whole action chunk in one forward, behind an `<act>` that the policy chose or that we put there."""
     config, vocabulary, num_actions = decider.config, decider.processor.vocabulary, decider.processor.num_action_tokens
-    assert vocabulary.slot_id is not None
     last = context.segments[-1]
     if num_actions + 1 > room:
         if last.kind is SegmentKind.ACT:
@@ -127,9 +137,9 @@ async def _act_at_once(decider: Decider, context: Context, room: int, seed: int,
         max_tokens=num_actions,
         temperature=config.temperature if config.action_temperature is None else config.action_temperature,
         seed=seed,
-        num_actions=num_actions,
+        slot_ids=vocabulary.slot_ids,
         action_ids=vocabulary.action_ids,
-        slot_id=vocabulary.slot_id,
+        num_prefix_tokens=context.num_prefix_tokens,
     )
     output = await decider.sampler.sample(request)
     bins = vocabulary.bins(output.token_ids.tolist())
@@ -175,7 +185,7 @@ def _spans(decider: Decider, context: Context, symbols: tuple[str | None, ...]) 
         return tuple(replace(s, end=min(s.end, len(symbols))) for s in parse((*symbols, "</act>")))
     if context.ends_in(decider.processor.vocabulary.mark_ids["<act>"]):
         return tuple(replace(s, start=max(s.start - 1, 0), end=s.end - 1) for s in parse(("<act>", *symbols)))
-    if decider.config.use_zoom or symbols[-1] != "</think>":
+    if decider.config.mode != "think" or symbols[-1] != "</think>":
         return parse(symbols)
     spans = parse((*symbols, "<act>", "</act>"))
     return tuple(replace(s, end=min(s.end, len(symbols))) for s in spans if s.kind is not SegmentKind.ACT)
@@ -239,7 +249,7 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
     """
     turns: list[Turn] = []
     num_env_steps = 0
-    carried = ""
+    recall = Recall()
     try:
         options = {"task_id": task.task_id, "init_state_id": task.init_state_id}
         raw, _ = await env.call(lambda e: e.reset(seed=task.seed, options=options))
@@ -247,7 +257,7 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
         while True:
             observation = await env.call(lambda e, raw=raw: observe(e, raw))
             seed = derive_seed(task.seed, member, len(turns))
-            decision = await decide(decider, observation, env, seed=seed, carried_thought=carried)
+            decision = await decide(decider, observation, env, seed=seed, recall=recall)
             if decision.actions is None:
                 turns.append(decision.turn)
                 return _trajectory(task, turns, decision.end or EndReason.MALFORMED, num_env_steps)
@@ -258,9 +268,11 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
             end = _env_end(terminated, truncated, info)
             if end is not None:
                 return _trajectory(task, turns, end, num_env_steps)
-            if decider.processor.carry_thought:
-                thoughts = decision.turn.of_kind(SegmentKind.THINK)
-                carried = thoughts[-1].text if thoughts else ""
+            recall = recall.after(
+                decision.turn,
+                think_every=decider.config.think_every,
+                carry_thought=decider.processor.carry_thought,
+            )
     except EnvCrashError as crash:
         num_crashes = int(not isinstance(crash, NeighbourCrashError))
         trajectory = _trajectory(task, turns, EndReason.ENV_ERROR, num_env_steps)

@@ -1,6 +1,7 @@
 """The policy behind the Sampler protocol with transformers alone: one request after another, no batching.
 
-Simple rather than fast: what parity tests compare with, and the way out where vLLM cannot decode actions in parallel.
+Simple rather than fast: what parity tests compare with, and the way out where vLLM cannot serve a checkpoint
+(`sampler.backend: transformers`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 from transformers import DynamicCache
 
 from rlvla import policy
-from rlvla.hybrid_mask import check_hybrid
+from rlvla.hybrid_mask import check_hybrid, hybrid_inputs
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.sampler_engine import refuse_other_weights, weight_names
 
 
 class TransformersSampler:
@@ -33,6 +35,7 @@ class TransformersSampler:
         device: to run on; None: a GPU if there is one.
 
     Raises:
+        FileNotFoundError: the folder holds no policy, or no weights.
         HybridAttentionError: see `rlvla.hybrid_mask.check_hybrid`.
     """
 
@@ -42,17 +45,19 @@ class TransformersSampler:
         self._processor = PolicyProcessor.load(model)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = policy.load_model(model, dtype).to(self._device).eval()
+        self._weight_names = weight_names(Path(model))
         self._policy_version = 0
         self._lock = threading.Lock()
-        if self._processor.is_parallel:
+        if self._processor.is_hybrid:
             check_hybrid(self._model, self._processor)
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
         """Continue one context; see `protocols.Sampler`.
 
         Raises:
-            ValueError: placeholders and images differ in number; or actions are asked for behind another token than
-                `<act>`, or of a policy that decodes them like text.
+            ValueError: placeholders and images differ in number; actions are asked for behind another token than
+                `<act>`, or of a policy that decodes them like text; or the prompts of this policy are bidirectional,
+                and the request does not say how long its prompt is.
         """
         return await asyncio.to_thread(self._sample, request)
 
@@ -62,7 +67,11 @@ class TransformersSampler:
         Args:
             weights: {name in the Hugging Face checkpoint: array}, all of them; see `rlvla.policy.named_weights`.
             policy_version: put on every output from now on.
+
+        Raises:
+            ValueError: names differ from the checkpoint's; nothing was loaded.
         """
+        refuse_other_weights(self._weight_names, weights)
         state = {name: torch.tensor(array) for name, array in weights.items()}
         with self._lock:
             old = self._model
@@ -76,6 +85,11 @@ class TransformersSampler:
     @torch.no_grad()
     def _sample(self, request: SampleRequest) -> SampleOutput:
         context = self._processor.expand(request.prompt_ids, request.images)
+        if self._processor.prefix_attention == "bidirectional" and not 0 < request.num_prefix_tokens <= len(context):
+            raise ValueError(
+                f"num_prefix_tokens is {request.num_prefix_tokens}, the context has {len(context)} tokens: a policy "
+                "whose prompts see themselves must be told how long they are"
+            )
         with self._lock:
             generator = torch.Generator(self._device).manual_seed(request.seed)
             draw = self._actions if request.num_actions else self._text
@@ -92,7 +106,8 @@ class TransformersSampler:
         """Forward inputs of one row, whose last tokens are actions."""
         input_ids = torch.from_numpy(ids).long()[None]
         is_act = torch.arange(len(ids))[None] >= len(ids) - num_actions
-        inputs = self._processor.forward_inputs(input_ids, torch.ones_like(input_ids), is_act)
+        num_prefix_tokens = torch.tensor([request.num_prefix_tokens])
+        inputs = self._processor.forward_inputs(input_ids, torch.ones_like(input_ids), is_act, num_prefix_tokens)
         inputs |= self._processor.pixel_inputs([request.images])
         dtype = self._model.dtype
         return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
@@ -101,13 +116,12 @@ class TransformersSampler:
         self, request: SampleRequest, context: np.ndarray, generator: torch.Generator
     ) -> tuple[list[int], list[float]]:
         """Token by token, until a stop id or the limit."""
-        slot_id = self._processor.vocabulary.slot_id
-        never = [*policy.placeholder_ids(self._model.config), *request.banned_ids]
-        if slot_id is not None:
-            never.append(slot_id)
+        slots = self._processor.vocabulary.slot_ids
+        never = [*policy.placeholder_ids(self._model.config), *request.banned_ids, *slots]
         fed: dict[str, Any] = self._inputs(context, request, num_actions=0)
-        for name in ("block_ids", "action_ids", "slot_id"):
-            fed.pop(name, None)
+        if self._processor.is_hybrid:
+            fed = hybrid_inputs(self._model, fed)
+        position_ids = fed.get("position_ids")
         fed["past_key_values"] = DynamicCache(config=self._model.config.get_text_config())
         ids: list[int] = []
         logprobs: list[float] = []
@@ -120,6 +134,8 @@ class TransformersSampler:
             if ids[-1] in request.stop_ids:
                 break
             fed = {"input_ids": token[None], "past_key_values": fed["past_key_values"]}
+            if position_ids is not None:  # Qwen-VL's: an image takes fewer positions than it has tokens
+                fed["position_ids"] = (position_ids.amax() + len(ids)).expand(len(position_ids), 1, 1)
         return ids, logprobs
 
     def _actions(
@@ -127,7 +143,7 @@ class TransformersSampler:
     ) -> tuple[list[int], list[float]]:
         """All of them from one forward, independently of each other."""
         vocabulary = self._processor.vocabulary
-        if context[-1] != vocabulary.mark_ids["<act>"] or request.slot_id != vocabulary.slot_id:
+        if context[-1] != vocabulary.mark_ids["<act>"] or request.slot_ids != vocabulary.slot_ids:
             raise ValueError("actions are drawn behind an <act>, by a policy that decodes them in parallel")
         any_actions = np.full(request.num_actions, request.action_ids[0], np.int32)  # slots are fed in their place
         inputs = self._inputs(np.concatenate([context, any_actions]), request, request.num_actions)

@@ -1,7 +1,8 @@
 """Hybrid attention: causal, but for blocks of tokens that see each other (DeepThinkVLA; VLA-Thinker, arXiv 2603.14523).
 
 Text is causal; an `<act>` and the slots behind it are one block, which sees all that comes before it and, in both
-directions, itself (OpenVLA-OFT, arXiv 2502.19645). B rows, L tokens.
+directions, itself (OpenVLA-OFT, arXiv 2502.19645). With `prefix_attention: bidirectional` so is the prompt of a turn
+(DeepThinkVLA). B rows, L tokens.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 import torch
 from transformers.masking_utils import create_causal_mask
 
-from rlvla.action_slots import is_slot
+from rlvla.action_slots import PROMPT_BLOCK, feed_slots
 from rlvla.prompt import PolicyProcessor
 
 ATTENTION = ("sdpa", "eager", "flex_attention")
 """transformers' `attn_implementation`s that take such a mask. Flash attention would drop it without a word."""
-_OURS = ("block_ids", "action_ids", "slot_id")
+_OURS = ("block_ids", "action_ids", "slot_ids")
 """Inputs that the model does not know."""
 
 
@@ -51,7 +52,8 @@ def hybrid_mask(model: Any, block_ids: torch.Tensor, attention_mask: torch.Tenso
     if config._attn_implementation not in ATTENTION:
         raise ValueError(
             f"attn_implementation is {config._attn_implementation!r}, which knows no mask for action_decoding: "
-            f"parallel; load the model with attn_implementation {', '.join(ATTENTION)}"
+            "parallel or prefix_attention: bidirectional; load the model with attn_implementation "
+            f"{', '.join(ATTENTION)}"
         )
     # Only the shape, device and type of the embeddings are looked at; the library's own number for "causal" is -1.
     like = torch.empty(*block_ids.shape, 0, dtype=bare.dtype, device=block_ids.device)
@@ -59,11 +61,12 @@ def hybrid_mask(model: Any, block_ids: torch.Tensor, attention_mask: torch.Tenso
 
 
 def hybrid_inputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What the model's forward takes, out of what a parallel policy's `PolicyProcessor.forward_inputs` gives.
+    """What the model's forward takes, out of what a hybrid policy's `PolicyProcessor.forward_inputs` gives.
 
     Args:
         model: Hugging Face VLM, possibly wrapped.
-        inputs: with `input_ids`, `attention_mask` and `block_ids` [B, L], `slot_id` [], and the pixels.
+        inputs: with `input_ids`, `attention_mask` and `block_ids` [B, L], where there are slots `slot_ids` [n], and the
+            pixels.
 
     Returns:
         `input_ids` with slots in the place of actions, the mask of `hybrid_mask` as `attention_mask`, and for models
@@ -71,7 +74,8 @@ def hybrid_inputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, A
     """
     block_ids, padding = inputs["block_ids"], inputs["attention_mask"]
     fed = {name: tensor for name, tensor in inputs.items() if name not in _OURS}
-    fed["input_ids"] = torch.where(is_slot(block_ids), inputs["slot_id"], inputs["input_ids"])
+    if "slot_ids" in inputs:
+        fed["input_ids"] = feed_slots(inputs["input_ids"], block_ids, inputs["slot_ids"])
     core: Any = getattr(base_model(model), "model", None)
     if "image_grid_thw" in fed and hasattr(core, "get_rope_index"):  # Qwen-VL; without images positions are 0, 1 ...
         fed["position_ids"], _ = core.get_rope_index(
@@ -85,49 +89,60 @@ def hybrid_inputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, A
 
 @torch.no_grad()
 def check_hybrid(model: Any, processor: PolicyProcessor) -> None:
-    """Try out whether the model attends as `hybrid_mask` says; to be called on a parallel policy before it learns.
+    """Try out whether the model attends as `hybrid_mask` says; to be called on a hybrid policy before it learns.
 
     Peers that patch their library's attention lose half of their success where the patch silently does not act.
-    Another last slot must move the first action's logits, but nothing before the block; another token behind the block
-    must move nothing in or before it. Every rank must call.
+    Another last token of a block, the prompt or the actions, must move the logits at those before it in the block, but
+    nothing before the block; another token behind a block must move nothing in or before it. Every rank must call.
 
     Args:
-        model: of a parallel policy, possibly wrapped, on its device.
+        model: of a hybrid policy, possibly wrapped, on its device.
         processor: its own.
 
     Raises:
-        HybridAttentionError: it does not; the message says which of the two failed, and by how much.
+        HybridAttentionError: it does not; the message says what failed, and by how much.
         ValueError: see `hybrid_mask`.
     """
-    vocabulary, marks = processor.vocabulary, processor.vocabulary.mark_ids
-    text = [marks["<think>"], *vocabulary.encode("a b"), marks["</think>"], marks["<act>"]]
-    num_actions = processor.num_action_tokens
-    actions = [vocabulary.action_ids[0]] * num_actions
-    ids = torch.tensor([[*text, *actions, marks["</act>"], *vocabulary.encode("c")]], device=base_model(model).device)
-    start, end = len(text), len(text) + num_actions
-    is_act = torch.zeros_like(ids, dtype=torch.bool)
-    is_act[:, start:end] = True
-    fed = hybrid_inputs(model, processor.forward_inputs(ids, torch.ones_like(ids), is_act))
+    fed, block_ids = _specimen(model, processor)
+    other_id = processor.vocabulary.action_ids[-1]
 
-    def logits(**changes: int) -> torch.Tensor:
-        """[L, vocabulary], with another token in some places."""
+    def logits(changed: int | None = None) -> torch.Tensor:
+        """[L, vocabulary], with another token in one place."""
         tokens = fed["input_ids"].clone()
-        for place in changes.values():
-            tokens[:, place] = vocabulary.action_ids[-1]
+        if changed is not None:
+            tokens[:, changed] = other_id
         return model(**{**fed, "input_ids": tokens}, use_cache=False).logits[0].float()
 
     was_training = model.training
     model.eval()
-    usual, other_slot, other_end = logits(), logits(slot=end - 1), logits(close=end, text=end + 1)
+    usual = logits()
+    blocks = [(block_ids == number).nonzero()[:, 0].tolist() for number in block_ids.unique().tolist() if number]
+    moved = [((logits(block[-1]) - usual).abs(), (logits(block[-1] + 1) - usual).abs()) for block in blocks]
     model.train(was_training)
-    seen = float((other_slot - usual)[start - 1].abs().max())
-    leaks = [(other_slot - usual)[: start - 1].abs().max(), (other_end - usual)[:end].abs().max()]
-    leak = float(torch.stack(leaks).max())
-    name = type(base_model(model)).__name__
-    if leak > 4 * torch.finfo(base_model(model).dtype).eps * float(usual.abs().max()):
-        raise HybridAttentionError(f"{name}: tokens see what comes behind them (logits move by {leak:.2g})")
-    if num_actions > 1 and not seen > 10 * leak:
-        raise HybridAttentionError(
-            f"{name}: the block of actions is not bidirectional: the first action's logits move by {seen:.2g} with the "
-            "last slot; this model's attention ignores the mask it is given"
-        )
+    name, most = type(base_model(model)).__name__, float(usual.abs().max())
+    tiny = torch.finfo(base_model(model).dtype).eps
+    for block, (by_last, by_next) in zip(blocks, moved, strict=True):
+        leak = float(torch.cat([by_last[: block[0]], by_next[: block[-1] + 1]]).max())
+        if leak > 4 * tiny * most:
+            raise HybridAttentionError(f"{name}: tokens see what comes behind them (logits move by {leak:.2g})")
+        seen = float(by_last[block[0] : block[-1]].max())  # at the first alone a sink of attention might drown it
+        if not seen > 10 * leak:
+            which = "prompt" if block_ids[block[0]] == PROMPT_BLOCK else "block of actions"
+            raise HybridAttentionError(
+                f"{name}: the {which} is not bidirectional: its logits move by {seen:.2g} with its last token; this "
+                "model's attention ignores the mask it is given"
+            )
+
+
+def _specimen(model: Any, processor: PolicyProcessor) -> tuple[dict[str, Any], torch.Tensor]:
+    """The forward inputs of a row of prompt, thought and actions, and its `block_ids` [L]."""
+    vocabulary, marks = processor.vocabulary, processor.vocabulary.mark_ids
+    prompt = vocabulary.encode("a b a b")
+    text = [*prompt, marks["<think>"], *vocabulary.encode("a b"), marks["</think>"], marks["<act>"]]
+    actions = [vocabulary.action_ids[0]] * processor.num_action_tokens
+    ids = torch.tensor([[*text, *actions, marks["</act>"]]], device=base_model(model).device)
+    is_act = torch.zeros_like(ids, dtype=torch.bool)
+    is_act[:, len(text) : len(text) + len(actions)] = True
+    num_prefix_tokens = ids.new_tensor([len(prompt)])
+    inputs = processor.forward_inputs(ids, torch.ones_like(ids), is_act, num_prefix_tokens)
+    return hybrid_inputs(model, inputs), inputs["block_ids"][0]

@@ -96,7 +96,7 @@ class Learner:
         torch.manual_seed(seed)
         model = policy.load_model(model_path, DTYPES[cfg.dtype], cfg.lora, cfg.gradient_checkpointing)
         self._engine = Engine(model, cfg, self._device)
-        if self._processor.is_parallel:
+        if self._processor.is_hybrid:
             check_hybrid(self._engine.model, self._processor)
         self._reference = self._load_reference(model_path)
         self._num_steps = 0
@@ -167,7 +167,9 @@ class Learner:
 
     def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         """What the model's forward takes, on the device."""
-        inputs = self._processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
+        inputs = self._processor.forward_inputs(
+            batch.input_ids, batch.attention_mask, batch.is_act, batch.num_prefix_tokens
+        )
         inputs |= self._processor.pixel_inputs(batch.images)
         dtype = DTYPES[self._cfg.dtype]
         return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}

@@ -16,9 +16,15 @@ from rlvla.types import Box, SegmentKind
 
 MARKS = ("<think>", "</think>", "<tool>", "</tool>", "<result>", "</result>", "<act>", "</act>")
 """Each is one token of the vocabulary."""
-SLOT = "<slot>"
-"""The token that stands for every action token in the input of a policy that decodes actions in parallel. It is read
-and never written, hence no mark."""
+
+
+def slot_tokens(num_actions: int) -> list[str]:
+    """What a policy that decodes actions in parallel reads in the place of each action token of a chunk, in order.
+
+    They are read and never written, hence no marks.
+    """
+    return [f"<slot_{i}>" for i in range(num_actions)]
+
 
 _OPENERS = {"<think>": SegmentKind.THINK, "<tool>": SegmentKind.TOOL_CALL, "<act>": SegmentKind.ACT}
 _CLOSERS = {"<think>": "</think>", "<tool>": "</tool>", "<act>": "</act>"}
@@ -178,8 +184,8 @@ class Vocabulary:
     """Text -> ids, no special tokens added."""
     decode: Callable[[Sequence[int]], str]
     """Ids -> text, special tokens kept."""
-    slot_id: int | None = None
-    """Of `SLOT`; None where actions are decoded autoregressively."""
+    slot_ids: tuple[int, ...] = ()
+    """Of `slot_tokens`, K * A of them; none where actions are decoded autoregressively."""
 
     def symbols(self, token_ids: Sequence[int]) -> tuple[str | None, ...]:
         """Each token's mark or None, the input of `parse`."""

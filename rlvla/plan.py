@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from rlvla import plan_report, plan_speed, plan_world
 from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, SFTConfig
 from rlvla.plan_architecture import figures_of
-from rlvla.plan_memory import BYTES, LearnerMemory, MicroBatch, SamplerMemory, learner_memory, sampler_memory
+from rlvla.plan_memory import (
+    BYTES,
+    LOGIT_COPIES,
+    LearnerMemory,
+    MicroBatch,
+    SamplerMemory,
+    learner_memory,
+    sampler_memory,
+)
 from rlvla.plan_model import ModelFigures
 from rlvla.plan_speed import DEVICES, Rollout, TurnTokens, turn_tokens
 from rlvla.plan_world import World
@@ -48,11 +56,12 @@ class Plan:
 
 def of_sft(cfg: SFTConfig) -> Plan:
     """Plan a cold start."""
-    world = plan_world.of_dataset(cfg.dataset, cfg.plan)
+    world = plan_world.of_dataset(cfg.dataset, cfg.plan, cfg.action_decoding)
     figures = figures_of(cfg.model, cfg.plan, lora=cfg.learner.lora, tiny=cfg.tiny, num_bins=cfg.num_bins)
     turn = _turn(figures, world, _ANNOTATED)
     ranks = cfg.plan.num_processes
-    batch = _micro_batch(figures, world, turn, min(cfg.learner.micro_batch_rows, -(-cfg.batch_size // ranks)))
+    num_rows = min(cfg.learner.micro_batch_rows, -(-cfg.batch_size // ranks))
+    batch = _micro_batch(figures, world, turn, num_rows, temperature=1.0)
     memory = learner_memory(figures, cfg.learner, ranks, batch, has_reference=False, syncs=False)
     num_tokens = cfg.batch_size * turn.expected
     step_s = plan_speed.learner_s(
@@ -97,9 +106,9 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
     figures = figures_of(str(cfg.model), cfg.plan, lora=cfg.learner.lora)
     turn = _turn(figures, world, cfg.episode)
     has_reference = cfg.loss.kl_coef != 0
-    batch = _micro_batch(figures, world, turn, cfg.learner.micro_batch_rows)
+    batch = _micro_batch(figures, world, turn, cfg.learner.micro_batch_rows, cfg.episode.temperature)
     memory = learner_memory(figures, cfg.learner, ranks, batch, has_reference=has_reference, syncs=True)
-    sampler = sampler_memory(figures, cfg.sampler, plan_report.gpu_bytes(cfg.plan))
+    sampler = sampler_memory(figures, cfg.sampler, plan_report.gpu_bytes(cfg.plan), cfg.episode.max_turn_tokens)
     rollout = _rollout(world, cfg.groups_per_step * cfg.group_size)
     num_updates = cfg.minibatches_per_step * cfg.num_epochs
     seconds = _rollout_seconds(cfg, figures, world, turn, rollout, sampler)
@@ -138,7 +147,11 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
             *plan_report.env_lines(cfg),
             *plan_report.time_lines(seconds, cfg.num_steps),
         ),
-        problems=(*plan_report.misfits(cfg.plan, needs), *plan_report.turn_problems(turn, cfg.episode, sampler)),
+        problems=(
+            *plan_report.misfits(cfg.plan, needs),
+            *plan_report.turn_problems(turn, cfg.episode, sampler),
+            *plan_report.backend_problems(cfg),
+        ),
         learner=memory,
         sampler=sampler,
         seconds=seconds,
@@ -151,7 +164,7 @@ def of_evaluate(cfg: EvaluateConfig) -> Plan:
     world = plan_world.with_checkpoint(plan_world.of_env(cfg.env, cfg.plan, cfg), cfg.model)
     figures = figures_of(str(cfg.model), cfg.plan)
     turn = _turn(figures, world, cfg.episode)
-    sampler = sampler_memory(figures, cfg.sampler, plan_report.gpu_bytes(cfg.plan))
+    sampler = sampler_memory(figures, cfg.sampler, plan_report.gpu_bytes(cfg.plan), cfg.episode.max_turn_tokens)
     num_tasks = world.num_tasks or len(cfg.env.tasks) or _NUM_TASKS
     rollout = _rollout(world, num_tasks * cfg.num_trials)
     seconds = _rollout_seconds(cfg, figures, world, turn, rollout, sampler)
@@ -172,6 +185,7 @@ def of_evaluate(cfg: EvaluateConfig) -> Plan:
         problems=(
             *plan_report.misfits(cfg.plan, {"a sampler": sampler.peak}),
             *plan_report.turn_problems(turn, cfg.episode, sampler),
+            *plan_report.backend_problems(cfg),
         ),
         sampler=sampler,
         seconds=seconds,
@@ -184,16 +198,20 @@ def _turn(figures: ModelFigures, world: World, episode: EpisodeConfig) -> TurnTo
         tokens_per_image=figures.tokens_of_image(*world.view_shape),
         num_images=world.num_images,
         num_action_tokens=world.chunk_length * world.action_size,
+        is_parallel=world.action_decoding == "parallel",
     )
 
 
-def _micro_batch(figures: ModelFigures, world: World, turn: TurnTokens, num_rows: int) -> MicroBatch:
+def _micro_batch(
+    figures: ModelFigures, world: World, turn: TurnTokens, num_rows: int, temperature: float
+) -> MicroBatch:
     """Rows as long as they get; logits are needed from the last token of the prompt on."""
     return MicroBatch(
         num_rows=num_rows,
         num_tokens=turn.limit,
         num_scored_tokens=turn.limit - turn.prompt + 1,
         num_patches=turn.num_images * figures.patches_of_image(*world.view_shape),
+        num_logit_copies=LOGIT_COPIES + (turn.block > 0 and temperature != 1),
     )
 
 
@@ -214,18 +232,22 @@ def _rollout_seconds(
     memory: SamplerMemory,
 ) -> dict[str, float]:
     """Of simulators, where their speed is known, and of samplers."""
-    cluster, seconds = cfg.cluster, {}
+    cluster, is_vllm, seconds = cfg.cluster, cfg.sampler.backend == "vllm", {}
     if rate := plan_report.env_steps_per_s(cfg):
         seconds["simulator"] = plan_speed.simulator_s(rollout, rate, cluster.num_rollout_actors)
     num_envs = cluster.num_rollout_actors * cluster.envs_per_actor
-    concurrent = min(num_envs, rollout.num_trajectories) // cluster.num_samplers
+    concurrency = 1
+    if is_vllm:
+        concurrent = min(num_envs, rollout.num_trajectories) // cluster.num_samplers
+        concurrency = min(concurrent, cfg.sampler.max_num_seqs, int(memory.num_kv_tokens // turn.expected))
     seconds["sampler"] = plan_speed.sampler_s(
         figures,
         turn,
         rollout,
         DEVICES[cfg.plan.gpu],
         num_samplers=cluster.num_samplers,
-        concurrency=min(concurrent, cfg.sampler.max_num_seqs, int(memory.num_kv_tokens // turn.expected)),
+        concurrency=concurrency,
+        num_reads=1 if is_vllm else turn.expected_requests,
         patches_per_image=figures.patches_of_image(*world.view_shape),
         bytes_per_value=BYTES[cfg.sampler.dtype],
     )

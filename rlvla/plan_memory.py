@@ -74,6 +74,9 @@ class MicroBatch:
     """Behind the prompt: those that need logits."""
     num_patches: int
     """Of a row's images."""
+    num_logit_copies: int = LOGIT_COPIES
+    """Float32 copies of the logits; one more where actions are scored apart, at another temperature than 1: the
+    gradient of theirs waits for that of the text's."""
 
 
 def zero_stage(learner: LearnerConfig) -> int:
@@ -127,7 +130,9 @@ def activations(figures: ModelFigures, learner: LearnerConfig, batch: MicroBatch
     """
     size = BYTES[learner.dtype]
     tokens, patches = batch.num_rows * batch.num_tokens, batch.num_rows * batch.num_patches
-    total = batch.num_rows * batch.num_scored_tokens * figures.vocabulary_size * (size + LOGIT_COPIES * _FLOAT32)
+    total = (
+        batch.num_rows * batch.num_scored_tokens * figures.vocabulary_size * (size + batch.num_logit_copies * _FLOAT32)
+    )
     is_vision_tracked = learner.gradient_checkpointing or not figures.num_adapter_parameters
     for stack, length in [(figures.text, tokens), *((tower, patches * is_vision_tracked) for tower in figures.vision)]:
         inputs = stack.num_layers * size * stack.hidden_size
@@ -149,17 +154,28 @@ def block_activations(stack: Stack, size: int) -> int:
     return 2 * norm + attention + mlp
 
 
-def sampler_memory(figures: ModelFigures, sampler: SamplerConfig, gpu_memory: float) -> SamplerMemory:
-    """Memory of vLLM on each of its GPUs, bytes.
+def sampler_memory(
+    figures: ModelFigures, sampler: SamplerConfig, gpu_memory: float, max_turn_tokens: int
+) -> SamplerMemory:
+    """Memory of a sampler on each of its GPUs, bytes.
 
-    With `kv_cache_mb` 0 vLLM fills `gpu_memory_utilization` of the GPU with KV cache.
+    With `kv_cache_mb` 0 vLLM fills `gpu_memory_utilization` of the GPU with KV cache. The transformers sampler holds
+    the cache of one turn, and the old weights beside the new ones while it loads them.
 
     Args:
         figures: of the model; an adapter arrives merged.
         sampler: see SamplerConfig.
         gpu_memory: of one GPU, bytes; 0: a CPU.
+        max_turn_tokens: length of a turn at most.
     """
     split, size = sampler.tensor_parallel_size, BYTES[sampler.dtype]
+    if sampler.backend == "transformers":
+        return SamplerMemory(
+            weights=2 * figures.num_parameters * size,
+            kv_cache=max_turn_tokens * kv_bytes_per_token(figures, size),
+            overhead=CONTEXT if gpu_memory else 0.0,
+            num_kv_tokens=max_turn_tokens,
+        )
     weights = figures.num_parameters * size / split
     overhead = CONTEXT + ENGINE if gpu_memory else 0.0
     if sampler.kv_cache_mb:

@@ -9,6 +9,7 @@ from rlvla.plan_memory import BYTES, GIB, LearnerMemory, MicroBatch, SamplerMemo
 from rlvla.plan_model import ModelFigures
 from rlvla.plan_speed import DEVICES, ENV_MEMORY_GB, ENV_STEPS_PER_S, EXPECTED_HORIZON, Rollout, TurnTokens
 from rlvla.plan_world import World
+from rlvla.prompt import vllm_obstacle
 
 Lines = tuple[tuple[str, str], ...]
 
@@ -49,10 +50,13 @@ def turn_lines(turn: TurnTokens, world: World, episode: EpisodeConfig, tokens_pe
         f"{episode.max_think_tokens}, zooms {episode.max_tool_calls} x {tokens_per_image}, action "
         f"{world.chunk_length} x {world.action_size} = {world.chunk_length * world.action_size}"
     )
+    if turn.block:
+        budget += f", in one forward of {turn.block}"
+    sampled = f"{turn.expected_sampled:.0f} of them sampled in {turn.expected_forwards:.0f} forwards"
     cut = f" (all limits used up: {turn.most}, cut by episode.max_turn_tokens)" if turn.most > turn.limit else ""
     return (
         ("tokens of a turn", budget),
-        ("", f"{turn.expected:.0f} expected, {turn.expected_sampled:.0f} of them sampled; {turn.limit} at most{cut}"),
+        ("", f"{turn.expected:.0f} expected, {sampled}; {turn.limit} at most{cut}"),
     )
 
 
@@ -98,7 +102,8 @@ def sampler_lines(figures: ModelFigures, memory: SamplerMemory, cfg: GRPOConfig 
     return (
         (
             "sampler",
-            f"{size(memory.peak)} on {cfg.plan.gpu}: {cfg.cluster.num_samplers} engine(s), {cfg.sampler.dtype}",
+            f"{size(memory.peak)} on {cfg.plan.gpu}: {cfg.cluster.num_samplers} of {cfg.sampler.backend}, "
+            f"{cfg.sampler.dtype}",
         ),
         (
             "",
@@ -152,6 +157,12 @@ def misfits(plan: PlanConfig, needs: Mapping[str, float]) -> tuple[str, ...]:
         for name, need in needs.items()
         if there and need > there
     )
+
+
+def backend_problems(cfg: GRPOConfig | EvaluateConfig) -> tuple[str, ...]:
+    """Whether the sampler can serve the checkpoint, if it is here."""
+    reason = vllm_obstacle(cfg.model) if cfg.sampler.backend == "vllm" else ""
+    return (reason,) if reason else ()
 
 
 def turn_problems(turn: TurnTokens, episode: EpisodeConfig, sampler: SamplerMemory) -> tuple[str, ...]:

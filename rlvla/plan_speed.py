@@ -87,41 +87,61 @@ class TurnTokens:
     expected: float
     expected_sampled: float
     """Those of `expected` that the policy writes."""
+    expected_decoded: float
+    """Those of `expected_sampled` that take a forward each: all, or all but actions that are decoded in parallel."""
+    expected_requests: float
+    """Of the sampler."""
+    block: int
+    """Tokens of the one forward that a chunk takes in parallel, `<act>` and the slots; 0: it is decoded like text."""
     expected_images: float
     """Pictures in a turn."""
     num_images: int
     """Of cameras and zooms at most."""
 
+    @property
+    def expected_forwards(self) -> float:
+        """Of the sampler, in a turn: a token that is decoded takes one, and so does a block of actions."""
+        return self.expected_decoded + (self.block > 0)
+
 
 def turn_tokens(
-    episode: EpisodeConfig, *, tokens_per_image: int, num_images: int, num_action_tokens: int
+    episode: EpisodeConfig, *, tokens_per_image: int, num_images: int, num_action_tokens: int, is_parallel: bool
 ) -> TurnTokens:
     """The token budget of one decision.
+
+    Rows are as long either way: a parallel policy's `</act>` is put there by us.
 
     Args:
         episode: limits.
         tokens_per_image: of a camera's picture, and of a zoom, which has the same size.
         num_images: cameras.
         num_action_tokens: K * A.
+        is_parallel: the policy draws them from one forward.
     """
     prompt = PROMPT_TEXT_TOKENS + num_images * tokens_per_image
     act = num_action_tokens + 2
-    longest_thought = episode.max_think_tokens + 2 if episode.use_thought else 0
+    thinks = episode.mode != "act"
+    longest_thought = episode.max_think_tokens + 2 if thinks else 0
     thought = longest_thought * EXPECTED_THOUGHT
-    num_calls = episode.max_tool_calls if episode.use_zoom and episode.use_thought else 0
-    calls = min(EXPECTED_CALLS, num_calls)
+    num_calls = episode.max_tool_calls if episode.mode == "zoom" else 0
+    calls = min(EXPECTED_CALLS, num_calls) / episode.think_every
     result = tokens_per_image + 2
     most = prompt + num_calls * (longest_thought + MAX_CALL_TOKENS + result) + longest_thought + act
-    sampled = calls * (thought + EXPECTED_CALL_TOKENS) + thought + act
+    sampled = calls * (thought + EXPECTED_CALL_TOKENS) + thought / episode.think_every + act - is_parallel
+    reused = thought - thought / episode.think_every
     limit = min(most, episode.max_turn_tokens)
-    expected = min(limit, prompt + sampled + calls * result)
+    expected = min(limit, prompt + reused + sampled + is_parallel + calls * result)
+    expected_sampled = min(sampled, expected)
     return TurnTokens(
         prompt=prompt,
-        least=prompt + (2 if episode.use_thought else 0) + act,
+        least=prompt + (2 if thinks else 0) + act,
         most=most,
         limit=limit,
         expected=expected,
-        expected_sampled=min(sampled, expected),
+        expected_sampled=expected_sampled,
+        expected_decoded=expected_sampled - is_parallel * num_action_tokens,
+        expected_requests=1 + calls + is_parallel,
+        block=is_parallel * (num_action_tokens + 1),
         expected_images=num_images + calls,
         num_images=num_images + num_calls,
     )
@@ -162,11 +182,13 @@ def sampler_s(
     concurrency: int,
     patches_per_image: int,
     bytes_per_value: int,
+    num_reads: float = 1,
 ) -> float:
     """Seconds that the samplers take, when they never wait.
 
-    Prefill: 2 FLOP a parameter and token, each token once (prefix caching). Decoding: each step reads all weights for
-    the sequences that run at once, or is bound by 2 FLOP a parameter and token.
+    Prefill: 2 FLOP a parameter and token, each token once with prefix caching; blocks of actions are computed likewise.
+    Decoding: each step reads all weights for the sequences that run at once, or is bound by 2 FLOP a parameter and
+    token.
 
     Args:
         figures: of the model.
@@ -177,14 +199,15 @@ def sampler_s(
         concurrency: sequences that run at once in one engine.
         patches_per_image: that the towers see.
         bytes_per_value: of a weight.
+        num_reads: how often each token of a context is computed; 1 with prefix caching.
     """
     turns = rollout.num_turns / num_samplers
-    context = turn.expected - turn.expected_sampled
-    pixels = turn.expected_images * patches_per_image
+    context = num_reads * (turn.expected - turn.expected_sampled) + turn.block
+    pixels = num_reads * turn.expected_images * patches_per_image
     prefill = 2 * turns * (context * figures.num_text_parameters + pixels * figures.num_vision_parameters)
-    sampled = turns * turn.expected_sampled
-    reading = sampled / max(1, concurrency) * figures.num_text_parameters * bytes_per_value / device.bandwidth
-    computing = 2 * sampled * figures.num_text_parameters / device.decode_flops
+    decoded = turns * turn.expected_decoded
+    reading = decoded / max(1, concurrency) * figures.num_text_parameters * bytes_per_value / device.bandwidth
+    computing = 2 * decoded * figures.num_text_parameters / device.decode_flops
     return prefill / device.prefill_flops + max(reading, computing)
 
 

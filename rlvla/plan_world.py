@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvla.config import EnvConfig, EvaluateConfig, PlanConfig
-from rlvla.prompt import POLICY_FILE
+from rlvla.prompt import POLICY_FILE, ActionDecoding, read_decoding
 from rlvla.rollout import make_env, task_ids, trial_states
 
 
@@ -27,6 +27,8 @@ class World:
     """Of the longest task."""
     num_tasks: int | None
     """None: the simulator is not here."""
+    action_decoding: ActionDecoding
+    """Of the policy."""
     num_frames: int = 0
     """Decisions in the data set; 0: it is not here."""
 
@@ -41,6 +43,7 @@ def assumed(plan: PlanConfig, note: str) -> World:
         action_size=plan.action_size,
         max_env_steps=plan.max_env_steps,
         num_tasks=None,
+        action_decoding=plan.action_decoding,
     )
 
 
@@ -73,13 +76,14 @@ def of_env(config: EnvConfig, plan: PlanConfig, evaluation: EvaluateConfig | Non
         action_size=env.action_space.shape[0],
         max_env_steps=max(env.max_env_steps(task) for task in tasks),
         num_tasks=len(tasks),
+        action_decoding=plan.action_decoding,
     )
     env.close()
     return world
 
 
 def with_checkpoint(world: World, model: Path) -> World:
-    """The chunk that a checkpoint's codec decodes, if there is one; raises ValueError if the env cannot execute it."""
+    """How a checkpoint decodes which chunk, if there is one; raises ValueError if the env cannot execute that."""
     file = model / POLICY_FILE
     if not file.is_file():
         return world
@@ -88,14 +92,15 @@ def with_checkpoint(world: World, model: Path) -> World:
         raise ValueError(
             f"{file}: the policy's actions have {len(codec['low'])} dimensions, those of the env {world.action_size}"
         )
-    return replace(world, chunk_length=codec["chunk_length"])
+    return replace(world, chunk_length=codec["chunk_length"], action_decoding=read_decoding(model))
 
 
-def of_dataset(path: Path, plan: PlanConfig) -> World:
-    """Sizes in a data set's `meta/info.json`, or the config's figures."""
+def of_dataset(path: Path, plan: PlanConfig, action_decoding: ActionDecoding) -> World:
+    """Sizes in a data set's `meta/info.json`, or the config's figures; of a policy that is to decode as told."""
     file = path / "meta/info.json"
     if not file.is_file():
-        return assumed(plan, f"{path} is not here: figures of plan.*")
+        note = f"{path} is not here: figures of plan.*"
+        return replace(assumed(plan, note), action_decoding=action_decoding)
     info = json.loads(file.read_text())
     images = [feature["shape"] for name, feature in info["features"].items() if name.startswith("observation.images.")]
     chunk_length, action_size = info["features"]["action"]["shape"]
@@ -107,5 +112,6 @@ def of_dataset(path: Path, plan: PlanConfig) -> World:
         action_size=action_size,
         max_env_steps=plan.max_env_steps,
         num_tasks=info["total_tasks"],
+        action_decoding=action_decoding,
         num_frames=info["total_frames"],
     )

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlvla.action_slots import is_slot
 from rlvla.config import LoraConfig
 from rlvla.hybrid_mask import hybrid_inputs
+from rlvla.models import auto
 from rlvla.prompt import PolicyProcessor
 
 IMAGE_TOKEN_BIAS = -100.0
@@ -39,8 +39,7 @@ def load_model(
         lora: see `prepare`.
         gradient_checkpointing: see `prepare`.
     """
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-    return prepare(model, lora=lora, gradient_checkpointing=gradient_checkpointing)
+    return prepare(auto.load_model(path, dtype), lora=lora, gradient_checkpointing=gradient_checkpointing)
 
 
 def prepare(model: Any, *, lora: LoraConfig | None = None, gradient_checkpointing: bool = False) -> Any:
@@ -87,6 +86,7 @@ def token_logprobs(
 
     Of a policy that decodes actions in parallel an action token's is given the text before its block alone, and under
     a softmax over the action bins (OpenVLA-OFT, arXiv 2502.19645; SimpleVLA-RL, arXiv 2509.09674, likewise slices).
+    Those of a prompt whose tokens see each other mean nothing; no prompt is scored.
 
     Args:
         model: possibly wrapped by peft, DeepSpeed or DDP.
@@ -108,7 +108,7 @@ def token_logprobs(
     logits, targets = next_logits(model, inputs, first=first), input_ids[:, first:]
     keep_graph = entropy_grad and torch.is_grad_enabled()
     scored, entropy = _score(logits, targets, temperature, with_entropy, keep_graph)
-    if "block_ids" in inputs:
+    if "slot_ids" in inputs:
         is_action, action_ids = is_slot(inputs["block_ids"])[:, first:], inputs["action_ids"]
         bins = (targets[is_action][:, None] == action_ids).int().argmax(-1)
         temperature = temperature if action_temperature is None else action_temperature
@@ -125,8 +125,8 @@ def next_logits(model: Any, inputs: Mapping[str, torch.Tensor], *, first: int = 
     token depend on no other one.
     """
     never = list(placeholder_ids(unwrap(model).config))
-    if "block_ids" in inputs:
-        never.append(int(inputs["slot_id"]))
+    if "slot_ids" in inputs:
+        never += inputs["slot_ids"].tolist()
     fed = hybrid_inputs(model, inputs) if "block_ids" in inputs else inputs
     # Logits at t - 1 score token t: those at first-1 .. L-2 are needed, the last one scores nothing.
     keep = inputs["input_ids"].shape[1] - first + 1
@@ -197,7 +197,7 @@ def save_policy(model: Any, processor: PolicyProcessor, path: Path | str) -> Non
     """Write a checkpoint folder that `from_pretrained`, vLLM and `PolicyProcessor.load` read; LoRA is merged."""
     bare = unwrap(model)
     base = bare.get_base_model() if _has_adapter(bare) else bare
-    base.save_pretrained(path, state_dict=_merged_state(bare))
+    auto.save_model(base, path, _merged_state(bare))
     processor.save(path)
 
 

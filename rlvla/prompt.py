@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from rlvla.action_slots import parallel_inputs
-from rlvla.actions import QuantileCodec
-from rlvla.markup import MARKS, SLOT, Vocabulary
+from rlvla.action_slots import PROMPT_BLOCK, parallel_inputs
+from rlvla.actions import QuantileCodec, codec_from_dict, codec_to_dict
+from rlvla.markup import MARKS, Vocabulary, slot_tokens
+from rlvla.models import auto
 
 if TYPE_CHECKING:
     import torch
 
 ActionDecoding = Literal["parallel", "autoregressive"]
+PrefixAttention = Literal["causal", "bidirectional"]
 POLICY_FILE = "rlvla_policy.json"
 """Beside the Hugging Face files of a checkpoint: what they do not say about the policy."""
 
@@ -49,8 +51,9 @@ IMAGE_FORMATS = {
     "Qwen2VLProcessor": _QWEN,
     "Qwen2_5_VLProcessor": _QWEN,
     "Qwen3VLProcessor": _QWEN,
+    "PrismaticProcessor": ImageFormat(text="<image>", placeholder="<image>", is_flat=False),
 }
-"""Hugging Face processor class -> format: idefics3, smolvlm, qwen2_vl, qwen2_5_vl and qwen3_vl."""
+"""Hugging Face processor class -> format: idefics3, smolvlm, qwen2_vl, qwen2_5_vl, qwen3_vl, and our openvla."""
 
 
 def action_tokens(num_bins: int) -> list[str]:
@@ -58,18 +61,38 @@ def action_tokens(num_bins: int) -> list[str]:
     return [f"<act_{i}>" for i in range(num_bins)]
 
 
+def own_action_ids(config: Any) -> tuple[int, ...] | None:
+    """Bin -> id of the action tokens that a model has learned in its pretraining, from its config.
+
+    OpenVLA: the last 256 words of Llama's own vocabulary. None: the model has none, `extend_vocabulary` adds them.
+    """
+    return getattr(config, "action_ids", None)
+
+
 def extend_vocabulary(model: Any, hf_processor: Any, num_bins: int) -> None:
     """Teach a pretrained VLM the markup: add its marks and the action bins as tokens and grow the embeddings.
 
     Args:
-        model: Hugging Face VLM; changed in place. New rows start at the mean of the old ones.
+        model: Hugging Face VLM; changed in place. New rows are drawn like the old ones, always the same: at the mean of
+            the old ones, where transformers starts them, LoRA, which freezes them, could not tell them apart.
         hf_processor: its processor; the tokenizer is changed in place.
-        num_bins: bins per action dimension.
+        num_bins: bins per action dimension; 0 where the model has action tokens of its own.
     """
     hf_processor.tokenizer.add_tokens([*MARKS, *action_tokens(num_bins)], special_tokens=True)
     # Many checkpoints have more rows than tokens already; never shrink them.
-    rows = max(len(hf_processor.tokenizer), model.get_input_embeddings().num_embeddings)
-    model.resize_token_embeddings(rows)
+    num_before = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(max(len(hf_processor.tokenizer), num_before), mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        _draw_rows(layer.weight.data, num_before)
+
+
+def _draw_rows(weight: torch.Tensor, first: int) -> None:
+    """Fill the rows of [V, D] from `first` on, normal with mean and spread of those before, each dimension its own."""
+    import torch
+
+    old = weight[:first].float()
+    noise = torch.randn(weight[first:].shape, generator=torch.Generator().manual_seed(0)).to(old)
+    weight[first:] = (old.mean(0) + old.std(0) * noise).to(weight.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +109,8 @@ class PolicyProcessor:
     """Suites on whose train initial states this policy has learned."""
     action_decoding: ActionDecoding = "autoregressive"
     """See `rlvla.config.SFTConfig`."""
+    prefix_attention: PrefixAttention = "causal"
+    """Likewise."""
     _expansions: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
     """(H, W) -> the ids that a placeholder becomes."""
 
@@ -97,25 +122,45 @@ class PolicyProcessor:
         carry_thought: bool,
         trained_suites: Iterable[str] = (),
         action_decoding: ActionDecoding = "autoregressive",
+        prefix_attention: PrefixAttention = "causal",
+        action_ids: Sequence[int] | None = None,
     ) -> PolicyProcessor:
-        """Wrap a processor whose tokenizer knows the marks, the action tokens and, for `parallel`, the slot.
+        """Wrap a processor whose tokenizer knows the marks, the action tokens and, for `parallel`, the slots.
+
+        Args:
+            hf_processor: of a family in `IMAGE_FORMATS`.
+            codec: actions <-> bins.
+            carry_thought: see the field.
+            trained_suites: see the field.
+            action_decoding: see the field.
+            prefix_attention: see the field.
+            action_ids: bin -> id, from `own_action_ids`; None: of the tokens that `extend_vocabulary` adds.
 
         Raises:
-            ValueError: the model family is not supported, or a token is missing; the message names it.
+            ValueError: the model family is not supported, a token is missing, or there are more or fewer action tokens
+                than bins; the message says which.
         """
         name = type(hf_processor).__name__
         if name not in IMAGE_FORMATS:
             raise ValueError(f"{name} is not supported; supported are {', '.join(IMAGE_FORMATS)}")
         image_format = IMAGE_FORMATS[name]
-        has_slot = action_decoding == "parallel"
+        if action_ids is not None and len(action_ids) != codec.num_bins:
+            raise ValueError(
+                f"the model has {len(action_ids)} action tokens of its own, its codec {codec.num_bins} bins"
+            )
+        chunk_length, num_dims = codec.chunk_shape
+        num_slots = chunk_length * num_dims if action_decoding == "parallel" else 0
         return cls(
             hf_processor=hf_processor,
             codec=codec,
             carry_thought=carry_thought,
             image_format=image_format,
-            vocabulary=_vocabulary(hf_processor.tokenizer, image_format, codec.num_bins, has_slot),
+            vocabulary=_vocabulary(
+                hf_processor.tokenizer, image_format, action_ids or action_tokens(codec.num_bins), num_slots
+            ),
             trained_suites=tuple(sorted(set(trained_suites))),
             action_decoding=action_decoding,
+            prefix_attention=prefix_attention,
         )
 
     @classmethod
@@ -129,44 +174,49 @@ class PolicyProcessor:
         file = Path(path) / POLICY_FILE
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: {path} is no policy checkpoint; recipes/sft.py makes one")
-        from transformers import AutoProcessor
-
         settings = json.loads(file.read_text())
-        codec = QuantileCodec.from_dict(settings["codec"])
         return cls.create(
-            AutoProcessor.from_pretrained(path),
-            codec,
+            auto.load_processor(path),
+            codec_from_dict(settings["codec"]),
             settings["carry_thought"],
             settings.get("trained_suites", ()),
             settings.get("action_decoding", "autoregressive"),
+            settings.get("prefix_attention", "causal"),
+            own_action_ids(auto.load_config(path)),
         )
 
     def save(self, path: Path | str) -> None:
         """Write the processor's files and `rlvla_policy.json` into a checkpoint folder."""
         self.hf_processor.save_pretrained(path)
         settings = {
-            "codec": self.codec.to_dict(),
+            "codec": codec_to_dict(self.codec),
             "carry_thought": self.carry_thought,
             "trained_suites": list(self.trained_suites),
             "action_decoding": self.action_decoding,
+            "prefix_attention": self.prefix_attention,
         }
         (Path(path) / POLICY_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     def prompt_ids(self, instruction: str, num_images: int, carried_thought: str = "") -> tuple[int, ...]:
         """Compact ids of what the policy reads first: the cameras' images and the instruction.
 
-        A tokenizer with a chat template gets it as a user's message; any other as images, instruction, new line.
+        A tokenizer with a chat template gets it as a user's message; any other as images, instruction, new line. Text
+        behind a special token is encoded as if nothing were before it: Llama's tokenizer writes a first word otherwise
+        (`▁In`) than one behind an image (`In`), and OpenVLA puts the image into a prompt that is encoded already.
+
+        Raises:
+            ValueError: the chat template writes another number of images; the message quotes what it writes.
         """
         text = f"{self._plain(instruction)}\n"
         if carried_thought:
             text += f"{self._plain(carried_thought)}\n"
         if not getattr(self.hf_processor, "chat_template", None):
-            return tuple(self.vocabulary.encode(self.image_format.text * num_images + text))
+            return self._encode_apart(self.image_format.text * num_images + text)
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
         prompt = self.hf_processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        ids = tuple(self.vocabulary.encode(prompt))
+        ids = self._encode_apart(prompt)
         if ids.count(self.vocabulary.placeholder_id) != num_images:
             raise ValueError(f"the chat template writes {prompt!r} for {num_images} images")
         return ids
@@ -223,7 +273,12 @@ class PolicyProcessor:
     @property
     def is_parallel(self) -> bool:
         """Whether the action tokens of a chunk are decoded in one forward."""
-        return self.vocabulary.slot_id is not None
+        return bool(self.vocabulary.slot_ids)
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether some tokens see ones behind them: those of the prompt, or of a chunk of actions."""
+        return self.is_parallel or self.prefix_attention == "bidirectional"
 
     @property
     def num_action_tokens(self) -> int:
@@ -232,7 +287,11 @@ class PolicyProcessor:
         return chunk_length * num_dims
 
     def forward_inputs(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, is_act: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        is_act: torch.Tensor | None = None,
+        num_prefix_tokens: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Everything but the pixels that scoring tokens takes.
 
@@ -240,16 +299,27 @@ class PolicyProcessor:
             input_ids: [B, L], image placeholders expanded.
             attention_mask: [B, L], 0 on padding.
             is_act: [B, L] bool, True on ACT segments; a policy that decodes actions in parallel needs it.
+            num_prefix_tokens: [B] int, tokens of each prompt; one whose prompts are bidirectional needs it.
 
         Returns:
             `input_ids`, `attention_mask` and what the family derives from them; of a parallel policy also what
-            `rlvla.action_slots.parallel_inputs` does, which `rlvla.policy.token_logprobs` reads.
+            `rlvla.action_slots.parallel_inputs` does, of one with bidirectional prompts `block_ids`, which
+            `rlvla.policy.token_logprobs` reads.
+
+        Raises:
+            ValueError: what this policy needs is missing; or see `parallel_inputs`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.image_format.is_flat:  # Qwen-VL lays its 3-D rotary positions out by these
             inputs["mm_token_type_ids"] = (input_ids == self.vocabulary.placeholder_id).int()
         if self.is_parallel:
             inputs |= parallel_inputs(self.vocabulary, input_ids, is_act)
+        if self.prefix_attention == "bidirectional":
+            if num_prefix_tokens is None:
+                raise ValueError("the prompts of this policy see themselves: its forward inputs need num_prefix_tokens")
+            columns = input_ids.new_ones(input_ids.shape).cumsum(1)  # from 1
+            block_ids = inputs.get("block_ids", input_ids.new_zeros(input_ids.shape))
+            inputs["block_ids"] = block_ids.masked_fill(columns <= num_prefix_tokens[:, None], PROMPT_BLOCK)
         return inputs
 
     def _expansion(self, image: np.ndarray) -> tuple[int, ...]:
@@ -273,12 +343,26 @@ class PolicyProcessor:
         tokens = sorted(self.hf_processor.tokenizer.get_added_vocab(), key=len, reverse=True)
         return re.compile("|".join(re.escape(token) for token in tokens))
 
+    def _encode_apart(self, text: str) -> tuple[int, ...]:
+        """Ids of a text whose pieces between special tokens are encoded one by one."""
+        ids: list[int] = []
+        start = 0
+        for match in self._added_tokens.finditer(text):
+            ids += self.vocabulary.encode(text[start : match.start()])
+            ids.append(self.hf_processor.tokenizer.convert_tokens_to_ids(match.group()))
+            start = match.end()
+        return (*ids, *self.vocabulary.encode(text[start:]))
+
     def _plain(self, text: str) -> str:
         """Text that cannot turn into marks or image placeholders, whoever wrote it (the policy may have)."""
         return self._added_tokens.sub(" ", text)
 
 
-def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int, has_slot: bool) -> Vocabulary:
+def _vocabulary(
+    tokenizer: Any, image_format: ImageFormat, actions: Sequence[int] | Sequence[str], num_slots: int
+) -> Vocabulary:
+    """`actions` are ids, or names of tokens."""
+
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
@@ -288,16 +372,17 @@ def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int, has_sl
     def single(token: str) -> int:
         ids = encode(token)
         if len(ids) != 1:
-            adder = "rlvla.action_slots.add_slot" if token == SLOT else "rlvla.prompt.extend_vocabulary"
+            is_slot = token in slot_tokens(num_slots)
+            adder = "rlvla.action_slots.add_slots" if is_slot else "rlvla.prompt.extend_vocabulary"
             raise ValueError(f"the tokenizer has no token {token!r}; add it with {adder}")
         return ids[0]
 
     return Vocabulary(
         mark_ids={mark: single(mark) for mark in MARKS},
-        action_ids=tuple(single(token) for token in action_tokens(num_bins)),
+        action_ids=tuple(action if isinstance(action, int) else single(action) for action in actions),
         image_ids=tuple(encode(image_format.text)),
         placeholder_id=single(image_format.placeholder),
-        slot_id=single(SLOT) if has_slot else None,
+        slot_ids=tuple(single(token) for token in slot_tokens(num_slots)),
         encode=encode,
         decode=decode,
     )
@@ -311,6 +396,16 @@ def read_trained(path: Path | str) -> tuple[str, ...]:
 def read_decoding(path: Path | str) -> ActionDecoding:
     """`action_decoding` of a checkpoint; autoregressive where it is no policy's."""
     return _settings(path).get("action_decoding", "autoregressive")
+
+
+def vllm_obstacle(path: Path | str) -> str:
+    """Why vLLM cannot serve a checkpoint, and what to do; empty where it can."""
+    if _settings(path).get("prefix_attention", "causal") == "causal":
+        return ""
+    return (
+        f"{path} was trained with prefix_attention: bidirectional, and vLLM attends prompts causally: set "
+        "sampler.backend to transformers"
+    )
 
 
 def _settings(path: Path | str) -> dict[str, Any]:

@@ -27,14 +27,20 @@ class SampleRequest:
     seed: int
     banned_ids: tuple[int, ...] = ()
     """Ids that must not be sampled (a disabled tool)."""
-    num_actions: int = 0
-    """Above 0 the context ends in `<act>`, and as many action tokens are drawn behind it, independently of each other,
-    in one forward: the network is fed slots, which together with the `<act>` see each other (OpenVLA-OFT's parallel
-    decoding, arXiv 2502.19645)."""
+    slot_ids: tuple[int, ...] = ()
+    """If given, the context ends in `<act>`, and as many action tokens are drawn behind it, independently of each
+    other, in one forward: the network is fed these, which together with the `<act>` see each other (OpenVLA-OFT's
+    parallel decoding, arXiv 2502.19645)."""
     action_ids: tuple[int, ...] = ()
     """Bin -> token id: what an action token is drawn from; the softmax is over these alone."""
-    slot_id: int = 0
-    """The id that is fed in the place of each action token."""
+    num_prefix_tokens: int = 0
+    """Tokens of the turn's prompt, images expanded: the part of the context whose tokens see each other, where the
+    checkpoint's `prefix_attention` is bidirectional."""
+
+    @property
+    def num_actions(self) -> int:
+        """Action tokens that are drawn in one forward; 0: text is asked for."""
+        return len(self.slot_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The process of sampling trajectories: Ray actors that hold envs, and one that holds the vLLM engine.
+"""The process of sampling trajectories: Ray actors that hold envs, and one that holds the sampler.
 
 A RolloutActor plays as many episodes at once as it has envs, each an independent coroutine, so that the sampler
 batches over all of them and a finished env takes the next episode at once.
@@ -27,9 +27,19 @@ from rlvla.types import EndReason, Group, TaskSpec, Trajectory
 
 
 class SamplerActor:
-    """A vLLM engine as a Ray actor."""
+    """The sampler that `sampler.backend` names as a Ray actor; the limits are vLLM's."""
 
     def __init__(self, model: Path, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int) -> None:
+        if config.backend == "transformers":
+            import torch
+            from transformers.utils import logging
+
+            from rlvla.hf_sampler import TransformersSampler
+
+            logging.disable_progress_bar()  # one for each weight sync
+            torch.set_num_threads(config.threads)
+            self._sampler = TransformersSampler(model, getattr(torch, config.dtype))
+            return
         from rlvla.sampler import VLLMSampler
 
         self._sampler = VLLMSampler(
@@ -46,11 +56,11 @@ class SamplerActor:
         return await self._sampler.sample(request)
 
     async def load_weights(self, weights: dict[str, np.ndarray], policy_version: int) -> None:
-        """Take new weights between two requests, without an engine restart."""
+        """Take new weights between two requests, without a restart."""
         await asyncio.to_thread(self._sampler.load_weights, weights, policy_version)
 
     async def close(self) -> None:
-        """End the engine."""
+        """End the sampler."""
         self._sampler.close()
 
 

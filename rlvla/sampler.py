@@ -18,17 +18,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from rlvla.config import SamplerConfig
+from rlvla.prompt import vllm_obstacle
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.sampler_engine import engine_arguments, set_environment, spare_llvmlite, weight_names
+from rlvla.sampler_engine import (
+    engine_arguments,
+    refuse_other_weights,
+    set_environment,
+    spare_llvmlite,
+    weight_names,
+)
+from rlvla.sampler_prompts import PromptRenderer
 from rlvla.vllm_plugin import register
 from rlvla.vllm_plugin.request import ActionBlock, encode_ids, take_actions
 from rlvla.vllm_plugin.self_test import check_bidirectional
 
 BAN_BIAS = -100.0
 """Added to the logits of banned ids; vLLM admits -100..100, and e^-100 is never drawn."""
+
+KEPT_PROMPTS = 2
+"""Prompts whose images are kept ready, for each sequence that the engine batches."""
 
 
 class SamplerError(RuntimeError):
@@ -57,7 +67,7 @@ class VLLMSampler:
         max_images: images in one context at most.
         max_model_len: tokens of one context at most, sampled ones included.
         seed: of the engine; requests bring their own.
-        parallel_actions: serve requests with `num_actions`, too; an attention backend that cannot is found now.
+        parallel_actions: serve requests with `slot_ids`, too; an attention backend that cannot is found now.
 
     Raises:
         SamplerError: vLLM cannot serve this checkpoint, or not with parallel actions; the cause is chained.
@@ -73,6 +83,8 @@ class VLLMSampler:
         seed: int = 0,
         parallel_actions: bool = False,
     ) -> None:
+        if reason := vllm_obstacle(model):
+            raise SamplerError(reason)
         set_environment(config.threads, parallel_actions)
         self.num_context_tokens = 0
         """Of all requests so far."""
@@ -131,9 +143,7 @@ class VLLMSampler:
             ValueError: names differ from the checkpoint's; nothing was loaded.
             SamplerError: the engine failed.
         """
-        if wrong := self._weight_names.symmetric_difference(weights):
-            shown = ", ".join(sorted(wrong)[:5])
-            raise ValueError(f"{len(wrong)} weights are missing or not in the checkpoint, among them {shown}")
+        refuse_other_weights(self._weight_names, weights)
         job = _Load(weights=weights, policy_version=policy_version)
         self._submit(job)
         job.future.result()
@@ -181,6 +191,8 @@ class VLLMSampler:
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         config = engine.model_config.hf_config
         self._image_token_id = config.image_token_id
+        capacity = KEPT_PROMPTS * engine.vllm_config.scheduler_config.max_num_seqs
+        self._prompts = PromptRenderer(engine, self._image_token_id, capacity)
         self._logit_bias = dict.fromkeys(placeholder_ids(config), IMAGE_TOKEN_BIAS)
         if self._parallel_actions:
             try:
@@ -217,15 +229,10 @@ class VLLMSampler:
         if problem := self._problem(request):
             job.future.set_exception(ValueError(problem))
             return
-        prompt = {
-            "prompt_token_ids": [*request.prompt_ids, *[request.slot_id] * request.num_actions],
-            "multi_modal_data": {"image": [Image.fromarray(image) for image in request.images]},
-        }
         request_id = str(self._count)
         self._count += 1
         try:
-            (rendered,) = engine.renderer.render_cmpl([prompt])
-            engine.add_request(request_id, rendered, self._parameters(request, request_id))
+            engine.add_request(request_id, self._prompts.render(request), self._parameters(request, request_id))
         except Exception as error:  # a request that vLLM refuses concerns its caller alone
             refusal = ValueError(f"vLLM refuses the request: {error}")
             refusal.__cause__ = error
@@ -239,9 +246,9 @@ class VLLMSampler:
         if num_placeholders != len(request.images):  # vLLM would take a surplus placeholder for a word
             return f"the context has {num_placeholders} image placeholders for {len(request.images)} images"
         if request.num_actions and not self._parallel_actions:
-            return f"num_actions is {request.num_actions}: start the sampler with parallel_actions=True"
+            return f"the request has {request.num_actions} slots: start the sampler with parallel_actions=True"
         if request.num_actions and not request.action_ids:
-            return f"num_actions is {request.num_actions}, and action_ids is empty"
+            return f"the request has {request.num_actions} slots, and action_ids is empty"
         return ""
 
     def _parameters(self, request: SampleRequest, request_id: str) -> Any:

@@ -104,3 +104,10 @@ def weight_names(model: Path) -> frozenset[str]:
     if not names:
         raise FileNotFoundError(f"{model} holds no *.safetensors: it is no checkpoint")
     return frozenset(names)
+
+
+def refuse_other_weights(names: frozenset[str], weights: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError, naming some, unless the weights are those of the checkpoint: all, and no others."""
+    if wrong := names.symmetric_difference(weights):
+        shown = ", ".join(sorted(wrong)[:5])
+        raise ValueError(f"{len(wrong)} weights are missing or not in the checkpoint, among them {shown}")

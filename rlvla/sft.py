@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rlvla.cold_start import to_turn
 from rlvla.collate import Row, to_batch, to_row
-from rlvla.config import EpisodeConfig, EvaluateConfig, SFTConfig, write_resolved
+from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig, SFTConfig, write_resolved
 from rlvla.dataset import DemonstrationSet
 from rlvla.evaluation import evaluate
 from rlvla.hybrid_mask import check_hybrid
@@ -29,7 +29,7 @@ from rlvla.learner_engine import deepspeed_config, skip_compilation  # names the
 from rlvla.loss import sft_token_loss
 from rlvla.metrics import MetricsLogger
 from rlvla.policy import prepare, save_policy, token_logprobs
-from rlvla.prompt import PolicyProcessor
+from rlvla.prompt import PolicyProcessor, vllm_obstacle
 
 
 class SFTTrainer:
@@ -60,7 +60,7 @@ class SFTTrainer:
             optimizer, lambda step: learning_rate(learner, step, cfg.num_steps) / learner.lr
         )
         self.model, _ = self.accelerator.prepare(model.train(), optimizer)
-        if processor.is_parallel:
+        if processor.is_hybrid:
             check_hybrid(self.model, processor)
         self._scheduler = scheduler
         self.accelerator.register_for_checkpointing(scheduler)
@@ -118,7 +118,9 @@ class SFTTrainer:
         batch = to_batch(rows, self.processor.hf_processor.tokenizer.pad_token_id).to(self.accelerator.device)
         pixels = self.processor.pixel_inputs(batch.images)
         inputs = {
-            **self.processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act),
+            **self.processor.forward_inputs(
+                batch.input_ids, batch.attention_mask, batch.is_act, batch.num_prefix_tokens
+            ),
             **{name: tensor.to(self.accelerator.device) for name, tensor in pixels.items()},
         }
         logprobs, _ = token_logprobs(self.model, inputs, first=batch.first)
@@ -205,12 +207,14 @@ class SFTRun:
             "checkpoint": "checkpoint",
         }
         if cfg.num_trials:
+            backend = "transformers" if vllm_obstacle(cfg.output / "checkpoint") else "vllm"
             summary["evaluation"] = evaluate(
                 EvaluateConfig(
                     model=cfg.output / "checkpoint",
                     output=cfg.output / "evaluate",
                     env=cfg.env,
                     episode=EpisodeConfig(temperature=0.0),
+                    sampler=SamplerConfig(backend=backend),
                     num_trials=cfg.num_trials,
                 )
             )

@@ -119,6 +119,7 @@ def _write_segment(segment: Segment) -> dict[str, Any]:
         "text": segment.text,
         "box": [int(v) for v in segment.box] if segment.box else None,
         "error": segment.error,
+        "is_reused": segment.is_reused or None,
     }
     return {name: value for name, value in data.items() if value not in ("", None)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,6 +31,56 @@ class Decider:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Thought:
+    """What the policy thought last in a turn; empty where it did not think."""
+
+    token_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[L] int32 as sampled, its marks included."""
+    text: str = ""
+    """Without the marks."""
+
+    @classmethod
+    def last_of(cls, turn: Turn) -> Thought:
+        """The turn's last thought."""
+        thoughts = turn.of_kind(SegmentKind.THINK)
+        if not thoughts:
+            return cls()
+        return cls(token_ids=turn.token_ids[thoughts[-1].start : thoughts[-1].end], text=thoughts[-1].text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """What a decision knows of the thoughts before it; the first of an episode knows nothing.
+
+    A turn that reuses a thought has the prompt of the turn that thought it, so that with `carry_thought` its prompt
+    shows the thought before that one, as in training, and no text stands there twice.
+    """
+
+    thought: Thought = field(default_factory=Thought)
+    """The last one of the last turn in which the policy was to think."""
+    carried: str = ""
+    """What the prompt shows, where the checkpoint has `carry_thought`."""
+    reuses: bool = False
+    """Whether this decision goes by `thought` instead of thinking."""
+    num_decisions: int = 0
+    """Before this one."""
+
+    def after(self, turn: Turn, *, think_every: int, carry_thought: bool) -> Recall:
+        """What the next decision knows.
+
+        Args:
+            turn: of this decision.
+            think_every: see `EpisodeConfig`.
+            carry_thought: see `PolicyProcessor`.
+        """
+        num_decisions = self.num_decisions + 1
+        thought = self.thought if self.reuses else Thought.last_of(turn)
+        reuses = num_decisions % think_every != 0
+        carried = thought.text if carry_thought and not reuses else self.carried
+        return Recall(thought=thought, carried=carried, reuses=reuses, num_decisions=num_decisions)
+
+
 @dataclass(kw_only=True)
 class Context:
     """A turn while it grows: compact ids for the sampler, expanded ids and segments for the learner."""
@@ -42,6 +92,11 @@ class Context:
     segments: list[Segment] = field(default_factory=list)
     policy_version: int = 0
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Of the prompt, which is the first segment."""
+        return self.segments[0].end
+
     def ends_in(self, id_: int) -> bool:
         """Whether this is the last token."""
         return self.compact_ids[-1] == id_
@@ -52,6 +107,13 @@ class Context:
         self.token_ids += ids.tolist()
         self.logprobs += [0.0] * len(ids)
         self.segments.append(Segment(kind=kind, start=start, end=len(self.token_ids), text=text))
+
+    def add_reused(self, thought: Thought) -> None:
+        """Append a thought of an earlier decision, as context; nothing where it had none."""
+        if len(thought.token_ids):
+            self.compact_ids += thought.token_ids.tolist()
+            self.add_context(thought.token_ids, SegmentKind.PROMPT, thought.text)
+            self.segments[-1] = replace(self.segments[-1], is_reused=True)
 
     def add_output(self, output: SampleOutput, segments: list[Segment]) -> None:
         """Append what the policy sampled; raises RuntimeError if the sampler saw another context than we keep."""

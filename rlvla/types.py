@@ -65,6 +65,8 @@ class Segment:
     """TOOL_CALL of the zoom tool: the box asked for, as parsed."""
     error: str = ""
     """Why this is MALFORMED, or why the tool call in it was refused."""
+    is_reused: bool = False
+    """PROMPT: this is the thought of an earlier decision, put here for one that does not think."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,12 @@ class Turn:
         for segment in self.segments:
             mask[segment.start : segment.end] = segment.kind.is_sampled
         return mask
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens of the prompt, before the first that the policy sampled or that we put there behind it."""
+        first = self.segments[0]
+        return first.end if first.kind is SegmentKind.PROMPT else 0
 
     def of_kind(self, kind: SegmentKind) -> tuple[Segment, ...]:
         """The segments of one kind, in order."""

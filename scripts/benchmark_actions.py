@@ -57,7 +57,7 @@ async def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for concurrency in args.concurrency:
         blocks = [_request(processor, seed) for seed in range(concurrency)]
-        tokens = [replace(block, num_actions=0) for block in blocks]
+        tokens = [replace(block, slot_ids=()) for block in blocks]
         outputs = await asyncio.gather(*(sampler.sample(block) for block in blocks))  # fills the prefix cache
         row: dict[str, Any] = {"requests": concurrency}
         for name, requests in (("parallel", blocks), ("autoregressive", tokens)):
@@ -97,9 +97,8 @@ def _request(processor: PolicyProcessor, seed: int) -> SampleRequest:
         max_tokens=NUM_ACTIONS,
         temperature=1.0,
         seed=seed,
-        num_actions=NUM_ACTIONS,
+        slot_ids=(vocabulary.mark_ids["</act>"],) * NUM_ACTIONS,  # any token serves where nothing is learned
         action_ids=vocabulary.action_ids,
-        slot_id=vocabulary.mark_ids["</act>"],  # any token serves where nothing is learned
     )
 
 

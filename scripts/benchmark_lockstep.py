@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout import Job
 from rlvla.tools import load_tools
-from rlvla.types import SegmentKind
+from rlvla.turn_context import Recall
 
 
 class _RowsEnd(StoppingCriteria):
@@ -177,7 +177,7 @@ class _Episode:
     job: Job
     env: EnvThread
     raw: Any
-    carried_thought: str = ""
+    recall: Recall = field(default_factory=Recall)
     actions: np.ndarray | None = None
     num_decisions: int = 0
     num_env_steps: int = 0
@@ -245,13 +245,13 @@ class LockstepRollout:
         decider = self._deciders[episode.row]
         observation = await episode.env.call(lambda e: observe(e, episode.raw))
         seed = derive_seed(episode.job.task.seed, episode.job.member, episode.num_decisions)
-        decision = await decide(decider, observation, episode.env, seed=seed, carried_thought=episode.carried_thought)
+        decision = await decide(decider, observation, episode.env, seed=seed, recall=episode.recall)
         self._batch.leave(episode.row)
         episode.num_decisions += 1
         episode.actions = decision.actions
-        if decider.processor.carry_thought:
-            thoughts = decision.turn.of_kind(SegmentKind.THINK)
-            episode.carried_thought = thoughts[-1].text if thoughts else ""
+        episode.recall = episode.recall.after(
+            decision.turn, think_every=decider.config.think_every, carry_thought=decider.processor.carry_thought
+        )
 
 
 async def _reset(row: int, job: Job, env: EnvThread) -> _Episode:

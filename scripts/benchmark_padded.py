@@ -145,7 +145,9 @@ class PaddedLearner:
 
     @torch.no_grad()
     def _score(self, batch: Batch, with_old: bool) -> Scored:
-        inputs = self._processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
+        inputs = self._processor.forward_inputs(
+            batch.input_ids, batch.attention_mask, batch.is_act, batch.num_prefix_tokens
+        )
         inputs |= self._processor.pixel_inputs(batch.images)
         inputs = {n: t.to(self._device, self._dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
         if self._reference is not None:

@@ -71,7 +71,7 @@ def main() -> None:
     )
     trained = output / "grpo/checkpoint"
     results["grpo"] = evaluate(trained, output / "evaluate_grpo", args.seed)
-    results["grpo_no_zoom"] = evaluate(trained, output / "evaluate_grpo_no_zoom", args.seed, "--episode.no-use-zoom")
+    results["grpo_no_zoom"] = evaluate(trained, output / "evaluate_grpo_no_zoom", args.seed, "--episode.mode", "think")
     summary = {**results, "minutes": round((time.perf_counter() - started) / 60, 1), "seed": args.seed}
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report(output)

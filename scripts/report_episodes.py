@@ -100,8 +100,8 @@ def _place(call: Segment) -> tuple[int, Box | None]:
 
 def _segment(segment: Segment, turn: Turn, crops: Iterator[tuple[int, np.ndarray]]) -> str:
     kind = segment.kind
-    if kind is SegmentKind.THINK:
-        return note("thought", segment.text)
+    if kind is SegmentKind.THINK or segment.is_reused:
+        return note("thought, reused" if segment.is_reused else "thought", segment.text)
     if kind is SegmentKind.TOOL_CALL:
         return note("tool call, refused", f"{segment.text}\n{segment.error}", is_bad=True) if segment.error else ""
     if kind is SegmentKind.TOOL_RESULT and not segment.text:

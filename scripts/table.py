@@ -3,7 +3,7 @@
 python scripts/table.py outputs/evaluate_spatial outputs/evaluate_object ... [--name "VLA-Thinker (ours)"]
 
 Each cell is the success rate with its Wilson 95 % interval; the last one pools all trials. A column that is not the
-official protocol says so.
+official protocol says so, and so does one of another mode than think and zoom at every decision.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rlvla.metrics import wilson_interval
+
+_USUAL = {"mode": "zoom", "think_every": 1}
+"""What a column need not say."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +62,9 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _head(protocol: Mapping[str, Any]) -> str:
     suite = protocol["env_kwargs"].get("suite", protocol["env"])
-    return suite if protocol["is_official"] else f"{suite} ({protocol['split']}, not official)"
+    notes = [] if protocol["is_official"] else [f"{protocol['split']}, not official"]
+    notes += [f"{key} {protocol[key]}" for key, usual in _USUAL.items() if protocol[key] != usual]
+    return f"{suite} ({', '.join(notes)})" if notes else suite
 
 
 def _cell(result: Mapping[str, Any]) -> str:

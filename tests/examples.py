@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,6 +32,11 @@ def zoom(box: Box = (100, 200, 300, 600), error: str = "", image: int = 0) -> li
     return [call, Segment(kind=SegmentKind.TOOL_RESULT, start=0, end=6, text=error)]
 
 
+def reused(text: str = "the pad is left") -> Segment:
+    """The ten tokens of a thought of an earlier decision."""
+    return Segment(kind=SegmentKind.PROMPT, start=0, end=10, text=text, is_reused=True)
+
+
 def act() -> Segment:
     """An action chunk of eight tokens."""
     return Segment(kind=SegmentKind.ACT, start=0, end=8)
@@ -47,9 +53,7 @@ def turn(*parts: Segment, num_cameras: int = 1, seed: int = 0) -> Turn:
     segments = [Segment(kind=SegmentKind.PROMPT, start=0, end=4, text=TASK.instruction)]
     for part in parts:
         start = segments[-1].end
-        segments.append(
-            Segment(kind=part.kind, start=start, end=start + part.end, text=part.text, box=part.box, error=part.error)
-        )
+        segments.append(replace(part, start=start, end=start + part.end))
     length = segments[-1].end
     num_crops = sum(s.kind is SegmentKind.TOOL_RESULT and not s.text for s in segments)
     mask = np.zeros(length, bool)

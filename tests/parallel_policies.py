@@ -1,8 +1,10 @@
-"""Tiny policies that decode actions in parallel, of every architecture, and turns for them to score."""
+"""Tiny policies with hybrid attention, of every architecture, and turns for them to score and to sample."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,12 @@ import numpy as np
 import torch
 
 from rlvla import policy, prompt
-from rlvla.action_slots import add_slot
+from rlvla.action_slots import add_slots
 from rlvla.actions import QuantileCodec
 from rlvla.markup import print_think, print_zoom
-from rlvla.models.openvla import register
-from rlvla.models.openvla.checkpoint import load_checkpoint, load_processor
+from rlvla.models import auto
 from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import Sampler, SampleRequest
 from rlvla.testing import make_turn
 from rlvla.types import SegmentKind, Turn
 from tests import openvla_checkpoints as published
@@ -33,34 +35,40 @@ TEMPERATURES = {"temperature": 1.3, "action_temperature": 0.6}
 """At which `oracle` scores."""
 SIZES = {"hidden_size": 64, "num_layers": 2, "vision_layers": 1}
 
-prompt.IMAGE_FORMATS.setdefault(
-    "PrismaticProcessor", prompt.ImageFormat(text="<image>", placeholder="<image>", is_flat=False)
-)
 
-
-def build(architecture: str, folder: Path) -> tuple[Any, PolicyProcessor]:
-    """A model with random weights, the slot's included, in float32; `folder` is for OpenVLA's files."""
+def build(
+    architecture: str,
+    folder: Path,
+    *,
+    action_decoding: prompt.ActionDecoding = "parallel",
+    prefix_attention: prompt.PrefixAttention = "causal",
+) -> tuple[Any, PolicyProcessor]:
+    """A model with random weights, the slots' included, in float32; `folder` is for OpenVLA's files."""
     codec = QuantileCodec(low=(-1.0, 0.0), high=(1.0, 2.0), num_bins=NUM_BINS, chunk_length=CHUNK_LENGTH)
     if architecture == "openvla":
-        register()
         published.write_published(folder)
-        model, hf_processor = load_checkpoint(folder), load_processor(folder)
-        prompt.extend_vocabulary(model, hf_processor, NUM_BINS)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "n_action_bins": NUM_BINS}))
+        model, hf_processor = auto.load_model(folder, torch.float32), auto.load_processor(folder)
+        prompt.extend_vocabulary(model, hf_processor, num_bins=0)
     else:
         model, hf_processor = tiny_checkpoints.build(architecture, CORPUS, NUM_BINS, **SIZES)
-    add_slot(model, hf_processor)
-    processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, action_decoding="parallel")
-    assert processor.vocabulary.slot_id is not None
+    options: dict[str, Any] = {"action_decoding": action_decoding, "prefix_attention": prefix_attention}
+    options["action_ids"] = prompt.own_action_ids(model.config)
+    if action_decoding == "autoregressive":
+        return model.eval(), PolicyProcessor.create(hf_processor, codec, carry_thought=False, **options)
+    add_slots(model, hf_processor, NUM_ACTIONS)
+    processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, **options)
     embeddings = model.get_input_embeddings().weight
-    with torch.no_grad():  # a slot of zeros would hide one that is fed in the wrong place
-        noise = torch.randn(embeddings.shape[1], generator=torch.Generator().manual_seed(0))
-        embeddings[processor.vocabulary.slot_id] = noise * embeddings.std()
+    with torch.no_grad():  # slots of zeros would hide one that is fed in the wrong place
+        noise = torch.randn(NUM_ACTIONS, embeddings.shape[1], generator=torch.Generator().manual_seed(0))
+        embeddings[list(processor.vocabulary.slot_ids)] = noise * embeddings.std()
     return model.eval(), processor
 
 
-def save(architecture: str, path: Path) -> Path:
-    """Write such a policy as a checkpoint."""
-    model, processor = build(architecture, path / "published")
+def save(architecture: str, path: Path, **options: Any) -> Path:
+    """Write such a policy as a checkpoint; options as of `build`."""
+    model, processor = build(architecture, path / "published", **options)
     policy.save_policy(model, processor, path / "policy")
     return path / "policy"
 
@@ -102,12 +110,20 @@ def places(turn: Turn) -> tuple[int, int]:
 def oracle(model: Any, processor: PolicyProcessor, turn: Turn, entropy: bool = False) -> torch.Tensor:
     """One row, a mask of loops, a softmax per token: its logprob [L], or the entropy of what it was drawn from."""
     vocabulary, length = processor.vocabulary, len(turn.token_ids)
-    act, close = places(turn)
+    has_block = processor.action_decoding == "parallel" and not turn.is_malformed
+    act, close = places(turn) if has_block else (length, length)
     fed = turn.token_ids.copy()
-    fed[act + 1 : close] = vocabulary.slot_id
-    sees = [[k <= q or (act <= q < close and act <= k < close) for k in range(length)] for q in range(length)]
+    if has_block:
+        fed[act + 1 : close] = vocabulary.slot_ids
+    end = turn.segments[0].end if processor.prefix_attention == "bidirectional" else 0
+    sees = [
+        [k <= q or (act <= q < close and act <= k < close) or (q < end and k < end) for k in range(length)]
+        for q in range(length)
+    ]
     ids = torch.from_numpy(fed).long()[None]
-    causal = processor.forward_inputs(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
+    causal = replace(processor, prefix_attention="causal").forward_inputs(
+        ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    )
     extra = processor.pixel_inputs([turn.images]) | {k: causal[k] for k in causal.keys() & {"mm_token_type_ids"}}
     if "image_grid_thw" in extra:
         extra["position_ids"], _ = model.model.get_rope_index(
@@ -121,8 +137,48 @@ def oracle(model: Any, processor: PolicyProcessor, turn: Turn, entropy: bool = F
             scores = (row[list(vocabulary.action_ids)] / TEMPERATURES["action_temperature"]).log_softmax(-1)
             value = scores[vocabulary.action_ids.index(token)]
         else:
-            row[[*policy.placeholder_ids(model.config), vocabulary.slot_id]] += policy.IMAGE_TOKEN_BIAS
+            row[[*policy.placeholder_ids(model.config), *vocabulary.slot_ids]] += policy.IMAGE_TOKEN_BIAS
             scores = (row / TEMPERATURES["temperature"]).log_softmax(-1)
             value = scores[token]
         values.append(-(scores.exp() * scores).sum() if entropy else value)
     return torch.stack(values)
+
+
+async def sampled_turn(sampler: Sampler, processor: PolicyProcessor, temperature: float) -> Turn:
+    """Text, the result of a zoom, text; of a parallel policy also a block of actions, at half the temperature."""
+    marks, images, kind = processor.vocabulary.mark_ids, [image(7), image(8)], SegmentKind
+    compact = list(processor.prompt_ids(INSTRUCTION, 1))
+    text = SampleRequest(
+        prompt_ids=tuple(compact),
+        images=(images[0],),
+        stop_ids=(),
+        max_tokens=12,
+        temperature=temperature,
+        seed=3,
+        num_prefix_tokens=len(processor.expand(compact, images[:1])),
+    )
+    first = await sampler.sample(text)
+    result = processor.result_ids(image=True)
+    compact += [*first.token_ids.tolist(), *result]
+    text = replace(text, prompt_ids=tuple(compact), images=tuple(images), seed=4)
+    last = await sampler.sample(text)
+    parts: list[tuple[SegmentKind, Any, Any]] = [
+        (kind.PROMPT, first.context_ids, None),
+        (kind.THINK, first.token_ids, first.logprobs),
+        (kind.TOOL_RESULT, processor.expand(result, images[1:]), None),
+        (kind.THINK, last.token_ids, last.logprobs),
+    ]
+    if processor.is_parallel:
+        compact += [*last.token_ids.tolist(), marks["<act>"]]
+        block = replace(text, prompt_ids=tuple(compact), temperature=temperature / 2)
+        slots = {"action_ids": processor.vocabulary.action_ids, "slot_ids": processor.vocabulary.slot_ids}
+        last = await sampler.sample(replace(block, **slots))
+        assert set(last.token_ids.tolist()) <= set(processor.vocabulary.action_ids)
+        parts += [(kind.PROMPT, [marks["<act>"]], None), (kind.ACT, last.token_ids, last.logprobs)]
+    ids = np.concatenate([part for _, part, _ in parts])
+    assert last.context_ids.tolist() == ids[: len(ids) - len(last.token_ids)].tolist()
+    parts.append((kind.PROMPT, [marks["</act>"]], None))
+    ids = [*ids.tolist(), marks["</act>"]]
+    turn = make_turn([(k, len(part)) for k, part, _ in parts], token_ids=ids, images=images)
+    logprobs = [np.zeros(len(part)) if scores is None else scores for _, part, scores in parts]
+    return replace(turn, sampler_logprobs=np.concatenate(logprobs).astype(np.float32))

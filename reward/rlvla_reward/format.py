@@ -13,11 +13,12 @@ def format_score(trajectory: Trajectory) -> float:
 
     1. no part of it is MALFORMED,
     2. every tool call in it was accepted: valid JSON, a known tool, a box of some size, not one call too many,
-    3. it holds at least one thought, and
+    3. it holds at least one thought, its own or, between two decisions that think (`episode.think_every`), a reused
+       one, and
     4. it ends in exactly one action chunk.
 
     A share over turns, and not all or nothing, so that one slip in a long episode costs little. A policy that runs
-    without thought (`episode.use_thought: false`) scores 0 by rule 3: leave the term out there.
+    without thought (`episode.mode: act`) scores 0 by rule 3: leave the term out there.
     """
     if not trajectory.turns:
         return 0.0
@@ -29,6 +30,6 @@ def is_well_formed(turn: Turn) -> bool:
     return (
         not turn.is_malformed
         and not any(call.error for call in turn.of_kind(SegmentKind.TOOL_CALL))
-        and len(turn.of_kind(SegmentKind.THINK)) >= 1
+        and any(segment.kind is SegmentKind.THINK or segment.is_reused for segment in turn.segments)
         and len(turn.of_kind(SegmentKind.ACT)) == 1
     )

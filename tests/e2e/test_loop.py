@@ -170,7 +170,7 @@ def test_evaluation_and_report(grpo: Path, tmp_path: Path) -> None:
         "model": str(grpo / "checkpoint"),
         "output": str(tmp_path / "evaluate"),
         "env": ENV,
-        "episode": {**EPISODE, "temperature": 0.0, "use_zoom": False},
+        "episode": {**EPISODE, "temperature": 0.0, "mode": "think", "think_every": 2},
         "cluster": {"envs_per_actor": 4, "threads": 1},
         "num_trials": 6,
         "save_trajectories": 2,
@@ -178,7 +178,8 @@ def test_evaluation_and_report(grpo: Path, tmp_path: Path) -> None:
     printed = recipe("evaluate", config, tmp_path)
     assert "press" in printed
     summary = json.loads((tmp_path / "evaluate/summary.json").read_text())
-    assert (summary["num_trials"], summary["protocol"]["use_zoom"]) == (6, False)
+    protocol = summary["protocol"]
+    assert (summary["num_trials"], protocol["mode"], protocol["think_every"]) == (6, "think", 2)
     assert summary["tool_calls_per_turn"] == 0
     trajectories = load_trajectories(tmp_path / "evaluate/trajectories.jsonl")
     assert {t.task.init_state_id for t in trajectories} <= set(range(1_000_000, 1_000_006))

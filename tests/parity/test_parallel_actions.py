@@ -14,9 +14,7 @@ from rlvla.collate import Batch, to_batch, to_row
 from rlvla.hf_sampler import TransformersSampler
 from rlvla.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
 from rlvla.prompt import PolicyProcessor
-from rlvla.protocols import SampleRequest
-from rlvla.testing import make_turn
-from rlvla.types import SegmentKind, Turn
+from rlvla.types import Turn
 from tests import parallel_policies as tiny
 
 TOLERANCE = 1e-5  # nats, float32
@@ -114,12 +112,12 @@ def test_text_before_the_block_does_not_depend_on_the_block(model, processor, tu
     assert (score(model, processor, [cut])[0] - score(model, processor, [turn])[0][:act]).abs().max() < TOLERANCE
 
 
-def test_gradients_reach_the_slot_and_only_there_among_unused_words(model, processor, turns):
+def test_gradients_reach_every_slot(model, processor, turns):
     model.zero_grad()
     torch.cat(score(model, processor, turns)).sum().backward()
     gradient = model.get_input_embeddings().weight.grad
     model.zero_grad()
-    assert gradient[processor.vocabulary.slot_id].abs().max() > 1e-3
+    assert (gradient[list(processor.vocabulary.slot_ids)].abs().amax(1) > 1e-4).all()
 
 
 ATTENTIONS = ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)]  # flex compiles for half a minute
@@ -140,7 +138,7 @@ def test_attentions_agree(checkpoint, processor, turns, attention):
 def test_a_checkpoint_keeps_how_it_decodes(processor):
     assert processor.action_decoding == "parallel"
     assert processor.num_action_tokens == tiny.NUM_ACTIONS
-    assert processor.vocabulary.decode([processor.vocabulary.slot_id]) == "<slot>"
+    assert processor.vocabulary.decode(processor.vocabulary.slot_ids[-1:]) == f"<slot_{tiny.NUM_ACTIONS - 1}>"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -184,49 +182,9 @@ def sampler(checkpoint):
     return TransformersSampler(checkpoint)
 
 
-async def sampled_turn(sampler: TransformersSampler, processor: PolicyProcessor, temperature: float) -> Turn:
-    """Text, the result of a zoom, text, a block of actions at half the temperature, all of them sampled."""
-    marks, images = processor.vocabulary.mark_ids, [tiny.image(7), tiny.image(8)]
-    compact = list(processor.prompt_ids(tiny.INSTRUCTION, 1))
-    text = SampleRequest(
-        prompt_ids=tuple(compact),
-        images=(images[0],),
-        stop_ids=(),
-        max_tokens=12,
-        temperature=temperature,
-        seed=3,
-    )
-    first = await sampler.sample(text)
-    result = processor.result_ids(image=True)
-    compact += [*first.token_ids.tolist(), *result]
-    second = await sampler.sample(replace(text, prompt_ids=tuple(compact), images=tuple(images), seed=4))
-    compact += [*second.token_ids.tolist(), marks["<act>"]]
-    slot_id = processor.vocabulary.slot_id
-    assert slot_id is not None
-    asked = {"num_actions": tiny.NUM_ACTIONS, "action_ids": processor.vocabulary.action_ids, "slot_id": slot_id}
-    block = replace(text, prompt_ids=tuple(compact), images=tuple(images), temperature=temperature / 2, **asked)
-    actions = await sampler.sample(block)
-    assert set(actions.token_ids.tolist()) <= set(processor.vocabulary.action_ids)
-    kind, open_ids = SegmentKind, [marks["<act>"]]
-    parts = [
-        (kind.PROMPT, first.context_ids, None),
-        (kind.THINK, first.token_ids, first.logprobs),
-        (kind.TOOL_RESULT, processor.expand(result, images[1:]), None),
-        (kind.THINK, second.token_ids, second.logprobs),
-        (kind.PROMPT, open_ids, None),
-        (kind.ACT, actions.token_ids, actions.logprobs),
-        (kind.PROMPT, [marks["</act>"]], None),
-    ]
-    ids = np.concatenate([part for _, part, _ in parts])
-    assert actions.context_ids.tolist() == ids[: -tiny.NUM_ACTIONS - 1].tolist()
-    turn = make_turn([(k, len(part)) for k, part, _ in parts], token_ids=ids.tolist(), images=images)
-    logprobs = [np.zeros(len(part)) if scores is None else scores for _, part, scores in parts]
-    return replace(turn, sampler_logprobs=np.concatenate(logprobs).astype(np.float32))
-
-
 @pytest.mark.parametrize("temperature", [1.0, 1.6, 0.0])
 async def test_the_transformers_sampler_says_what_the_learner_says(sampler, model, processor, temperature):
-    turn = await sampled_turn(sampler, processor, temperature)
+    turn = await tiny.sampled_turn(sampler, processor, temperature)
     options = {"temperature": temperature or 1.0, "action_temperature": temperature / 2 or 1.0}
     (scored,) = score(model, processor, [turn], **options)
     assert np.abs(scored.detach().numpy() - turn.sampler_logprobs)[turn.loss_mask].max() < 1e-4
@@ -238,6 +196,6 @@ async def test_new_weights_act_at_once_with_a_new_version(checkpoint, processor)
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     sampler.load_weights({name: tensor.detach().numpy() for name, tensor in policy.named_weights(model)}, 3)
-    turn = await sampled_turn(sampler, processor, 1.0)
+    turn = await tiny.sampled_turn(sampler, processor, 1.0)
     (scored,) = score(model, processor, [turn], temperature=1.0, action_temperature=0.5)
     assert np.abs(scored.detach().numpy() - turn.sampler_logprobs)[turn.loss_mask].max() < 1e-4

@@ -64,8 +64,10 @@ def model(checkpoint):
     return policy.load_model(checkpoint)
 
 
-def action_request(processor: PolicyProcessor, length: int, images: Sequence[int] = (0, 1), **changes) -> SampleRequest:
-    """A context of `length` tokens once its images are expanded; `<act>` is the last of them."""
+def action_request(
+    processor: PolicyProcessor, length: int, images: Sequence[int] = (0, 1), num_actions: int = 14, **changes
+) -> SampleRequest:
+    """A context of `length` tokens once its images are expanded; `<act>` is the last of them. Any words are slots."""
     vocabulary = processor.vocabulary
     pixels = tuple(image(seed) for seed in images)
     ids = processor.prompt_ids("press the red pad", len(images))
@@ -81,8 +83,7 @@ def action_request(processor: PolicyProcessor, length: int, images: Sequence[int
         temperature=1.0,
         seed=7,
         action_ids=vocabulary.action_ids,
-        num_actions=14,
-        slot_id=vocabulary.mark_ids["<result>"],
+        slot_ids=tuple((filler * num_actions)[:num_actions]),
     )
     return replace(default, **changes)
 
@@ -103,7 +104,7 @@ def word_request(processor: PolicyProcessor, **changes) -> SampleRequest:
 def block_logprobs(model, processor, asked: SampleRequest, context_ids: np.ndarray) -> np.ndarray:
     """[n, bins] of a forward whose mask is causal up to `<act>` and full from there on."""
     n, start = asked.num_actions, len(context_ids) - 1
-    ids = torch.from_numpy(np.concatenate([context_ids, np.full(n, asked.slot_id)])).long()[None]
+    ids = torch.from_numpy(np.concatenate([context_ids, asked.slot_ids])).long()[None]
     sees = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
     sees[start:, :] = True
     inputs = {
@@ -241,7 +242,7 @@ async def test_fewer_bins_than_the_policy_has(sampler, processor, model):
     [
         ({"images": ()}, "2 image placeholders for 0 images"),
         ({"action_ids": ()}, "action_ids is empty"),
-        ({"num_actions": MAX_MODEL_LEN}, "vLLM refuses"),
+        ({"slot_ids": (5,) * MAX_MODEL_LEN}, "vLLM refuses"),
     ],
 )
 async def test_a_refused_block_fails_alone(sampler, processor, changes, message):

@@ -74,11 +74,11 @@ async def test_a_sampler_of_words_alone_refuses_blocks(checkpoint):
         temperature=1.0,
         seed=0,
         action_ids=processor.vocabulary.action_ids,
-        num_actions=4,
+        slot_ids=(5, 6, 7, 8),
     )
     with pytest.raises(ValueError, match="start the sampler with parallel_actions=True"):
         await sampler.sample(asked)
-    words = await sampler.sample(replace(asked, num_actions=0))
+    words = await sampler.sample(replace(asked, slot_ids=()))
     assert len(words.token_ids) == 4
     sampler.close()
 

@@ -18,6 +18,7 @@ from rlvla.markup import print_think, print_zoom
 from rlvla.prompt import PolicyProcessor, note_trained
 from rlvla.testing import ScriptedSampler
 from rlvla.tools import load_tools
+from rlvla.turn_context import Recall
 from rlvla.types import Demonstration, Observation
 
 VIEW = np.full((64, 64, 3), 90, np.uint8)
@@ -50,7 +51,7 @@ def sampled_turn(processor: PolicyProcessor, demo: Demonstration):
         images=demo.images, proprio=demo.proprio, instruction=demo.instruction, zoom=lambda image, box: CROP
     )
     thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
-    decision = asyncio.run(decide(decider, observation, thread, seed=0, carried_thought=demo.carried_thought))
+    decision = asyncio.run(decide(decider, observation, thread, seed=0, recall=Recall(carried=demo.carried_thought)))
     thread.close()
     return decision.turn
 

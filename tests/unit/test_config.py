@@ -80,7 +80,7 @@ def test_flags_override_the_file_which_overrides_defaults(tmp_path: Path) -> Non
     assert (cfg.num_steps, cfg.learner.lr, cfg.learner.zero_stage, cfg.loss.clip_high) == (7, 2e-6, 2, 0.3)
     assert cfg.env.kwargs == {"a": 1}
     assert cfg.group_size == GRPOConfig().group_size
-    assert load(EvaluateConfig, ["--episode.no-use-zoom"]).episode.use_zoom is False
+    assert load(EvaluateConfig, ["--episode.mode", "think"]).episode.mode == "think"
 
 
 def test_reward_terms_come_from_yaml(tmp_path: Path) -> None:
@@ -118,6 +118,21 @@ def test_env_limits_that_nothing_could_keep_are_named(value: dict[str, Any]) -> 
 def test_a_process_has_at_least_one_env() -> None:
     with pytest.raises(ValueError, match=r"cluster\.envs_per_process is 0"):
         config.ClusterConfig(envs_per_process=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("think_every: 0", r"episode\.think_every is 0: need at least 1"),
+        ("{mode: act, think_every: 2}", r"episode\.think_every is 2, and episode\.mode act has no thought to reuse"),
+        ("mode: look", r"episode\.mode[\s\S]*'zoom', 'think' or 'act'"),
+        ("use_zoom: false", r"episode\.use_zoom"),
+    ],
+)
+def test_modes_that_do_not_exist_are_named(tmp_path: Path, text: str, message: str) -> None:
+    body = text if text.startswith("{") else f"{{{text}}}"
+    with pytest.raises(SystemExit, match=message):
+        load(EvaluateConfig, ["--config", write(tmp_path, f"episode: {body}")])
 
 
 def test_every_key_is_documented() -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rlvla.collate import rows
 from rlvla.config import EpisodeConfig
 from rlvla.episode import Decider, EnvThread, derive_seed, run_episode
+from rlvla.metrics import rollout_metrics
 from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import SampleRequest
 from rlvla.testing import ScriptedSampler
 from rlvla.tools import load_tools
-from rlvla.types import EndReason, SegmentKind, TaskSpec, Trajectory
+from rlvla.types import EndReason, Group, SegmentKind, TaskSpec, Trajectory
+from rlvla_reward import format_score
 
 TASK = TaskSpec(suite="test", task_id=0, init_state_id=3, seed=7)
 ZOOM = '<tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 0, 500, 500]}}</tool>'
@@ -61,13 +66,19 @@ def act(processor: PolicyProcessor, count: int | None = None) -> str:
 
 
 def play(checkpoint: Path, texts: list[str], env: CountingEnv | None = None, **config: Any) -> Trajectory:
-    processor = PolicyProcessor.load(checkpoint)
+    return play_with(PolicyProcessor.load(checkpoint), texts, env, **config)[0]
+
+
+def play_with(
+    processor: PolicyProcessor, texts: list[str], env: CountingEnv | None = None, **config: Any
+) -> tuple[Trajectory, list[SampleRequest]]:
+    """The trajectory, and what the sampler was asked for."""
     sampler = ScriptedSampler(script=[processor.vocabulary.encode(text) for text in texts], expand=processor.expand)
     episode = EpisodeConfig(**config)
     decider = Decider(sampler=sampler, processor=processor, tools=load_tools(episode.tools), config=episode)
     thread = EnvThread(lambda: env or CountingEnv())
     try:
-        return asyncio.run(run_episode(decider, thread, TASK, member=0))
+        return asyncio.run(run_episode(decider, thread, TASK, member=0)), sampler.requests
     finally:
         thread.close()
 
@@ -169,7 +180,7 @@ def test_a_crash_of_the_simulator_is_an_end_of_its_own(
 
 
 def test_without_thought_the_turn_starts_behind_the_act_mark(tiny_policy: Path, processor: PolicyProcessor) -> None:
-    trajectory = play(tiny_policy, [act(processor).removeprefix("<act>")], use_thought=False)
+    trajectory = play(tiny_policy, [act(processor).removeprefix("<act>")], mode="act")
     assert trajectory.end is EndReason.SUCCESS
     assert kinds(trajectory) == [SegmentKind.PROMPT, SegmentKind.PROMPT, SegmentKind.ACT]
     assert trajectory.turns[0].token_ids[~trajectory.turns[0].loss_mask][-1] == processor.vocabulary.mark_ids["<act>"]
@@ -177,7 +188,7 @@ def test_without_thought_the_turn_starts_behind_the_act_mark(tiny_policy: Path, 
 
 def test_without_zoom_the_tool_mark_is_banned(tiny_policy: Path, processor: PolicyProcessor) -> None:
     sampler = ScriptedSampler(script=[processor.vocabulary.encode(act(processor))], expand=processor.expand)
-    decider = Decider(sampler=sampler, processor=processor, tools={}, config=EpisodeConfig(use_zoom=False))
+    decider = Decider(sampler=sampler, processor=processor, tools={}, config=EpisodeConfig(mode="think"))
     thread = EnvThread(CountingEnv)
     asyncio.run(run_episode(decider, thread, TASK, member=0))
     thread.close()
@@ -188,7 +199,7 @@ def test_without_zoom_a_thought_that_wants_to_look_is_followed_by_an_action(
     tiny_policy: Path, processor: PolicyProcessor
 ) -> None:
     answers = [f"<think>look 250 500</think>{ZOOM}", act(processor).removeprefix("<act>")]
-    trajectory = play(tiny_policy, answers, use_zoom=False)
+    trajectory = play(tiny_policy, answers, mode="think")
     kind = SegmentKind
     assert trajectory.end is EndReason.SUCCESS
     assert kinds(trajectory) == [kind.PROMPT, kind.THINK, kind.PROMPT, kind.ACT]
@@ -199,9 +210,117 @@ def test_without_zoom_a_thought_that_wants_to_look_is_followed_by_an_action(
 
 @pytest.mark.parametrize("text", ["<think>a<think>b</think>", "press</think>"])
 def test_without_zoom_a_broken_thought_is_malformed(tiny_policy: Path, text: str) -> None:
-    trajectory = play(tiny_policy, [text], use_zoom=False)
+    trajectory = play(tiny_policy, [text], mode="think")
     assert trajectory.end is EndReason.MALFORMED
     assert kinds(trajectory) == [SegmentKind.PROMPT, SegmentKind.MALFORMED]
+
+
+def ids(processor: PolicyProcessor, text: str, carried: str = "") -> list[int]:
+    """A turn by hand: the prompt, behind it marks and words."""
+    return [*processor.prompt_ids("press the pad", 1, carried), *processor.vocabulary.encode(text)]
+
+
+def expanded(processor: PolicyProcessor, compact: list[int]) -> list[int]:
+    return processor.expand(compact, [np.zeros((64, 64, 3), np.uint8)]).tolist()
+
+
+def test_between_two_that_think_decisions_reuse_the_last_thought(processor: PolicyProcessor) -> None:
+    rest = act(processor).removeprefix("<act>")
+    looks = [f"<think>look</think>{ZOOM}", f"<think>press</think>{act(processor)}"]
+    texts = [*looks, rest, rest, f"<think>now</think>{act(processor)}"]
+    trajectory, requests = play_with(processor, texts, CountingEnv(length=4), think_every=3)
+    kind = SegmentKind
+    assert trajectory.end is EndReason.SUCCESS
+    assert len(requests) == 5  # two, one, one, one
+    own = [kind.PROMPT, kind.THINK, kind.TOOL_CALL, kind.TOOL_RESULT, kind.THINK, kind.ACT]
+    reuse = [kind.PROMPT, kind.PROMPT, kind.PROMPT, kind.ACT]
+    assert [kinds(trajectory, i) for i in range(4)] == [own, reuse, reuse, [kind.PROMPT, kind.THINK, kind.ACT]]
+    context = ids(processor, "<think>press</think><act>")
+    for turn, request in zip(trajectory.turns[1:3], requests[2:4], strict=True):
+        assert list(request.prompt_ids) == context
+        assert turn.token_ids[~turn.loss_mask].tolist() == expanded(processor, context)
+        assert turn.token_ids[turn.loss_mask].tolist() == processor.vocabulary.encode(rest)
+        assert (turn.sampler_logprobs[~turn.loss_mask] == 0).all()
+        assert [(s.is_reused, s.text) for s in turn.segments[:3]] == [
+            (False, "press the pad"),
+            (True, "press"),
+            (False, ""),
+        ]
+        assert len(turn.images) == 1
+        assert turn.actions.shape == processor.codec.chunk_shape
+    assert list(requests[4].prompt_ids) == ids(processor, "")
+    assert [request.seed for request in requests] == [
+        derive_seed(derive_seed(TASK.seed, 0, turn), call) for turn, call in [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
+    ]
+
+
+def test_a_reused_thought_counts_for_the_format_and_not_as_said_again(processor: PolicyProcessor) -> None:
+    rest = act(processor).removeprefix("<act>")
+    texts = [f"<think>look</think>{ZOOM}", f"<think>press</think>{act(processor)}", rest]
+    trajectory, _ = play_with(processor, texts, CountingEnv(length=2), think_every=2)
+    assert format_score(trajectory) == 1.0
+    group = Group(task=trajectory.task, trajectories=(replace(trajectory, advantage=1.0),))
+    metrics = rollout_metrics([group])
+    assert metrics["tool_calls_per_turn"] == 0.5
+    assert metrics["response_tokens"] == sum(len(processor.vocabulary.encode(text)) for text in texts) / 2
+    first, second = rows([group], mask_context_full=True)
+    assert second.num_sampled_tokens == len(processor.vocabulary.encode(rest))
+    assert first.num_sampled_tokens > second.num_sampled_tokens
+
+
+def test_where_the_policy_did_not_think_there_is_nothing_to_reuse(processor: PolicyProcessor) -> None:
+    texts = [act(processor), act(processor).removeprefix("<act>")]
+    trajectory, requests = play_with(processor, texts, CountingEnv(length=2), think_every=2)
+    assert list(requests[1].prompt_ids) == ids(processor, "<act>")
+    assert kinds(trajectory, 1) == [SegmentKind.PROMPT, SegmentKind.PROMPT, SegmentKind.ACT]
+    assert format_score(trajectory) == 0.0
+
+
+def test_without_zoom_a_thought_is_reused_too(processor: PolicyProcessor) -> None:
+    rest = act(processor).removeprefix("<act>")
+    texts = ["<think>left</think>", rest, rest]
+    trajectory, requests = play_with(processor, texts, CountingEnv(length=2), mode="think", think_every=2)
+    assert trajectory.end is EndReason.SUCCESS
+    assert [list(request.prompt_ids) for request in requests] == [
+        ids(processor, ""),
+        ids(processor, "<think>left</think><act>"),
+        ids(processor, "<think>left</think><act>"),
+    ]
+
+
+def test_a_carried_thought_and_a_reused_one_are_two(processor: PolicyProcessor) -> None:
+    rest = act(processor).removeprefix("<act>")
+    own = [f"<think>{word}</think>{act(processor)}" for word in ("look", "press", "now")]
+    texts = [own[0], rest, own[1], rest, own[2]]
+    carrying = replace(processor, carry_thought=True)
+    _, requests = play_with(carrying, texts, CountingEnv(length=5), think_every=2)
+    assert [list(request.prompt_ids) for request in requests] == [
+        ids(processor, ""),
+        ids(processor, "<think>look</think><act>"),
+        ids(processor, "", carried="look"),
+        ids(processor, "<think>press</think><act>", carried="look"),
+        ids(processor, "", carried="press"),
+    ]
+    _, always = play_with(carrying, own, CountingEnv(length=3))
+    assert [list(request.prompt_ids) for request in always] == [
+        ids(processor, ""),
+        ids(processor, "", carried="look"),
+        ids(processor, "", carried="press"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["<think>press", "<think>press</think><act><act_1></act>"])
+def test_a_malformed_thought_is_not_reused(processor: PolicyProcessor, text: str) -> None:
+    trajectory, requests = play_with(processor, [text], CountingEnv(length=2), think_every=2)
+    assert trajectory.end is EndReason.MALFORMED
+    assert (len(trajectory.turns), len(requests)) == (1, 1)
+
+
+def test_a_malformed_action_behind_a_reused_thought_ends_the_trajectory(processor: PolicyProcessor) -> None:
+    texts = [f"<think>press</think>{act(processor)}", "<act_1></act>"]
+    trajectory, _ = play_with(processor, texts, CountingEnv(length=3), think_every=2)
+    assert trajectory.end is EndReason.MALFORMED
+    assert format_score(trajectory) == 0.5
 
 
 def test_members_and_turns_sample_with_seeds_of_their_own() -> None:

@@ -12,15 +12,19 @@ import pytest
 import torch
 
 from rlvla import policy
-from rlvla.action_slots import add_slot, is_slot, parallel_inputs
+from rlvla.action_slots import add_slots, feed_slots, is_slot, parallel_inputs
 from rlvla.cold_start import start_policy, to_turn
-from rlvla.config import EpisodeConfig, GRPOConfig, SFTConfig, TinyModelConfig
+from rlvla.config import EpisodeConfig, GRPOConfig, SamplerConfig, SFTConfig, TinyModelConfig
 from rlvla.dataset import DemonstrationSet, read, write
 from rlvla.episode import Decider, Decision, EnvThread, decide
+from rlvla.hf_sampler import TransformersSampler
 from rlvla.markup import print_think, print_zoom
 from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import SampleRequest
+from rlvla.rollout import SamplerActor
 from rlvla.testing import ScriptedSampler
 from rlvla.tools import load_tools
+from rlvla.turn_context import Recall
 from rlvla.types import Demonstration, EndReason, Observation, SegmentKind
 from rlvla_reward.format import is_well_formed
 from tests import parallel_policies as tiny
@@ -41,7 +45,9 @@ def processor(checkpoint) -> PolicyProcessor:
     return PolicyProcessor.load(checkpoint)
 
 
-def play(processor: PolicyProcessor, texts: list[str], **config: Any) -> tuple[Decision, ScriptedSampler]:
+def play(
+    processor: PolicyProcessor, texts: list[str], recall: Recall | None = None, **config: Any
+) -> tuple[Decision, ScriptedSampler]:
     """A decision whose sampler says these texts, and its sampler; `ACT` is a block of actions."""
     vocabulary = processor.vocabulary
     block = [vocabulary.action_ids[bin_] for bin_ in BINS]
@@ -53,7 +59,7 @@ def play(processor: PolicyProcessor, texts: list[str], **config: Any) -> tuple[D
         images=(tiny.image(0),), proprio=np.zeros(4), instruction=tiny.INSTRUCTION, zoom=lambda image, box: CROP
     )
     thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
-    decision = asyncio.run(decide(decider, observation, thread, seed=0))
+    decision = asyncio.run(decide(decider, observation, thread, seed=0, recall=recall))
     thread.close()
     return decision, sampler
 
@@ -84,28 +90,53 @@ def test_the_policy_chooses_to_act_and_the_block_is_a_request_of_its_own(process
     assert (decision.turn.sampler_logprobs != 0).tolist() == decision.turn.loss_mask.tolist()
     assert is_well_formed(decision.turn)
     text, _, actions = sampler.requests
-    assert (text.stop_ids, text.banned_ids) == ((marks["</tool>"], marks["<act>"]), (vocabulary.slot_id,))
+    assert (text.stop_ids, text.banned_ids) == ((marks["</tool>"], marks["<act>"]), vocabulary.slot_ids)
     assert (text.temperature, actions.temperature, text.num_actions, actions.num_actions) == (1.2, 0.4, 0, 6)
     assert actions.prompt_ids[-1] == marks["<act>"]
-    assert (actions.action_ids, actions.slot_id) == (vocabulary.action_ids, vocabulary.slot_id)
+    assert (actions.action_ids, actions.slot_ids) == (vocabulary.action_ids, vocabulary.slot_ids)
     assert actions.seed not in (text.seed, 0)
+    prompt = decision.turn.segments[0]
+    assert [request.num_prefix_tokens for request in sampler.requests] == [prompt.end] * 3
 
 
 def test_without_thought_the_block_is_all_that_is_asked_for(processor):
-    decision, sampler = play(processor, ["ACT"], use_thought=False)
+    decision, sampler = play(processor, ["ACT"], mode="act")
     assert kinds(decision) == [KIND.PROMPT, KIND.PROMPT, KIND.ACT, KIND.PROMPT]
     assert decision.turn.num_sampled_tokens == tiny.NUM_ACTIONS == sampler.requests[0].num_actions
     assert sampler.requests[0].temperature == 1.0
+    assert sampler.requests[0].num_prefix_tokens == decision.turn.num_prefix_tokens == decision.turn.segments[1].start
     assert decision.actions is not None
 
 
 def test_without_zoom_an_act_mark_follows_the_thought(processor):
-    decision, sampler = play(processor, ["<think>look</think>", "ACT"], use_zoom=False)
+    decision, sampler = play(processor, ["<think>look</think>", "ACT"], mode="think")
     assert kinds(decision) == [KIND.PROMPT, KIND.THINK, KIND.PROMPT, KIND.ACT, KIND.PROMPT]
     marks = processor.vocabulary.mark_ids
     assert sampler.requests[0].stop_ids == (marks["</think>"], marks["<act>"])
-    assert set(sampler.requests[0].banned_ids) == {marks["<tool>"], processor.vocabulary.slot_id}
+    assert set(sampler.requests[0].banned_ids) == {marks["<tool>"], *processor.vocabulary.slot_ids}
     assert is_well_formed(decision.turn)
+
+
+def test_behind_a_reused_thought_the_block_is_all_that_is_asked_for(processor):
+    first, _ = play(processor, ["<think>look</think><act>", "ACT"], think_every=2)
+    recall = Recall().after(first.turn, think_every=2, carry_thought=False)
+    decision, sampler = play(processor, ["ACT"], recall, think_every=2)
+    assert kinds(decision) == [KIND.PROMPT, KIND.PROMPT, KIND.PROMPT, KIND.ACT, KIND.PROMPT]
+    (request,) = sampler.requests
+    vocabulary = processor.vocabulary
+    compact = [*processor.prompt_ids(tiny.INSTRUCTION, 1), *vocabulary.encode("<think>look</think><act>")]
+    assert (list(request.prompt_ids), request.num_actions) == (compact, tiny.NUM_ACTIONS)
+    context = [*processor.expand(compact, [tiny.image(0)]).tolist(), vocabulary.mark_ids["</act>"]]
+    assert decision.turn.token_ids[~decision.turn.loss_mask].tolist() == context
+    assert decision.turn.num_sampled_tokens == tiny.NUM_ACTIONS
+    assert is_well_formed(decision.turn)
+
+
+def test_a_reused_thought_may_leave_no_room(processor):
+    first, _ = play(processor, ["<think>look</think><act>", "ACT"], think_every=2)
+    recall = Recall().after(first.turn, think_every=2, carry_thought=False)
+    decision, sampler = play(processor, [], recall, think_every=2, max_turn_tokens=len(first.turn.token_ids) - 1)
+    assert (decision.end, sampler.requests) == (EndReason.CONTEXT_FULL, [])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +220,7 @@ def data_set(path: Path) -> DemonstrationSet:
 
 
 @pytest.mark.parametrize("is_given", [False, True])
-def test_a_parallel_policy_starts_with_a_slot_of_zeros(tmp_path, tiny_policy, is_given):
+def test_a_parallel_policy_starts_with_slots_of_zeros(tmp_path, tiny_policy, is_given):
     cfg = SFTConfig(
         model=str(tiny_policy) if is_given else "",
         tiny=TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1),
@@ -197,28 +228,56 @@ def test_a_parallel_policy_starts_with_a_slot_of_zeros(tmp_path, tiny_policy, is
         action_decoding="parallel",
     )
     model, processor = start_policy(cfg, data_set(tmp_path / "demos"))
-    slot_id = processor.vocabulary.slot_id
-    assert slot_id == len(processor.hf_processor.tokenizer) - 1
-    row = model.get_input_embeddings().weight[slot_id]
-    assert (row == 0).all()
+    slots, size = list(processor.vocabulary.slot_ids), len(processor.hf_processor.tokenizer)
+    assert slots == list(range(size - 6, size))
+    assert (model.get_input_embeddings().weight[slots] == 0).all()
     policy.save_policy(model, processor, tmp_path / "policy")
     again = PolicyProcessor.load(tmp_path / "policy")
-    assert (again.is_parallel, again.vocabulary.slot_id) == (True, slot_id)
+    assert (again.is_parallel, list(again.vocabulary.slot_ids)) == (True, slots)
     with torch.no_grad():
-        row += 1
-    add_slot(model, processor.hf_processor)  # it is there: what it learned stays
-    assert (model.get_input_embeddings().weight[slot_id] == 1).all()
+        model.get_input_embeddings().weight[slots] = 1
+    add_slots(model, processor.hf_processor, 6)  # they are there: what they learned stays
+    assert (model.get_input_embeddings().weight[slots] == 1).all()
+    add_slots(model, processor.hf_processor, 8)  # a longer chunk
+    assert model.get_input_embeddings().weight[slots[0] :].sum(1).tolist() == [64] * 6 + [0] * 2
 
 
 def test_a_checkpoint_from_before_decodes_as_it_always_did(tiny_policy):
     processor = PolicyProcessor.load(tiny_policy)
-    assert (processor.action_decoding, processor.is_parallel, processor.vocabulary.slot_id) == (
+    assert (processor.prefix_attention, processor.is_hybrid) == ("causal", False)
+    assert (processor.action_decoding, processor.is_parallel, processor.vocabulary.slot_ids) == (
         "autoregressive",
         False,
-        None,
+        (),
     )
-    with pytest.raises(ValueError, match=r"no token '<slot>'; add it with rlvla\.action_slots\.add_slot"):
+    with pytest.raises(ValueError, match=r"no token '<slot_0>'; add it with rlvla\.action_slots\.add_slots"):
         PolicyProcessor.create(processor.hf_processor, processor.codec, False, action_decoding="parallel")
+
+
+def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(checkpoint, processor):
+    config = SamplerConfig(backend="transformers", dtype="bfloat16", threads=2)
+    num_threads = torch.get_num_threads()
+    actor = SamplerActor(checkpoint, config, max_images=1, max_model_len=64, seed=0)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(num_threads)
+    request = SampleRequest(
+        prompt_ids=processor.prompt_ids(tiny.INSTRUCTION, 1),
+        images=(tiny.image(0),),
+        stop_ids=(),
+        max_tokens=5,
+        temperature=0.0,
+        seed=0,
+    )
+    before = asyncio.run(actor.sample(request))
+    weights = {name: -tensor.numpy() for name, tensor in policy.named_weights(policy.load_model(checkpoint))}
+    asyncio.run(actor.load_weights(weights, 7))
+    after = asyncio.run(actor.sample(request))
+    asyncio.run(actor.close())
+    assert (before.policy_version, after.policy_version) == (0, 7)
+    assert (before.logprobs != after.logprobs).all()
+    # float32 would give other digits: the logits of bfloat16 weights have 8 bits
+    exact = asyncio.run(TransformersSampler(checkpoint).sample(request))
+    assert 0 < np.abs(before.logprobs - exact.logprobs).max() < 0.1
 
 
 def test_blocks_are_the_actions_and_the_mark_before_them(processor):
@@ -227,10 +286,16 @@ def test_blocks_are_the_actions_and_the_mark_before_them(processor):
     ids = torch.tensor([[5, open_id, action, action, close_id, 0], [5, action, open_id, action, close_id, 5]])
     is_act = torch.tensor([[0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]).bool()
     inputs = parallel_inputs(vocabulary, ids, is_act)
-    assert inputs["block_ids"].tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0]]
+    assert inputs["block_ids"].tolist() == [[0, 2, 2, 2, 0, 0], [0, 0, 2, 2, 0, 0]]  # 1 is a prompt's
     assert is_slot(inputs["block_ids"]).int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]
     is_act[1, 5] = True
     with pytest.raises(ValueError, match="a token that is no action"):
         parallel_inputs(vocabulary, ids, is_act)
     with pytest.raises(ValueError, match="need is_act"):
         processor.forward_inputs(ids, torch.ones_like(ids))
+
+
+def test_each_action_of_every_block_is_fed_a_slot_of_its_own():
+    blocks = torch.tensor([[0, 2, 2, 2, 0, 3, 3, 3], [2, 2, 2, 0, 0, 3, 3, 3]])
+    fed = feed_slots(torch.arange(16).view(2, 8), blocks, torch.tensor([100, 101]))
+    assert fed.tolist() == [[0, 1, 100, 101, 4, 5, 100, 101], [8, 100, 101, 11, 12, 13, 100, 101]]

@@ -23,6 +23,7 @@ from rlvla.prompt import PolicyProcessor
 from rlvla.sft import SFTTrainer
 from rlvla.testing import TASK, make_trajectory
 from rlvla.tools import load_tools
+from rlvla.turn_context import Recall
 from rlvla.types import Demonstration, EndReason, Group, Observation, SegmentKind
 from tests import parallel_policies as tiny
 from tests.learning import free_address
@@ -30,9 +31,10 @@ from tests.learning import free_address
 LOSS = LossConfig(kl_coef=0.1, average="token", importance_cap=0.0)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return tiny.save("idefics3", tmp_path_factory.mktemp("parallel"))
+@pytest.fixture(scope="module", params=["causal", "bidirectional"])
+def checkpoint(request, tmp_path_factory) -> Path:
+    """Also with prompts whose tokens see each other."""
+    return tiny.save("idefics3", tmp_path_factory.mktemp("parallel"), prefix_attention=request.param)
 
 
 def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> Learner:
@@ -94,6 +96,18 @@ def test_with_lora_the_reference_decodes_in_parallel_too(checkpoint):
     learner.close()
 
 
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["all", "lora"])
+def test_slots_are_learned_with_all_weights_and_not_with_lora(checkpoint, lora):
+    processor = PolicyProcessor.load(checkpoint)
+    learner = make_learner(checkpoint, lora=lora)
+    learner.step([make_group(processor)])
+    (name,) = (name for name in learner.weights() if name.endswith("embed_tokens.weight"))
+    after = learner.weights()[name][list(processor.vocabulary.slot_ids)]
+    learner.close()
+    before = policy.load_model(checkpoint).get_input_embeddings().weight[list(processor.vocabulary.slot_ids)]
+    assert (after == before.detach().numpy()).all() == (lora is not None)
+
+
 def test_a_learner_whose_mask_is_ignored_does_not_start(checkpoint, monkeypatch):
     load = policy.load_model
 
@@ -128,7 +142,14 @@ def demonstrations() -> list[Demonstration]:
     return demos
 
 
-def act(sampler: TransformersSampler, processor: PolicyProcessor, demo: Demonstration, seed: int, **config: Any):
+def act(
+    sampler: TransformersSampler,
+    processor: PolicyProcessor,
+    demo: Demonstration,
+    seed: int,
+    recall: Recall | None = None,
+    **config: Any,
+):
     """A decision on what a demonstration saw."""
     episode = EpisodeConfig(**config)
     decider = Decider(sampler=sampler, processor=processor, tools=load_tools(episode.tools), config=episode)
@@ -137,13 +158,14 @@ def act(sampler: TransformersSampler, processor: PolicyProcessor, demo: Demonstr
         images=demo.images, proprio=demo.proprio, instruction=demo.instruction, zoom=lambda image, box: crop
     )
     thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
-    decision = asyncio.run(decide(decider, observation, thread, seed=seed))
+    decision = asyncio.run(decide(decider, observation, thread, seed=seed, recall=recall))
     thread.close()
     return decision
 
 
 @pytest.mark.slow
 def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
+    """With all that is bidirectional: prompts and actions."""
     demos = demonstrations()
     write(tmp_path / "demos", [[demo] for demo in demos * 2], robot="test", fps=1.0, suites=("new",))
     cfg = SFTConfig(
@@ -155,6 +177,7 @@ def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
         batch_size=8,
         learner=LearnerConfig(lr=3e-3, warmup_steps=10, schedule="cosine"),
         action_decoding="parallel",
+        prefix_attention="bidirectional",
     )
     data = read(cfg.dataset)
     model, processor = start_policy(cfg, data)
@@ -163,6 +186,7 @@ def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
     assert losses[0] > 2
     assert losses[-1] < 0.05
     trainer.save(tmp_path / "policy")
+    assert PolicyProcessor.load(tmp_path / "policy").prefix_attention == "bidirectional"
 
     sampler = TransformersSampler(tmp_path / "policy")
     for demo in demos:
@@ -171,6 +195,9 @@ def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
         np.testing.assert_array_equal(decision.actions, processor.codec.decode(processor.codec.encode(demo.actions)))
 
     sampled = [act(sampler, processor, demos[1], seed=seed, **tiny.TEMPERATURES) for seed in range(4)]
+    recall = Recall().after(sampled[1].turn, think_every=2, carry_thought=False)
+    sampled.append(act(sampler, processor, demos[1], seed=4, recall=recall, **tiny.TEMPERATURES))
+    assert any(segment.is_reused for segment in sampled[-1].turn.segments)
     trajectories = [
         make_trajectory([decision.turn], end=EndReason.SUCCESS, advantage=(-1.0) ** i)
         for i, decision in enumerate(sampled)
@@ -179,4 +206,4 @@ def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
     metrics = learner.step([Group(task=TASK, trajectories=tuple(trajectories))])
     learner.close()
     assert metrics["mismatch_kl"] < 1e-6
-    assert metrics["num_rows"] == 4
+    assert metrics["num_rows"] == 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from rlvla.config import (
     load,
 )
 from rlvla.dataset import write
-from rlvla.plan_architecture import ArchitectureError, figures_of, require_runnable
+from rlvla.models.openvla.checkpoint import load_checkpoint
+from rlvla.plan_architecture import ArchitectureError, figures_of
 from rlvla.plan_memory import (
     GIB,
     LIVE_PARAMETERS,
@@ -46,6 +48,8 @@ from rlvla.policy import prepare, token_logprobs
 from rlvla.prompt import PolicyProcessor
 from rlvla.tiny_vlm import build_tiny
 from rlvla.types import Demonstration
+from tests import openvla_checkpoints as published
+from tests import parallel_policies
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "recipes/configs"
@@ -125,10 +129,6 @@ def test_the_recipes_print_the_plan_and_end(recipe: str, tmp_path: Path, capsys:
     module.main(load(PLANNERS[recipe][0], flags))
     assert capsys.readouterr().out.startswith(f"plan of recipes/{recipe}.py\n  model               ")
     assert not output.exists()
-    openvla = ["--config", str(CONFIGS / f"{recipe}_openvla-oft_libero-object.yaml"), "--output", str(output)]
-    with pytest.raises(ArchitectureError, match=r"native policy is not built yet.*qwen2\.5-vl-3b"):
-        module.main(load(PLANNERS[recipe][0], openvla))
-    assert not output.exists()
 
 
 def test_published_parameter_counts() -> None:
@@ -142,6 +142,18 @@ def test_published_parameter_counts() -> None:
         openvla.num_parameters == 7_541_237_184
     )  # openvla's finetune.py prints 7,652,065,472 with 110,828,288 of LoRA
     assert openvla.num_adapter_parameters == 32 * 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+
+
+@pytest.mark.parametrize("is_fused", [True, False], ids=["fused", "siglip"])
+def test_an_openvla_folder_is_counted(tmp_path: Path, is_fused: bool) -> None:
+    published.write_published(tmp_path, is_fused=is_fused)
+    figures = figures_of(str(tmp_path), PlanConfig(), tiny=TinyModelConfig())  # what a cold start begins with
+    model = load_checkpoint(tmp_path)
+    assert figures.num_parameters == sum(p.numel() for p in model.parameters())
+    assert figures.num_vision_parameters == sum(
+        p.numel() for name, p in model.named_parameters() if not name.startswith("language_model.")
+    )
+    assert (figures.tokens_of_image(64, 64), figures.head_size) == (published.NUM_PATCHES, 32)
 
 
 def test_lora_is_counted_by_peft() -> None:
@@ -258,13 +270,15 @@ def test_activations_by_hand() -> None:
 
 
 def test_a_sampler_by_hand() -> None:
-    fixed = sampler_memory(FIGURES, SamplerConfig(dtype="bfloat16", kv_cache_mb=1), 0)
+    fixed = sampler_memory(FIGURES, SamplerConfig(dtype="bfloat16", kv_cache_mb=1), 0, 640)
     assert (fixed.weights, fixed.kv_cache, fixed.overhead, fixed.num_kv_tokens) == (2000, 1 << 20, 0, (1 << 20) // 32)
     filled = sampler_memory(
-        FIGURES, SamplerConfig(dtype="bfloat16", kv_cache_mb=0, gpu_memory_utilization=0.5), 24 * GIB
+        FIGURES, SamplerConfig(dtype="bfloat16", kv_cache_mb=0, gpu_memory_utilization=0.5), 24 * GIB, 640
     )
     assert filled.peak == 12 * GIB
-    assert sampler_memory(FIGURES, SamplerConfig(kv_cache_mb=0, gpu_memory_utilization=0.1), GIB).num_kv_tokens == 0
+    assert (
+        sampler_memory(FIGURES, SamplerConfig(kv_cache_mb=0, gpu_memory_utilization=0.1), GIB, 640).num_kv_tokens == 0
+    )
 
 
 def test_a_gpu_that_is_too_small_is_told() -> None:
@@ -282,15 +296,87 @@ def test_a_gpu_that_is_too_small_is_told() -> None:
 
 def test_the_tokens_of_a_turn_by_hand() -> None:
     episode = EpisodeConfig(max_think_tokens=38, max_tool_calls=2, max_turn_tokens=1000)
-    turn = turn_tokens(episode, tokens_per_image=10, num_images=2, num_action_tokens=56)
+    turn = turn_tokens(episode, tokens_per_image=10, num_images=2, num_action_tokens=56, is_parallel=False)
     assert turn.prompt == 48 + 20
     assert turn.least == 68 + 2 + 58
     assert turn.most == turn.limit == 68 + 2 * (40 + 64 + 12) + 40 + 58
     assert turn.expected_sampled == pytest.approx(0.3 * (20 + 32) + 20 + 58)
     assert turn.expected == pytest.approx(68 + 0.3 * (20 + 32 + 12) + 20 + 58)
+    assert turn.expected_decoded == turn.expected_forwards == turn.expected_sampled
     assert (turn.num_images, turn.expected_images) == (4, pytest.approx(2.3))
-    blind = turn_tokens(EpisodeConfig(use_thought=False), tokens_per_image=10, num_images=1, num_action_tokens=56)
+    options: dict[str, Any] = {"tokens_per_image": 10, "num_images": 2, "num_action_tokens": 56, "is_parallel": False}
+    third = turn_tokens(replace(episode, think_every=3), **options)
+    assert (third.least, third.most, third.num_images) == (turn.least, turn.most, 4)
+    assert third.expected_sampled == pytest.approx(0.1 * (20 + 32) + 20 / 3 + 58)
+    assert third.expected == pytest.approx(68 + 0.1 * (20 + 32 + 12) + 20 + 58)
+    plain = turn_tokens(replace(episode, mode="think"), **options)
+    assert (plain.most, plain.expected_images) == (68 + 40 + 58, 2)
+    blind = turn_tokens(EpisodeConfig(mode="act"), **options | {"num_images": 1})
     assert blind.least == blind.most == 58 + 58
+
+
+def test_a_block_of_actions_takes_one_forward() -> None:
+    episode = EpisodeConfig(max_think_tokens=38, max_tool_calls=2, max_turn_tokens=1000)
+    options: dict[str, Any] = {"tokens_per_image": 10, "num_images": 2, "num_action_tokens": 56}
+    text, block = (turn_tokens(episode, **options, is_parallel=is_parallel) for is_parallel in (False, True))
+    for name in ("prompt", "least", "most", "limit", "expected", "expected_images"):  # rows are as long either way
+        assert getattr(block, name) == getattr(text, name), name
+    assert block.expected_sampled == text.expected_sampled - 1  # `</act>` is put there
+    assert block.expected_decoded == pytest.approx(0.3 * (20 + 32) + 20 + 1)  # calls, the thought, `<act>`
+    assert (block.block, text.block) == (57, 0)
+    assert block.expected_forwards == block.expected_decoded + 1
+    rollout, device = Rollout(num_trajectories=10, max_turns=5, chunk_length=8), DEVICES["cpu"]
+    speed: dict[str, Any] = {"num_samplers": 1, "patches_per_image": 16, "bytes_per_value": 4, "concurrency": 1}
+    seconds = [sampler_s(FIGURES, turn, rollout, device, **speed) for turn in (text, block)]
+    prefill, reading = 2 * (57 + 1) * 900 / 5e10, 57 * 900 * 4 / 1e10  # 57 decoded tokens fewer, 58 read more
+    assert seconds[0] - seconds[1] == pytest.approx(30 * (reading - prefill))
+    once, thrice = (sampler_s(FIGURES, block, rollout, device, **speed, num_reads=n) for n in (1, 3))
+    context = block.expected - block.expected_sampled
+    assert thrice - once == pytest.approx(30 * 2 * 2 * (context * 900 + 2.3 * 16 * 100) / 5e10)
+
+
+def test_how_actions_are_decoded_is_read_or_assumed(tmp_path: Path) -> None:
+    path = CONFIGS / "grpo_tiny_tabletop.yaml"
+    missing = ["--model", str(tmp_path / "none"), "--plan.architecture", str(QWEN), "--plan.chunk-length", "5"]
+    missing += ["--episode.temperature", "1.0", "--learner.micro-batch-rows", "4"]
+    text = plan_file(path, *missing)
+    block = plan_file(path, *missing, "--plan.action-decoding", "parallel")
+    assert "action 5 x 4 = 20" in dict(text.lines)["tokens of a turn"]
+    assert "action 5 x 4 = 20, in one forward of 21" in dict(block.lines)["tokens of a turn"]
+    assert f"sampled in {block.turn.expected_decoded + 1:.0f} forwards" in str(block)
+    assert block.seconds["sampler"] < text.seconds["sampler"]
+    assert block.seconds["learner"] == text.seconds["learner"]
+    warm = plan_file(path, *missing, "--plan.action-decoding", "parallel", "--episode.temperature", "1.6")
+    assert block.learner is not None
+    assert warm.learner is not None
+    scored = block.turn.limit - block.turn.prompt + 1
+    more = warm.learner.transient["forward and backward"] - block.learner.transient["forward and backward"]
+    assert more == 4 * scored * 151_936 * 4  # a copy of the logits
+    sft = plan_file(CONFIGS / "sft_tiny_tabletop.yaml", "--action-decoding", "parallel")
+    assert "in one forward of" in dict(sft.lines)["tokens of a turn"]
+
+
+def test_a_checkpoint_that_vllm_does_not_serve_is_told(tmp_path: Path) -> None:
+    checkpoint = parallel_policies.save("idefics3", tmp_path, prefix_attention="bidirectional")
+    flags = ["--model", str(checkpoint), "--env.imports", "not_here", "--plan.action-size", "2"]
+    for name in ("grpo", "evaluate"):
+        planned = plan_file(CONFIGS / f"{name}_tiny_tabletop.yaml", *flags)
+        assert "action 3 x 2 = 6, in one forward of 7" in dict(planned.lines)["tokens of a turn"]
+        (problem,) = planned.problems
+        assert problem.endswith("vLLM attends prompts causally: set sampler.backend to transformers")
+        slow = plan_file(CONFIGS / f"{name}_tiny_tabletop.yaml", *flags, "--sampler.backend", "transformers")
+        assert slow.problems == ()
+
+
+def test_the_transformers_sampler_is_planned_as_one_turn_after_another(tmp_path: Path) -> None:
+    path = CONFIGS / "grpo_qwen2.5-vl-3b-lora_libero-object.yaml"
+    vllm, slow = plan_file(path), plan_file(path, "--sampler.backend", "transformers")
+    assert slow.sampler is not None
+    weights = 2 * 3_754_622_976
+    assert (slow.sampler.weights, slow.sampler.num_kv_tokens) == (2 * weights, 640)
+    assert slow.sampler.kv_cache == 640 * 2 * 36 * 2 * 128 * 2
+    assert slow.seconds["sampler"] > 10 * vllm.seconds["sampler"]
+    assert "1 of transformers, bfloat16" in dict(slow.lines)["sampler"]
 
 
 def test_limits_that_no_turn_keeps_are_told() -> None:
@@ -302,7 +388,8 @@ def test_limits_that_no_turn_keeps_are_told() -> None:
 
 
 def test_seconds_by_hand() -> None:
-    turn = turn_tokens(EpisodeConfig(max_think_tokens=38), tokens_per_image=10, num_images=1, num_action_tokens=56)
+    options: dict[str, Any] = {"tokens_per_image": 10, "num_images": 1, "num_action_tokens": 56, "is_parallel": False}
+    turn = turn_tokens(EpisodeConfig(max_think_tokens=38), **options)
     rollout = Rollout(num_trajectories=10, max_turns=5, chunk_length=8)
     assert (rollout.num_turns, rollout.num_env_steps) == (30, 240)
     assert simulator_s(rollout, 12.0, 4) == 5.0
@@ -310,7 +397,7 @@ def test_seconds_by_hand() -> None:
     assert learner_s(FIGURES, 1e6, 2e6, device, world=2) == pytest.approx((6 * 1e6 * 900 + 6 * 2e6 * 100) / 1e11)
     again = learner_s(FIGURES, 1e6, 0, device, world=1, num_epochs=2, num_scorings=2, checkpointing=True)
     assert again == pytest.approx((2 * 8 + 2 * 2) * 1e6 * 900 / 5e10)
-    options: dict[str, Any] = {"num_samplers": 1, "patches_per_image": 16, "bytes_per_value": 4}
+    options = {"num_samplers": 1, "patches_per_image": 16, "bytes_per_value": 4}
     alone = sampler_s(FIGURES, turn, rollout, device, concurrency=1, **options)
     assert alone > sampler_s(FIGURES, turn, rollout, device, concurrency=8, **options)
 
@@ -343,14 +430,13 @@ def test_what_cannot_be_planned_is_an_error(tiny_policy: Path, tmp_path: Path) -
     broken = tmp_path / "model.json"
     broken.write_text('{"name": "a", "architecture": "b"}')
     with pytest.raises(ArchitectureError, match=r"model\.json has no 'source'"):
-        require_runnable(PlanConfig(architecture=broken))
+        figures_of("nowhere", PlanConfig(architecture=broken))
     with pytest.raises(ArchitectureError, match=r"missing\.json"):
-        require_runnable(PlanConfig(architecture=tmp_path / "missing.json"))
+        figures_of("nowhere", PlanConfig(architecture=tmp_path / "missing.json"))
     with pytest.raises(ValueError, match="num_trials is 1001, task 'press' has 1000 evaluate states"):
         plan_file(CONFIGS / "evaluate_tiny_tabletop.yaml", "--num-trials", "1001")
     with pytest.raises(ValueError, match="have 4 dimensions, those of the env 7"):
         plan_file(CONFIGS / "evaluate_tiny_libero-object.yaml", "--model", str(tiny_policy))
-    require_runnable(PlanConfig(architecture=QWEN))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 64), (48, 32)])

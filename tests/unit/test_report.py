@@ -14,7 +14,7 @@ from rlvla import EndReason
 from rlvla.config import LogConfig
 from rlvla.metrics import MetricsLogger
 from rlvla.storage import save_trajectories
-from tests.examples import act, good_turn, malformed, think, trajectory, turn, zoom
+from tests.examples import act, good_turn, malformed, reused, think, trajectory, turn, zoom
 from tests.pages import EVIL, Page
 
 
@@ -100,6 +100,13 @@ def test_zooms_are_numbered_alike_on_view_and_crop() -> None:
     assert re.findall(r">(\d)</text>", html) == ["1", "2"]
     assert re.findall(r"zoom (\d)</figcaption>", html) == ["1", "2"]
     assert "tool call, refused" in html
+
+
+def test_a_reused_thought_is_marked() -> None:
+    turns = [turn(think("press"), act()), turn(reused("press"), act())]
+    html = report_episodes.section([("run", [trajectory(turns)])])
+    assert html.count("thought, reused") == 1
+    assert html.count("press</") == 2
 
 
 def test_find_rates_and_numbers() -> None:

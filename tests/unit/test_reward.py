@@ -8,7 +8,7 @@ from rlvla import EndReason, Group, Trajectory
 from rlvla.config import RewardTermConfig
 from rlvla.plugins import PluginError
 from rlvla_reward import RewardError, format_score, success
-from tests.examples import TASK, act, good_turn, malformed, think, trajectory, turn, zoom
+from tests.examples import TASK, act, good_turn, malformed, reused, think, trajectory, turn, zoom
 
 
 def term(fn: str, **fields: object) -> RewardTermConfig:
@@ -42,6 +42,7 @@ def test_format_counts_well_formed_turns() -> None:
     turns = [
         good_turn(),
         turn(think(), act()),
+        turn(reused(), act()),
         turn(act()),  # no thought
         turn(think(), *zoom()),  # no action
         turn(think(), *zoom(error="error: bbox is empty or too small"), think(), act()),  # refused call
@@ -49,8 +50,8 @@ def test_format_counts_well_formed_turns() -> None:
         turn(think(), act(), act()),  # two actions
         turn(),  # nothing sampled
     ]
-    assert [format_score(trajectory([t])) for t in turns] == [1, 1, 0, 0, 0, 0, 0, 0]
-    assert format_score(trajectory(turns)) == 2 / 8
+    assert [format_score(trajectory([t])) for t in turns] == [1, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert format_score(trajectory(turns)) == 3 / 9
     assert format_score(trajectory([])) == 0.0
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from rlvla import EndReason, Trajectory, Turn
 from rlvla.storage import load_trajectories, save_trajectories
-from tests.examples import good_turn, malformed, think, trajectory, turn, zoom
+from tests.examples import act, good_turn, malformed, reused, think, trajectory, turn, zoom
 
 ARRAYS = ("token_ids", "sampler_logprobs", "actions")
 
@@ -34,7 +34,7 @@ def assert_same(a: Trajectory, b: Trajectory) -> None:
 def examples() -> list[Trajectory]:
     refused = turn(think('a "quoted"\nthought, é \ud800'), *zoom(error="error: no"), malformed(), num_cameras=2)
     return [
-        trajectory([good_turn(seed=1), good_turn(seed=2)]),
+        trajectory([good_turn(seed=1), good_turn(seed=2), turn(reused(), act())]),
         trajectory([refused], EndReason.MALFORMED),
         replace(
             trajectory([], EndReason.ENV_ERROR), error="RuntimeError: lost the simulator", num_crashes=3, num_replays=4

@@ -20,7 +20,7 @@ def evaluation(folder: Path, suite: str, successes: int, num_trials: int, **prot
         "low": low,
         "high": high,
         "num_trials": num_trials,
-        "protocol": {**said, "is_official": True, **protocol},
+        "protocol": {**said, "is_official": True, "mode": "zoom", "think_every": 1, **protocol},
     }
     folder.mkdir()
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -38,6 +38,16 @@ def test_a_row_pools_its_suites(tmp_path: Path, capsys: pytest.CaptureFixture[st
     low, high = wilson_interval(495, 520)
     assert row.startswith("| ours | 98.0 [96.4, 98.9] of 500 | 25.0 [")
     assert row.endswith(f"| {100 * 495 / 520:.1f} [{100 * low:.1f}, {100 * high:.1f}] of 520 |")
+
+
+def test_a_column_says_how_the_policy_was_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [
+        evaluation(tmp_path / "a", "libero_10", 1, 2, mode="act"),
+        evaluation(tmp_path / "b", "libero_10", 1, 2, is_official=False, split="evaluate", think_every=3),
+    ]
+    table.main([str(folder) for folder in folders])
+    head = capsys.readouterr().out.splitlines()[0]
+    assert head == "| policy | libero_10 (mode act) | libero_10 (evaluate, not official, think_every 3) | all |"
 
 
 def test_two_policies_are_not_one_row(tmp_path: Path) -> None:
