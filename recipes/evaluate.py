@@ -10,7 +10,6 @@ from rlvla.config import EvaluateConfig, load
 from rlvla.evaluation import evaluate, line
 from rlvla.files import claim
 from rlvla.interrupts import Interrupts
-from rlvla.plan_architecture import require_runnable
 
 
 def main(cfg: EvaluateConfig) -> None:
@@ -18,7 +17,6 @@ def main(cfg: EvaluateConfig) -> None:
     if cfg.dry_run:
         print(plan.of_evaluate(cfg))
         return
-    require_runnable(cfg.plan)
     claim(cfg.output, num_bytes=0)
     with Interrupts():
         summary = evaluate(cfg)

@@ -12,7 +12,6 @@ from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, load
 from rlvla.interrupts import Interrupts
 from rlvla.metrics import PhaseTimer, rollout_metrics
-from rlvla.plan_architecture import require_runnable
 from rlvla.rollout import TaskStream, collect
 from rlvla.run import GRPORun
 from rlvla.types import Group
@@ -24,7 +23,6 @@ def main(cfg: GRPOConfig) -> None:
     if cfg.dry_run:
         print(plan.of_grpo(cfg, reward.weights))
         return
-    require_runnable(cfg.plan)
     tasks = TaskStream(config=cfg.env, seed=cfg.seed)
 
     def judge(group: Group) -> Group:

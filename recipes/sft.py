@@ -12,7 +12,6 @@ from rlvla.cold_start import start_policy
 from rlvla.config import SFTConfig, load
 from rlvla.files import claim
 from rlvla.interrupts import Interrupts
-from rlvla.plan_architecture import require_runnable
 from rlvla.sft import SFTRun, SFTTrainer
 
 
@@ -21,7 +20,6 @@ def main(cfg: SFTConfig) -> None:
     if cfg.dry_run:
         print(plan.of_sft(cfg))
         return
-    require_runnable(cfg.plan)
     claim(cfg.output, num_bytes=0)
     with Interrupts() as interrupts:
         demonstrations = dataset.read(cfg.dataset)

@@ -109,7 +109,8 @@ class Cluster:
                 model,
                 cfg.env,
                 cfg.episode,
-                config.envs_per_actor,
+                num_envs=config.envs_per_actor,
+                envs_per_process=config.envs_per_process,
             )
             for i in range(config.num_rollout_actors)
         ]
