@@ -4,64 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlvla.files import sync, sync_tree, write_json
+from rlvla.files import folder_appears_whole, sync, sync_tree, write_json
 
 MANIFEST = "manifest.json"
 """The file of a checkpoint folder that is written last: {"sha256": {relative path: hex digest}} of all others."""
 
 
 @contextmanager
-def appear_sealed(final: Path) -> Iterator[Path]:
-    """Fill a folder aside; at the end it is sealed and appears as `final`, at an exception it is removed.
+def appear_sealed(path: Path) -> Iterator[Path]:
+    """Fill a folder aside; at the end it gets its manifest, goes to the disk and appears, at an exception nothing does.
 
     Args:
-        final: as for `seal`.
+        path: replaced if it exists, which a checkpoint that can be resumed from never does.
 
     Yields:
         The empty folder to fill.
+
+    Raises:
+        OSError: see `rlvla.files.folder_appears_whole`.
     """
-    aside = start_aside(final)
-    try:
+    with folder_appears_whole(path) as aside:
         yield aside
-        seal(aside, final)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # the disk may be full
-        raise
-
-
-def start_aside(final: Path) -> Path:
-    """An empty folder beside `final`, in the place of what an interrupted run left there."""
-    aside = final.with_name(f"incomplete-{final.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    return aside
-
-
-def seal(aside: Path, final: Path) -> None:
-    """Write the manifest of a filled folder, wait for the disk, and rename it.
-
-    Args:
-        aside: from `start_aside`; all who write to it have ended.
-        final: replaced if it exists, which a checkpoint that can be resumed from never does.
-    """
-    sync_tree(aside)  # before the manifest, which says that all of it is there
-    write_json(aside / MANIFEST, {"sha256": _digests(aside)})
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
-    sync(final.parent)
-    sync(final.parent.parent)  # who may have got `final.parent` just now
+        sync_tree(aside)  # before the manifest, which says that all of it is there
+        write_json(aside / MANIFEST, {"sha256": _digests(aside)})
+    sync(path.parent)
+    sync(path.parent.parent)  # who may have got `path.parent` just now
 
 
 def damage(folder: Path) -> str:
-    """In words, why a folder is not what `seal` left; empty where it is. Reads every byte of it."""
+    """In words, why a folder is not what `appear_sealed` left; empty where it is. Reads every byte of it."""
     file = folder / MANIFEST
     if not file.is_file():
         return f"it has no {MANIFEST}"

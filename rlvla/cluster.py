@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
 from rlvla.dispatch import Dispatcher, get_all, wait_for
+from rlvla.interrupts import kept_handlers
 from rlvla.prompt import vllm_obstacle
 from rlvla.rollout import Job, RolloutActor, SamplerActor
 from rlvla.types import Group, Trajectory
@@ -24,6 +26,8 @@ from rlvla.weight_sync import sync_weights
 
 ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "LP_NUM_THREADS": "1"}
 """Of every actor: no chatter, and no thread storm of Mesa's software renderer."""
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+"""Likewise on one machine: what learner ranks and vLLM's workers tell each other stays on it."""
 
 
 class ProcessLostError(RuntimeError):
@@ -116,12 +120,13 @@ class Cluster:
                 model,
                 cfg.env,
                 cfg.episode,
-                config.envs_per_actor,
+                num_envs=config.envs_per_actor,
+                envs_per_process=config.envs_per_process,
             )
             for i in range(config.num_rollout_actors)
         ]
         self._dispatcher = Dispatcher(self._rollout_actors, self._revive_samplers)
-        self._learners = [self._actor(LearnerActor) for _ in range(num_learners)]
+        self._learners: list[Any] = [self._actor(LearnerActor) for _ in range(num_learners)]
         try:
             self._wait_until_started(cfg)
         except BaseException:
@@ -139,13 +144,15 @@ class Cluster:
                         for rank, learner in enumerate(self._learners)
                     ]
                 )
+            # What keeps an actor from starting is told now, not in the first rollout.
             self._revive_samplers()
+            ray.get([wait_for(actor.is_ready) for actor in self._rollout_actors])
 
     def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None:
+        if error is None:  # whoever failed or was interrupted may be in the midst of something and would not answer
             self._close_actors()
         self._end()
 
@@ -270,15 +277,42 @@ class Cluster:
 
 
 def start_ray(config: ClusterConfig) -> bool:
-    """Start Ray on loopback, or join the cluster at `config.address`; returns whether it is ours to shut down."""
+    """Start Ray on loopback, or join the cluster at `config.address`; returns whether it is ours to shut down.
+
+    Raises:
+        ConnectionError: nothing answers at `cluster.address`; the message names it.
+    """
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "runtime_env": {"env_vars": ENVIRONMENT}}
     if config.address == "local":
+        options["runtime_env"] = {"env_vars": ENVIRONMENT | LOOPBACK}
         options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-    ray.init(address=config.address, **options)
+        # Else Ray takes the host's address in the place of loopback, and its processes listen on every interface.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    else:
+        _require_answer(config.address)
+    with kept_handlers():
+        try:
+            ray.init(address=config.address, **options)
+        except ConnectionError as error:
+            raise ConnectionError(f"cluster.address is {config.address!r}: {error}") from error
     return True
+
+
+def _require_answer(address: str) -> None:
+    """Raises ConnectionError where nobody listens at `host:port`; Ray itself would abort the process."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # `auto`
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"cluster.address is {address!r}, where nothing answers ({error}): start Ray there (ray start --head), or "
+            "let the run start its own with cluster.address local"
+        ) from error
 
 
 def _bundles(config: ClusterConfig, num_learners: int) -> list[dict[str, float]]:

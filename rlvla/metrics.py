@@ -20,7 +20,11 @@ METRICS = {
     "success": "share of trajectories that ended in success",
     "reward": "mean weighted reward",
     "reward/<name>": "mean unweighted reward term",
-    "num_trajectories": "trajectories sampled, those with a crashed simulator included",
+    "num_trajectories": "trajectories started: num_finished + env_errors",
+    "num_finished": "trajectories that ended otherwise than by a crashed simulator, those of groups dropped later too",
+    "env_errors": "trajectories that ended as ENV_ERROR: the simulator crashed in every attempt",
+    "env_crashes": "attempts at an episode in which its env raised, hung or died",
+    "env_replays": "attempts at an episode after its first one",
     "num_turns": "turns per trajectory",
     "num_env_steps": "env steps per trajectory",
     "format_rate": "share of turns without a malformed part",
@@ -38,7 +42,7 @@ METRICS = {
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """How the policy behaved, averaged over all trajectories of `groups`; names as in `METRICS`.
 
-    Trajectories whose simulator crashed count in `num_trajectories` and `end/env_error` and nowhere else.
+    Trajectories that ended as ENV_ERROR count in `num_trajectories`, `end/env_error` and `env_*` and nowhere else.
     """
     everything = [t for group in groups for t in group.trajectories]
     valid = [t for t in everything if t.end is not EndReason.ENV_ERROR]
@@ -46,6 +50,10 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "success": _mean(t.success for t in valid),
         **_reward_metrics(valid),
         "num_trajectories": float(len(everything)),
+        "num_finished": float(len(valid)),
+        "env_errors": float(len(everything) - len(valid)),
+        "env_crashes": float(sum(t.num_crashes for t in everything)),
+        "env_replays": float(sum(t.num_replays for t in everything)),
         "num_turns": _mean(len(t.turns) for t in valid),
         "num_env_steps": _mean(t.num_env_steps for t in valid),
         **_turn_metrics([turn for t in valid for turn in t.turns]),

@@ -64,13 +64,8 @@ class Sampler(Protocol):
         ...
 
 
-class Env(Protocol):
-    """The part of a Gymnasium env that a rollout uses; `rlvla_envs.spec` documents and checks it."""
-
-    suite: str
-    task_names: tuple[str, ...]
-
-    def init_state_ids(self, task_id: int, split: str) -> Sequence[int]: ...
+class Simulator(Protocol):
+    """What an episode asks of an env, be it in this process or behind `env_process.RemoteEnv`."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -81,6 +76,15 @@ class Env(Protocol):
     def zoom(self, image: int, bbox: Box) -> np.ndarray: ...
 
     def close(self) -> None: ...
+
+
+class Env(Simulator, Protocol):
+    """The part of a Gymnasium env that a rollout uses; `rlvla_envs.spec` documents and checks it."""
+
+    suite: str
+    task_names: tuple[str, ...]
+
+    def init_state_ids(self, task_id: int, split: str) -> Sequence[int]: ...
 
 
 class ActionCodec(Protocol):

@@ -7,29 +7,24 @@ batches over all of them and a finished env takes the next episode at once.
 from __future__ import annotations
 
 import asyncio
-import importlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from ray.exceptions import RayActorError
 
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, SamplerConfig
-from rlvla.episode import Decider, EnvThread, derive_seed, run_episode
+from rlvla.env_process import EnvPool
+from rlvla.env_server import make_env
+from rlvla.env_thread import EnvThread
+from rlvla.episode import Decider, derive_seed, run_episode
 from rlvla.prompt import PolicyProcessor, read_decoding
 from rlvla.protocols import Env, SampleOutput, SampleRequest
 from rlvla.tools import load_tools
-from rlvla.types import Group, TaskSpec, Trajectory
-
-
-def make_env(config: EnvConfig) -> Env:
-    """The bare env behind a Gymnasium id; raises gymnasium's error, which names the id, when it is not registered."""
-    for module in config.imports:
-        importlib.import_module(module)
-    return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
+from rlvla.types import EndReason, Group, TaskSpec, Trajectory
 
 
 class SamplerClosedError(RuntimeError):
@@ -124,10 +119,38 @@ class Job:
     member: int
 
 
-class RolloutActor:
-    """Several envs in one process, each driven by its own thread."""
+async def play_job(decider: Decider, env: EnvThread, job: Job, max_attempts: int) -> Trajectory:
+    """Play one episode, and again from the same state with the same seeds when the simulator crashed.
 
-    def __init__(self, sampler: Any, model: Path, env: EnvConfig, episode: EpisodeConfig, num_envs: int) -> None:
+    Args:
+        decider: policy side.
+        env: simulator side.
+        job: what to play.
+        max_attempts: after as many crashes of its own the trajectory ends as ENV_ERROR, with the turns and the error of
+            the last attempt. A loss that another env of the same process caused is replayed and does not count.
+    """
+    num_crashes = 0
+    for num_replays in itertools.count():
+        trajectory = await run_episode(decider, env, job.task, member=job.member)
+        num_crashes += trajectory.num_crashes
+        if trajectory.end is not EndReason.ENV_ERROR or num_crashes == max_attempts:
+            return replace(trajectory, num_crashes=num_crashes, num_replays=num_replays)
+    raise AssertionError("unreachable: the loop has no end")
+
+
+class RolloutActor:
+    """Several envs, in processes of their own, and the episodes that are played in them."""
+
+    def __init__(
+        self,
+        sampler: Any,
+        model: Path,
+        env: EnvConfig,
+        episode: EpisodeConfig,
+        *,
+        num_envs: int,
+        envs_per_process: int = 1,
+    ) -> None:
         self._sampler = RaySampler(sampler)
         self._decider = Decider(
             sampler=self._sampler,
@@ -135,7 +158,8 @@ class RolloutActor:
             tools=load_tools(episode.tools),
             config=episode,
         )
-        self._envs = [EnvThread(lambda: make_env(env)) for _ in range(num_envs)]
+        self._pool = EnvPool(env, num_envs, envs_per_process)
+        self._max_attempts = env.max_attempts
 
     async def is_ready(self) -> bool:
         """True, once the actor has started."""
@@ -159,7 +183,7 @@ class RolloutActor:
             finally:
                 await ended.put(None)
 
-        drivers = [asyncio.create_task(drive(env)) for env in self._envs[: len(jobs)]]
+        drivers = [asyncio.create_task(drive(env)) for env in self._pool.envs[: len(jobs)]]
         num_driving = len(drivers)
         while num_driving:
             item = await ended.get()
@@ -172,14 +196,13 @@ class RolloutActor:
     async def _play(self, env: EnvThread, job: Job) -> Trajectory | None:
         """One episode; None when the sampler died under it."""
         try:
-            return await run_episode(self._decider, env, job.task, member=job.member)
+            return await play_job(self._decider, env, job, self._max_attempts)
         except SamplerLostError:
             return None
 
     async def close(self) -> None:
-        """Close every env."""
-        for env in self._envs:
-            env.close()
+        """Close every env and end its process."""
+        self._pool.close()
 
 
 @dataclass(kw_only=True)
@@ -236,12 +259,34 @@ Play = Callable[[Sequence[Job]], list[Trajectory]]
 """Plays jobs on whatever actors there are; trajectories in the jobs' order."""
 
 
-def rollout(play: Play, tasks: Sequence[TaskSpec], group_size: int) -> list[Group]:
-    """One group of `group_size` trajectories for each task, in the tasks' order."""
-    jobs = [Job(task=task, member=member) for task in tasks for member in range(group_size)]
-    trajectories = play(jobs)
-    chunks = [trajectories[start : start + group_size] for start in range(0, len(jobs), group_size)]
-    return [Group(task=chunk[0].task, trajectories=tuple(chunk)) for chunk in chunks]
+def rollout(play: Play, tasks: Sequence[TaskSpec], group_size: int, max_refills: int = 0) -> list[Group]:
+    """One group for each task, in the tasks' order.
+
+    Args:
+        play: plays the episodes.
+        tasks: to start from.
+        group_size: trajectories of a group that did not end as ENV_ERROR. Those that did stay in it beside the others
+            that were played in their place: nothing that was started is lost from the count.
+        max_refills: times that this is done; then a group may lack members.
+    """
+    members: list[list[Trajectory]] = [[] for _ in tasks]
+    for _ in range(1 + max_refills):
+        jobs = [
+            (group, Job(task=task, member=member))
+            for group, task in enumerate(tasks)
+            for member in _next_members(members[group], group_size)
+        ]
+        if not jobs:
+            break
+        for (group, _), trajectory in zip(jobs, play([job for _, job in jobs]), strict=True):
+            members[group].append(trajectory)
+    return [Group(task=group[0].task, trajectories=tuple(group)) for group in members]
+
+
+def _next_members(played: Sequence[Trajectory], group_size: int) -> range:
+    """Member indices to play, each hence with sampling seeds of its own, until `group_size` have ended."""
+    num_ended = sum(trajectory.end is not EndReason.ENV_ERROR for trajectory in played)
+    return range(len(played), len(played) + group_size - num_ended)
 
 
 def collect(
@@ -257,21 +302,26 @@ def collect(
         play: see `rollout`.
         tasks: where the tasks come from; advanced.
         judge: fills rewards and advantages of a group.
-        config: `groups_per_step`, `group_size`, `max_waves`.
+        config: `groups_per_step`, `group_size`, `max_waves`, `max_refills`.
 
     Returns:
         (groups to learn from, at most `groups_per_step`; groups sampled now).
     """
+
+    def wave() -> list[Group]:
+        taken = tasks.take(config.groups_per_step)
+        return [judge(group) for group in rollout(play, taken, config.group_size, config.max_refills)]
+
     if config.max_waves == 1:
-        groups = [judge(g) for g in rollout(play, tasks.take(config.groups_per_step), config.group_size)]
+        groups = wave()
         return groups, groups
     kept, sampled = list(tasks.surplus), []
     for _ in range(config.max_waves):
         if len(kept) >= config.groups_per_step:
             break
-        wave = [judge(g) for g in rollout(play, tasks.take(config.groups_per_step), config.group_size)]
-        sampled += wave
-        kept += [group for group in wave if group.has_signal]
+        groups = wave()
+        sampled += groups
+        kept += [group for group in groups if group.has_signal]
     tasks.surplus = kept[config.groups_per_step :]
     chosen = kept[: config.groups_per_step]
     return chosen, sampled or chosen

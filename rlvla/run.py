@@ -7,21 +7,25 @@ outputs/grpo/config.yaml provenance.json metrics.jsonl ids.jsonl summary.json tr
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from rlvla.checkpoint import appear_sealed, newest_whole
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, write_resolved
-from rlvla.files import write_json
+from rlvla.files import claim, write_json
+from rlvla.interrupts import Interrupts
 from rlvla.ledger import Ledger
 from rlvla.metrics import MetricsLogger, PhaseTimer, read_metrics
 from rlvla.prompt import note_trained
 from rlvla.protocols import Stateful
 from rlvla.random_state import random_state, seed_random, set_random_state
 from rlvla.rollout import TaskStream
+from rlvla.skipping import SkipCount
 from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.types import Group, Trajectory
 
@@ -38,13 +42,21 @@ class GRPORun:
     """
 
     def __init__(self, cfg: GRPOConfig, reward: Stateful) -> None:
-        """Raises FileNotFoundError naming `model` when there is no checkpoint to start from."""
+        """Ready the output folder.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint to start from; the message names `model`.
+            OSError: `output` cannot be written to, or its disk is too full; the message names it.
+        """
         if not (cfg.model / "config.json").is_file():
             raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py first")
         self._cfg = cfg
         self._reward = reward
         self._ledger = Ledger(cfg.output)
         self._started = time.perf_counter()
+        self._saved = 0
+        self._skipped = SkipCount(cfg.learner.max_skipped_steps)
+        claim(cfg.output, num_bytes=_least_bytes(cfg))
         write_resolved(cfg, cfg.output)
 
     def __enter__(self) -> GRPORun:
@@ -73,7 +85,47 @@ class GRPORun:
         set_random_state(driver["random"])
         self._logger.rewind(step)
         self._ledger.rewind(step)
+        self._saved = step
         return step
+
+    def judged(self, judge: Callable[[Group], Group]) -> Callable[[Group], Group]:
+        """`judge`; a group that it raises on is kept in `bad_reward.jsonl` before the error goes on."""
+
+        def judged(group: Group) -> Group:
+            try:
+                return judge(group)
+            except Exception:
+                save_trajectories(self._cfg.output / "bad_reward.jsonl", group.trajectories)
+                raise
+
+        return judged
+
+    @contextmanager
+    def droppable(self, step: int, cluster: Cluster, tasks: TaskStream, interrupts: Interrupts) -> Iterator[None]:
+        """The part of a step that an interrupt cuts short: the step is dropped, and the state before it saved."""
+        position, surplus = tasks.position, tasks.surplus
+        try:
+            with interrupts.immediate():
+                yield
+        except KeyboardInterrupt:
+            if self._saved != step:
+                tasks.position, tasks.surplus = position, surplus
+                self._checkpoint(step, cluster, tasks)
+            tqdm.write(f"stopped before step {step}: run the same command again to go on from there", sys.stderr)
+            raise
+
+    def guard(self, step: int, groups: Sequence[Group], learned: Mapping[str, float]) -> None:
+        """Keep what a step's skipped updates were to be made from, in `bad_step_<step>.jsonl`.
+
+        Raises:
+            FloatingPointError: it is one step in a row too many; the message names the file and the key.
+        """
+        if not learned["skipped_updates"]:
+            self._skipped.forget()
+            return
+        file = self._cfg.output / f"bad_step_{step}.jsonl"
+        save_trajectories(file, [t for group in groups for t in group.trajectories])
+        self._skipped.add(step, file)
 
     def progress(self, first: int) -> Iterator[int]:
         """The steps from `first` on, shown as a bar."""
@@ -124,7 +176,7 @@ class GRPORun:
             "minutes": round((time.perf_counter() - self._started) / 60, 2),
             "checkpoint": "checkpoint",
         }
-        (self._cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(self._cfg.output / "summary.json", summary)
 
     def _checkpoint(self, step: int, cluster: Cluster, tasks: TaskStream) -> None:
         """Write all that an exact resume needs; interrupted at any moment, it is not there."""
@@ -133,6 +185,13 @@ class GRPORun:
             save_trajectories(folder / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
             driver = {"position": tasks.position, "reward": self._reward.state_dict(), "random": random_state()}
             write_json(folder / "driver.json", driver)
+        self._saved = step
+
+
+def _least_bytes(cfg: GRPOConfig) -> int:
+    """That the run will write: the finished policy, and beside it a state of weights and two moments of AdamW."""
+    policy = sum(file.stat().st_size for file in cfg.model.glob("*.safetensors"))
+    return policy * (4 if cfg.save_every and cfg.learner.lora is None else 1)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rlvla.checkpoint import MANIFEST, appear_sealed, damage, newest_whole, start_aside
+from rlvla.checkpoint import MANIFEST, appear_sealed, damage, newest_whole
+from rlvla.files import aside_of
 from tests.unit.checkpoint_writer import NUM_FILES, content
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,13 +37,18 @@ def test_a_sealed_folder_is_whole_and_nothing_else_is_left(tmp_path: Path) -> No
 
 
 def test_a_folder_whose_writer_failed_does_not_appear(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), appear_sealed(tmp_path / "state/step-000001") as aside:
+    with (
+        pytest.raises(OSError, match="step-000001 could not be written"),
+        appear_sealed(tmp_path / "state/step-000001") as aside,
+    ):
         (aside / "big").write_bytes(bytes(1 // 0))
     assert list((tmp_path / "state").iterdir()) == []
 
 
 def test_what_a_killed_writer_left_is_not_in_the_next_one(tmp_path: Path) -> None:
-    (start_aside(tmp_path / "step-000001") / "half").write_text("some of it")
+    aside = aside_of(tmp_path / "step-000001")
+    aside.mkdir()
+    (aside / "half").write_text("some of it")
     assert newest_whole(tmp_path) is None
     folder = write(tmp_path, 1)
     assert list(tmp_path.iterdir()) == [folder]

@@ -9,17 +9,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     ["types", "config"],
+    ["models"],
     [
         *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "files", "storage", "prompt"),
-        *("action_slots", "checkpoint", "ledger", "random_state"),
+        *("action_slots", "checkpoint", "ledger", "random_state", "interrupts", "skipping"),
         *("dataset", "dataset_rows", "running_stats", "demonstrations", "read_hdf5", "read_lerobot", "read_video"),
         *("html_page", "html_picture", "svg_chart"),
     ],
-    ["models", "vllm_plugin"],
+    ["vllm_plugin"],
     ["advantage", "loss", "collate"],
     [
         *("hybrid_mask", "policy", "tiny_vlm", "sampler", "sampler_engine", "sampler_prompts", "hf_sampler"),
-        *("env_thread", "turn_context", "episode", "cold_start", "testing"),
+        *("turn_context", "env_thread", "env_server", "env_process", "episode", "cold_start", "testing"),
     ],
     ["rollout", "learner_engine", "learner"],
     ["weight_sync", "dispatch", "cluster", "annotation"],
