@@ -1,7 +1,7 @@
 # Everything from a bare clone. `make help` lists the targets.
 PYTHON_BIN := .venv/bin/python
 SHELL := /bin/bash
-.PHONY: help setup demo test check doctor wheel
+.PHONY: help setup demo test check doctor audit wheel
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,6 +27,9 @@ check: setup ## format, lint, spelling, types, import order
 
 doctor: setup ## what of the stack works on this machine, and what to do where it does not
 	@$(PYTHON_BIN) scripts/doctor.py
+
+audit: setup ## outputs/audit.md: known vulnerabilities and licences of what is installed
+	@$(PYTHON_BIN) scripts/audit.py
 
 wheel: setup ## build dist/rlvla-*.whl
 	@$(PYTHON_BIN) -m hatchling build -t wheel

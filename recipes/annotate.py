@@ -24,6 +24,8 @@ from rlvla.annotation.run import annotate_all, protocol
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, load, write_resolved
+from rlvla.files import claim
+from rlvla.interrupts import Interrupts
 from rlvla.preflight import check_annotate
 
 
@@ -38,7 +40,12 @@ def main(cfg: AnnotateConfig) -> None:
         if cfg.annotator and cfg.num_samples:
             write_contact_sheet(folder, cfg.num_samples, cfg.seed)
 
-    with Store(cfg.output, protocol(cfg)) as store, ThreadPoolExecutor(max_workers=1) as thread:
+    claim(cfg.output.parent, num_bytes=0)
+    with (
+        Interrupts(),
+        Store(cfg.output, protocol(cfg)) as store,
+        ThreadPoolExecutor(max_workers=1) as thread,
+    ):
         if store.is_finished:
             print(f"{cfg.output} is whole: the run before was killed while it cleaned up")
             return

@@ -8,7 +8,8 @@ from __future__ import annotations
 from rlvla import plan
 from rlvla.config import EvaluateConfig, load
 from rlvla.evaluation import evaluate, line
-from rlvla.plan_architecture import require_runnable
+from rlvla.files import claim
+from rlvla.interrupts import Interrupts
 from rlvla.preflight import check_evaluate
 
 
@@ -17,9 +18,10 @@ def main(cfg: EvaluateConfig) -> None:
     if cfg.dry_run:
         print(plan.of_evaluate(cfg))
         return
-    require_runnable(cfg.plan)
     check_evaluate(cfg)
-    summary = evaluate(cfg)
+    claim(cfg.output, num_bytes=0)
+    with Interrupts():
+        summary = evaluate(cfg)
     for name, result in summary["tasks"].items():
         print(line(name, result))
     print(line("all", summary))

@@ -10,8 +10,8 @@ from rlvla import plan
 from rlvla.advantage import with_advantages
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, load
+from rlvla.interrupts import Interrupts
 from rlvla.metrics import PhaseTimer, rollout_metrics
-from rlvla.plan_architecture import require_runnable
 from rlvla.preflight import check_grpo
 from rlvla.rollout import TaskStream, collect
 from rlvla.run import GRPORun
@@ -24,24 +24,25 @@ def main(cfg: GRPOConfig) -> None:
     if cfg.dry_run:
         print(plan.of_grpo(cfg, reward.weights))
         return
-    require_runnable(cfg.plan)
     check_grpo(cfg)
     tasks = TaskStream(config=cfg.env, seed=cfg.seed)
 
     def judge(group: Group) -> Group:
         return with_advantages(reward.score(group), cfg.advantage, reward.weights)
 
-    with GRPORun(cfg) as run, Cluster(cfg) as cluster:
+    with Interrupts() as interrupts, GRPORun(cfg, reward) as run, Cluster(cfg) as cluster, interrupts.deferred():
         first = run.resume(cluster, tasks)
         for step in run.progress(first):
             timer = PhaseTimer()
-            with timer.phase("rollout"):
-                groups, sampled = collect(cluster.play, tasks, judge, cfg)
+            with timer.phase("rollout"), run.droppable(step, cluster, tasks, interrupts):
+                groups, sampled = collect(cluster.play, tasks, run.judged(judge), cfg)
             with timer.phase("learn"):
                 learned = cluster.learn(groups)
             with timer.phase("sync"):
                 cluster.sync(policy_version=step + 1)
             run.log(step, {**rollout_metrics(sampled), **learned}, timer)
+            run.account(step, groups, sampled, cluster)
+            run.guard(step, groups, learned)
             run.keep(step, sampled, cluster, tasks)
         run.finish(cluster, tasks)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from rlvla import dataset, plan
 from rlvla.cold_start import start_policy
 from rlvla.config import SFTConfig, load
-from rlvla.plan_architecture import require_runnable
+from rlvla.files import claim
+from rlvla.interrupts import Interrupts
 from rlvla.preflight import check_sft
 from rlvla.sft import SFTRun, SFTTrainer
 
@@ -20,17 +21,19 @@ def main(cfg: SFTConfig) -> None:
     if cfg.dry_run:
         print(plan.of_sft(cfg))
         return
-    require_runnable(cfg.plan)
     check_sft(cfg)
-    demonstrations = dataset.read(cfg.dataset)
-    model, processor = start_policy(cfg, demonstrations)
-    trainer = SFTTrainer(cfg, model, processor, demonstrations)
-    with SFTRun(cfg, trainer) as run:
-        for step in run.progress(run.resume()):
-            loss = trainer.step(step)
-            run.log(step, loss)
-            run.keep(step)
-    run.finish()
+    claim(cfg.output, num_bytes=0)
+    with Interrupts() as interrupts:
+        demonstrations = dataset.read(cfg.dataset)
+        model, processor = start_policy(cfg, demonstrations)
+        claim(cfg.output, num_bytes=model.get_memory_footprint())
+        trainer = SFTTrainer(cfg, model, processor, demonstrations)
+        with SFTRun(cfg, trainer) as run, interrupts.deferred():
+            for step in run.progress(run.resume()):
+                loss = trainer.step(step)
+                run.log(step, loss)
+                run.keep(step, interrupts)
+        run.finish()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -19,6 +19,10 @@ MAX_BINS, MAX_CHUNK = 65_536, 10_000
 """A checkpoint from elsewhere must not make us list the tokens of a billion bins."""
 QUANTILES = (0.01, 0.99)
 """Robust against the few outliers that teleoperation records (OpenVLA)."""
+StatisticsKind = Literal["bounds_q99", "bounds"]
+"""What OpenVLA's -1 and 1 stand for: 1st and 99th percentile, or least and largest value (openvla-oft
+prismatic/vla/constants.py: LIBERO and Bridge have the former, ALOHA, which RoboTwin runs follow, the latter)."""
+_BOUNDS = {"bounds_q99": ("q01", "q99"), "bounds": ("min", "max")}
 
 _MAX_ACTION = float(np.finfo(np.float32).max)
 
@@ -176,16 +180,19 @@ class BinCodec(QuantileCodec):
         num_bins: int = 256,
         chunk_length: int,
         gripper_dim: int | None = None,
+        kind: StatisticsKind = "bounds_q99",
     ) -> BinCodec:
         """The codec of a data set that a checkpoint was trained on.
 
         Args:
             norm_stats: `norm_stats` of its config.json or content of its dataset_statistics.json; of each data set
-                `action` with `q01` and `q99` [A], and `mask` [A], False where a dimension is not normalised.
+                `action` with `q01` and `q99` [A], or `min` and `max` [A], and `mask` [A], False where a dimension is
+                not normalised.
             key: data set; None: the only one that there is.
             num_bins: edges, OpenVLA's `n_action_bins`.
             chunk_length: K.
             gripper_dim: see the class.
+            kind: which of the statistics -1 and 1 stand for.
 
         Raises:
             ValueError: there is no such data set or statistic; the message names those that there are.
@@ -197,12 +204,15 @@ class BinCodec(QuantileCodec):
         if key not in norm_stats:
             raise ValueError(f"the checkpoint has no statistics of {key!r}; it has those of {names}")
         stats = norm_stats[key].get("action", {})
-        if missing := {"q01", "q99"} - stats.keys():
-            raise ValueError(f"the statistics of {key!r} lack {', '.join(sorted(missing))} of the actions")
-        low, high = stats["q01"], stats["q99"]
+        bounds = _BOUNDS[kind]
+        if missing := [name for name in bounds if name not in stats]:
+            raise ValueError(f"the statistics of {key!r} lack {', '.join(missing)} of the actions")
+        low, high = (stats[name] for name in bounds)
         mask = stats.get("mask", [True] * len(low))
         if not len(low) == len(high) == len(mask):
-            raise ValueError(f"the statistics of {key!r} have {len(low)} q01, {len(high)} q99 and {len(mask)} mask")
+            raise ValueError(
+                f"the statistics of {key!r} have {len(low)} {bounds[0]}, {len(high)} {bounds[1]} and {len(mask)} mask"
+            )
         return cls(
             low=tuple(float(value) if is_on else -1.0 for value, is_on in zip(low, mask, strict=True)),
             high=tuple(float(value) if is_on else 1.0 for value, is_on in zip(high, mask, strict=True)),
@@ -214,8 +224,7 @@ class BinCodec(QuantileCodec):
     def _to_bins(self, actions: np.ndarray) -> np.ndarray:
         gripper = _gripper_index(self.gripper_dim, len(self.low))
         if gripper is not None:
-            actions = actions.copy()
-            actions[:, gripper] = (1 - actions[:, gripper]) / 2
+            actions = _openvla_gripper(actions, gripper)
         low, width = self._bins(1)
         # OpenVLA's data loader writes 0 into a dimension that is constant (rlds/utils/data_utils.py).
         normalised = np.where(width > 0, 2 * (actions - low) / np.where(width > 0, width, 1.0) - 1, 0.0)
@@ -233,6 +242,61 @@ class BinCodec(QuantileCodec):
 @cache
 def _adapter(cls: type[QuantileCodec]) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
+
+
+def statistics_of(actions: np.ndarray, gripper_dim: int | None = None) -> dict[str, list[Any]]:
+    """The statistics of training actions as OpenVLA's fine-tuning writes them, `action` of a data set.
+
+    Args:
+        actions: [M, A] single steps, simulator units.
+        gripper_dim: dimension that is open (-1) or closed (1) in the simulator; kept in OpenVLA's convention, and not
+            normalised (`mask`), as its LIBERO data have it. None: every dimension is.
+
+    Returns:
+        `mean`, `std`, `min`, `max`, `q01`, `q99` and `mask`, [A] each.
+
+    Raises:
+        ValueError: an action is not finite; the message names the dimension.
+    """
+    actions = np.asarray(actions, np.float64)
+    _check_finite(actions)
+    gripper = _gripper_index(gripper_dim, actions.shape[1])
+    if gripper is not None:
+        actions = _openvla_gripper(actions, gripper)
+    low, high = np.quantile(actions, QUANTILES, axis=0)
+    rows = {"mean": actions.mean(0), "std": actions.std(0), "min": actions.min(0), "max": actions.max(0)}
+    rows |= {"q01": low, "q99": high}
+    mask = [dim != gripper for dim in range(actions.shape[1])]
+    return {name: row.tolist() for name, row in rows.items()} | {"mask": mask}
+
+
+_KINDS: dict[str, type[QuantileCodec]] = {"quantile": QuantileCodec, "openvla": BinCodec}
+"""Name in a checkpoint -> codec."""
+
+
+def codec_to_dict(codec: QuantileCodec) -> dict[str, Any]:
+    """JSON-able: `kind` and the codec's fields."""
+    return {"kind": next(kind for kind, cls in _KINDS.items() if type(codec) is cls), **codec.to_dict()}
+
+
+def codec_from_dict(fields: Mapping[str, Any]) -> QuantileCodec:
+    """Inverse of `codec_to_dict`; without a `kind` it is a QuantileCodec.
+
+    Raises:
+        ValueError: the kind is unknown, or fields are missing or unknown; the message names them.
+    """
+    rest = dict(fields)
+    kind = rest.pop("kind", "quantile")
+    if kind not in _KINDS:
+        raise ValueError(f"the action codec is of kind {kind!r}; known are {', '.join(_KINDS)}")
+    return _KINDS[kind].from_dict(rest)
+
+
+def _openvla_gripper(actions: np.ndarray, gripper: int) -> np.ndarray:
+    """[M, A] with the gripper from robosuite's -1 open, 1 closed to OpenVLA's 1 open, 0 closed."""
+    actions = actions.copy()
+    actions[:, gripper] = (1 - actions[:, gripper]) / 2
+    return actions
 
 
 def _gripper_index(gripper_dim: int | None, num_dims: int) -> int | None:

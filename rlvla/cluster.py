@@ -6,14 +6,19 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
+from rlvla.dispatch import Dispatcher, get_all, wait_for
+from rlvla.interrupts import kept_handlers
 from rlvla.prompt import vllm_obstacle
 from rlvla.rollout import Job, RolloutActor, SamplerActor
 from rlvla.types import Group, Trajectory
@@ -21,6 +26,12 @@ from rlvla.weight_sync import sync_weights
 
 ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "LP_NUM_THREADS": "1"}
 """Of every actor: no chatter, and no thread storm of Mesa's software renderer."""
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+"""Likewise on one machine: what learner ranks and vLLM's workers tell each other stays on it."""
+
+
+class ProcessLostError(RuntimeError):
+    """A process died, or could not start, and the run cannot go on without it: the message says which."""
 
 
 class LearnerActor:
@@ -77,6 +88,7 @@ class Cluster:
         Raises:
             ValueError: vLLM cannot serve the checkpoint; the message names the key that chooses another sampler.
             RuntimeError: the cluster does not have what the config reserves; the message lists both.
+            ProcessLostError: an actor died or could not start; the message names it and says why.
         """
         config = cfg.cluster
         if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
@@ -86,6 +98,9 @@ class Cluster:
         self._bundles = _bundles(config, num_learners)
         self.placement = _reserve(self._bundles, config)
         self._next_bundle = 0
+        self._max_restarts = config.max_restarts
+        self._policy_version = 0
+        self._names: dict[str, str] = {}
         model = cfg.model.resolve()
         self.samplers = [
             self._actor(
@@ -105,25 +120,41 @@ class Cluster:
                 model,
                 cfg.env,
                 cfg.episode,
-                config.envs_per_actor,
+                num_envs=config.envs_per_actor,
+                envs_per_process=config.envs_per_process,
             )
             for i in range(config.num_rollout_actors)
         ]
-        self._learners = [self._actor(LearnerActor) for _ in range(num_learners)]
-        if self._learners:
-            master = ray.get(self._learners[0].address.remote())
-            ray.get(
-                [
-                    learner.start.remote(cfg, rank=rank, world=num_learners, master=master)
-                    for rank, learner in enumerate(self._learners)
-                ]
-            )
+        self._dispatcher = Dispatcher(self._rollout_actors, self._revive_samplers)
+        self._learners: list[Any] = [self._actor(LearnerActor) for _ in range(num_learners)]
+        try:
+            self._wait_until_started(cfg)
+        except BaseException:
+            self._end()
+            raise
+
+    def _wait_until_started(self, cfg: GRPOConfig | EvaluateConfig) -> None:
+        with self._naming_the_dead():
+            if isinstance(cfg, GRPOConfig):
+                master = ray.get(self._learners[0].address.remote())
+                world = len(self._learners)
+                get_all(
+                    [
+                        learner.start.remote(cfg, rank=rank, world=world, master=master)
+                        for rank, learner in enumerate(self._learners)
+                    ]
+                )
+            # What keeps an actor from starting is told now, not in the first rollout.
+            self._revive_samplers()
+            ray.get([wait_for(actor.is_ready) for actor in self._rollout_actors])
 
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:  # whoever failed or was interrupted may be in the midst of something and would not answer
+            self._close_actors()
+        self._end()
 
     def _actor(self, cls: type, *args: Any, **kwargs: Any) -> Any:
         """Start `cls` as an actor on the next bundle."""
@@ -137,38 +168,58 @@ class Cluster:
         }
         if cls is SamplerActor:  # every episode of every rollout actor may wait for it at once
             options["max_concurrency"] = 10_000
+        if cls is not LearnerActor:  # a rank that is started anew would not find its way into the process group
+            options["max_restarts"] = self._max_restarts
+        actor = ray.remote(cls).options(**options).remote(*args, **kwargs)
+        self._names[actor._actor_id.hex()] = f"{cls.__name__} (cluster bundle {self._next_bundle})"
         self._next_bundle += 1
-        return ray.remote(cls).options(**options).remote(*args, **kwargs)
+        return actor
 
     def play(self, jobs: Sequence[Job]) -> list[Trajectory]:
-        """Play jobs on all rollout actors; trajectories in the jobs' order."""
-        num = len(self._rollout_actors)
-        parts = ray.get([actor.run.remote(jobs[i::num]) for i, actor in enumerate(self._rollout_actors)])
-        trajectories: list[Any] = [None] * len(jobs)
-        for i, part in enumerate(parts):
-            trajectories[i::num] = part
-        return trajectories
+        """Play jobs on all rollout actors; trajectories in the jobs' order. Errors as of `stream`."""
+        with self._naming_the_dead():
+            trajectories = dict(self._dispatcher.stream(jobs))
+        return [trajectories[index] for index in range(len(jobs))]
 
     def stream(self, jobs: Sequence[Job]) -> Iterator[Trajectory]:
-        """Play jobs on all rollout actors; trajectories as they end."""
-        num = len(self._rollout_actors)
-        streams: list[Any] = [actor.stream.remote(jobs[i::num]) for i, actor in enumerate(self._rollout_actors)]
-        while streams:
-            ready: Any = ray.wait(streams, num_returns=1)[0][0]
-            try:
-                _, trajectory = ray.get(next(ready))
-            except StopIteration:
-                streams.remove(ready)
-            else:
+        """Play jobs on all rollout actors; trajectories as they end.
+
+        What a rollout actor had finished when it died is kept, and the rest played again by its successor; when a
+        sampler dies, the episodes that it served are played again once its successor has the current weights.
+
+        Raises:
+            ProcessLostError: one of them died more than `cluster.max_restarts` times.
+        """
+        with self._naming_the_dead():
+            for _, trajectory in self._dispatcher.stream(jobs):
                 yield trajectory
 
+    def take_resampled(self) -> list[Job]:
+        """The jobs that were given out again since the last call because a process died, once for each time."""
+        resampled, self._dispatcher.resampled = self._dispatcher.resampled, []
+        return resampled
+
+    def _revive_samplers(self) -> None:
+        """Return when every sampler serves the current weights: the checkpoint's, or those of the last `sync`."""
+        is_open = ray.get([wait_for(sampler.is_open) for sampler in self.samplers])
+        closed = [sampler for sampler, serves in zip(self.samplers, is_open, strict=True) if not serves]
+        if self._policy_version and closed:
+            sync_weights(self._learners, closed, self._policy_version)
+        ray.get([wait_for(sampler.open) for sampler in closed if not self._policy_version])
+
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:
-        """One learner step over all ranks; rank 0's metrics."""
+        """One learner step over all ranks; rank 0's metrics.
+
+        Raises:
+            ProcessLostError: a rank died.
+        """
         return self._all_learners("step", ray.put(list(groups)))
 
     def sync(self, policy_version: int) -> None:
-        """Give the samplers the learner's weights."""
-        sync_weights(self._learners, self.samplers, policy_version)
+        """Give the samplers the learner's weights; raises ProcessLostError as `learn` and `stream` do."""
+        self._policy_version = policy_version
+        with self._naming_the_dead():
+            sync_weights(self._learners, self.samplers, policy_version)
 
     def save(self, path: Path) -> None:
         """Write the policy in Hugging Face format."""
@@ -183,13 +234,41 @@ class Cluster:
         self._all_learners("load_state", path.resolve())
 
     def _all_learners(self, method: str, *args: Any) -> Any:
-        return ray.get([learner.call.remote(method, *args) for learner in self._learners])[0]
+        with self._naming_the_dead():
+            return get_all([learner.call.remote(method, *args) for learner in self._learners])[0]
+
+    @contextmanager
+    def _naming_the_dead(self) -> Iterator[None]:
+        """Raise ProcessLostError where Ray says that an actor is gone for good."""
+        try:
+            yield
+        except RayActorError as error:
+            name = self._names.get(str(error.actor_id), "an actor")
+            if error.actor_init_failed:
+                raise ProcessLostError(f"{name} could not start: {error}") from error
+            if name.startswith(LearnerActor.__name__):
+                raise ProcessLostError(
+                    f"{name} died: start the same command again, and the run resumes from its last checkpoint. {error}"
+                ) from error
+            raise ProcessLostError(
+                f"{name} died more than {self._max_restarts} times (cluster.max_restarts): look into its log, then "
+                f"start the same command again, and the run resumes from its last checkpoint. {error}"
+            ) from error
 
     def close(self) -> None:
         """End every actor, give the reservation back, and end Ray if we started it."""
-        ray.get([actor.close.remote() for actor in (*self._rollout_actors, *self.samplers)])
-        if self._learners:
-            self._all_learners("close")
+        self._close_actors()
+        self._end()
+
+    def _close_actors(self) -> None:
+        closing = [actor.close.remote() for actor in (*self._rollout_actors, *self.samplers)]
+        closing += [learner.call.remote("close") for learner in self._learners]
+        for closed in closing:
+            with suppress(RayActorError):  # one that has died has nothing left to close
+                ray.get(closed)
+
+    def _end(self) -> None:
+        """Kill what runs, be it in the middle of something: a rank whose peer died waits for it forever."""
         for actor in (*self._rollout_actors, *self.samplers, *self._learners):
             ray.kill(actor)
         remove_placement_group(self.placement)
@@ -198,15 +277,42 @@ class Cluster:
 
 
 def start_ray(config: ClusterConfig) -> bool:
-    """Start Ray on loopback, or join the cluster at `config.address`; returns whether it is ours to shut down."""
+    """Start Ray on loopback, or join the cluster at `config.address`; returns whether it is ours to shut down.
+
+    Raises:
+        ConnectionError: nothing answers at `cluster.address`; the message names it.
+    """
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "runtime_env": {"env_vars": ENVIRONMENT}}
     if config.address == "local":
+        options["runtime_env"] = {"env_vars": ENVIRONMENT | LOOPBACK}
         options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-    ray.init(address=config.address, **options)
+        # Else Ray takes the host's address in the place of loopback, and its processes listen on every interface.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    else:
+        _require_answer(config.address)
+    with kept_handlers():
+        try:
+            ray.init(address=config.address, **options)
+        except ConnectionError as error:
+            raise ConnectionError(f"cluster.address is {config.address!r}: {error}") from error
     return True
+
+
+def _require_answer(address: str) -> None:
+    """Raises ConnectionError where nobody listens at `host:port`; Ray itself would abort the process."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # `auto`
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"cluster.address is {address!r}, where nothing answers ({error}): start Ray there (ray start --head), or "
+            "let the run start its own with cluster.address local"
+        ) from error
 
 
 def _bundles(config: ClusterConfig, num_learners: int) -> list[dict[str, float]]:

@@ -9,42 +9,97 @@ from typing import Any
 import numpy as np
 
 from rlvla.action_slots import add_slots
-from rlvla.actions import QuantileCodec
+from rlvla.actions import BinCodec, QuantileCodec, statistics_of
 from rlvla.config import SFTConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, text_corpus
 from rlvla.markup import parse
-from rlvla.prompt import PolicyProcessor, extend_vocabulary, read_trained
+from rlvla.models import auto
+from rlvla.prompt import PolicyProcessor, extend_vocabulary, own_action_ids, read_trained
 from rlvla.types import Demonstration, Segment, SegmentKind, Turn
+
+DEMONSTRATIONS = "demonstrations"
+"""`statistics_key` for those of the data set itself."""
 
 
 def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, PolicyProcessor]:
     """The model to train and its processor: `cfg.model` with the tokens it lacks added, or a new tiny VLM.
 
-    The action codec is fitted to the demonstrations.
+    The action codec is fitted to the demonstrations, or, of OpenVLA, is the one of its action statistics; these then
+    are the only ones in the model's config, so that its codec and its `norm_stats` never disagree.
+
+    Raises:
+        ValueError: keys that contradict the checkpoint; the message names key, value and what to do.
     """
-    actions = demonstrations.actions()
-    codec = QuantileCodec.fit(
-        actions.reshape(-1, actions.shape[-1]),
-        num_bins=cfg.num_bins,
-        chunk_length=actions.shape[1],
-        gripper_dim=cfg.gripper_dim,
-    )
     suites = demonstrations.suites
     if cfg.model:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        import torch
 
-        model = AutoModelForImageTextToText.from_pretrained(cfg.model)
-        processor = AutoProcessor.from_pretrained(cfg.model)
-        extend_vocabulary(model, processor, cfg.num_bins)
+        model = auto.load_model(cfg.model, getattr(torch, cfg.learner.dtype))
+        processor = auto.load_processor(cfg.model)
         suites += read_trained(cfg.model)
     else:
         from rlvla.tiny_vlm import build_tiny
 
         model, processor = build_tiny(cfg.tiny, list(text_corpus(demonstrations)), cfg.num_bins, cfg.seed)
+    action_ids = own_action_ids(model.config)
+    codec = _fitted(cfg, demonstrations) if action_ids is None else _published(cfg, demonstrations, model.config)
+    if cfg.model:
+        extend_vocabulary(model, processor, cfg.num_bins if action_ids is None else 0)
     if cfg.action_decoding == "parallel":
-        add_slots(model, processor, actions.shape[1] * actions.shape[2])
-    options = (cfg.carry_thought, suites, cfg.action_decoding, cfg.prefix_attention)
+        chunk_length, num_dims = codec.chunk_shape
+        add_slots(model, processor, chunk_length * num_dims)
+    options = (cfg.carry_thought, suites, cfg.action_decoding, cfg.prefix_attention, action_ids)
     return model, PolicyProcessor.create(processor, codec, *options)
+
+
+def _fitted(cfg: SFTConfig, demonstrations: DemonstrationSet) -> QuantileCodec:
+    if cfg.statistics_key or cfg.statistics_kind != "bounds_q99":
+        raise ValueError(
+            f"statistics_key is {cfg.statistics_key!r}, statistics_kind {cfg.statistics_kind!r}: only an OpenVLA "
+            f"checkpoint has action statistics, model is {cfg.model!r}; leave both out"
+        )
+    actions = demonstrations.actions()
+    return QuantileCodec.fit(
+        actions.reshape(-1, actions.shape[-1]),
+        num_bins=cfg.num_bins,
+        chunk_length=actions.shape[1],
+        gripper_dim=cfg.gripper_dim,
+    )
+
+
+def _published(cfg: SFTConfig, demonstrations: DemonstrationSet, config: Any) -> BinCodec:
+    """The codec of OpenVLA's action tokens; leaves its statistics alone in `config.norm_stats`."""
+    if cfg.num_bins != config.n_action_bins:
+        raise ValueError(
+            f"num_bins is {cfg.num_bins}, {cfg.model} has {config.n_action_bins} action tokens: set num_bins "
+            f"{config.n_action_bins}"
+        )
+    actions = demonstrations.actions()
+    norm_stats, key = config.norm_stats or {}, cfg.statistics_key
+    if key == DEMONSTRATIONS:
+        key = cfg.dataset.resolve().name
+        norm_stats = {key: {"action": statistics_of(actions.reshape(-1, actions.shape[-1]), cfg.gripper_dim)}}
+    try:
+        codec = BinCodec.from_norm_stats(
+            norm_stats,
+            key or None,
+            num_bins=cfg.num_bins,
+            chunk_length=actions.shape[1],
+            gripper_dim=cfg.gripper_dim,
+            kind=cfg.statistics_kind,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"statistics_key is {cfg.statistics_key!r} for {cfg.model}: {error}; or set statistics_key "
+            f"{DEMONSTRATIONS}, for those of {cfg.dataset}"
+        ) from None
+    if len(codec.low) != actions.shape[-1]:
+        raise ValueError(
+            f"statistics_key is {cfg.statistics_key!r} for {cfg.model}: these are of {len(codec.low)} action "
+            f"dimensions, those of {cfg.dataset} have {actions.shape[-1]}; set statistics_key {DEMONSTRATIONS}"
+        )
+    config.norm_stats = {name: stats for name, stats in norm_stats.items() if name == (key or name)}
+    return codec
 
 
 def to_turn(processor: PolicyProcessor, demonstration: Demonstration) -> Turn:

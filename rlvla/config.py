@@ -46,11 +46,25 @@ class EnvConfig:
     id: str = "rlvla/Tabletop-v0"
     """Gymnasium id; `my_lab.envs:Kitchen-v0` imports `my_lab.envs` first."""
     imports: tuple[str, ...] = ("rlvla_envs",)
-    """Modules whose import registers ids."""
+    """Modules whose import registers ids; a rollout's env processes share them, and what else is named here."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the env's constructor."""
     tasks: tuple[str, ...] = ()
     """Task names to run; empty: all that the env has."""
+    deadline_s: float = 60.0
+    """Seconds that a chunk of env steps or a zoom may take in a rollout; then its process is killed and replaced."""
+    reset_deadline_s: float = 300.0
+    """Seconds that a reset may take, likewise; in a new process it also imports the simulator and makes the env."""
+    max_attempts: int = 3
+    """Times that a rollout plays an episode in which the simulator crashes, before it ends as ENV_ERROR."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the keys."""
+        if self.deadline_s <= 0 or self.reset_deadline_s <= 0 or self.max_attempts < 1:
+            raise ValueError(
+                f"env.deadline_s is {self.deadline_s}, env.reset_deadline_s {self.reset_deadline_s}, need above 0; "
+                f"env.max_attempts is {self.max_attempts}, need at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +150,11 @@ class ClusterConfig:
     """Processes that drive envs."""
     envs_per_actor: PositiveInt = 32
     """Envs, hence concurrent episodes, in each rollout actor."""
+    envs_per_process: PositiveInt = 1
+    """Envs in each process that a rollout actor starts for them. Together they take less memory (an env of the tabletop
+    33 MB alone, 17 MB among 8); but one that hangs costs the others' episodes too, which are then played again."""
+    max_restarts: NonNegativeInt = 3
+    """Times that each sampler and rollout actor is started anew in a run after its process died; then the run ends."""
     num_learners: PositiveInt = 1
     """DeepSpeed ranks."""
     sampler_cpus: NonNegativeFloat = 0.5
@@ -240,6 +259,9 @@ class LearnerConfig:
     """AdamW."""
     max_grad_norm: PositiveFloat = 1.0
     """Global gradient norm is clipped here."""
+    max_skipped_steps: NonNegativeInt = 3
+    """Steps in a row that may skip an update because its loss or gradient is not finite; one more stops the run. 0: the
+    first one does."""
     zero_stage: Literal[0, 2, 3] = 0
     """DeepSpeed ZeRO."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -250,6 +272,11 @@ class LearnerConfig:
     """Trade compute for activation memory."""
     lora: LoraConfig | None = None
     """None trains all weights."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the key."""
+        if self.max_skipped_steps < 0:
+            raise ValueError(f"learner.max_skipped_steps is {self.max_skipped_steps}: need at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +311,7 @@ class LogConfig:
 class PlanConfig:
     """What `--dry-run` assumes of things that are not at hand yet: checkpoint, data, simulator, GPU.
 
-    A real run takes them from there, and reads `architecture` only, to end at once when it is one that cannot run.
+    A real run takes them from there.
     """
 
     __pydantic_config__: ClassVar[Any] = _FORBID
@@ -542,9 +569,15 @@ class SFTConfig:
     tiny: TinyModelConfig = field(default_factory=TinyModelConfig)
     """Used when `model` is empty."""
     num_bins: Annotated[int, Field(ge=2)] = 64
-    """Bins per action dimension (OpenVLA: 256)."""
+    """Bins per action dimension; of an OpenVLA checkpoint as many as it has action tokens, 256."""
     gripper_dim: int | None = -1
     """Action dimension that is open or closed and nothing between; None: there is none."""
+    statistics_key: str = ""
+    """OpenVLA: whose action statistics say what its action tokens mean. `demonstrations`: those of `dataset`, as
+    OpenVLA-OFT's fine-tuning has it; any other: a data set's that the checkpoint has; empty: its only one."""
+    statistics_kind: Literal["bounds_q99", "bounds"] = "bounds_q99"
+    """OpenVLA: the bins reach from the 1st to the 99th percentile (LIBERO), or from the least to the largest value
+    (`bounds`; OpenVLA-OFT on ALOHA and RoboTwin)."""
     carry_thought: bool = False
     """Prompts show the previous decision's last thought; kept with the checkpoint."""
     action_decoding: Literal["parallel", "autoregressive"] = "autoregressive"
@@ -563,7 +596,7 @@ class SFTConfig:
     validate_every: PositiveInt = 100
     """Optimizer steps."""
     save_every: NonNegativeInt = 0
-    """Optimizer steps between resumable states; 0: only at the end."""
+    """Optimizer steps between resumable states; 0: none, so that a run that dies starts over."""
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=2e-5))
     """Optimisation."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -620,6 +653,9 @@ class GRPOConfig:
     max_waves: PositiveInt = 1
     """Rollout waves per step: above 1, groups without signal are dropped and refilled (DAPO dynamic sampling), and
     surplus groups are kept for the next step."""
+    max_refills: NonNegativeInt = 2
+    """Times that the trajectories of a step which ended as ENV_ERROR are replaced by further members of their groups;
+    what is still missing then is left out."""
     minibatch_trajectories: PositiveInt = 64
     """Trajectories per optimizer step."""
     num_epochs: PositiveInt = 1
@@ -627,7 +663,7 @@ class GRPOConfig:
     mask_context_full: bool = True
     """Leave trajectories that outgrew the turn limit out of the loss (masked, not punished)."""
     save_every: NonNegativeInt = 0
-    """Steps between resumable checkpoints; 0: only at the end."""
+    """Steps between resumable checkpoints; 0: none, so that a run that dies starts over."""
     save_trajectories: NonNegativeInt = 4
     """Trajectories of the last step kept for the report."""
     seed: NonNegativeInt = 0

@@ -1,4 +1,4 @@
-"""An env and the thread that drives it."""
+"""An env, here or in a process of its own, and the thread that drives it or waits for it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from rlvla.protocols import Env
+from rlvla.protocols import Simulator
 
 T = TypeVar("T")
 
 
 class EnvCrashError(Exception):
-    """The simulator raised; the trajectory ends as ENV_ERROR."""
+    """The simulator raised, hung or died; the episode is played again, or ends as ENV_ERROR."""
+
+
+class NeighbourCrashError(EnvCrashError):
+    """Its process was killed because another env in it hung, which says nothing about this one."""
 
 
 class EnvThread:
     """An env and the one thread that drives it, since a GL context belongs to a thread; others run meanwhile."""
 
-    def __init__(self, make_env: Callable[[], Env]) -> None:
+    def __init__(self, make_env: Callable[[], Simulator]) -> None:
         self._make_env = make_env
-        self._env: Env | None = None
+        self._env: Simulator | None = None
         self._executor = ThreadPoolExecutor(max_workers=1)
 
-    async def call(self, function: Callable[[Env], T]) -> T:
+    async def call(self, function: Callable[[Simulator], T]) -> T:
         """Run `function(env)` in the env's thread; raises EnvCrashError, after which the next call makes a new env."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, function)
 
-    def _run(self, function: Callable[[Env], T]) -> T:
+    def _run(self, function: Callable[[Simulator], T]) -> T:
         try:
             if self._env is None:
                 self._env = self._make_env()
             return function(self._env)
-        except Exception as error:  # the one intended catch: whatever a simulator raises
+        except EnvCrashError:
+            self._env = None
+            raise
+        except Exception as error:  # the one intended catch: whatever a simulator, or a tool, raises
             self._env = None
             raise EnvCrashError(f"{type(error).__name__}: {error}") from error
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.env_thread import EnvCrashError, EnvThread
+from rlvla.env_thread import EnvCrashError, EnvThread, NeighbourCrashError
 from rlvla.markup import Span, parse
 from rlvla.prompt import PolicyProcessor
-from rlvla.protocols import Env, SampleOutput, SampleRequest
+from rlvla.protocols import SampleOutput, SampleRequest, Simulator
 from rlvla.tools import call_tool
 from rlvla.turn_context import Context, Decider, Decision, Recall
 from rlvla.types import Box, EndReason, Observation, Segment, SegmentKind, TaskSpec, Trajectory, Turn
@@ -243,7 +243,7 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
 
     Args:
         decider: policy side.
-        env: simulator side; a crash in it ends the trajectory as ENV_ERROR.
+        env: simulator side; a crash in it ends the trajectory as ENV_ERROR, with `num_crashes` 1 if it was its own.
         task: where to start.
         member: index in the group; gives each member its own sampling seeds.
     """
@@ -274,10 +274,12 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
                 carry_thought=decider.processor.carry_thought,
             )
     except EnvCrashError as crash:
-        return replace(_trajectory(task, turns, EndReason.ENV_ERROR, num_env_steps), error=str(crash))
+        num_crashes = int(not isinstance(crash, NeighbourCrashError))
+        trajectory = _trajectory(task, turns, EndReason.ENV_ERROR, num_env_steps)
+        return replace(trajectory, error=str(crash), num_crashes=num_crashes)
 
 
-def observe(env: Env, raw: Mapping[str, Any]) -> Observation:
+def observe(env: Simulator, raw: Mapping[str, Any]) -> Observation:
     """The env's observation dict as an Observation, with the env's zoom bound to it."""
 
     def zoom(image: int, box: Box) -> np.ndarray:

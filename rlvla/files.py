@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,75 @@ def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
         raise
     if is_durable:
         sync(path.parent)
+
+
+@contextmanager
+def folder_appears_whole(path: Path) -> Iterator[Path]:
+    """A folder to fill aside, renamed at the end, so that under its name it is whole or what it was before.
+
+    Args:
+        path: replaced if it exists. Its folder is made, and what earlier writers left aside there is removed.
+
+    Raises:
+        OSError: it could not be filled; the message names the folder, what was written and what is free, and the cause
+            is chained. What was filled is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob("incomplete-*"):
+        shutil.rmtree(left)
+    aside = aside_of(path)
+    aside.mkdir()
+    try:
+        yield aside
+    except Exception as error:
+        written = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
+        shutil.rmtree(aside)
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path} could not be written ({error}): {written} bytes were, then {free} bytes were free; nothing of it "
+            "is kept, what was there before is untouched. If the disk is full, make room and run the same command again"
+        ) from error
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
+    if path.exists():
+        shutil.rmtree(path)
+    aside.rename(path)
+
+
+def aside_of(path: Path) -> Path:
+    """Where `folder_appears_whole` fills a folder."""
+    return path.with_name(f"incomplete-{path.name}")
+
+
+def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
+    """Make an output folder and try out that it can be written to, before anything costly starts.
+
+    Args:
+        folder: made where it is not there.
+        num_bytes: that will be written at least.
+        key: of the config, for errors.
+
+    Raises:
+        OSError: it cannot be made or written to, or its disk has less room; the message names key and folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written out at once: a full disk takes names and refuses content.
+        with appear_whole(folder / "writable", is_durable=True) as file:
+            file.write(bytes(4096))
+        (folder / "writable").unlink(missing_ok=True)  # another run may try at the same time
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{key}: cannot write to {folder} ({error.strerror}): name another folder, or make room there"
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{key}: {folder} is on a disk with {free / 1e6:.0f} MB free, and the run writes at least "
+            f"{num_bytes / 1e6:.0f} MB there: make room, or name another folder",
+        )
 
 
 def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:

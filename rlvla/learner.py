@@ -16,7 +16,7 @@ from rlvla import collate, loss, policy
 from rlvla.collate import Batch, Row
 from rlvla.config import LearnerConfig, LossConfig
 from rlvla.hybrid_mask import check_hybrid
-from rlvla.learner_engine import DTYPES, Engine, join
+from rlvla.learner_engine import DTYPES, Engine, join, poisoned
 from rlvla.prompt import PolicyProcessor
 from rlvla.types import Group, SegmentKind
 
@@ -31,6 +31,7 @@ METRICS = {
     "mismatch_kl": "KL(sampler || learner before the step) per sampled token, k3, nats",
     "grad_norm": "before clipping, mean over the step's updates",
     "lr": "of the step's last update",
+    "skipped_updates": "updates left out because their loss or gradient was not finite, with all that they measured",
     "num_rows": "turns learned from",
     "num_tokens": "sampled tokens learned from",
     "tokens_per_s": "tokens of those turns, context included, per second and epoch",
@@ -116,17 +117,14 @@ class Learner:
             groups: with advantages; the same on every rank.
 
         Returns:
-            Metrics as in `METRICS`, over all ranks. Without a row to learn from the weights stay, and only counts
-            are returned.
-
-        Raises:
-            FloatingPointError: loss or gradient is not finite; the message names the step.
+            Metrics as in `METRICS`, over all ranks. An update whose loss or gradient is not finite is skipped: weights
+            and optimizer stay bit for bit. Where all are, or without a row to learn from, only counts are returned.
         """
         started = time.perf_counter()
         rows = collate.rows(groups, mask_context_full=self._mask_context_full)
         self._num_steps += 1
         if not rows:
-            return {"num_rows": 0.0, "num_tokens": 0.0}
+            return {"num_rows": 0.0, "num_tokens": 0.0, "skipped_updates": 0.0}
         totals = _Totals(self._device)
         minibatches = self._minibatches(rows)
         is_single_update = len(minibatches) * self._num_epochs == 1
@@ -195,14 +193,13 @@ class Learner:
                 batch = self._scored(batch, inputs, with_old=False)
             value = self._micro_batch_loss(batch.to(self._device), inputs, totals)
             objective += value.detach()
-            self._engine.backward(value, is_last=i == len(batches) - 1)
+            self._engine.backward(poisoned(value), is_last=i == len(batches) - 1)
         objective = self._engine.total(objective)
-        if not torch.isfinite(objective):
-            raise FloatingPointError(f"the loss of learner step {self._num_steps} is {float(objective)}")
         lr = learning_rate(self._cfg, self._num_updates, self._total_steps)
         grad_norm = self._engine.step(lr)
         if not math.isfinite(grad_norm):
-            raise FloatingPointError(f"the gradient norm of learner step {self._num_steps} is {grad_norm}")
+            totals.skip_update()
+            return
         self._num_updates += 1
         totals.add_update(float(objective), grad_norm, lr)
 
@@ -262,6 +259,13 @@ class _Totals:
         self._ratio_max = torch.zeros((), dtype=torch.float64, device=device)
         self._has_kl = False
         self._updates: list[tuple[float, float, float]] = []
+        self._num_skipped = 0
+        self._begin_update()
+
+    def _begin_update(self) -> None:
+        """What an update measures counts once it is made."""
+        self._new_sums = torch.zeros_like(self._sums)
+        self._new_ratio_max = torch.zeros_like(self._ratio_max)
 
     def add_tokens(self, batch: Batch, stats: loss.TokenStats, entropy: torch.Tensor) -> None:
         """Add the sampled tokens of a micro-batch."""
@@ -271,16 +275,26 @@ class _Totals:
         for kind in self._kinds:
             of_kind = mask & (batch.segment_kind == collate.KINDS.index(kind))
             sums += [(stats.kl * of_kind).sum(dtype=torch.float64), of_kind.sum(dtype=torch.float64)]
-        self._sums += torch.stack(sums)
-        self._ratio_max = torch.maximum(self._ratio_max, stats.ratio.max().double())
+        self._new_sums += torch.stack(sums)
+        self._new_ratio_max = torch.maximum(self._new_ratio_max, stats.ratio.max().double())
         self._has_kl |= batch.ref_logprobs is not None
 
     def add_update(self, objective: float, grad_norm: float, lr: float) -> None:
-        """Add one optimizer step."""
+        """Add one optimizer step, and the tokens since the last one."""
+        self._sums += self._new_sums
+        self._ratio_max = torch.maximum(self._ratio_max, self._new_ratio_max)
         self._updates.append((objective, grad_norm, lr))
+        self._begin_update()
+
+    def skip_update(self) -> None:
+        """Count an optimizer step that was not made; its tokens were not learned from."""
+        self._num_skipped += 1
+        self._begin_update()
 
     def metrics(self, engine: Engine) -> dict[str, float]:
-        """Means over all ranks."""
+        """Means over all ranks; without an update there is nothing to average."""
+        if not self._updates:
+            return {"skipped_updates": float(self._num_skipped)}
         kl, entropy, low, high, mismatch, tokens, *by_kind = engine.total(self._sums).tolist()
         objectives, grad_norms, lrs = zip(*self._updates, strict=True)
         metrics = {
@@ -292,6 +306,7 @@ class _Totals:
             "mismatch_kl": mismatch / tokens,
             "grad_norm": float(np.mean(grad_norms)),
             "lr": lrs[-1],
+            "skipped_updates": float(self._num_skipped),
         }
         if self._has_kl:
             metrics["kl"] = kl / tokens

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed import comm
 from deepspeed.ops import __compatible_ops__ as compatible_ops
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from transformers.utils import logging as hf_logging
 
 from rlvla import policy
 from rlvla.config import LearnerConfig
 from rlvla.prompt import PolicyProcessor
+from rlvla.random_state import random_state, set_random_state
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -43,6 +47,7 @@ def join(rank: int, world: int, master: str) -> torch.device:
 
     Raises:
         ValueError: `master` is no `host:port`.
+        OSError: rank 0 cannot listen there; the message names the address.
     """
     host, _, port = master.rpartition(":")
     if not host or not port.isdigit():
@@ -57,8 +62,30 @@ def join(rank: int, world: int, master: str) -> torch.device:
     device = torch.device("cuda", int(local_rank)) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    backend = "nccl" if on_gpu else "gloo"
+    meet(backend, host, int(port), rank, world)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return device
+
+
+def meet(backend: str, host: str, port: int, rank: int = 0, world: int = 1) -> None:
+    """Enter torch's process group at `host:port`, any free port for 0; raises OSError where rank 0 cannot listen."""
+    store = _store(host, port, rank, world)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def _store(host: str, port: int, rank: int, world: int) -> TCPStore:
+    """Where the ranks meet; torch's own would listen on every interface, and rank 0's listens on `host` alone."""
+    if rank:
+        return TCPStore(host, port, world, is_master=False)
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        raise OSError(
+            error.errno, f"learner rank 0 cannot listen on {host}:{port} ({error.strerror}): start the run again"
+        ) from error
+    port = listener.getsockname()[1]
+    return TCPStore(host, port, world, is_master=True, master_listen_fd=listener.detach())
 
 
 def skip_compilation() -> None:
@@ -107,19 +134,17 @@ class Engine:
         self._deepspeed.backward(loss * self._world, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
-        """Clip the gradient, update the weights and forget the gradient; returns its norm before clipping."""
+        """Clip the gradient, update the weights and forget the gradient; returns its norm before clipping.
+
+        Where that is not finite, on all ranks then, weights and moments stay as they are, bit for bit.
+        """
         for group in self._adamw.param_groups:
             group["lr"] = lr
-        if self._clips_here:
-            norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm)
-            self._deepspeed.step()
-            return float(norm)
-        self._deepspeed.step()
-        return float(self._deepspeed.get_global_grad_norm())
+        return update(self._deepspeed, self._trained.values(), self._max_grad_norm)
 
     @property
     def _clips_here(self) -> bool:
-        """Whether the optimizer is a plain AdamW, whose gradient norm DeepSpeed does not tell."""
+        """Whether the optimizer is a plain AdamW, whose state is its own."""
         return self._deepspeed.optimizer is self._adamw
 
     def total(self, values: torch.Tensor, *, largest: bool = False) -> torch.Tensor:
@@ -201,6 +226,37 @@ class Engine:
         comm.destroy_process_group()
 
 
+def poisoned(loss: torch.Tensor) -> torch.Tensor:
+    """A loss that is not finite with a gradient that is NaN throughout; any other as it is.
+
+    So that the sum of all ranks' gradients tells each of them, and none has to ask the others: a loss may be infinite
+    while a mask, or a ratio that is clipped, keeps its gradient finite.
+    """
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
+
+
+def update(engine: Any, trained: Iterable[torch.Tensor], max_grad_norm: float) -> float:
+    """Update the weights of a DeepSpeed engine, unless the gradient is not finite: then only forget it.
+
+    Args:
+        engine: after its last backward.
+        trained: its parameters that are trained.
+        max_grad_norm: the gradient is clipped there.
+
+    Returns:
+        Norm of the gradient before clipping, the same on every rank.
+    """
+    if engine.zero_optimization():  # whose optimizers skip by themselves
+        engine.step()
+        return float(engine.get_global_grad_norm())
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, max_grad_norm))
+    if math.isfinite(norm):
+        engine.step()
+    else:
+        engine.zero_grad()
+    return norm
+
+
 def _zero_stage(cfg: LearnerConfig) -> int:
     """DeepSpeed keeps float32 masters of bfloat16 weights in its ZeRO optimizers only."""
     return 2 if cfg.dtype == "bfloat16" and cfg.zero_stage == 0 else cfg.zero_stage
@@ -231,14 +287,15 @@ def _state_file(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank}.pt"
 
 
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
+def _random_state() -> dict[str, Any]:
+    state: dict[str, Any] = {"cpu": torch.get_rng_state(), **random_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
-def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+def _set_random_state(state: dict[str, Any]) -> None:
+    set_random_state(state)
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

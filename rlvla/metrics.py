@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from rlvla.config import LogConfig
+from rlvla.files import appear_whole
 from rlvla.types import EndReason, Group, SegmentKind, Trajectory, Turn
 
 METRICS = {
     "success": "share of trajectories that ended in success",
     "reward": "mean weighted reward",
     "reward/<name>": "mean unweighted reward term",
-    "num_trajectories": "trajectories sampled, those with a crashed simulator included",
+    "num_trajectories": "trajectories started: num_finished + env_errors",
+    "num_finished": "trajectories that ended otherwise than by a crashed simulator, those of groups dropped later too",
+    "env_errors": "trajectories that ended as ENV_ERROR: the simulator crashed in every attempt",
+    "env_crashes": "attempts at an episode in which its env raised, hung or died",
+    "env_replays": "attempts at an episode after its first one",
     "num_turns": "turns per trajectory",
     "num_env_steps": "env steps per trajectory",
     "format_rate": "share of turns without a malformed part",
@@ -37,7 +42,7 @@ METRICS = {
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """How the policy behaved, averaged over all trajectories of `groups`; names as in `METRICS`.
 
-    Trajectories whose simulator crashed count in `num_trajectories` and `end/env_error` and nowhere else.
+    Trajectories that ended as ENV_ERROR count in `num_trajectories`, `end/env_error` and `env_*` and nowhere else.
     """
     everything = [t for group in groups for t in group.trajectories]
     valid = [t for t in everything if t.end is not EndReason.ENV_ERROR]
@@ -45,6 +50,10 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "success": _mean(t.success for t in valid),
         **_reward_metrics(valid),
         "num_trajectories": float(len(everything)),
+        "num_finished": float(len(valid)),
+        "env_errors": float(len(everything) - len(valid)),
+        "env_crashes": float(sum(t.num_crashes for t in everything)),
+        "env_replays": float(sum(t.num_replays for t in everything)),
         "num_turns": _mean(len(t.turns) for t in valid),
         "num_env_steps": _mean(t.num_env_steps for t in valid),
         **_turn_metrics([turn for t in valid for turn in t.turns]),
@@ -157,12 +166,7 @@ class MetricsLogger:
 
     def rewind(self, step: int) -> None:
         """Forget all lines from `step` on: the run resumes there."""
-        if self.path.exists():
-            # An interrupted run may have left half a line at the end.
-            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            aside = self.path.with_suffix(".rewound")
-            aside.write_text("".join(line for line in whole if json.loads(line)["step"] < step))
-            aside.replace(self.path)
+        forget_steps(self.path, step)
         if self._log.tensorboard:
             self._tensorboard = _start_tensorboard(self._output, step)
         self._is_rewound = True
@@ -201,6 +205,15 @@ def require_sinks(log: LogConfig) -> None:
         _require("tensorboard", "log.tensorboard is on")
     if log.wandb_project:
         _require("wandb", f"log.wandb_project is {log.wandb_project!r}")
+
+
+def forget_steps(path: Path, step: int) -> None:
+    """Keep the lines of a file, if it is there, whose `step` is below `step`."""
+    if path.exists():
+        # An interrupted run may have left half a line at the end.
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        with appear_whole(path) as file:
+            file.write("".join(line for line in whole if json.loads(line)["step"] < step).encode())
 
 
 def _require(package: str, reason: str) -> None:

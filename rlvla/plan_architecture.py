@@ -1,22 +1,25 @@
 """Where a model's figures come from: a checkpoint, a JSON file, the hub, or a tiny model of the config.
 
 Figures of a model that is not on this machine are a JSON file: `name` (hub id), `architecture`, `source`, and `config`,
-which is its Hugging Face config, or for `"architecture": "openvla"`, which transformers has no class for, the sizes of
-its parts.
+which is its Hugging Face config, or for `"architecture": "openvla"` the sizes of its parts.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvla.config import LoraConfig, PlanConfig, TinyModelConfig
+from rlvla.models import auto
 from rlvla.plan_model import ModelFigures, Stack, count
 
 if TYPE_CHECKING:
+    from rlvla.models.openvla.config import OpenVLAConfig
     from rlvla.prompt import PolicyProcessor
 
 OPENVLA = "openvla"
@@ -27,16 +30,7 @@ _TINY_CORPUS = (
 
 
 class ArchitectureError(ValueError):
-    """A model that cannot be read, planned or run; the message says what to do."""
-
-
-def require_runnable(plan: PlanConfig) -> None:
-    """Raises ArchitectureError for figures of an architecture that has no native policy here."""
-    if plan.architecture is not None and _read(plan.architecture)["architecture"] == OPENVLA:
-        raise ArchitectureError(
-            f"plan.architecture: {plan.architecture} is OpenVLA, whose native policy is not built yet: it can be "
-            "planned with --dry-run, not run. Use the qwen2.5-vl-3b configs of the same suite meanwhile"
-        )
+    """A model that cannot be read or planned; the message says what to do."""
 
 
 def figures_of(
@@ -85,19 +79,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _of_folder(path: Path, lora: LoraConfig | None) -> ModelFigures:
-    from transformers import AutoConfig
+    from rlvla.prompt import POLICY_FILE, PolicyProcessor
 
-    from rlvla.prompt import PolicyProcessor
-
-    processor = PolicyProcessor.load(path)
-    return _of_config(AutoConfig.from_pretrained(path), lora, source=str(path), processor=processor)
+    processor = PolicyProcessor.load(path) if (path / POLICY_FILE).is_file() else None
+    return _of_config(auto.load_config(path), lora, source=str(path), processor=processor)
 
 
 def _of_hub(name: str, lora: LoraConfig | None) -> ModelFigures:
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = auto.load_config(name)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ArchitectureError(
@@ -137,6 +127,8 @@ def _of_tiny(tiny: TinyModelConfig, num_bins: int, lora: LoraConfig | None, why:
 def _of_config(
     config: Any, lora: LoraConfig | None, *, source: str, processor: PolicyProcessor | None = None
 ) -> ModelFigures:
+    if auto.is_openvla(config):
+        return _of_openvla(_sizes(config), lora, source)
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -145,15 +137,24 @@ def _of_config(
     return count(model, lora, source=source, processor=processor)
 
 
+def _sizes(config: OpenVLAConfig) -> dict[str, Any]:
+    """The config of an OpenVLA checkpoint as in the JSON files."""
+    towers = [
+        {**asdict(tower), "num_extra_tokens": tower.has_class_token + tower.num_registers} for tower in config.towers
+    ]
+    return {"text": config.get_text_config().to_dict(), "vision": towers}
+
+
 def _of_openvla(config: Mapping[str, Any], lora: LoraConfig | None, source: str) -> ModelFigures:
-    """Llama, two vision towers side by side, and an MLP of three layers (openvla's modeling_prismatic.py)."""
+    """Llama, and one vision tower before an MLP of two layers, or two of three (openvla's modeling_prismatic.py)."""
     text, towers = config["text"], config["vision"]
     hidden, inner, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
     shapes = [(hidden, hidden)] * 4 + [(hidden, inner)] * 3  # q k v o, gate up down
     adapted = layers * sum(a * b for a, b in shapes)
     language = 2 * text["vocab_size"] * hidden + adapted + layers * 2 * hidden + hidden
     width = sum(tower["hidden_size"] for tower in towers)
-    projector = width * 4 * width + 4 * width + 4 * width * hidden + hidden + hidden * hidden + hidden
+    sizes = [width, 4 * width, hidden, hidden] if len(towers) == 2 else [width, hidden, hidden]
+    projector = sum(before * behind + behind for before, behind in pairwise(sizes))
     vision = sum(map(_vit_parameters, towers)) + projector
     num_patches = (towers[0]["image_size"] // towers[0]["patch_size"]) ** 2
     return ModelFigures(

@@ -68,7 +68,7 @@ ENV_STEPS_PER_S = {
     # picture with reflections (the env's default), one process, Mesa on a core of an AMD EPYC, beside other work.
     "rlvla/Libero-v0": 43.3,
 }
-"""Env id -> env steps a second of one rollout actor, whose Python part keeps one core busy."""
+"""Env id -> env steps a second of one core, which a rollout actor is counted as."""
 ENV_MEMORY_GB = {"rlvla/Libero-v0": 1.2}
 """Env id -> GiB of main memory of one env with its renderer, measured (LIBERO)."""
 

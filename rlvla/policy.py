@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlvla.action_slots import is_slot
 from rlvla.config import LoraConfig
 from rlvla.hybrid_mask import hybrid_inputs
+from rlvla.models import auto
 from rlvla.prompt import PolicyProcessor
 
 IMAGE_TOKEN_BIAS = -100.0
@@ -31,7 +31,7 @@ def load_model(
     lora: LoraConfig | None = None,
     gradient_checkpointing: bool = False,
 ) -> Any:
-    """Load a checkpoint folder (or hub id) and ready it for training.
+    """Load a checkpoint folder (or hub id) and ready it for training; neither code nor pickles of it are run.
 
     Args:
         path: with `config.json` and safetensors.
@@ -39,8 +39,7 @@ def load_model(
         lora: see `prepare`.
         gradient_checkpointing: see `prepare`.
     """
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-    return prepare(model, lora=lora, gradient_checkpointing=gradient_checkpointing)
+    return prepare(auto.load_model(path, dtype), lora=lora, gradient_checkpointing=gradient_checkpointing)
 
 
 def prepare(model: Any, *, lora: LoraConfig | None = None, gradient_checkpointing: bool = False) -> Any:
@@ -198,7 +197,7 @@ def save_policy(model: Any, processor: PolicyProcessor, path: Path | str) -> Non
     """Write a checkpoint folder that `from_pretrained`, vLLM and `PolicyProcessor.load` read; LoRA is merged."""
     bare = unwrap(model)
     base = bare.get_base_model() if _has_adapter(bare) else bare
-    base.save_pretrained(path, state_dict=_merged_state(bare))
+    auto.save_model(base, path, _merged_state(bare))
     processor.save(path)
 
 

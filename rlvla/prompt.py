@@ -19,8 +19,9 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from rlvla.action_slots import PROMPT_BLOCK, parallel_inputs
-from rlvla.actions import QuantileCodec
+from rlvla.actions import QuantileCodec, codec_from_dict, codec_to_dict
 from rlvla.markup import MARKS, Vocabulary, slot_tokens
+from rlvla.models import auto
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +52,9 @@ IMAGE_FORMATS = {
     "Qwen2VLProcessor": _QWEN,
     "Qwen2_5_VLProcessor": _QWEN,
     "Qwen3VLProcessor": _QWEN,
+    "PrismaticProcessor": ImageFormat(text="<image>", placeholder="<image>", is_flat=False),
 }
-"""Hugging Face processor class -> format: idefics3, smolvlm, qwen2_vl, qwen2_5_vl and qwen3_vl."""
+"""Hugging Face processor class -> format: idefics3, smolvlm, qwen2_vl, qwen2_5_vl, qwen3_vl, and our openvla."""
 
 
 def action_tokens(num_bins: int) -> list[str]:
@@ -60,18 +62,38 @@ def action_tokens(num_bins: int) -> list[str]:
     return [f"<act_{i}>" for i in range(num_bins)]
 
 
+def own_action_ids(config: Any) -> tuple[int, ...] | None:
+    """Bin -> id of the action tokens that a model has learned in its pretraining, from its config.
+
+    OpenVLA: the last 256 words of Llama's own vocabulary. None: the model has none, `extend_vocabulary` adds them.
+    """
+    return getattr(config, "action_ids", None)
+
+
 def extend_vocabulary(model: Any, hf_processor: Any, num_bins: int) -> None:
     """Teach a pretrained VLM the markup: add its marks and the action bins as tokens and grow the embeddings.
 
     Args:
-        model: Hugging Face VLM; changed in place. New rows start at the mean of the old ones.
+        model: Hugging Face VLM; changed in place. New rows are drawn like the old ones, always the same: at the mean of
+            the old ones, where transformers starts them, LoRA, which freezes them, could not tell them apart.
         hf_processor: its processor; the tokenizer is changed in place.
-        num_bins: bins per action dimension.
+        num_bins: bins per action dimension; 0 where the model has action tokens of its own.
     """
     hf_processor.tokenizer.add_tokens([*MARKS, *action_tokens(num_bins)], special_tokens=True)
     # Many checkpoints have more rows than tokens already; never shrink them.
-    rows = max(len(hf_processor.tokenizer), model.get_input_embeddings().num_embeddings)
-    model.resize_token_embeddings(rows)
+    num_before = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(max(len(hf_processor.tokenizer), num_before), mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        _draw_rows(layer.weight.data, num_before)
+
+
+def _draw_rows(weight: torch.Tensor, first: int) -> None:
+    """Fill the rows of [V, D] from `first` on, normal with mean and spread of those before, each dimension its own."""
+    import torch
+
+    old = weight[:first].float()
+    noise = torch.randn(weight[first:].shape, generator=torch.Generator().manual_seed(0)).to(old)
+    weight[first:] = (old.mean(0) + old.std(0) * noise).to(weight.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +124,31 @@ class PolicyProcessor:
         trained_suites: Iterable[str] = (),
         action_decoding: ActionDecoding = "autoregressive",
         prefix_attention: PrefixAttention = "causal",
+        action_ids: Sequence[int] | None = None,
     ) -> PolicyProcessor:
         """Wrap a processor whose tokenizer knows the marks, the action tokens and, for `parallel`, the slots.
 
+        Args:
+            hf_processor: of a family in `IMAGE_FORMATS`.
+            codec: actions <-> bins.
+            carry_thought: see the field.
+            trained_suites: see the field.
+            action_decoding: see the field.
+            prefix_attention: see the field.
+            action_ids: bin -> id, from `own_action_ids`; None: of the tokens that `extend_vocabulary` adds.
+
         Raises:
-            ValueError: the model family is not supported, or a token is missing; the message names it.
+            ValueError: the model family is not supported, a token is missing, or there are more or fewer action tokens
+                than bins; the message says which.
         """
         name = type(hf_processor).__name__
         if name not in IMAGE_FORMATS:
             raise ValueError(f"{name} is not supported; supported are {', '.join(IMAGE_FORMATS)}")
         image_format = IMAGE_FORMATS[name]
+        if action_ids is not None and len(action_ids) != codec.num_bins:
+            raise ValueError(
+                f"the model has {len(action_ids)} action tokens of its own, its codec {codec.num_bins} bins"
+            )
         chunk_length, num_dims = codec.chunk_shape
         num_slots = chunk_length * num_dims if action_decoding == "parallel" else 0
         return cls(
@@ -119,7 +156,9 @@ class PolicyProcessor:
             codec=codec,
             carry_thought=carry_thought,
             image_format=image_format,
-            vocabulary=_vocabulary(hf_processor.tokenizer, image_format, codec.num_bins, num_slots),
+            vocabulary=_vocabulary(
+                hf_processor.tokenizer, image_format, action_ids or action_tokens(codec.num_bins), num_slots
+            ),
             trained_suites=tuple(sorted(set(trained_suites))),
             action_decoding=action_decoding,
             prefix_attention=prefix_attention,
@@ -136,24 +175,22 @@ class PolicyProcessor:
         file = Path(path) / POLICY_FILE
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: {path} is no policy checkpoint; recipes/sft.py makes one")
-        from transformers import AutoProcessor
-
         settings = parse_settings(file.read_bytes(), str(file))
-        codec = QuantileCodec.from_dict(settings["codec"])
         return cls.create(
-            AutoProcessor.from_pretrained(path),
-            codec,
+            auto.load_processor(path),
+            codec_from_dict(settings["codec"]),
             settings["carry_thought"],
             settings.get("trained_suites", ()),
             settings.get("action_decoding", "autoregressive"),
             settings.get("prefix_attention", "causal"),
+            own_action_ids(auto.load_config(path)),
         )
 
     def save(self, path: Path | str) -> None:
         """Write the processor's files and `rlvla_policy.json` into a checkpoint folder."""
         self.hf_processor.save_pretrained(path)
         settings = {
-            "codec": self.codec.to_dict(),
+            "codec": codec_to_dict(self.codec),
             "carry_thought": self.carry_thought,
             "trained_suites": list(self.trained_suites),
             "action_decoding": self.action_decoding,
@@ -164,18 +201,23 @@ class PolicyProcessor:
     def prompt_ids(self, instruction: str, num_images: int, carried_thought: str = "") -> tuple[int, ...]:
         """Compact ids of what the policy reads first: the cameras' images and the instruction.
 
-        A tokenizer with a chat template gets it as a user's message; any other as images, instruction, new line.
+        A tokenizer with a chat template gets it as a user's message; any other as images, instruction, new line. Text
+        behind a special token is encoded as if nothing were before it: Llama's tokenizer writes a first word otherwise
+        (`▁In`) than one behind an image (`In`), and OpenVLA puts the image into a prompt that is encoded already.
+
+        Raises:
+            ValueError: the chat template writes another number of images; the message quotes what it writes.
         """
         text = f"{self._plain(instruction)}\n"
         if carried_thought:
             text += f"{self._plain(carried_thought)}\n"
         if not getattr(self.hf_processor, "chat_template", None):
-            return tuple(self.vocabulary.encode(self.image_format.text * num_images + text))
+            return self._encode_apart(self.image_format.text * num_images + text)
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
         prompt = self.hf_processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        ids = tuple(self.vocabulary.encode(prompt))
+        ids = self._encode_apart(prompt)
         if ids.count(self.vocabulary.placeholder_id) != num_images:
             raise ValueError(f"the chat template writes {prompt!r} for {num_images} images")
         return ids
@@ -302,12 +344,26 @@ class PolicyProcessor:
         tokens = sorted(self.hf_processor.tokenizer.get_added_vocab(), key=len, reverse=True)
         return re.compile("|".join(re.escape(token) for token in tokens))
 
+    def _encode_apart(self, text: str) -> tuple[int, ...]:
+        """Ids of a text whose pieces between special tokens are encoded one by one."""
+        ids: list[int] = []
+        start = 0
+        for match in self._added_tokens.finditer(text):
+            ids += self.vocabulary.encode(text[start : match.start()])
+            ids.append(self.hf_processor.tokenizer.convert_tokens_to_ids(match.group()))
+            start = match.end()
+        return (*ids, *self.vocabulary.encode(text[start:]))
+
     def _plain(self, text: str) -> str:
         """Text that cannot turn into marks or image placeholders, whoever wrote it (the policy may have)."""
         return self._added_tokens.sub(" ", text)
 
 
-def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int, num_slots: int) -> Vocabulary:
+def _vocabulary(
+    tokenizer: Any, image_format: ImageFormat, actions: Sequence[int] | Sequence[str], num_slots: int
+) -> Vocabulary:
+    """`actions` are ids, or names of tokens."""
+
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
@@ -324,7 +380,7 @@ def _vocabulary(tokenizer: Any, image_format: ImageFormat, num_bins: int, num_sl
 
     return Vocabulary(
         mark_ids={mark: single(mark) for mark in MARKS},
-        action_ids=tuple(single(token) for token in action_tokens(num_bins)),
+        action_ids=tuple(action if isinstance(action, int) else single(action) for action in actions),
         image_ids=tuple(encode(image_format.text)),
         placeholder_id=single(image_format.placeholder),
         slot_ids=tuple(single(token) for token in slot_tokens(num_slots)),

@@ -1,10 +1,10 @@
-"""What a plugin supplies: a Sampler, an Env, an ActionCodec, a RewardFn, a Tool. Structural types, no base classes."""
+"""What a plugin supplies: a Sampler, Env, ActionCodec, RewardFn, Tool, a state. Structural types, no base classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -64,13 +64,8 @@ class Sampler(Protocol):
         ...
 
 
-class Env(Protocol):
-    """The part of a Gymnasium env that a rollout uses; `rlvla_envs.spec` documents and checks it."""
-
-    suite: str
-    task_names: tuple[str, ...]
-
-    def init_state_ids(self, task_id: int, split: str) -> Sequence[int]: ...
+class Simulator(Protocol):
+    """What an episode asks of an env, be it in this process or behind `env_process.RemoteEnv`."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -81,6 +76,15 @@ class Env(Protocol):
     def zoom(self, image: int, bbox: Box) -> np.ndarray: ...
 
     def close(self) -> None: ...
+
+
+class Env(Simulator, Protocol):
+    """The part of a Gymnasium env that a rollout uses; `rlvla_envs.spec` documents and checks it."""
+
+    suite: str
+    task_names: tuple[str, ...]
+
+    def init_state_ids(self, task_id: int, split: str) -> Sequence[int]: ...
 
 
 class ActionCodec(Protocol):
@@ -102,6 +106,19 @@ class RewardFn(Protocol):
     """A reward term; keyword arguments come from the config."""
 
     def __call__(self, trajectory: Trajectory, **kwargs: Any) -> float: ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What goes into a checkpoint: the reward, and each of its terms that has these two methods."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later calls depend on, as JSON has it: objects, lists, strings, numbers, booleans, None."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        ...
 
 
 class Tool(Protocol):

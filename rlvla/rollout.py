@@ -7,47 +7,43 @@ batches over all of them and a finished env takes the next episode at once.
 from __future__ import annotations
 
 import asyncio
-import importlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
+from ray.exceptions import RayActorError
 
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, SamplerConfig
-from rlvla.episode import Decider, EnvThread, derive_seed, run_episode
+from rlvla.env_process import EnvPool
+from rlvla.env_server import make_env
+from rlvla.env_thread import EnvThread
+from rlvla.episode import Decider, derive_seed, run_episode
 from rlvla.prompt import PolicyProcessor, read_decoding
 from rlvla.protocols import Env, SampleOutput, SampleRequest
 from rlvla.tools import load_tools
-from rlvla.types import Group, TaskSpec, Trajectory
+from rlvla.types import EndReason, Group, TaskSpec, Trajectory
 
 
-def make_env(config: EnvConfig) -> Env:
-    """The bare env behind a Gymnasium id.
+class SamplerClosedError(RuntimeError):
+    """A sampler that has not been told which weights to act with: it was started anew a moment ago."""
 
-    Raises:
-        ModuleNotFoundError: `env.imports` names a module that is not there.
-        gymnasium.error.Error: the id is not registered; the message names it.
-    """
-    for module in config.imports:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise  # a missing dependency of the module, not a missing module
-            raise ModuleNotFoundError(
-                f"env.imports names {module!r}, and there is no module {error.name!r}: install it, or add its folder "
-                "to PYTHONPATH"
-            ) from error
-    return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
+
+class SamplerLostError(RuntimeError):
+    """The sampler died under a request; the episode can be played again when it is back."""
 
 
 class SamplerActor:
-    """The sampler that `sampler.backend` names as a Ray actor; the limits are vLLM's."""
+    """The sampler that `sampler.backend` names as a Ray actor; the limits are vLLM's.
+
+    It serves from `open` or the first `load_weights` on. Started anew by Ray, it holds the weights of the checkpoint on
+    the disk, which may be old ones.
+    """
 
     def __init__(self, model: Path, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int) -> None:
+        self._opened = asyncio.Event()
         if config.backend == "transformers":
             import torch
             from transformers.utils import logging
@@ -70,12 +66,27 @@ class SamplerActor:
         )
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
-        """See `protocols.Sampler`."""
+        """See `protocols.Sampler`; raises SamplerClosedError before it is opened."""
+        if not self._opened.is_set():
+            raise SamplerClosedError("the sampler waits for its weights")
         return await self._sampler.sample(request)
 
     async def load_weights(self, weights: dict[str, np.ndarray], policy_version: int) -> None:
-        """Take new weights between two requests, without a restart."""
+        """Take new weights between two requests, without a restart, and serve."""
         await asyncio.to_thread(self._sampler.load_weights, weights, policy_version)
+        self._opened.set()
+
+    async def open(self) -> None:
+        """Serve with the weights of the checkpoint."""
+        self._opened.set()
+
+    async def is_open(self) -> bool:
+        """Whether it serves."""
+        return self._opened.is_set()
+
+    async def wait_open(self) -> None:
+        """Return when it serves."""
+        await self._opened.wait()
 
     async def close(self) -> None:
         """End the sampler."""
@@ -89,8 +100,15 @@ class RaySampler:
         self._actor = actor
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
-        """See `protocols.Sampler`."""
-        return await self._actor.sample.remote(request)
+        """See `protocols.Sampler`; raises SamplerLostError when the actor died or was started anew."""
+        try:
+            return await self._actor.sample.remote(request)
+        except (RayActorError, SamplerClosedError) as error:
+            raise SamplerLostError(f"the sampler was lost: {error}") from error
+
+    async def wait_open(self) -> None:
+        """Return when the actor, started anew if need be, serves; raises ActorDiedError when it never will."""
+        await self._actor.wait_open.options(max_task_retries=-1).remote()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,36 +119,71 @@ class Job:
     member: int
 
 
-class RolloutActor:
-    """Several envs in one process, each driven by its own thread."""
+async def play_job(decider: Decider, env: EnvThread, job: Job, max_attempts: int) -> Trajectory:
+    """Play one episode, and again from the same state with the same seeds when the simulator crashed.
 
-    def __init__(self, sampler: Any, model: Path, env: EnvConfig, episode: EpisodeConfig, num_envs: int) -> None:
+    Args:
+        decider: policy side.
+        env: simulator side.
+        job: what to play.
+        max_attempts: after as many crashes of its own the trajectory ends as ENV_ERROR, with the turns and the error of
+            the last attempt. A loss that another env of the same process caused is replayed and does not count.
+    """
+    num_crashes = 0
+    for num_replays in itertools.count():
+        trajectory = await run_episode(decider, env, job.task, member=job.member)
+        num_crashes += trajectory.num_crashes
+        if trajectory.end is not EndReason.ENV_ERROR or num_crashes == max_attempts:
+            return replace(trajectory, num_crashes=num_crashes, num_replays=num_replays)
+    raise AssertionError("unreachable: the loop has no end")
+
+
+class RolloutActor:
+    """Several envs, in processes of their own, and the episodes that are played in them."""
+
+    def __init__(
+        self,
+        sampler: Any,
+        model: Path,
+        env: EnvConfig,
+        episode: EpisodeConfig,
+        *,
+        num_envs: int,
+        envs_per_process: int = 1,
+    ) -> None:
+        self._sampler = RaySampler(sampler)
         self._decider = Decider(
-            sampler=RaySampler(sampler),
+            sampler=self._sampler,
             processor=PolicyProcessor.load(model),
             tools=load_tools(episode.tools),
             config=episode,
         )
-        self._envs = [EnvThread(lambda: make_env(env)) for _ in range(num_envs)]
+        self._pool = EnvPool(env, num_envs, envs_per_process)
+        self._max_attempts = env.max_attempts
 
-    async def run(self, jobs: Sequence[Job]) -> list[Trajectory]:
-        """Play all jobs; trajectories come back in the jobs' order."""
-        trajectories = {index: trajectory async for index, trajectory in self.stream(jobs)}
-        return [trajectories[index] for index in range(len(jobs))]
+    async def is_ready(self) -> bool:
+        """True, once the actor has started."""
+        return True
 
-    async def stream(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Trajectory]]:
-        """Play all jobs; (index of the job, trajectory) as they end."""
+    async def stream(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Trajectory | None]]:
+        """Play all jobs; (index of the job, trajectory) as they end.
+
+        Before that (index of the job, None) whenever the sampler died under it, and it is played again from its start.
+        """
         pending = iter(enumerate(jobs))
-        ended: asyncio.Queue[tuple[int, Trajectory] | None] = asyncio.Queue()
+        ended: asyncio.Queue[tuple[int, Trajectory | None] | None] = asyncio.Queue()
 
         async def drive(env: EnvThread) -> None:
             try:
                 for index, job in pending:
-                    await ended.put((index, await run_episode(self._decider, env, job.task, member=job.member)))
+                    while (trajectory := await self._play(env, job)) is None:
+                        await ended.put((index, None))
+                        await self._sampler.wait_open()
+                    await ended.put((index, trajectory))
             finally:
                 await ended.put(None)
 
-        drivers = [asyncio.create_task(drive(env)) for env in self._envs[: len(jobs)]]
+        drivers = [asyncio.create_task(drive(env)) for env in self._pool.envs[: len(jobs)]]
         num_driving = len(drivers)
         while num_driving:
             item = await ended.get()
@@ -140,10 +193,16 @@ class RolloutActor:
                 yield item
         await asyncio.gather(*drivers)  # raises what a driver raised
 
+    async def _play(self, env: EnvThread, job: Job) -> Trajectory | None:
+        """One episode; None when the sampler died under it."""
+        try:
+            return await play_job(self._decider, env, job, self._max_attempts)
+        except SamplerLostError:
+            return None
+
     async def close(self) -> None:
-        """Close every env."""
-        for env in self._envs:
-            env.close()
+        """Close every env and end its process."""
+        self._pool.close()
 
 
 @dataclass(kw_only=True)
@@ -200,12 +259,34 @@ Play = Callable[[Sequence[Job]], list[Trajectory]]
 """Plays jobs on whatever actors there are; trajectories in the jobs' order."""
 
 
-def rollout(play: Play, tasks: Sequence[TaskSpec], group_size: int) -> list[Group]:
-    """One group of `group_size` trajectories for each task, in the tasks' order."""
-    jobs = [Job(task=task, member=member) for task in tasks for member in range(group_size)]
-    trajectories = play(jobs)
-    chunks = [trajectories[start : start + group_size] for start in range(0, len(jobs), group_size)]
-    return [Group(task=chunk[0].task, trajectories=tuple(chunk)) for chunk in chunks]
+def rollout(play: Play, tasks: Sequence[TaskSpec], group_size: int, max_refills: int = 0) -> list[Group]:
+    """One group for each task, in the tasks' order.
+
+    Args:
+        play: plays the episodes.
+        tasks: to start from.
+        group_size: trajectories of a group that did not end as ENV_ERROR. Those that did stay in it beside the others
+            that were played in their place: nothing that was started is lost from the count.
+        max_refills: times that this is done; then a group may lack members.
+    """
+    members: list[list[Trajectory]] = [[] for _ in tasks]
+    for _ in range(1 + max_refills):
+        jobs = [
+            (group, Job(task=task, member=member))
+            for group, task in enumerate(tasks)
+            for member in _next_members(members[group], group_size)
+        ]
+        if not jobs:
+            break
+        for (group, _), trajectory in zip(jobs, play([job for _, job in jobs]), strict=True):
+            members[group].append(trajectory)
+    return [Group(task=group[0].task, trajectories=tuple(group)) for group in members]
+
+
+def _next_members(played: Sequence[Trajectory], group_size: int) -> range:
+    """Member indices to play, each hence with sampling seeds of its own, until `group_size` have ended."""
+    num_ended = sum(trajectory.end is not EndReason.ENV_ERROR for trajectory in played)
+    return range(len(played), len(played) + group_size - num_ended)
 
 
 def collect(
@@ -221,21 +302,26 @@ def collect(
         play: see `rollout`.
         tasks: where the tasks come from; advanced.
         judge: fills rewards and advantages of a group.
-        config: `groups_per_step`, `group_size`, `max_waves`.
+        config: `groups_per_step`, `group_size`, `max_waves`, `max_refills`.
 
     Returns:
         (groups to learn from, at most `groups_per_step`; groups sampled now).
     """
+
+    def wave() -> list[Group]:
+        taken = tasks.take(config.groups_per_step)
+        return [judge(group) for group in rollout(play, taken, config.group_size, config.max_refills)]
+
     if config.max_waves == 1:
-        groups = [judge(g) for g in rollout(play, tasks.take(config.groups_per_step), config.group_size)]
+        groups = wave()
         return groups, groups
     kept, sampled = list(tasks.surplus), []
     for _ in range(config.max_waves):
         if len(kept) >= config.groups_per_step:
             break
-        wave = [judge(g) for g in rollout(play, tasks.take(config.groups_per_step), config.group_size)]
-        sampled += wave
-        kept += [group for group in wave if group.has_signal]
+        groups = wave()
+        sampled += groups
+        kept += [group for group in groups if group.has_signal]
     tasks.surplus = kept[config.groups_per_step :]
     chosen = kept[: config.groups_per_step]
     return chosen, sampled or chosen

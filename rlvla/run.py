@@ -1,22 +1,31 @@
 """The output folder of a GRPO run: resolved config, metrics, checkpoints to resume from, the finished policy.
 
-outputs/grpo/config.yaml provenance.json metrics.jsonl summary.json trajectories.jsonl checkpoint/ state/step-00050/
+outputs/grpo/config.yaml provenance.json metrics.jsonl ids.jsonl summary.json trajectories.jsonl checkpoint/
+             state/step-000050/ (driver.json surplus.jsonl learner/ manifest.json)
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from rlvla.checkpoint import appear_sealed, newest_whole
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, write_resolved
+from rlvla.files import claim, write_json
+from rlvla.interrupts import Interrupts
+from rlvla.ledger import Ledger
 from rlvla.metrics import MetricsLogger, PhaseTimer, read_metrics
 from rlvla.prompt import note_trained
+from rlvla.protocols import Stateful
+from rlvla.random_state import random_state, seed_random, set_random_state
 from rlvla.rollout import TaskStream
+from rlvla.skipping import SkipCount
 from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.types import Group, Trajectory
 
@@ -25,14 +34,29 @@ SHOWN = ("success", "format_rate", "tool_calls_per_turn", "response_tokens", "kl
 
 
 class GRPORun:
-    """Where a run writes and from where it resumes."""
+    """Where a run writes and from where it resumes.
 
-    def __init__(self, cfg: GRPOConfig) -> None:
-        """Raises FileNotFoundError naming `model` when there is no checkpoint to start from."""
+    Args:
+        cfg: of the run.
+        reward: whose state is in the checkpoints.
+    """
+
+    def __init__(self, cfg: GRPOConfig, reward: Stateful) -> None:
+        """Ready the output folder.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint to start from; the message names `model`.
+            OSError: `output` cannot be written to, or its disk is too full; the message names it.
+        """
         if not (cfg.model / "config.json").is_file():
             raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py first")
         self._cfg = cfg
+        self._reward = reward
+        self._ledger = Ledger(cfg.output)
         self._started = time.perf_counter()
+        self._saved = 0
+        self._skipped = SkipCount(cfg.learner.max_skipped_steps)
+        claim(cfg.output, num_bytes=_least_bytes(cfg))
         write_resolved(cfg, cfg.output)
 
     def __enter__(self) -> GRPORun:
@@ -45,17 +69,63 @@ class GRPORun:
         self._logger.close()
 
     def resume(self, cluster: Cluster, tasks: TaskStream) -> int:
-        """Go on from the newest checkpoint under `state/`, if there is one; returns the first step to run."""
-        states = sorted((self._cfg.output / "state").glob("step-*"))
-        if not states:
+        """Go on from the newest whole checkpoint under `state/`, if there is one; returns the first step to run."""
+        newest = newest_whole(self._cfg.output / "state")
+        if newest is None:
+            seed_random(self._cfg.seed)
+            self._ledger.rewind(0)
             return 0
-        step = int(states[-1].name.removeprefix("step-"))
-        cluster.load_state(states[-1] / "learner")
+        step, folder = newest
+        cluster.load_state(folder / "learner")
         cluster.sync(policy_version=step)
-        tasks.position = json.loads((states[-1] / "tasks.json").read_text())["position"]
-        tasks.surplus = _regroup(load_trajectories(states[-1] / "surplus.jsonl"))
+        tasks.surplus = _regroup(load_trajectories(folder / "surplus.jsonl"))
+        driver = json.loads((folder / "driver.json").read_text())
+        tasks.position = driver["position"]
+        self._reward.load_state_dict(driver["reward"])
+        set_random_state(driver["random"])
         self._logger.rewind(step)
+        self._ledger.rewind(step)
+        self._saved = step
         return step
+
+    def judged(self, judge: Callable[[Group], Group]) -> Callable[[Group], Group]:
+        """`judge`; a group that it raises on is kept in `bad_reward.jsonl` before the error goes on."""
+
+        def judged(group: Group) -> Group:
+            try:
+                return judge(group)
+            except Exception:
+                save_trajectories(self._cfg.output / "bad_reward.jsonl", group.trajectories)
+                raise
+
+        return judged
+
+    @contextmanager
+    def droppable(self, step: int, cluster: Cluster, tasks: TaskStream, interrupts: Interrupts) -> Iterator[None]:
+        """The part of a step that an interrupt cuts short: the step is dropped, and the state before it saved."""
+        position, surplus = tasks.position, tasks.surplus
+        try:
+            with interrupts.immediate():
+                yield
+        except KeyboardInterrupt:
+            if self._saved != step:
+                tasks.position, tasks.surplus = position, surplus
+                self._checkpoint(step, cluster, tasks)
+            tqdm.write(f"stopped before step {step}: run the same command again to go on from there", sys.stderr)
+            raise
+
+    def guard(self, step: int, groups: Sequence[Group], learned: Mapping[str, float]) -> None:
+        """Keep what a step's skipped updates were to be made from, in `bad_step_<step>.jsonl`.
+
+        Raises:
+            FloatingPointError: it is one step in a row too many; the message names the file and the key.
+        """
+        if not learned["skipped_updates"]:
+            self._skipped.forget()
+            return
+        file = self._cfg.output / f"bad_step_{step}.jsonl"
+        save_trajectories(file, [t for group in groups for t in group.trajectories])
+        self._skipped.add(step, file)
 
     def progress(self, first: int) -> Iterator[int]:
         """The steps from `first` on, shown as a bar."""
@@ -77,6 +147,11 @@ class GRPORun:
         self._logger.log(step, everything)
         self._bar.set_postfix({name: f"{everything[name]:.3g}" for name in SHOWN if name in everything})
 
+    def account(self, step: int, learned: Sequence[Group], sampled: Sequence[Group], cluster: Cluster) -> None:
+        """Write the ids of a step's trajectories: learned from, sampled, begun again."""
+        resampled = [(job.task, job.member) for job in cluster.take_resampled()]
+        self._ledger.add(step, sampled=sampled, learned=learned, resampled=resampled)
+
     def keep(self, step: int, sampled: Sequence[Group], cluster: Cluster, tasks: TaskStream) -> None:
         """Checkpoint when it is due, and keep some trajectories of the last step for the report."""
         cfg = self._cfg
@@ -88,8 +163,9 @@ class GRPORun:
 
     def finish(self, cluster: Cluster, tasks: TaskStream) -> None:
         """Write the policy and `summary.json`."""
-        cluster.save(self._cfg.output / "checkpoint")
-        note_trained(self._cfg.output / "checkpoint", tasks.suite)
+        with appear_sealed(self._cfg.output / "checkpoint") as folder:
+            cluster.save(folder)
+            note_trained(folder, tasks.suite)
         lines = read_metrics(self._logger.path)
         success = [value for line in lines if (value := line.get("success")) is not None]
         tenth = max(1, len(success) // 10)
@@ -100,19 +176,22 @@ class GRPORun:
             "minutes": round((time.perf_counter() - self._started) / 60, 2),
             "checkpoint": "checkpoint",
         }
-        (self._cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(self._cfg.output / "summary.json", summary)
 
     def _checkpoint(self, step: int, cluster: Cluster, tasks: TaskStream) -> None:
-        """Write aside, then rename, so that an interrupted write is never resumed from."""
-        final = self._cfg.output / "state" / f"step-{step:06d}"
-        aside = final.with_name(f"incomplete-{step:06d}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        cluster.save_state(aside / "learner")
-        (aside / "tasks.json").write_text(json.dumps({"position": tasks.position}))
-        save_trajectories(aside / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
+        """Write all that an exact resume needs; interrupted at any moment, it is not there."""
+        with appear_sealed(self._cfg.output / "state" / f"step-{step:06d}") as folder:
+            cluster.save_state(folder / "learner")
+            save_trajectories(folder / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
+            driver = {"position": tasks.position, "reward": self._reward.state_dict(), "random": random_state()}
+            write_json(folder / "driver.json", driver)
+        self._saved = step
+
+
+def _least_bytes(cfg: GRPOConfig) -> int:
+    """That the run will write: the finished policy, and beside it a state of weights and two moments of AdamW."""
+    policy = sum(file.stat().st_size for file in cfg.model.glob("*.safetensors"))
+    return policy * (4 if cfg.save_every and cfg.learner.lora is None else 1)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -25,6 +25,7 @@ from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.sampler_engine import (
     engine_arguments,
     refuse_other_weights,
+    require_kv_cache,
     set_environment,
     spare_llvmlite,
     weight_names,
@@ -70,6 +71,7 @@ class VLLMSampler:
         parallel_actions: serve requests with `slot_ids`, too; an attention backend that cannot is found now.
 
     Raises:
+        ValueError: `sampler.kv_cache_mb` is too small for one context; the message says how much it takes.
         SamplerError: vLLM cannot serve this checkpoint, or not with parallel actions; the cause is chained.
     """
 
@@ -85,6 +87,7 @@ class VLLMSampler:
     ) -> None:
         if reason := vllm_obstacle(model):
             raise SamplerError(reason)
+        require_kv_cache(model, config, max_model_len)
         set_environment(config.threads, parallel_actions)
         self.num_context_tokens = 0
         """Of all requests so far."""
@@ -117,7 +120,8 @@ class VLLMSampler:
         try:
             ready.result()
         except Exception as error:
-            raise SamplerError(f"vLLM cannot serve {model}: {error}") from error
+            where = "" if config.kv_cache_mb else f"; sampler.gpu_memory_utilization is {config.gpu_memory_utilization}"
+            raise SamplerError(f"vLLM cannot serve {model}: {error}{where}") from error
         atexit.register(self.close)  # native threads of an engine that is still alive would abort the process
 
     async def sample(self, request: SampleRequest) -> SampleOutput:

@@ -68,7 +68,6 @@ def engine_arguments(
     if parallel_actions:
         special["enable_chunked_prefill"] = False  # would tear the blocks of actions
     if not torch.cuda.is_available():
-        special["block_size"] = -(-config.block_size // 32) * 32
         # A prompt cut in two would rewind the request's seeded generator, which a CPU generator cannot do: with room
         # for every token of every sequence no prompt is ever cut.
         special["max_num_batched_tokens"] = config.max_num_seqs * max_model_len
@@ -80,7 +79,7 @@ def engine_arguments(
         "max_num_seqs": config.max_num_seqs,
         "kv_cache_memory_bytes": (config.kv_cache_mb << 20) or None,
         "gpu_memory_utilization": config.gpu_memory_utilization,
-        "block_size": config.block_size,
+        "block_size": _block_size(config),
         "enable_prefix_caching": True,
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel_size,
@@ -91,6 +90,42 @@ def engine_arguments(
         "disable_log_stats": True,
         **special,
     }
+
+
+def least_kv_cache_mb(model: Path | str, config: SamplerConfig, max_model_len: int) -> int:
+    """MiB of KV cache, on each GPU, that hold one context of `max_model_len` tokens and vLLM's null block."""
+    from transformers import AutoConfig
+
+    from rlvla.models import openvla
+
+    openvla.register()
+    text = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    num_heads = -(-text.num_key_value_heads // config.tensor_parallel_size)
+    size = getattr(torch, config.dtype).itemsize
+    block = _block_size(config)
+    num_blocks = -(-max_model_len // block) + 1
+    return -(-2 * text.num_hidden_layers * num_heads * head_size * size * block * num_blocks >> 20)
+
+
+def require_kv_cache(model: Path | str, config: SamplerConfig, max_model_len: int) -> None:
+    """Raises ValueError, naming key and number, where the configured KV cache does not hold one context.
+
+    vLLM finds that out, too, but once it has loaded the weights, and says it in keys of its own.
+    """
+    if not config.kv_cache_mb:
+        return
+    least = least_kv_cache_mb(model, config, max_model_len)
+    if config.kv_cache_mb < least:
+        raise ValueError(
+            f"sampler.kv_cache_mb is {config.kv_cache_mb}: one context of {max_model_len} tokens "
+            f"(episode.max_turn_tokens) alone needs {least}, and each further one that runs at the same time as much"
+        )
+
+
+def _block_size(config: SamplerConfig) -> int:
+    """Tokens of a KV block."""
+    return config.block_size if torch.cuda.is_available() else -(-config.block_size // 32) * 32
 
 
 def weight_names(model: Path) -> frozenset[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
-import shutil
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,25 @@ import deepspeed
 import numpy as np
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from rlvla.checkpoint import appear_sealed, newest_whole
 from rlvla.cold_start import to_turn
 from rlvla.collate import Row, to_batch, to_row
 from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig, SFTConfig, write_resolved
 from rlvla.dataset import DemonstrationSet
 from rlvla.evaluation import evaluate
+from rlvla.files import aside_of, write_json
 from rlvla.hybrid_mask import check_hybrid
+from rlvla.interrupts import Interrupts
 from rlvla.learner import learning_rate
-from rlvla.learner_engine import deepspeed_config, skip_compilation  # names the CPU to DeepSpeed, before it is imported
+from rlvla.learner_engine import deepspeed_config, meet, poisoned, skip_compilation, update  # names the CPU
 from rlvla.loss import sft_token_loss
 from rlvla.metrics import MetricsLogger
 from rlvla.policy import prepare, save_policy, token_logprobs
 from rlvla.prompt import PolicyProcessor, vllm_obstacle
+from rlvla.skipping import SkipCount
 
 
 class SFTTrainer:
@@ -59,6 +63,7 @@ class SFTTrainer:
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate(learner, step, cfg.num_steps) / learner.lr
         )
+        self._trained = [p for p in model.parameters() if p.requires_grad]
         self.model, _ = self.accelerator.prepare(model.train(), optimizer)
         if processor.is_hybrid:
             check_hybrid(self.model, processor)
@@ -66,24 +71,34 @@ class SFTTrainer:
         self.accelerator.register_for_checkpointing(scheduler)
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimizer step over the `step`-th batch, which depends on nothing but the seed and the step."""
+        """One optimizer step over the `step`-th batch; skipped where loss or gradient is not finite."""
         started = time.perf_counter()
-        rows = self._rows(batch_indices(self._train, self.cfg.batch_size, step, self.cfg.seed))
+        rows = self._rows(self.batch(step))
         num_tokens = self._sum(sum(row.num_sampled_tokens for row in rows))
         total = 0.0
         for i, micro in enumerate(_micro_batches(rows, self._num_micro_batches)):
-            loss = self._token_losses(micro).sum()
+            loss = poisoned(self._token_losses(micro).sum())
             self.model.set_gradient_accumulation_boundary(i == self._num_micro_batches - 1)
             # DeepSpeed averages over processes; the objective is a sum over tokens, divided by their number.
             self.model.backward(loss * (self.accelerator.num_processes / num_tokens), scale_wrt_gas=False)
             total += float(loss.detach())
-        self.model.step()
+        grad_norm = update(self.model, self._trained, self.cfg.learner.max_grad_norm)
         self._scheduler.step()
-        mean = self._sum(total) / num_tokens
-        if not math.isfinite(mean):
-            raise FloatingPointError(f"loss is {mean} in step {step}: lower learner.lr or look at the data")
         seconds = time.perf_counter() - started
-        return {"loss": mean, "lr": float(self._scheduler.get_last_lr()[0]), "tokens_per_s": num_tokens / seconds}
+        return {
+            "loss": self._sum(total) / num_tokens,
+            "lr": float(self._scheduler.get_last_lr()[0]),
+            "tokens_per_s": num_tokens / seconds,
+            "skipped_updates": float(not math.isfinite(grad_norm)),
+        }
+
+    def batch(self, step: int) -> np.ndarray:
+        """The rows of the data set that a step learns from; they depend on nothing but the seed and the step."""
+        return batch_indices(self._train, self.cfg.batch_size, step, self.cfg.seed)
+
+    def is_any(self, claim: bool) -> bool:
+        """Whether any process says so; every one must ask."""
+        return bool(self._sum(claim))
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -102,6 +117,11 @@ class SFTTrainer:
         with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.cfg.learner.zero_stage == 3):
             if self.accelerator.is_main_process:
                 save_policy(module, self.processor, path)
+        self.accelerator.wait_for_everyone()
+
+    def save_state(self, path: Path) -> None:
+        """Write all that a resume needs; every process must call."""
+        self.accelerator.save_state(str(path))
         self.accelerator.wait_for_everyone()
 
     @property
@@ -140,6 +160,7 @@ class SFTRun:
         self._trainer = trainer
         self._is_main = trainer.accelerator.is_main_process
         self._validation_loss: float | None = None
+        self._skipped = SkipCount(cfg.learner.max_skipped_steps)
         self._started = time.perf_counter()
 
     def __enter__(self) -> SFTRun:
@@ -156,11 +177,13 @@ class SFTRun:
 
     def resume(self) -> int:
         """Go on from the newest state, if there is one; returns the first step to run."""
-        states = sorted((self._cfg.output / "state").glob("step-*"))
-        if not states:
+        # One process looks for all: the others would read every byte again, and might find another state.
+        newest = [newest_whole(self._cfg.output / "state") if self._is_main else None]
+        newest = broadcast_object_list(newest)[0]
+        if newest is None:
             return 0
-        self._trainer.accelerator.load_state(str(states[-1]))
-        step = int(states[-1].name.removeprefix("step-"))
+        step, folder = newest
+        self._trainer.accelerator.load_state(str(folder))
         if self._is_main:
             self._logger.rewind(step)
         return step
@@ -179,25 +202,54 @@ class SFTRun:
             metrics = {**metrics, "validation_loss": self._validation_loss}
         if self._is_main:
             self._logger.log(step, metrics)
+        self._guard(step, metrics)
         shown = {"loss": metrics["loss"], "validation": self._validation_loss}
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items() if value is not None})
 
-    def keep(self, step: int) -> None:
-        """Save a state to resume from when it is due: aside first, then renamed, so that it is whole."""
-        if not self._cfg.save_every or (step + 1) % self._cfg.save_every:
+    def keep(self, step: int, interrupts: Interrupts) -> None:
+        """Save a state to resume from, when it is due or a signal asks any process to end.
+
+        Raises:
+            KeyboardInterrupt: on all processes, in the latter case.
+        """
+        is_asked = step + 1 < self._cfg.num_steps and self._trainer.is_any(interrupts.is_asked)
+        is_due = bool(self._cfg.save_every) and (step + 1) % self._cfg.save_every == 0
+        if is_due or is_asked:
+            self._save(step)
+        if is_asked:
+            tqdm.write(f"stopped behind step {step}: run the same command again to go on from there", sys.stderr)
+            raise KeyboardInterrupt
+
+    def _save(self, step: int) -> None:
+        """A state to resume from, which appears whole."""
+        self._together(self._cfg.output / "state" / f"step-{step + 1:06d}", self._trainer.save_state)
+
+    def _together(self, path: Path, write: Callable[[Path], None]) -> None:
+        """Let all processes write into one folder, which then appears whole under its name."""
+        if not self._is_main:
+            self._trainer.accelerator.wait_for_everyone()
+            write(aside_of(path))
+            self._trainer.accelerator.wait_for_everyone()
             return
-        final = self._cfg.output / "state" / f"step-{step + 1:06d}"
-        aside = final.with_name(f"incomplete-{step + 1:06d}")
-        self._trainer.accelerator.save_state(str(aside))
-        self._trainer.accelerator.wait_for_everyone()
+        with appear_sealed(path) as aside:
+            self._trainer.accelerator.wait_for_everyone()
+            write(aside)
+            self._trainer.accelerator.wait_for_everyone()
+
+    def _guard(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep which rows a skipped update was to learn from; too many in a row end the run, on all processes."""
+        if not metrics["skipped_updates"]:
+            self._skipped.forget()
+            return
+        file = self._cfg.output / f"bad_step_{step}.json"
         if self._is_main:
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
+            write_json(file, {"dataset": str(self._cfg.dataset), "rows": self._trainer.batch(step).tolist()})
+        self._skipped.add(step, file)
 
     def finish(self) -> None:
         """Write the checkpoint and `summary.json`, with success on held-out states when `num_trials` asks for it."""
         cfg = self._cfg
-        self._trainer.save(cfg.output / "checkpoint")
+        self._together(cfg.output / "checkpoint", self._trainer.save)
         if not self._is_main:
             return
         summary: dict[str, Any] = {
@@ -218,7 +270,7 @@ class SFTRun:
                     num_trials=cfg.num_trials,
                 )
             )
-        (cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(cfg.output / "summary.json", summary)
 
     def _is_due(self, step: int, every: int) -> bool:
         return (step + 1) % every == 0 or step + 1 == self._cfg.num_steps
@@ -251,13 +303,13 @@ def _micro_batches(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
 
 
 def _accelerator(cfg: SFTConfig) -> Accelerator:
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
     plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(cfg.learner))
     if "LOCAL_RANK" not in os.environ:  # not under `accelerate launch`: a world of one
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # any free port
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        meet(backend, "127.0.0.1", 0)  # on loopback alone, which accelerate would not
     # accelerate turns DeepSpeed off when told `cpu`; without a GPU it takes the CPU by itself, but for the backend.
-    backend = InitProcessGroupKwargs(backend="nccl" if torch.cuda.is_available() else "gloo")
-    accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend])
+    accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend=backend)])
     if accelerator.distributed_type is not DistributedType.DEEPSPEED:
         raise RuntimeError(
             f"accelerate chose {accelerator.distributed_type}, not DeepSpeed: look at its launch options"

@@ -73,6 +73,8 @@ def _write_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         "reward_terms": {name: float(value) for name, value in trajectory.reward_terms.items()},
         "advantage": _number(trajectory.advantage),
         "error": trajectory.error,
+        "num_crashes": int(trajectory.num_crashes),
+        "num_replays": int(trajectory.num_replays),
         "turns": [_write_turn(turn) for turn in trajectory.turns],
     }
 
@@ -87,6 +89,8 @@ def _read_trajectory(data: dict[str, Any]) -> Trajectory:
         reward_terms=data["reward_terms"],
         advantage=data["advantage"],
         error=data["error"],
+        num_crashes=data["num_crashes"],
+        num_replays=data["num_replays"],
     )
 
 

@@ -48,7 +48,7 @@ class EndReason(StrEnum):
     CONTEXT_FULL = "context_full"
     """A turn outgrew its token limit."""
     ENV_ERROR = "env_error"
-    """The simulator crashed; never trained on and never scored 0."""
+    """The simulator crashed in every attempt; never trained on and never scored 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +158,11 @@ class Trajectory:
     advantage: float | None = None
     """Group-relative advantage, one for the whole trajectory."""
     error: str = ""
-    """ENV_ERROR: what the simulator raised."""
+    """ENV_ERROR: what the simulator raised in the last attempt."""
+    num_crashes: int = 0
+    """Attempts at this episode in which its env raised, hung or died."""
+    num_replays: int = 0
+    """Attempts after the first one; another one's crash in the same process may cost one too."""
 
     @property
     def success(self) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ray
+from rlvla.dispatch import get_all
 
 
 def sync_weights(learners: Sequence[Any], samplers: Sequence[Any], policy_version: int) -> None:
     """Load the learner's weights into every sampler; returns when all of them act with the new version.
+
+    A sampler that dies meanwhile gets them when it has been started anew.
 
     Every learner rank takes part, since under ZeRO-3 each holds a share; rank 0 returns the whole. The driver passes
     the reference on and never holds the weights itself.
@@ -20,4 +22,5 @@ def sync_weights(learners: Sequence[Any], samplers: Sequence[Any], policy_versio
         policy_version: learner steps behind these weights.
     """
     weights, *others = [learner.weights.remote() for learner in learners]
-    ray.get([sampler.load_weights.remote(weights, policy_version) for sampler in samplers] + others)
+    loads = [sampler.load_weights.options(max_task_retries=-1) for sampler in samplers]
+    get_all([load.remote(weights, policy_version) for load in loads] + others)

@@ -1,8 +1,9 @@
 """The rollout that ours is compared with: `transformers.generate` over the whole batch, in lockstep.
 
 It makes the same decisions as ours: same checkpoint, same prompts, markup, tools, limits and temperature (it calls our
-`rlvla.episode.decide`), same envs and initial states, one env per trajectory. What differs is what SimpleVLA-RL's
-rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/rob_rollout.py, `_generate_minibatch`):
+`rlvla.episode.decide`), same envs in the same kind of processes, same initial states, one env per trajectory. What
+differs is what SimpleVLA-RL's rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/rob_rollout.py,
+`_generate_minibatch`):
 
 - All envs decide together, and none steps before all have decided. The loop goes on until the time limit.
 - Each phase of a decision (until `</tool>` or `</act>`) is one `model.generate` with KV cache over a left-padded batch
@@ -32,10 +33,12 @@ from benchmark_ours import num_decisions
 from benchmark_result import Run
 from rlvla import policy
 from rlvla.config import GRPOConfig
-from rlvla.episode import Decider, EnvThread, decide, derive_seed, observe
+from rlvla.env_process import EnvPool
+from rlvla.env_thread import EnvThread
+from rlvla.episode import Decider, decide, derive_seed, observe
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.rollout import Job, make_env
+from rlvla.rollout import Job
 from rlvla.tools import load_tools
 from rlvla.turn_context import Recall
 
@@ -192,7 +195,7 @@ class LockstepRollout:
 
     def __init__(self, cfg: GRPOConfig, num_rows: int) -> None:
         self._batch = LockstepBatch(cfg.model, num_rows, getattr(torch, cfg.sampler.dtype))
-        self._envs = [EnvThread(lambda: make_env(cfg.env)) for _ in range(num_rows)]
+        self._pool = EnvPool(cfg.env, num_rows, cfg.cluster.envs_per_process)
         tools, processor = load_tools(cfg.episode.tools), self._batch.processor
         self._deciders = [
             Decider(sampler=_RowSampler(self._batch, row), processor=processor, tools=tools, config=cfg.episode)
@@ -205,8 +208,7 @@ class LockstepRollout:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for env in self._envs:
-            env.close()
+        self._pool.close()
 
     def run(self, jobs: Sequence[Job]) -> Run:
         """Play one trajectory per row."""
@@ -228,7 +230,7 @@ class LockstepRollout:
         )
 
     async def _play(self, jobs: Sequence[Job]) -> list[_Episode]:
-        numbered = enumerate(zip(jobs, self._envs, strict=True))
+        numbered = enumerate(zip(jobs, self._pool.envs, strict=True))
         episodes = await asyncio.gather(*(_reset(row, job, env) for row, (job, env) in numbered))
         for _ in range(self._num_decisions):
             live = [episode for episode in episodes if not episode.has_ended]

@@ -14,7 +14,8 @@ from benchmark_result import Run
 from rlvla.advantage import with_advantages
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig
-from rlvla.episode import EnvThread
+from rlvla.env_process import EnvPool
+from rlvla.env_thread import EnvThread
 from rlvla.prompt import PolicyProcessor
 from rlvla.rollout import Job, make_env, rollout, task_ids
 from rlvla.types import Group, TaskSpec
@@ -101,7 +102,7 @@ def _rollout_run(groups: Sequence[Group], seconds: float) -> Run:
 
 
 def measure_simulator(cfg: GRPOConfig, jobs: Sequence[Job]) -> Run:
-    """The same episodes on as many threads as a rollout actor has envs, with random chunks and nothing else.
+    """The same episodes in the env processes of a rollout actor, with random chunks and nothing else.
 
     One observation is rendered per chunk. Envs are made before the clock starts.
     """
@@ -110,27 +111,32 @@ def measure_simulator(cfg: GRPOConfig, jobs: Sequence[Job]) -> Run:
 
 
 async def _random_rollout(cfg: GRPOConfig, jobs: Sequence[Job], chunk_length: int) -> Run:
-    envs = [EnvThread(lambda: make_env(cfg.env)) for _ in range(min(cfg.cluster.envs_per_actor, len(jobs)))]
-    await asyncio.gather(*(env.call(lambda e: e.reset(seed=0)) for env in envs))
+    space = _action_space(cfg)
+    pool = EnvPool(cfg.env, min(cfg.cluster.envs_per_actor, len(jobs)), cfg.cluster.envs_per_process)
+    await asyncio.gather(*(env.call(lambda e: e.reset(seed=0)) for env in pool.envs))
     pending = iter(enumerate(jobs))
     steps: list[int] = []
 
     async def drive(env: EnvThread) -> None:
         for index, job in pending:
-            steps.append(await env.call(lambda e, i=index, j=job: _play_randomly(e, j, i, chunk_length)))
+            steps.append(await env.call(lambda e, i=index, j=job: _play_randomly(e, space, j, i, chunk_length)))
 
     started = time.perf_counter()
-    await asyncio.gather(*(drive(env) for env in envs))
+    await asyncio.gather(*(drive(env) for env in pool.envs))
     seconds = time.perf_counter() - started
-    for env in envs:
-        env.close()
+    pool.close()
     return Run(seconds=seconds, counts={"env_steps": sum(steps), "trajectories": len(jobs)})
 
 
-def _play_randomly(env: Any, job: Job, seed: int, chunk_length: int) -> int:
+def _action_space(cfg: GRPOConfig) -> Any:
+    env: Any = make_env(cfg.env)
+    env.close()
+    return env.action_space
+
+
+def _play_randomly(env: Any, space: Any, job: Job, seed: int, chunk_length: int) -> int:
     """One episode of uniformly drawn actions; returns its env steps."""
     rng = np.random.default_rng(seed)
-    space = env.action_space
     env.reset(seed=job.task.seed, options={"task_id": job.task.task_id, "init_state_id": job.task.init_state_id})
     count = 0
     while True:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,12 @@ def make_groups(checkpoint: Path, seed: int = 0) -> list[Group]:
     return groups
 
 
+def poison(groups: Sequence[Group], value: float) -> list[Group]:
+    """The groups, one trajectory of them with an advantage that is not finite."""
+    first, *others = groups[0].trajectories
+    return [replace(groups[0], trajectories=(replace(first, advantage=value), *others)), *groups[1:]]
+
+
 def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> Learner:
     """A learner; `options` go to its constructor if it knows them, else to LearnerConfig."""
     own = {"temperature": 1.0, "total_steps": 10, "minibatch_trajectories": 6, "num_epochs": 1, "seed": 0}
@@ -91,6 +99,17 @@ def learn(checkpoint: Path, **options: Any) -> tuple[dict[str, float], dict[str,
     return metrics, weights
 
 
+def skip(checkpoint: Path, **options: Any) -> None:
+    """A step that only one rank's row spoils: all of them skip it."""
+    learner = make_learner(checkpoint, **options)
+    before = learner.weights()
+    assert learner.step(poison(make_groups(checkpoint), np.nan))["skipped_updates"] == 1
+    after = learner.weights()
+    assert all(np.array_equal(weight, before[name]) for name, weight in after.items())
+    assert learner.step(make_groups(checkpoint))["skipped_updates"] == 0
+    learner.close()
+
+
 def main(rank: int, world: int, master: str, checkpoint: Path, output: Path) -> None:
     """Learn under each ZeRO stage as one of `world` ranks; rank 0 writes weights and metrics."""
     torch.set_num_threads(1)
@@ -98,7 +117,9 @@ def main(rank: int, world: int, master: str, checkpoint: Path, output: Path) -> 
     for stage in (0, 2, 3):
         # A rank may come back for the next stage before the others have left the last one.
         address = f"{host}:{int(port) + stage}"
-        metrics, weights = learn(checkpoint, zero_stage=stage, rank=rank, world=world, master=address, **ONE_BY_ONE)
+        place: dict[str, Any] = {"zero_stage": stage, "rank": rank, "world": world}
+        metrics, weights = learn(checkpoint, master=address, **place, **ONE_BY_ONE)
+        skip(checkpoint, master=f"{host}:{int(port) + 10 + stage}", **place)
         if rank == 0:
             np.savez(output / f"weights_{stage}.npz", **weights)  # pyright: ignore[reportArgumentType]
             np.savez(output / f"metrics_{stage}.npz", **metrics)  # pyright: ignore[reportArgumentType]

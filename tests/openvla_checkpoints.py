@@ -7,13 +7,17 @@ taken from our model.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from rlvla.markup import MARKS
 
 Shapes = dict[str, list[int]]
 
@@ -24,7 +28,8 @@ NUM_ROWS = NUM_WORDS + 64
 IMAGE_SIZE = 28
 """Two patches a side."""
 NUM_PATCHES = 4
-TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+"""Heads of 32, which vLLM's attention on the CPU takes."""
 DINOV2 = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -189,6 +194,44 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<PAD>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def llama_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
+    """In the manner of Llama's sentencepiece model: spaces are `▁`, one stands before every text, new lines are bytes.
+
+    A text's own words are tokens of their own, and numbers, whose digits Llama keeps apart.
+    """
+    backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(
+        vocab_size=NUM_WORDS - 256,
+        special_tokens=["<unk>", "<s>", "</s>", "<0x0A>"],
+        initial_alphabet=["▁", *(chr(code) for code in range(33, 127))],
+        show_progress=False,
+    )
+    marks = re.compile("|".join(map(re.escape, MARKS)))  # no merge may reach across a mark, which Llama does not know
+    backend.train_from_iterator([piece for text in corpus for piece in marks.split(text)], trainer)
+    state = json.loads(backend.to_str())
+    vocabulary = state["model"]["vocab"]
+    vocabulary |= {f"<word_{i}>": i for i in range(len(vocabulary), NUM_WORDS)}
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != "<0x0A>"]
+    backend = Tokenizer.from_str(json.dumps(state))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<PAD>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def write_tokenizer(path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write a `llama_tokenizer` into a published folder, under the class that published folders name."""
+    tokenizer.save_pretrained(path)
+    file = path / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config |= {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False}
+    file.write_text(json.dumps(config))
 
 
 def write_published(path: Path, *, is_fused: bool = True, num_shards: int = 1) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,7 @@ from rlvla import policy, prompt
 from rlvla.action_slots import add_slots
 from rlvla.actions import QuantileCodec
 from rlvla.markup import print_think, print_zoom
-from rlvla.models.openvla import register
-from rlvla.models.openvla.checkpoint import load_checkpoint, load_processor
+from rlvla.models import auto
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import Sampler, SampleRequest
 from rlvla.testing import make_turn
@@ -35,10 +35,6 @@ TEMPERATURES = {"temperature": 1.3, "action_temperature": 0.6}
 """At which `oracle` scores."""
 SIZES = {"hidden_size": 64, "num_layers": 2, "vision_layers": 1}
 
-prompt.IMAGE_FORMATS.setdefault(
-    "PrismaticProcessor", prompt.ImageFormat(text="<image>", placeholder="<image>", is_flat=False)
-)
-
 
 def build(
     architecture: str,
@@ -50,13 +46,15 @@ def build(
     """A model with random weights, the slots' included, in float32; `folder` is for OpenVLA's files."""
     codec = QuantileCodec(low=(-1.0, 0.0), high=(1.0, 2.0), num_bins=NUM_BINS, chunk_length=CHUNK_LENGTH)
     if architecture == "openvla":
-        register()
         published.write_published(folder)
-        model, hf_processor = load_checkpoint(folder), load_processor(folder)
-        prompt.extend_vocabulary(model, hf_processor, NUM_BINS)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "n_action_bins": NUM_BINS}))
+        model, hf_processor = auto.load_model(folder, torch.float32), auto.load_processor(folder)
+        prompt.extend_vocabulary(model, hf_processor, num_bins=0)
     else:
         model, hf_processor = tiny_checkpoints.build(architecture, CORPUS, NUM_BINS, **SIZES)
     options: dict[str, Any] = {"action_decoding": action_decoding, "prefix_attention": prefix_attention}
+    options["action_ids"] = prompt.own_action_ids(model.config)
     if action_decoding == "autoregressive":
         return model.eval(), PolicyProcessor.create(hf_processor, codec, carry_thought=False, **options)
     add_slots(model, hf_processor, NUM_ACTIONS)

@@ -134,6 +134,12 @@ class LiberoEnv(VLAEnv):
             instruction=gymnasium.spaces.Text(_MAX_INSTRUCTION, charset=charset(self.tasks)),
         )
 
+    @classmethod
+    def preload(cls, **kwargs: Any) -> None:
+        """See `VLAEnv`: LIBERO and, for its initial states, torch."""
+        import_libero(find_assets(kwargs.get("assets")))
+        load_tasks(kwargs.get("suite", "libero_object"))
+
     def init_state_ids(self, task_id: int, split: str) -> range:
         """See `VLAEnv`; the same ids for each task.
 

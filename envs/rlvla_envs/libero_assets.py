@@ -115,7 +115,7 @@ def import_libero(assets: Path) -> ModuleType:
         ModuleNotFoundError: LIBERO or one of its dependencies is not installed.
     """
     package = package_folder()
-    # The threads of a rollout actor make their envs at the same time, and the settings are of the whole process.
+    # The threads of an env process make their envs at the same time, and the settings are of the whole process.
     with _IMPORTING:
         is_configured = "libero.libero" in sys.modules
         with contextlib.nullcontext() if is_configured else _private_settings(package), _without_hint():

@@ -285,7 +285,7 @@ def _build(bddl_file: Path) -> tuple[Any, dict[str, np.ndarray]]:
 def _numpy_state(state: Any) -> Iterator[None]:
     """Sets NumPy's global generator, from which robosuite draws, and puts back what the caller had.
 
-    One thread at a time: the envs of a rollout actor would draw from each other's numbers.
+    One thread at a time: the envs of a process would draw from each other's numbers.
     """
     with _SEEDED:
         before = np.random.get_state()

@@ -41,6 +41,14 @@ class VLAEnv(gymnasium.Env[Observation, np.ndarray], abc.ABC):
     split_notes: Mapping[str, str] = MappingProxyType({})
     """By split: what a result on it has to say, as where it departs from the benchmark's own script."""
 
+    @classmethod
+    def preload(cls, **kwargs: Any) -> None:
+        """Imports what the constructor would import for these arguments; by default nothing.
+
+        A rollout calls it once, in a process of which it then forks those that its envs are made in. Start no thread
+        here, and open no GL context.
+        """
+
     @abc.abstractmethod
     def init_state_ids(self, task_id: int, split: str) -> Sequence[int]:
         """Initial states of a task for one split; those of "train" and "evaluate" are disjoint.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from rlvla.config import RewardTermConfig
 from rlvla.plugins import resolve
+from rlvla.protocols import Stateful
 from rlvla.types import EndReason, Group, Trajectory
 from rlvla_reward.format import format_score
 from rlvla_reward.success import success
@@ -71,6 +73,43 @@ class Reward:
         """
         return replace(group, trajectories=tuple(self._score_one(t) for t in group.trajectories))
 
+    def state_dict(self) -> dict[str, Any]:
+        """State by the name of each term that has one (`rlvla.protocols.Stateful`).
+
+        Raises:
+            RewardError: it is not JSON.
+        """
+        states = {term.name: term.fn.state_dict() for term in self._stateful}
+        for term in self._stateful:
+            try:
+                is_same = json.loads(json.dumps(states[term.name])) == states[term.name]
+            except (TypeError, ValueError) as error:
+                raise RewardError(f"{term}: what its state_dict() returned is not JSON: {error}") from error
+            if not is_same:  # a tuple, a key that is a number
+                raise RewardError(
+                    f"{term}: what its state_dict() returned is not what JSON gives back: use lists and str"
+                )
+        return states
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`.
+
+        Raises:
+            RewardError: other terms have a state now than when it was saved.
+        """
+        names = [term.name for term in self._stateful]
+        if sorted(names) != sorted(states):
+            raise RewardError(
+                f"the checkpoint holds the state of the reward terms {sorted(states)}, but those with a state are "
+                f"{sorted(names)}: resume with the terms that the run began with"
+            )
+        for term in self._stateful:
+            term.fn.load_state_dict(states[term.name])
+
+    @property
+    def _stateful(self) -> list[Term]:
+        return [term for term in self.terms if isinstance(term.fn, Stateful)]
+
     def _score_one(self, trajectory: Trajectory) -> Trajectory:
         if trajectory.end is EndReason.ENV_ERROR:
             return replace(trajectory, reward=None, reward_terms={})
@@ -86,8 +125,8 @@ def build(terms: Sequence[RewardTermConfig]) -> Reward:
         terms: `fn` is a name in `BUILTIN`, `"module:function"` or `"path/to/file.py:function"`.
 
     Raises:
-        RewardError: no term, two terms of one name, something that is not callable, or keyword arguments that the
-            function does not take.
+        RewardError: no term, two terms of one name, something that is not callable, keyword arguments that the
+            function does not take, or a state that is not JSON.
         PluginError: `fn` names nothing that exists.
     """
     if not terms:
@@ -97,7 +136,9 @@ def build(terms: Sequence[RewardTermConfig]) -> Reward:
     for name in names:
         if names.count(name) > 1:
             raise RewardError(f"two reward terms are named {name!r}: give one of them another `name`")
-    return Reward(terms=built)
+    reward = Reward(terms=built)
+    reward.state_dict()  # a state that no checkpoint can hold is told now
+    return reward
 
 
 def _build_term(config: RewardTermConfig) -> Term:

@@ -57,6 +57,11 @@ class OpenAIAnnotator:
         self._config = config
         self._key = _read_key(config.api_key_env)
         self._slots = asyncio.Semaphore(config.concurrency)
+        if "@" in config.base_url:  # not shown, and not in a config.yaml either
+            raise AnnotatorError(
+                "openai.base_url holds a user or password, which would end up in logs and configs: put a key into the "
+                "environment variable that openai.api_key_env names"
+            )
         if not _is_address(config.base_url):
             raise AnnotatorError(f"openai.base_url is {config.base_url!r}, need http://host:port/v1")
         self._client = openai.AsyncOpenAI(
@@ -257,6 +262,11 @@ def _is_address(text: str) -> bool:
 
 def _read_key(variable: str) -> str:
     """The key in an environment variable, or an empty string; the message of an error does not show it."""
+    if not variable.isidentifier():  # a key itself, as likely as not
+        raise AnnotatorError(
+            "openai.api_key_env is not the name of an environment variable: put the key into one, such as "
+            "OPENAI_API_KEY, and its name here; what stands here is written to config.yaml"
+        )
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable():
         raise AnnotatorError(

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from rlvla.actions import BinCodec, QuantileCodec
+from rlvla.actions import BinCodec, QuantileCodec, codec_from_dict, codec_to_dict
 
 
 def codec(**changes) -> QuantileCodec:
@@ -131,6 +131,27 @@ def test_openvlas_gripper_is_one_when_open_and_the_simulators_minus_one():
     assert codec.decode(symbols)[:, 2].tolist() == [-1, 1]
     just_open, just_closed = 192, 190  # centres 0.51 and 0.494 of OpenVLA's units
     assert codec.decode(np.array([0, 0, just_open, 0, 0, just_closed]))[:, 2].tolist() == [-1, 1]
+
+
+def test_openvlas_bounds_are_the_least_and_the_largest_value():
+    stats = {"aloha": {"action": {"min": [-3.0, 0.0], "max": [3.0, 1.0], "q01": [-1.0, 0.1], "q99": [1.0, 0.9]}}}
+    bounds = BinCodec.from_norm_stats(stats, kind="bounds", chunk_length=1)
+    assert (bounds.low, bounds.high) == ((-3.0, 0.0), (3.0, 1.0))
+    np.testing.assert_allclose(bounds.decode(np.array([0, 254])), [[-3 + 6 / 510, 1 - 1 / 510]], rtol=1e-6)
+    with pytest.raises(ValueError, match="the statistics of 'goal' lack min, max of the actions"):
+        BinCodec.from_norm_stats(NORM_STATS, "goal", kind="bounds", chunk_length=1)
+
+
+@pytest.mark.parametrize("given", [codec(gripper_dim=1), openvla(gripper_dim=-1)])
+def test_a_checkpoints_codec_is_of_the_same_kind_again(given):
+    again = codec_from_dict(json.loads(json.dumps(codec_to_dict(given))))
+    assert (again, type(again)) == (given, type(given))
+
+
+def test_a_codec_of_no_kind_is_one_of_quantiles_and_an_unknown_kind_is_refused():
+    assert codec_from_dict(codec().to_dict()) == codec()
+    with pytest.raises(ValueError, match="the action codec is of kind 'fast'; known are quantile, openvla"):
+        codec_from_dict({**codec().to_dict(), "kind": "fast"})
 
 
 def test_openvla_codecs_survive_json():

@@ -310,3 +310,14 @@ def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(monkeypatch
     with pytest.raises(AnnotatorError, match="LAB_KEY") as caught:
         OpenAIAnnotator(OpenAIConfig(api_key_env="LAB_KEY"))
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [({"api_key_env": "sk-secret"}, "api_key_env"), ({"base_url": "http://me:sk-secret@127.0.0.1/v1"}, "base_url")],
+)
+def test_a_key_in_the_config_is_refused_and_not_repeated(config: dict[str, str], key: str) -> None:
+    with pytest.raises(AnnotatorError) as caught:
+        OpenAIAnnotator(OpenAIConfig(**config))
+    assert f"openai.{key}" in str(caught.value)
+    assert "secret" not in str(caught.value)

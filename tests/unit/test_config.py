@@ -109,6 +109,17 @@ def test_keys_that_contradict_each_other_are_named(fields: dict[str, Any], messa
         GRPOConfig(**fields)
 
 
+@pytest.mark.parametrize("value", [{"deadline_s": 0.0}, {"reset_deadline_s": -1.0}, {"max_attempts": 0}])
+def test_env_limits_that_nothing_could_keep_are_named(value: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"env\.{next(iter(value))}"):
+        config.EnvConfig(**value)
+
+
+def test_a_process_has_at_least_one_env() -> None:
+    with pytest.raises(ValueError, match=r"cluster\.envs_per_process is 0"):
+        config.ClusterConfig(envs_per_process=0)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

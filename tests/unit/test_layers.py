@@ -9,29 +9,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     ["types", "config", "config_file"],
+    ["models"],
     [
         *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "files", "storage", "prompt"),
-        "action_slots",
-        *(
-            "dataset",
-            "dataset_rows",
-            "dataset_checks",
-            "running_stats",
-            "demonstrations",
-            "read_hdf5",
-            "read_lerobot",
-            "read_video",
-        ),
+        *("action_slots", "checkpoint", "ledger", "random_state", "interrupts", "skipping"),
+        *("dataset", "dataset_rows", "dataset_checks", "running_stats", "demonstrations"),
+        *("read_hdf5", "read_lerobot", "read_video"),
         *("html_page", "html_picture", "svg_chart"),
     ],
-    ["models", "vllm_plugin"],
+    ["vllm_plugin"],
     ["advantage", "loss", "collate"],
     [
         *("hybrid_mask", "policy", "tiny_vlm", "sampler", "sampler_engine", "sampler_prompts", "hf_sampler"),
-        *("env_thread", "turn_context", "episode", "cold_start", "testing"),
+        *("turn_context", "env_thread", "env_server", "env_process", "episode", "cold_start", "testing"),
     ],
     ["rollout", "learner_engine", "learner"],
-    ["weight_sync", "cluster", "annotation"],
+    ["weight_sync", "dispatch", "cluster", "annotation"],
     ["preflight", "run", "evaluation", "sft"],
     ["plan_model", "plan_architecture", "plan_memory", "plan_speed", "plan_world", "plan_report", "plan"],
 ]
@@ -39,7 +32,7 @@ LAYERS = [
 RANK = {f"rlvla.{module}": number for number, layer in enumerate(LAYERS) for module in layer}
 PACKAGES = {
     "envs/rlvla_envs": {"rlvla.types", "rlvla.markup"},
-    "reward/rlvla_reward": {"rlvla.types", "rlvla.markup", "rlvla.config", "rlvla.plugins"},
+    "reward/rlvla_reward": {"rlvla.types", "rlvla.markup", "rlvla.config", "rlvla.plugins", "rlvla.protocols"},
 }
 """Folder -> what of `rlvla` its modules may import."""
 MODULES = sorted(path for path in (ROOT / "rlvla").rglob("*.py") if path != ROOT / "rlvla/__init__.py")

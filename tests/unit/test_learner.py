@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from rlvla.config import LearnerConfig, LoraConfig, LossConfig
 from rlvla.learner import METRICS, learning_rate
 from rlvla.prompt import PolicyProcessor
 from rlvla.types import EndReason, Group, SegmentKind
-from tests.learning import LOSS, learn, make_checkpoint, make_groups, make_learner
+from tests.learning import LOSS, learn, make_checkpoint, make_groups, make_learner, poison
 
 LORA = LoraConfig(rank=4)
 
@@ -192,17 +191,46 @@ def test_without_a_row_to_learn_from_the_weights_stay(checkpoint, learner):
     crashed = [t for t in make_groups(checkpoint)[0].trajectories if t.end is EndReason.ENV_ERROR]
     before = learner.weights()
     metrics = learner.step([Group(task=crashed[0].task, trajectories=tuple(crashed))])
-    assert metrics == {"num_rows": 0, "num_tokens": 0}
+    assert metrics == {"num_rows": 0, "num_tokens": 0, "skipped_updates": 0}
     assert_same_weights(learner.weights(), before, atol=0)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(checkpoint, learner):
-    group = make_groups(checkpoint)[0]
-    turn = group.trajectories[0].turns[0]
-    broken = replace(turn, sampler_logprobs=np.full_like(turn.sampler_logprobs, np.nan))
-    members = (replace(group.trajectories[0], turns=(broken,)), *group.trajectories[1:])
-    with pytest.raises(FloatingPointError, match="learner step 1 is nan"):
-        learner.step([replace(group, trajectories=members)])
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [
+        ({}, np.nan),
+        ({}, np.inf),
+        ({"zero_stage": 2}, -np.inf),
+        ({"zero_stage": 3}, np.nan),
+        ({"dtype": "bfloat16"}, np.nan),
+        ({"lora": LORA}, np.nan),
+    ],
+)
+def test_an_update_that_is_not_finite_is_skipped_bit_for_bit(checkpoint, tmp_path, options, value):
+    learner, groups = make_learner(checkpoint, **options), make_groups(checkpoint)
+    learner.step(groups)
+    learner.save_state(tmp_path)
+    before = learner.weights()
+    metrics = learner.step(poison(groups, value))
+    assert metrics["skipped_updates"] == 1
+    assert "loss" not in metrics
+    assert_same_weights(learner.weights(), before, atol=0)
+    assert learner.step(groups)["skipped_updates"] == 0
+    after = learner.weights()
+    learner.load_state(tmp_path)
+    learner.step(groups)
+    assert_same_weights(learner.weights(), after, atol=1e-6)  # nothing of the skipped gradient was left
+    learner.close()
+
+
+def test_only_the_update_that_is_not_finite_is_skipped(checkpoint):
+    one_by_one = make_learner(checkpoint, minibatch_trajectories=1)
+    before = one_by_one.weights()
+    metrics = one_by_one.step(poison(make_groups(checkpoint), np.nan))
+    assert metrics["skipped_updates"] == 1
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert any(not np.array_equal(weight, before[name]) for name, weight in one_by_one.weights().items())
+    one_by_one.close()
 
 
 def test_kl_is_told_apart_by_kind(usual):

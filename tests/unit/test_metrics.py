@@ -30,7 +30,8 @@ def two_groups() -> list[Group]:
         reward_terms={"success": 0.0, "format": 1.0},
         advantage=0.0,
     )
-    crashed = trajectory([good_turn()] * 9, EndReason.ENV_ERROR)
+    crashed = replace(trajectory([good_turn()] * 9, EndReason.ENV_ERROR), num_crashes=3, num_replays=2)
+    alone = replace(alone, num_crashes=1, num_replays=2)
     return [Group(task=TASK, trajectories=(good, bad)), Group(task=TASK, trajectories=(alone, crashed))]
 
 
@@ -43,6 +44,10 @@ def test_rollout_metrics_by_hand() -> None:
             "reward/success": 1 / 3,
             "reward/format": 2 / 3,
             "num_trajectories": 4,
+            "num_finished": 3,
+            "env_errors": 1,
+            "env_crashes": 4,
+            "env_replays": 4,
             "num_turns": 4 / 3,
             "num_env_steps": 20 / 3,
             "format_rate": 3 / 4,
@@ -76,7 +81,8 @@ def test_what_has_no_sample_is_left_out() -> None:
     assert metrics["end/env_error"] == 1.0
     assert not {"success", "reward", "crop_area", "groups_without_signal", "response_tokens"} & metrics.keys()
     assert "reward" not in rollout_metrics([Group(task=TASK, trajectories=(trajectory([good_turn()]),))])
-    assert rollout_metrics([]) == {"num_trajectories": 0.0, "bad_call_rate": 0.0}
+    nothing = ("num_trajectories", "num_finished", "env_errors", "env_crashes", "env_replays", "bad_call_rate")
+    assert rollout_metrics([]) == dict.fromkeys(nothing, 0.0)
 
 
 def test_wilson_interval_known_numbers() -> None:

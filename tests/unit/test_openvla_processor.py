@@ -157,13 +157,12 @@ def test_a_tokenizer_with_another_placeholder_than_the_model_is_refused(tmp_path
 
 
 @pytest.fixture
-def policy_processor(path, processor, monkeypatch):
-    """What adding this family to `rlvla.prompt.IMAGE_FORMATS` and its bins to the vocabulary gives."""
-    formats = {"PrismaticProcessor": prompt.ImageFormat(text="<image>", placeholder="<image>", is_flat=False)}
-    monkeypatch.setattr(prompt, "IMAGE_FORMATS", formats)
-    codec = BinCodec.from_norm_stats(published.NORM_STATS, num_bins=8, chunk_length=1, gripper_dim=-1)
-    prompt.extend_vocabulary(load_checkpoint(path), processor, codec.num_bins)
-    return prompt.PolicyProcessor.create(processor, codec, carry_thought=True)
+def policy_processor(path, processor):
+    codec = BinCodec.from_norm_stats(published.NORM_STATS, chunk_length=1, gripper_dim=-1)
+    model = load_checkpoint(path)
+    prompt.extend_vocabulary(model, processor, num_bins=0)
+    action_ids = prompt.own_action_ids(model.config)
+    return prompt.PolicyProcessor.create(processor, codec, carry_thought=True, action_ids=action_ids)
 
 
 def test_marks_are_added_behind_the_published_vocabulary_and_bins_keep_their_ids(path, processor):

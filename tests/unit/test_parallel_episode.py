@@ -21,7 +21,7 @@ from rlvla.hf_sampler import TransformersSampler
 from rlvla.markup import print_think, print_zoom
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
-from rlvla.rollout import SamplerActor
+from rlvla.rollout import SamplerActor, SamplerClosedError
 from rlvla.testing import ScriptedSampler
 from rlvla.tools import load_tools
 from rlvla.turn_context import Recall
@@ -268,6 +268,9 @@ def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(checkpoint
         temperature=0.0,
         seed=0,
     )
+    with pytest.raises(SamplerClosedError, match="waits for its weights"):
+        asyncio.run(actor.sample(request))
+    asyncio.run(actor.open())
     before = asyncio.run(actor.sample(request))
     weights = {name: -tensor.numpy() for name, tensor in policy.named_weights(policy.load_model(checkpoint))}
     asyncio.run(actor.load_weights(weights, 7))

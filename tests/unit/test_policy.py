@@ -11,6 +11,7 @@ from rlvla import policy
 from rlvla.actions import QuantileCodec
 from rlvla.config import LoraConfig
 from rlvla.markup import MARKS, parse, print_think, print_zoom
+from rlvla.models import auto
 from rlvla.prompt import PolicyProcessor, extend_vocabulary
 from rlvla.types import SegmentKind
 from tests.tiny_checkpoints import ARCHITECTURES, build
@@ -229,6 +230,24 @@ def test_a_pretrained_vocabulary_grows_by_the_markup(checkpoint):
     extend_vocabulary(model, hf_processor, num_bins=NUM_BINS + 4)
     assert model.get_input_embeddings().num_embeddings == before + 4  # the marks and 8 bins were there
     assert hf_processor.tokenizer.encode("<act_11>", add_special_tokens=False) == [before + 3]
+
+
+def test_new_tokens_can_be_told_apart_without_learning_their_rows(checkpoint):
+    path, _ = checkpoint
+    runs = []
+    for _ in range(2):
+        model, hf_processor = auto.load_model(path, torch.float32), auto.load_processor(path)
+        old = [layer.weight.detach().clone() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+        extend_vocabulary(model, hf_processor, num_bins=NUM_BINS + 200)
+        new = [layer.weight.detach() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+        runs.append(new)
+        for before, after in zip(old, new, strict=True):
+            assert torch.equal(after[: len(before)], before)
+            rows = after[len(before) :]
+            assert rows.std() == pytest.approx(float(before.std()), rel=0.1)
+            apart = torch.cdist(rows, rows) + torch.eye(200) * 1e9
+            assert apart.min() > 0.5 * torch.cdist(before, before).median()
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))  # the same in every run
 
 
 def test_a_folder_without_policy_file_is_refused(tmp_path):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,3 +138,57 @@ def test_a_function_without_a_signature_is_tried_at_the_first_call() -> None:
     reward = rlvla_reward.build([term("builtins:max")])
     with pytest.raises(RewardError, match="TypeError"):
         reward.score(group(trajectory()))
+
+
+REMEMBERS = """
+class Counter:
+    def __init__(self): self.calls, self.first = 0, None
+    def __call__(self, trajectory): self.calls += 1; self.first = self.first or {}; return float(self.calls)
+    def state_dict(self): return {"calls": self.calls, "first": self.first}
+    def load_state_dict(self, state): self.calls, self.first = state["calls"], state["first"]
+
+class Tensors(Counter):
+    def state_dict(self): return {"calls": WHAT}
+
+counter, other = Counter(), Tensors()
+"""
+
+
+def remembering(tmp_path: Path, name: str, what: str = "1") -> str:
+    file = tmp_path / f"{name}.py"
+    file.write_text(REMEMBERS.replace("WHAT", what))
+    return str(file)
+
+
+def test_a_term_with_a_state_goes_on_where_it_was(tmp_path: Path) -> None:
+    terms = [term("success"), term(f"{remembering(tmp_path, 'before')}:counter", name="count")]
+    reward = rlvla_reward.build(terms)
+    reward.score(group(trajectory(), trajectory()))
+    state = json.loads(json.dumps(reward.state_dict()))
+    assert state == {"count": {"calls": 2, "first": {}}}
+    # another process, hence another object
+    again = rlvla_reward.build([terms[0], term(f"{remembering(tmp_path, 'after')}:counter", name="count")])
+    again.load_state_dict(state)
+    scored = [r.score(group(trajectory())).trajectories[0].reward_terms for r in (reward, again)]
+    assert scored == [{"success": 1.0, "count": 3.0}] * 2
+
+
+def test_terms_without_a_state_have_none() -> None:
+    reward = rlvla_reward.build([term("success"), term("format")])
+    assert reward.state_dict() == {}
+    reward.load_state_dict({})
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"), [("{1, 2}", "is not JSON"), ("(1, 2)", "use lists"), ("{1: 2}", "use lists")]
+)
+def test_a_state_that_is_not_json_is_told_before_the_run(tmp_path: Path, what: str, reason: str) -> None:
+    name = f"odd_{abs(hash(what))}"
+    with pytest.raises(RewardError, match=rf"reward term 'other'.*state_dict\(\) returned.*{reason}"):
+        rlvla_reward.build([term(f"{remembering(tmp_path, name, what)}:other")])
+
+
+def test_a_checkpoint_of_other_terms_is_refused(tmp_path: Path) -> None:
+    reward = rlvla_reward.build([term(f"{remembering(tmp_path, 'mine')}:counter")])
+    with pytest.raises(RewardError, match=r"terms \['novelty'\].*a state are \['counter'\]"):
+        reward.load_state_dict({"novelty": {}})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from rlvla.config import AdvantageConfig, EnvConfig, GRPOConfig
+from rlvla.metrics import rollout_metrics
 from rlvla.rollout import Job, TaskStream, collect, make_env, rollout, task_ids
 from rlvla.testing import make_trajectory
 from rlvla.types import EndReason, Group, Trajectory
@@ -39,6 +40,18 @@ class Play:
         number = self._seen.setdefault(job.task.seed, len(self._seen))
         fails = number % 2 == 1 and job.member == 0
         return make_trajectory(task=job.task, end=EndReason.FAILURE if fails else EndReason.SUCCESS)
+
+
+class Crashing:
+    """The simulator crashes for these members of each group."""
+
+    def __init__(self, members: Sequence[int]) -> None:
+        self.members, self.waves = members, list[list[int]]()
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Trajectory]:
+        self.waves.append([job.member for job in jobs])
+        ends = [EndReason.ENV_ERROR if job.member in self.members else EndReason.SUCCESS for job in jobs]
+        return [make_trajectory(task=job.task, end=end) for job, end in zip(jobs, ends, strict=True)]
 
 
 def config(**values: int) -> GRPOConfig:
@@ -74,6 +87,37 @@ def test_a_group_holds_the_members_of_one_task() -> None:
     groups = rollout(Play(), tasks, group_size=4)
     assert [group.task for group in groups] == tasks
     assert {len(group.trajectories) for group in groups} == {4}
+
+
+def test_a_group_is_refilled_by_members_of_its_own() -> None:
+    tasks = TaskStream(config=ENV, seed=0).take(2)
+    play = Crashing(members=(1, 4))
+    groups = rollout(play, tasks, group_size=4, max_refills=5)
+    assert play.waves == [[0, 1, 2, 3] * 2, [4] * 2, [5] * 2]
+    for group, task in zip(groups, tasks, strict=True):
+        assert group.task == task
+        assert [t.end is EndReason.ENV_ERROR for t in group.trajectories] == [False, True, False, False, True, False]
+    counts = rollout_metrics(groups)
+    assert (counts["num_trajectories"], counts["num_finished"], counts["env_errors"]) == (12, 8, 4)
+    assert sum(map(len, play.waves)) == 12
+
+
+def test_refills_are_bounded() -> None:
+    """What is missing then is left out: the group goes on with those that ended."""
+    play = Crashing(members=range(1, 99))
+    groups, sampled = collect(play, TaskStream(config=ENV, seed=0), judge, config(max_refills=2))
+    assert play.waves == [[0, 1, 2] * 2, [3, 4] * 2, [5, 6] * 2]
+    assert [t.advantage for t in groups[0].trajectories] == [0.0, *[None] * 6]
+    assert (groups, rollout_metrics(sampled)["env_errors"]) == (sampled, 12)
+    none = Crashing(members=(0,))
+    groups, _ = collect(none, TaskStream(config=ENV, seed=0), judge, config(max_refills=0))
+    assert (len(none.waves), len(groups[0].trajectories)) == (1, 3)
+
+
+def test_a_simulator_that_always_crashes_leaves_a_group_without_signal() -> None:
+    groups, _ = collect(Crashing(range(99)), TaskStream(config=ENV, seed=0), judge, config(max_refills=1))
+    assert [len(group.trajectories) for group in groups] == [6, 6]
+    assert not any(group.has_signal for group in groups)
 
 
 def test_one_wave_keeps_every_group() -> None:

@@ -36,7 +36,9 @@ def examples() -> list[Trajectory]:
     return [
         trajectory([good_turn(seed=1), good_turn(seed=2), turn(reused(), act())]),
         trajectory([refused], EndReason.MALFORMED),
-        replace(trajectory([], EndReason.ENV_ERROR), error="RuntimeError: lost the simulator"),
+        replace(
+            trajectory([], EndReason.ENV_ERROR), error="RuntimeError: lost the simulator", num_crashes=3, num_replays=4
+        ),
         replace(trajectory([good_turn()]), reward=0.1 + 0.2, reward_terms={"success": 1 / 3}, advantage=-1e-17),
     ]
 

@@ -89,14 +89,19 @@ def read_norm_stats(path: Path | str, config: OpenVLAConfig) -> dict[str, Any] |
     return json.loads(file.read_text()) if file.is_file() else config.norm_stats
 
 
+def write_norm_stats(path: Path | str, config: OpenVLAConfig) -> None:
+    """Put the statistics of the config, if it has any, where published code looks for them first."""
+    if config.norm_stats is not None:
+        (Path(path) / STATISTICS_FILE).write_text(json.dumps(config.norm_stats, indent=2) + "\n")
+
+
 def save_checkpoint(
     model: OpenVLAForConditionalGeneration, path: Path | str, processor: PrismaticProcessor | None = None
 ) -> None:
     """Write a folder in the published layout, with the weights as they are, and the processor's files if given."""
     path = Path(path)
     model.save_pretrained(path)
-    if model.config.norm_stats is not None:
-        (path / STATISTICS_FILE).write_text(json.dumps(model.config.norm_stats, indent=2) + "\n")
+    write_norm_stats(path, model.config)
     if processor is not None:
         processor.save_pretrained(path)
 

@@ -1,0 +1,89 @@
+"""Checkpoint folders that are whole or not taken: written aside, checksummed, on the disk, and only then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlvla.files import folder_appears_whole, sync, sync_tree, write_json
+
+MANIFEST = "manifest.json"
+"""The file of a checkpoint folder that is written last: {"sha256": {relative path: hex digest}} of all others."""
+
+
+@contextmanager
+def appear_sealed(path: Path) -> Iterator[Path]:
+    """Fill a folder aside; at the end it gets its manifest, goes to the disk and appears, at an exception nothing does.
+
+    Args:
+        path: replaced if it exists, which a checkpoint that can be resumed from never does.
+
+    Yields:
+        The empty folder to fill.
+
+    Raises:
+        OSError: see `rlvla.files.folder_appears_whole`.
+    """
+    with folder_appears_whole(path) as aside:
+        yield aside
+        sync_tree(aside)  # before the manifest, which says that all of it is there
+        write_json(aside / MANIFEST, {"sha256": _digests(aside)})
+    sync(path.parent)
+    sync(path.parent.parent)  # who may have got `path.parent` just now
+
+
+def damage(folder: Path) -> str:
+    """In words, why a folder is not what `appear_sealed` left; empty where it is. Reads every byte of it."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return f"it has no {MANIFEST}"
+    try:
+        expected = json.loads(file.read_bytes())["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        return f"its {MANIFEST} cannot be read: {error!r}"
+    if not isinstance(expected, dict):
+        return f"its {MANIFEST} cannot be read: sha256 is no object"
+    found = _digests(folder)
+    for name, digest in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != digest:
+            return f"{name} has another checksum than when it was written"
+    return ""
+
+
+def newest_whole(states: Path) -> tuple[int, Path] | None:
+    """The checkpoint to resume from.
+
+    Args:
+        states: folder of `step-<number>` folders; it need not exist.
+
+    Returns:
+        (step, folder) of the newest that is whole; None where there is none. Newer ones that are damaged are left as
+        they are, each with a warning that names it and what is wrong.
+    """
+    by_step = {int(path.name.removeprefix("step-")): path for path in states.glob("step-*")}
+    for step in sorted(by_step, reverse=True):
+        if not (reason := damage(by_step[step])):
+            return step, by_step[step]
+        warnings.warn(f"{by_step[step]} is damaged ({reason}) and is not resumed from", stacklevel=2)
+    if by_step:
+        warnings.warn(f"{states} holds no whole checkpoint: the run starts over", stacklevel=2)
+    return None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 by relative path of every file but the manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        return {path.relative_to(folder).as_posix(): d for path, d in zip(files, pool.map(_digest, files), strict=True)}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

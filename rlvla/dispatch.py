@@ -1,0 +1,124 @@
+"""Jobs to rollout actors, each played to its end exactly once, whichever of the actors and samplers die meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from rlvla.rollout import Job
+from rlvla.types import Trajectory
+
+SILENCE_S = 5.0
+"""After so long without a trajectory samplers are looked after: one may have died when nobody asked it anything."""
+
+
+GRACE_S = 10.0
+"""Between the error of a process whose peer died and Ray's word that it died."""
+
+
+def wait_for(method: Any, *args: Any) -> Any:
+    """Call a method of an actor, again when the actor dies and Ray starts it anew.
+
+    Raises:
+        ActorDiedError: it has died more often than `cluster.max_restarts` allows.
+    """
+    return method.options(max_task_retries=-1).remote(*args)
+
+
+def get_all(calls: Sequence[Any]) -> list[Any]:
+    """What calls that need each other return.
+
+    Raises:
+        RayActorError: an actor died. At once, since the others may wait for it forever, or may have failed for that
+            reason with an error that says less.
+        Exception: what a call raised.
+    """
+    waiting = list(calls)
+    while waiting:
+        ended, waiting = ray.wait(waiting, num_returns=1)
+        try:
+            ray.get(ended)
+        except RayTaskError:
+            for late in ray.wait(waiting, num_returns=len(waiting), timeout=GRACE_S)[0] if waiting else ():
+                with suppress(RayTaskError):
+                    ray.get(late)
+            raise
+    return ray.get(list(calls))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What one rollout actor plays."""
+
+    actor: Any
+    stream: Any
+    order: tuple[int, ...]
+    """Indices of the jobs as they were given to the stream."""
+    unfinished: dict[int, Job]
+
+
+class Dispatcher:
+    """Plays jobs on rollout actors.
+
+    A job depends on nothing but itself and the weights, so that one that was cut short is played anew from its start.
+
+    Args:
+        actors: RolloutActor handles that Ray starts anew when they die.
+        revive_samplers: returns when every sampler serves the current weights; cheap when all do.
+    """
+
+    def __init__(self, actors: Sequence[Any], revive_samplers: Callable[[], None]) -> None:
+        self._actors = actors
+        self._revive_samplers = revive_samplers
+        self.resampled: list[Job] = []
+        """Jobs that were given out again, once for each time."""
+
+    def stream(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Trajectory]]:
+        """Play all jobs; (index of the job, trajectory) as they end, each index once.
+
+        Raises:
+            RayActorError: a rollout actor or sampler has died more often than it is started anew.
+        """
+        num = len(self._actors)
+        dealt = [{k: jobs[k] for k in range(i, len(jobs), num)} for i in range(num)]
+        shares = [_start(actor, part) for actor, part in zip(self._actors, dealt, strict=True) if part]
+        while shares:
+            ready = ray.wait([share.stream for share in shares], num_returns=1, timeout=SILENCE_S)[0]
+            if not ready:
+                self._revive_samplers()
+                continue
+            share = next(share for share in shares if share.stream is ready[0])
+            try:
+                position, trajectory = ray.get(next(share.stream))
+            except StopIteration:
+                shares.remove(share)
+                continue
+            except RayActorError as error:
+                if isinstance(error, RayTaskError):  # raised in the actor, which lives: its sampler is gone for good
+                    raise
+                shares.remove(share)
+                shares.append(self._restart(share))
+                continue
+            index = share.order[position]
+            if trajectory is None:
+                self.resampled.append(share.unfinished[index])
+                self._revive_samplers()
+            else:
+                del share.unfinished[index]
+                yield index, trajectory
+
+    def _restart(self, share: _Share) -> _Share:
+        """Give what a dead rollout actor had not finished to its successor."""
+        ray.get(wait_for(share.actor.is_ready))
+        self.resampled += share.unfinished.values()
+        return _start(share.actor, share.unfinished)
+
+
+def _start(actor: Any, unfinished: dict[int, Job]) -> _Share:
+    stream = actor.stream.remote(list(unfinished.values()))
+    return _Share(actor=actor, stream=stream, order=tuple(unfinished), unfinished=unfinished)

@@ -1,0 +1,175 @@
+"""The far side of `env_process`: a server that has the simulator loaded and forks, and what runs in its children.
+
+`python -m rlvla.env_server FD` is started by `env_process` only. Children are forked from a process that has imported
+everything and started nothing, so that they begin in milliseconds and share its memory. The forkserver of
+`multiprocessing` does not serve here: it preloads without our `sys.path`, and has each child import the parent's main
+module, which in a Ray actor is Ray.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import load_env_creator
+
+from rlvla.config import EnvConfig
+from rlvla.protocols import Env
+
+CLOSE_S = 5.0
+"""How long the envs of a process may take to close, seconds; then it ends without."""
+_PR_SET_PDEATHSIG = 1
+
+Request = tuple[int, str, tuple[Any, ...], dict[str, Any]]
+"""Message id, name of the env's method, its arguments."""
+Answer = Callable[[int, bool, Any], None]
+"""(message id, whether the call returned, what it returned or the text of what it raised)."""
+
+
+def make_env(config: EnvConfig) -> Env:
+    """The bare env behind a Gymnasium id.
+
+    Raises:
+        ModuleNotFoundError: `env.imports` names a module that is not there.
+        gymnasium.error.Error: the id is not registered; the message names it.
+    """
+    for module in config.imports:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # a missing dependency of the module, not a missing module
+            raise ModuleNotFoundError(
+                f"env.imports names {module!r}, and there is no module {error.name!r}: install it, or add its folder "
+                "to PYTHONPATH"
+            ) from error
+    return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
+
+
+def main(descriptor: int) -> None:
+    """Load the simulator, then fork a child for each request, until the parent is gone.
+
+    Args:
+        descriptor: of a socket, on which the EnvConfig comes first, and for each child its number of envs and the end
+            of its pipe; its pid goes back.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when we end
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps children
+    control = Connection(descriptor)
+    with contextlib.suppress(EOFError, OSError):
+        config: EnvConfig = control.recv()
+        preload(config)
+        while True:
+            num_envs: int = control.recv()
+            pipe = reduction.recv_handle(control)
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                _run_child(Connection(pipe), config, num_envs)
+            os.close(pipe)
+            control.send(pid)
+
+
+def preload(config: EnvConfig) -> None:
+    """Import what the env's constructor needs; what fails here fails again where an env is made, and is told there."""
+    with contextlib.suppress(Exception):
+        for module in config.imports:
+            importlib.import_module(module)
+        module, _, name = config.id.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        entry_point = gymnasium.spec(name).entry_point
+        if isinstance(entry_point, str):
+            entry_point = load_env_creator(entry_point)
+        # Optional: of envs whose constructor imports more than their module does.
+        if load := getattr(entry_point, "preload", None):
+            load(**config.kwargs)
+
+
+def _run_child(pipe: Connection, config: EnvConfig, num_envs: int) -> None:
+    """Serve, then end at once, without what the server would do at its end."""
+    status = 1
+    try:
+        atexit._clear()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # With the server, which ends with the parent: what is stopped or hangs would not see the end of its pipe.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        faulthandler.enable()
+        np.random.seed()  # every child has the server's state otherwise
+        serve(pipe, config, num_envs)
+        atexit._run_exitfuncs()
+        status = 0
+    except BaseException:  # must not run on as a second server
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def serve(pipe: Connection, config: EnvConfig, num_envs: int) -> None:
+    """Host `num_envs` envs, each with a thread, hence a GL context, of its own, until the pipe ends; then close them.
+
+    A request is (slot, *Request), an answer what `Answer` takes.
+    """
+    queues: list[SimpleQueue[Request | None]] = [SimpleQueue() for _ in range(num_envs)]
+    lock = threading.Lock()
+
+    def answer(*reply: Any) -> None:
+        with lock:
+            pipe.send(reply)
+
+    threads = [threading.Thread(target=drive, args=(config, queue, answer), daemon=True) for queue in queues]
+    for thread in threads:
+        thread.start()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            slot, *request = pipe.recv()
+            queues[slot].put((*request,))
+    for queue in queues:
+        queue.put(None)
+    end = time.monotonic() + CLOSE_S
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+
+
+def drive(config: EnvConfig, queue: SimpleQueue[Request | None], answer: Answer) -> None:
+    """Serve one env: made at its first reset, and anew at the first reset after a call that raised."""
+    env: Any = None
+    while (request := queue.get()) is not None:
+        id_, method, args, kwargs = request
+        try:
+            if env is None and method == "reset":
+                env = make_env(config)
+            if env is None:
+                raise RuntimeError(f"{method} before reset")
+            answer(id_, True, getattr(env, method)(*args, **kwargs))
+        except BaseException as error:  # the one intended catch: whatever a simulator raises, an exit included
+            answer(id_, False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+            _close(env)
+            env = None
+    _close(env)
+
+
+def _close(env: Any) -> None:
+    if env is not None:
+        with contextlib.suppress(Exception):  # it is given up anyway
+            env.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

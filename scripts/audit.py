@@ -1,0 +1,96 @@
+"""Known vulnerabilities and licences of what is installed, as a report that fails no build.
+
+    python scripts/audit.py --output outputs/audit.md
+
+Vulnerabilities come from pip-audit, where it is installed and reaches its database; where not, the report says so.
+Licences are what each package declares in its metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+TIMEOUT_S = 300
+"""pip-audit asks its database about one package after another."""
+
+
+def licence(package: metadata.Distribution) -> str:
+    """What a package declares: an SPDX expression, else its classifiers, else the first line of the free text."""
+    about = package.metadata
+    if expression := about.get("License-Expression"):
+        return expression
+    classifiers = [text.split(" :: ")[-1] for text in about.get_all("Classifier", []) if text.startswith("License ::")]
+    if classifiers:
+        return ", ".join(classifiers)
+    return (about.get("License") or "").strip().partition("\n")[0] or "not declared"
+
+
+def licences() -> list[tuple[str, str, str]]:
+    """(name, version, licence) of every installed package, by name."""
+    found = {package.metadata["Name"].lower(): package for package in metadata.distributions()}
+    return [(name, package.version, licence(package)) for name, package in sorted(found.items())]
+
+
+def vulnerabilities(command: Sequence[str]) -> str:
+    """What pip-audit finds, as Markdown, or why it found nothing out.
+
+    Args:
+        command: that starts pip-audit.
+    """
+    try:
+        done = subprocess.run(
+            [*command, "--format", "json", "--progress-spinner", "off"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        packages = json.loads(done.stdout)["dependencies"]
+    except subprocess.TimeoutExpired:
+        return f"Not known: pip-audit had no answer within {TIMEOUT_S} s."
+    except (json.JSONDecodeError, KeyError):
+        reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        return f"Not known: pip-audit did not reach its database, or failed ({reason[:300]})."
+    rows = [
+        f"| {package['name']} {package['version']} | {finding['id']} | {', '.join(finding['fix_versions']) or 'none'} |"
+        for package in packages
+        for finding in package.get("vulns", [])
+    ]
+    skipped = sum("skip_reason" in package for package in packages)
+    said = f"{len(packages) - skipped} packages looked up, {skipped} not (local versions), {len(rows)} findings.\n"
+    return said + "\n".join(["\n| package | finding | fixed in |\n|---|---|---|", *rows]) if rows else said
+
+
+def report() -> str:
+    """The whole page."""
+    is_there = importlib.util.find_spec("pip_audit") is not None
+    found = (
+        vulnerabilities([sys.executable, "-m", "pip_audit"]) if is_there else "Not known: pip-audit is not installed."
+    )
+    rows = "\n".join(f"| {name} | {version} | {text.replace('|', '/')} |" for name, version, text in licences())
+    return (
+        f"# Audit of the installed packages\n\n## Vulnerabilities\n\n{found}\n\n"
+        f"## Licences\n\n| package | version | licence |\n|---|---|---|\n{rows}\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/audit.md"))
+    output = parser.parse_args(argv).output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    page = report()
+    output.write_text(page)
+    print(f"{output}: {page.split('## Vulnerabilities')[1].strip().splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    main()

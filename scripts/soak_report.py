@@ -1,0 +1,117 @@
+"""What a soak test found: every trajectory accounted for, memory over time, and what was wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlvla.svg_chart import COLOURS, new_axes, to_svg
+from soak_run import Sample
+
+WARM_UP_S = 60.0
+"""Of a process: it still loads and fills its caches, and does not count for the slope."""
+LEAST_S = 180.0
+"""Of a process behind its warm-up, to fit a slope to."""
+
+
+def judge(folder: Path, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Look through metrics and ids of a run.
+
+    Args:
+        folder: output of the GRPO run.
+        events: of the soak.
+
+    Returns:
+        `steps`; `trajectories` with `started`, `finished`, `failed` (the simulator crashed in every attempt),
+        `resampled` (begun again as a process died) and `learned`; `orphans`; `exit_codes`; `problems` in words.
+    """
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    ids = [json.loads(line) for line in (folder / "ids.jsonl").read_text().splitlines()]
+    started, finished, failed = (
+        round(sum(line[name] for line in metrics)) for name in ("num_trajectories", "num_finished", "env_errors")
+    )
+    sampled = Counter(id_ for line in ids for id_ in line["sampled"])
+    learned = Counter(id_ for line in ids for id_ in line["learned"])
+    ends = [event for event in events if "orphans" in event]
+    orphans = [name for event in ends for name in event["orphans"]]
+    checks = {
+        "steps are missing or doubled in metrics.jsonl": [line["step"] for line in metrics]
+        == list(range(len(metrics))),
+        "ids.jsonl has other steps than metrics.jsonl": [line["step"] for line in ids]
+        == [line["step"] for line in metrics],
+        f"{started} trajectories started, {finished} finished and {failed} failed": started == finished + failed,
+        f"{started} trajectories in metrics.jsonl, {sampled.total()} in ids.jsonl": started == sampled.total(),
+        "a trajectory was sampled twice": sampled.total() == len(sampled),
+        "a trajectory was learned from twice": learned.total() == len(learned),
+        "a trajectory was learned from that was not sampled": learned.keys() <= sampled.keys(),
+        f"{len(orphans)} processes outlived their driver": not orphans,
+        "the run was stuck": all(event["fault"] != "stuck" for event in events),
+    }
+    return {
+        "steps": len(metrics),
+        "trajectories": {
+            "started": started,
+            "finished": finished,
+            "failed": failed,
+            "resampled": sum(len(line["resampled"]) for line in ids),
+            "learned": learned.total(),
+        },
+        "orphans": orphans,
+        "exit_codes": dict(Counter(str(event["code"]) for event in ends)),
+        "problems": [problem for problem, is_fine in checks.items() if not is_fine],
+    }
+
+
+def memory_slopes(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """Per role: the largest resident memory of one process (MiB), and the median slope of those that lived long enough.
+
+    Args:
+        samples: of the whole soak.
+
+    Returns:
+        role -> `max_mib`, `processes`, and, where one lived for `LEAST_S` behind `WARM_UP_S`, `slope_mib_per_min` and
+        `fitted`, the number of processes that it is the median of.
+    """
+    lives: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    for sample in samples:
+        lives[sample.role][sample.pid].append(sample)
+    result = {}
+    for role, by_pid in sorted(lives.items()):
+        slopes = [slope for life in by_pid.values() if (slope := _slope(life)) is not None]
+        most = max(sample.rss for life in by_pid.values() for sample in life)
+        result[role] = {"max_mib": round(most / 2**20), "processes": len(by_pid)}
+        if slopes:
+            result[role] |= {"slope_mib_per_min": round(float(np.median(slopes)), 3), "fitted": len(slopes)}
+    return result
+
+
+def _slope(life: Sequence[Sample]) -> float | None:
+    """MiB a minute by least squares, behind the warm-up; None of a short life."""
+    late = [sample for sample in life if sample.second > life[0].second + WARM_UP_S]
+    if not late or late[-1].second - late[0].second < LEAST_S:
+        return None
+    minutes = np.array([sample.second for sample in late]) / 60
+    return float(np.polyfit(minutes, np.array([sample.rss for sample in late]) / 2**20, 1)[0])
+
+
+def chart(samples: Sequence[Sample], events: Sequence[Mapping[str, Any]]) -> str:
+    """Memory of all processes of each role over time, faults as vertical lines, as SVG."""
+    figure, axes = new_axes(8.0, 3.2)
+    for event in events:
+        axes.axvline(event["second"] / 60, color="#888888", linewidth=0.4, alpha=0.6)
+    for colour, role in zip(COLOURS * 2, sorted({sample.role for sample in samples}), strict=False):
+        totals: dict[float, float] = defaultdict(float)
+        for sample in samples:
+            if sample.role == role:
+                totals[sample.second] += sample.rss / 2**20
+        seconds = sorted(totals)
+        axes.plot([s / 60 for s in seconds], [totals[s] for s in seconds], color=colour, linewidth=1.0, label=role)
+    axes.set_xlabel("minutes; vertical lines: faults and restarts")
+    axes.set_ylabel("resident MiB, all of a role")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor="#777777")
+    return to_svg(figure, salt="soak", label="memory of the processes of each role during the soak test", ink="#777777")

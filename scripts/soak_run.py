@@ -1,0 +1,161 @@
+"""The run that a soak test plays with: its process tree by role, its faults, and what its memory does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+ROLES = {"ray::SamplerActor": "sampler", "ray::RolloutActor": "rollout", "ray::LearnerActor": "learner"}
+"""Start of a command line -> role."""
+EXIT_S = 60.0
+"""How long the processes of a run may outlive their driver, seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One look at one process."""
+
+    second: float
+    """Since the soak began."""
+    role: str
+    pid: int
+    rss: int
+    """Resident memory, bytes."""
+
+
+@dataclass(kw_only=True)
+class SoakRun:
+    """`recipes/grpo.py` in a process of its own, started again whenever a fault has ended it."""
+
+    config: Path
+    output: Path
+    driver: psutil.Popen | None = None
+    known: dict[int, psutil.Process] = field(default_factory=dict)
+    """Every process of the present driver that was ever seen, by pid."""
+    samples: list[Sample] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def start(self) -> None:
+        """Start the recipe, which resumes from its last whole checkpoint."""
+        command = [sys.executable, str(ROOT / "recipes/grpo.py"), "--config", str(self.config)]
+        log = (self.output / "driver.log").open("ab")
+        self.driver = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
+        log.close()
+        self.known = {}
+
+    def by_role(self) -> dict[str, list[psutil.Process]]:
+        """The processes that live now."""
+        assert self.driver is not None
+        roles: dict[str, list[psutil.Process]] = defaultdict(list)
+        for process in [self.driver, *self._descendants()]:
+            try:
+                roles[self._role(process)].append(process)
+                self.known[process.pid] = process
+            except psutil.Error:
+                continue  # it has just ended
+        return roles
+
+    def look(self) -> None:
+        """Add a sample of every process that has a role."""
+        second = time.monotonic() - self.began
+        for role, processes in self.by_role().items():
+            for process in processes if role != "other" else ():
+                try:
+                    rss = process.memory_info().rss
+                except psutil.Error:
+                    continue
+                self.samples.append(Sample(second=second, role=role, pid=process.pid, rss=rss))
+
+    def lines(self) -> list[dict[str, float]]:
+        """The metrics so far."""
+        file = self.output / "run/metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+    def end(self) -> int:
+        """Ask the driver to end, as a pre-emption does; its exit code."""
+        assert self.driver is not None
+        self.by_role()
+        if self.driver.poll() is None:
+            self.driver.send_signal(signal.SIGTERM)
+        return self.driver.wait(EXIT_S)
+
+    def orphans(self) -> list[str]:
+        """Command lines of processes that still live `EXIT_S` after their driver; they are killed."""
+        _, alive = psutil.wait_procs(list(self.known.values()), EXIT_S)
+        names = []
+        for process in alive:
+            names.append(" ".join(process.cmdline())[:120])
+            process.kill()
+        return names
+
+    def _descendants(self) -> list[psutil.Process]:
+        assert self.driver is not None
+        try:
+            return self.driver.children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def _role(self, process: psutil.Process) -> str:
+        if process == self.driver:
+            return "driver"
+        command = " ".join(process.cmdline())
+        for start, role in ROLES.items():
+            if command.startswith(start):
+                return role
+        if "rlvla.env_server" not in command:
+            return "other"
+        parent = process.parent()
+        return "env" if parent is not None and "rlvla.env_server" in " ".join(parent.cmdline()) else "env_server"
+
+
+def kill(role: str, number: signal.Signals) -> Callable[[SoakRun, random.Random], str]:
+    """A fault: send a signal to one process of a role; returns what was done, empty when there is none."""
+
+    def fault(run: SoakRun, rng: random.Random) -> str:
+        processes = run.by_role().get(role, [])
+        if not processes:
+            return ""
+        process = rng.choice(processes)
+        os.kill(process.pid, number)
+        return f"{number.name} to {role} {process.pid}"
+
+    return fault
+
+
+def flip_a_bit(run: SoakRun, rng: random.Random) -> str:
+    """A fault: damage the newest checkpoint, then kill the driver, which must go on from the one before."""
+    states = sorted((run.output / "run/state").glob("step-*"))
+    if len(states) < 2:
+        return ""
+    file = rng.choice(sorted(path for path in states[-1].rglob("*") if path.is_file() and path.stat().st_size))
+    data = bytearray(file.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+    killed = kill("driver", signal.SIGKILL)(run, rng)
+    return f"bit flipped in {file.relative_to(run.output)}, {killed}"
+
+
+FAULTS: dict[str, Callable[[SoakRun, random.Random], str]] = {
+    "env killed": kill("env", signal.SIGKILL),
+    "env hung": kill("env", signal.SIGSTOP),
+    "env server killed": kill("env_server", signal.SIGKILL),
+    "rollout actor killed": kill("rollout", signal.SIGKILL),
+    "sampler killed": kill("sampler", signal.SIGKILL),
+    "learner killed": kill("learner", signal.SIGKILL),
+    "driver killed": kill("driver", signal.SIGKILL),
+    "driver pre-empted": kill("driver", signal.SIGTERM),
+    "checkpoint damaged": flip_a_bit,
+}
+"""Name -> what is done; each returns the deed in words, or nothing when it was not possible just now."""

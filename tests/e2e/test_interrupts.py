@@ -1,0 +1,249 @@
+"""Ctrl-C and SIGTERM, sent to real recipes: what they leave behind, with which code they end, and that all of them do.
+
+The policy is random and the env takes one step, so that a recipe is in its loop as soon as Ray is up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from rlvla.metrics import read_metrics
+from tests.e2e.run import ROOT, environment, recipe
+from tests.learning import make_checkpoint
+
+pytestmark = pytest.mark.timeout(600)
+
+ENV = {"id": "lab/Bandit-v0", "imports": ["bandit"]}
+LIMIT_S = 30
+SECRET = "a-key-that-nobody-may-read"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+"""What `accelerate launch` starts ranks with on GPUs; on a CPU it would start one, and pass no signal on."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("policy"))
+
+
+def grpo(checkpoint: Path, output: Path) -> dict[str, Any]:
+    return {
+        "model": str(checkpoint),
+        "output": str(output),
+        "env": ENV,
+        "episode": {"mode": "act", "max_turn_tokens": 128, "temperature": 1.0},
+        "cluster": {"envs_per_actor": 1, "threads": 1},
+        "sampler": {"backend": "transformers"},
+        "reward": [{"fn": f"{Path(__file__).parent}/rewards.py:odd_tokens"}],
+        "loss": {"kl_coef": 0.0},
+        "learner": {"lr": 1e-3, "micro_batch_rows": 8},
+        "num_steps": 100_000,
+        "groups_per_step": 1,
+        "group_size": 2,
+    }
+
+
+def demos(output: Path) -> dict[str, Any]:
+    plugins = {"expert": "bandit:play", "annotator": "bandit:annotate", "checks": {"names": ["markup"]}}
+    return {"output": str(output), "env": ENV, "chunk_length": 1, **plugins}
+
+
+@contextmanager
+def running(
+    name: str, config: dict[str, Any], folder: Path, launcher: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A recipe in a session of its own, as a terminal would start it."""
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = [sys.executable, *launcher, str(ROOT / f"recipes/{name}.py"), "--config", str(file)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment(), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not reached():
+        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def num_steps(output: Path) -> int:
+    file = output / "metrics.jsonl"
+    return len(read_metrics(file)) if file.is_file() else 0
+
+
+def end(process: subprocess.Popen[bytes], send: Callable[[], None], limit_s: float = LIMIT_S) -> tuple[int, float]:
+    """(exit code, seconds it took); none of what the process had started outlives it."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    started = time.monotonic()
+    send()
+    code = process.wait(timeout=limit_s)
+    seconds = time.monotonic() - started
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+    return code, seconds
+
+
+def strangers_ports(pid: int) -> list[str]:
+    """What a recipe and all that it started listen on where others could reach it."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    listening = [
+        (member.name(), connection.laddr)
+        for member in family
+        for connection in member.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 6  # the driver, gcs_server, raylet, and the actors
+    return [f"{name} {at.ip}:{at.port}" for name, at in listening if at.ip.removeprefix("::ffff:") != "127.0.0.1"]
+
+
+def ray_logs(pid: int) -> Path:
+    """Ray's folder of logs."""
+    for member in psutil.Process(pid).children():
+        for argument in member.cmdline():
+            if argument.startswith("--log_dir="):
+                return Path(argument.removeprefix("--log_dir="))
+    raise AssertionError("no process of Ray's names its logs")
+
+
+def files_with(secret: str, *folders: Path) -> list[Path]:
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    assert files
+    return [file for file in files if secret.encode() in file.read_bytes()]
+
+
+def test_sigterm_saves_the_state_that_the_same_command_goes_on_from(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the way: nothing listens where others could reach it, and keys of the environment are written nowhere."""
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    output = tmp_path / "run"
+    config = grpo(checkpoint, output)
+    with running("grpo", config, tmp_path) as process:
+        wait_until(lambda: num_steps(output) >= 3, process, tmp_path)
+        num_children = len(psutil.Process(process.pid).children(recursive=True))
+        assert strangers_ports(process.pid) == []
+        logs = ray_logs(process.pid)
+        code, _ = end(process, process.terminate)
+    assert num_children >= 5  # Ray's own and three actors: there was something to end
+    assert code == 128 + signal.SIGTERM
+    steps = num_steps(output)
+    (state,) = (output / "state").iterdir()
+    assert state.name == f"step-{steps:06d}"
+    assert json.loads((state / "tasks.json").read_text())["position"] == steps  # a dropped rollout's task comes again
+    recipe("grpo", config | {"num_steps": steps + 2}, tmp_path)
+    assert [line["step"] for line in read_metrics(output / "metrics.jsonl")] == list(range(steps + 2))
+    assert (output / "checkpoint/model.safetensors").is_file()
+    assert files_with("groups_per_step", tmp_path)  # the search finds what is there
+    assert files_with(SECRET, tmp_path, logs) == []
+
+
+def test_control_c_ends_an_evaluation_that_goes_on_where_it_was(checkpoint: Path, tmp_path: Path) -> None:
+    """As a terminal sends it, to all processes at once."""
+    trials = tmp_path / "run/trials.jsonl"
+    config = {"model": str(checkpoint), "output": str(tmp_path / "run"), "env": ENV, "num_trials": 1000}
+    config |= {key: grpo(checkpoint, tmp_path)[key] for key in ("cluster", "sampler")}
+    config["episode"] = {"mode": "act", "max_turn_tokens": 128, "temperature": 0.0}
+
+    def lines() -> list[str]:
+        return trials.read_text().splitlines() if trials.is_file() else []
+
+    with running("evaluate", config, tmp_path) as process:
+        wait_until(lambda: len(lines()) > 3, process, tmp_path)
+        code, _ = end(process, lambda: os.killpg(process.pid, signal.SIGINT))
+    assert code == 128 + signal.SIGINT
+    assert 3 < len(lines()) < 1001
+    assert not (tmp_path / "run/summary.json").exists()
+
+
+def test_control_c_ends_annotation_and_keeps_what_is_annotated(tmp_path: Path) -> None:
+    takes = tmp_path / "demos.partial/takes"
+    config = demos(tmp_path / "demos") | {"num_episodes": 100_000}
+    for least in (3, 10):  # the second time it goes on
+        with running("annotate", config, tmp_path) as process:
+            wait_until(lambda least=least: len(list(takes.glob("*.take"))) >= least, process, tmp_path)
+            code, _ = end(process, lambda process=process: os.killpg(process.pid, signal.SIGINT))
+        assert code == 128 + signal.SIGINT
+    assert not (tmp_path / "demos").exists()
+
+
+def sft(folder: Path) -> dict[str, Any]:
+    recipe("annotate", demos(folder / "demos") | {"num_episodes": 20}, folder)
+    return {
+        "dataset": str(folder / "demos"),
+        "output": str(folder / "run"),
+        "tiny": {"hidden_size": 64, "num_layers": 1, "vision_layers": 1, "image_size": 32},
+        "num_bins": 8,
+        "gripper_dim": None,
+        "num_steps": 100_000,
+        "batch_size": 4,
+        "validate_every": 100_000,
+    }
+
+
+def test_a_cold_start_that_diverges_stops_with_what_it_was_to_learn_from(tmp_path: Path) -> None:
+    config = sft(tmp_path) | {"learner": {"lr": 1e30, "max_skipped_steps": 2}}
+    with running("sft", config, tmp_path) as process:
+        assert process.wait(timeout=200) == 1
+    log = (tmp_path / "log").read_text()
+    assert "not finite in 3 steps in a row, the last of them step" in log
+    assert "learner.max_skipped_steps is 2" in log
+    bad = sorted((tmp_path / "run").glob("bad_step_*.json"))
+    assert len(bad) == 3
+    assert len(json.loads(bad[0].read_text())["rows"]) == config["batch_size"]
+    assert [line["skipped_updates"] for line in read_metrics(tmp_path / "run/metrics.jsonl")][-3:] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "two-ranks"])
+def test_sigterm_saves_a_cold_start(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    config, output = sft(tmp_path), tmp_path / "run"
+    with running("sft", config, tmp_path, launcher) as process:
+        wait_until(lambda: num_steps(output) >= 3, process, tmp_path)
+        code, _ = end(process, process.terminate)
+    assert [state.name for state in (output / "state").iterdir()] == [f"step-{num_steps(output):06d}"]
+    assert code == (1 if launcher else 128 + signal.SIGTERM)  # torchrun ends with a code of its own
+
+
+def test_a_signal_while_ray_starts_ends_the_run_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    with running("grpo", grpo(checkpoint, tmp_path / "run"), tmp_path) as process:
+        wait_until(lambda: bool(psutil.Process(process.pid).children(recursive=True)), process, tmp_path)
+        code, _ = end(process, process.terminate)
+    assert code == 128 + signal.SIGTERM
+    assert not (tmp_path / "run/state").exists()
+
+
+def test_a_second_signal_ends_a_run_that_is_stuck(checkpoint: Path, tmp_path: Path) -> None:
+    """The first finds a learner that never answers, hence a step that never ends."""
+    output = tmp_path / "run"
+    with running("grpo", grpo(checkpoint, output), tmp_path) as process:
+        wait_until(lambda: num_steps(output) >= 1, process, tmp_path)
+        family = psutil.Process(process.pid).children(recursive=True)
+        (learner,) = [member for member in family if member.name().startswith("ray::LearnerActor")]
+        learner.suspend()
+        process.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=3)
+        code, seconds = end(process, process.terminate)
+    assert code == 128 + signal.SIGTERM
+    assert seconds < 5

@@ -1,0 +1,185 @@
+"""Samplers, rollout actors and learners that are killed: what is played is what would have been played without.
+
+A job depends on its task, its member and the weights alone, and the transformers sampler on nothing that happens beside
+a request, so that the trajectories must be the same bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlvla.cluster import Cluster, ProcessLostError
+from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, SamplerConfig
+from rlvla.rollout import Job, TaskStream
+from rlvla.types import Group, Trajectory
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ENV = EnvConfig(tasks=("press",))
+EPISODE = EpisodeConfig(max_turn_tokens=96, max_think_tokens=8)
+SAMPLER = SamplerConfig(backend="transformers", threads=1)
+GROUP_SIZE = 2
+
+
+def pids(actor: str) -> list[int]:
+    """Of the processes of this test's actors of a class, as Ray titles them."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = process.cmdline()
+        except psutil.NoSuchProcess:  # it ended between the two lines
+            continue
+        if command and command[0].startswith(f"ray::{actor}"):
+            found.append(process.pid)
+    return found
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, and wait until the process is gone."""
+    process = psutil.Process(pid)
+    process.kill()
+    process.wait(30)
+
+
+def bits(trajectory: Trajectory) -> tuple[object, ...]:
+    """All of a trajectory but how long it took."""
+    turns = [
+        (t.token_ids.tobytes(), t.sampler_logprobs.tobytes(), t.actions.tobytes(), t.segments, t.policy_version)
+        for t in trajectory.turns
+    ]
+    return trajectory.task, trajectory.end, trajectory.num_env_steps, trajectory.error, turns
+
+
+def to_groups(trajectories: Sequence[Trajectory]) -> list[Group]:
+    """Groups with an advantage of 1 and of -1, so that there is something to learn from."""
+    scored = [replace(t, reward=0.0, advantage=(-1.0) ** i) for i, t in enumerate(trajectories)]
+    chunks = [scored[i : i + GROUP_SIZE] for i in range(0, len(scored), GROUP_SIZE)]
+    return [Group(task=chunk[0].task, trajectories=tuple(chunk)) for chunk in chunks]
+
+
+@pytest.fixture(scope="module")
+def jobs() -> list[Job]:
+    return [Job(task=t, member=m) for t in TaskStream(config=ENV, seed=0).take(8) for m in range(GROUP_SIZE)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tiny_policy: Path, jobs: list[Job], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One that has learned for a step, so that its weights are not those on the disk."""
+    cpus = {"sampler_cpus": 0.2, "rollout_cpus": 0.2, "learner_cpus": 0.2}
+    config = ClusterConfig(num_rollout_actors=2, num_learners=2, envs_per_actor=2, threads=1, max_restarts=20, **cpus)
+    cluster = Cluster(
+        GRPOConfig(
+            model=tiny_policy,
+            output=tmp_path_factory.mktemp("run"),
+            env=ENV,
+            episode=EPISODE,
+            sampler=SAMPLER,
+            cluster=config,
+            group_size=GROUP_SIZE,
+            groups_per_step=len(jobs) // GROUP_SIZE,
+        )
+    )
+    cluster.learn(to_groups(cluster.play(jobs)))
+    cluster.sync(policy_version=1)
+    yield cluster
+    cluster.__exit__(ProcessLostError)  # the last test leaves a learner that waits for its peer
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, jobs: list[Job]) -> list[tuple[object, ...]]:
+    trajectories = cluster.play(jobs)
+    assert cluster.take_resampled() == []
+    assert {turn.policy_version for t in trajectories for turn in t.turns} == {1}
+    assert sum(turn.num_sampled_tokens for t in trajectories for turn in t.turns) > 100
+    return [bits(t) for t in trajectories]
+
+
+def play_and_kill(cluster: Cluster, jobs: list[Job], victims: dict[str, int]) -> list[tuple[object, ...]]:
+    """Kill one actor of a class when as many trajectories are there; what was played, in any order."""
+    played: list[Trajectory] = []
+    for trajectory in cluster.stream(jobs):
+        played.append(trajectory)
+        for name, after in victims.items():
+            if len(played) == after:
+                kill(pids(name)[0])
+    return [bits(t) for t in played]
+
+
+@pytest.mark.parametrize(
+    "victims",
+    [{"SamplerActor": 3, "RolloutActor": 3}, {"RolloutActor": 1, "SamplerActor": 7}],
+    ids=["at-once", "in-turn"],
+)
+def test_a_killed_actor_loses_and_repeats_nothing(
+    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]], victims: dict[str, int]
+) -> None:
+    before = {name: set(pids(name)) for name in victims}
+    played = play_and_kill(cluster, jobs, victims)
+    assert sorted(played, key=repr) == sorted(undisturbed, key=repr)
+    resampled = cluster.take_resampled()
+    assert set(resampled) <= set(jobs)
+    # The sampler took with it what was in flight, the rollout actor what was left of its half: not what had ended.
+    assert 1 < len(resampled) < len(jobs)
+    for name, old in before.items():
+        assert len(old - set(pids(name))) == 1  # and Ray started another in its place
+
+
+def test_a_sampler_killed_between_two_rollouts_comes_back_with_the_weights_of_now(
+    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
+) -> None:
+    kill(pids("SamplerActor")[0])
+    assert [bits(t) for t in cluster.play(jobs)] == undisturbed
+    cluster.take_resampled()
+
+
+def test_a_sampler_killed_before_a_weight_sync_gets_the_weights(
+    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
+) -> None:
+    kill(pids("SamplerActor")[0])
+    cluster.sync(policy_version=1)
+    assert [bits(t) for t in cluster.play(jobs)] == undisturbed
+    assert cluster.take_resampled() == []
+
+
+def test_a_learner_killed_in_the_middle_of_a_step_ends_the_run(cluster: Cluster, jobs: list[Job]) -> None:
+    groups = to_groups(cluster.play(jobs))
+    victim = pids("LearnerActor")[1]
+    os.kill(victim, signal.SIGSTOP)  # so that its step has begun and cannot end before it dies
+    timer = threading.Timer(2.0, kill, [victim])
+    timer.start()
+    with pytest.raises(ProcessLostError, match=r"^LearnerActor .* died: start the same command again.*last checkpoint"):
+        cluster.learn(groups)
+    timer.join()
+
+
+def test_an_actor_that_cannot_start_is_not_tried_again(tiny_policy: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(tiny_policy, tmp_path / "policy")
+    (broken / "model.safetensors").write_bytes(b"torn")
+    config = ClusterConfig(envs_per_actor=2, sampler_cpus=0.2, rollout_cpus=0.2)
+    with pytest.raises(ProcessLostError, match=r"(?s)^SamplerActor .* could not start: .*Safetensor"):
+        Cluster(EvaluateConfig(model=broken, env=ENV, episode=EPISODE, sampler=SAMPLER, cluster=config))
+
+
+@pytest.mark.parametrize("victim", ["RolloutActor", "SamplerActor"])
+def test_an_actor_that_dies_too_often_ends_the_run(tiny_policy: Path, jobs: list[Job], victim: str) -> None:
+    config = ClusterConfig(envs_per_actor=2, max_restarts=0, sampler_cpus=0.2, rollout_cpus=0.2)
+    evaluation = EvaluateConfig(model=tiny_policy, env=ENV, episode=EPISODE, sampler=SAMPLER, cluster=config)
+    others = pids(victim)
+
+    def run() -> None:
+        with Cluster(evaluation) as small:
+            for _ in small.stream(jobs):
+                for pid in set(pids(victim)) - set(others):
+                    kill(pid)
+
+    with pytest.raises(ProcessLostError, match=rf"^{victim} .* died more than 0 times \(cluster.max_restarts\)"):
+        run()

@@ -1,0 +1,190 @@
+"""A GRPO run whose driver and learner are killed, and whose checkpoint is damaged, ends where an unbroken one ends.
+
+Bit for bit: weights, metrics, and the ids of what was sampled and learned from.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from rlvla.metrics import read_metrics
+from tests.e2e.run import ROOT, environment, recipe
+from tests.learning import make_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+NUM_STEPS = 8
+
+
+def config(folder: Path) -> dict[str, Any]:
+    return {
+        "model": str(folder / "policy"),
+        "output": str(folder / "run"),
+        "env": {"id": "lab/Bandit-v0", "imports": ["bandit"]},
+        "episode": {"max_turn_tokens": 96, "max_think_tokens": 8},
+        "sampler": {"backend": "transformers", "threads": 1},  # no request feels what runs beside it
+        "cluster": {"envs_per_actor": 4, "threads": 1},
+        "reward": [{"fn": "success"}, {"fn": f"{Path(__file__).parent}/rewards.py:moods"}],
+        "learner": {"lr": 1e-3, "micro_batch_rows": 4, "schedule": "cosine"},
+        "num_steps": NUM_STEPS,
+        "groups_per_step": 3,
+        "group_size": 2,
+        "max_waves": 3,
+        "minibatch_trajectories": 2,
+        "save_every": 1,
+    }
+
+
+class Run:
+    """The recipe in a process of its own, with its standard error kept, to be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / "grpo.yaml"
+        file.write_text(yaml.safe_dump(config(folder)))
+        self.output, self._said = folder / "run", folder / "stderr"
+        command = [sys.executable, str(ROOT / "recipes/grpo.py"), "--config", str(file)]
+        with self._said.open("w") as said:
+            self._process = subprocess.Popen(
+                command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said
+            )
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def wait_until(self, condition: Callable[[], bool], every_s: float = 0.001) -> None:
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert self._process.poll() is None, f"it ended by itself:\n{self.said[-3000:]}"
+            assert time.monotonic() < deadline, "it did not get so far"
+            time.sleep(every_s)
+
+    def actors(self) -> list[psutil.Process]:
+        """What Ray has started of ours; its own agents end by themselves, though a minute after their raylet."""
+        found = []
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it ended a moment ago
+                found += [process for title in process.cmdline()[:1] if re.match(r"ray::\w+Actor", title)]
+        return found
+
+    def kill_when(self, condition: Callable[[], bool]) -> None:
+        """SIGKILL to the driver alone; the rest must end by itself."""
+        self.wait_until(lambda: len(self.actors()) == 3, every_s=0.5)
+        actors = self.actors()  # before, since it takes longer than to write a checkpoint
+        self.wait_until(condition)
+        self._process.kill()
+        self._process.wait(30)
+        _, alive = psutil.wait_procs(actors, timeout=60)
+        assert not alive, "processes that outlive their driver"
+
+    def finish(self) -> str:
+        """Run to the end; what it said."""
+        assert self._process.wait(400) == 0, self.said[-3000:]
+        return self.said
+
+    def kill_learner(self) -> str:
+        """SIGKILL to the learner; what the driver says when it has ended."""
+        (learner,) = (p for p in self.actors() if "LearnerActor" in p.cmdline()[0])
+        learner.kill()
+        assert self._process.wait(120) != 0
+        return self.said
+
+
+def states(output: Path) -> list[Path]:
+    return sorted((output / "state").glob("step-*"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    make_checkpoint(folder / "policy")
+    recipe("grpo", config(folder), folder)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")  # shown when a test fails
+    rng = random.Random(seed)
+    folder = tmp_path_factory.mktemp("broken")
+    make_checkpoint(folder / "policy")
+
+    output = folder / "run"
+
+    def is_writing() -> bool:
+        return any((output / "state").glob("incomplete-*"))
+
+    for _ in range(3):  # in the middle of writing a checkpoint, unless this process was not quick enough
+        Run(folder).kill_when(is_writing)
+        if is_writing():
+            break
+    assert is_writing()
+
+    run, before = Run(folder), len(states(output))  # anywhere in a step
+    run.wait_until(lambda: len(states(output)) > before)
+    moment = time.monotonic() + rng.uniform(0, 0.8)
+    run.kill_when(lambda: time.monotonic() > moment)
+
+    run, before = Run(folder), len(states(output))  # the learner, while steps are run
+    run.wait_until(lambda: len(states(output)) > before)
+    said = run.kill_learner()
+    assert "died: start the same command again, and the run resumes from its last checkpoint" in said
+
+    newest = states(output)[-1]
+    file = newest / "learner/rank_0.pt"
+    data = bytearray(file.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+    said = Run(folder).finish()
+    assert f"{newest.name} is damaged (learner/rank_0.pt has another checksum" in said
+    return output
+
+
+def test_the_weights_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) -> None:
+    expected, found = (load_file(run / "checkpoint/model.safetensors") for run in (unbroken, broken))
+    start = load_file(unbroken.parent / "policy/model.safetensors")
+    assert any(not np.array_equal(start[name], weight) for name, weight in expected.items())
+    assert expected.keys() == found.keys()
+    for name, weight in expected.items():
+        assert weight.tobytes() == found[name].tobytes(), name
+
+
+def test_the_metrics_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) -> None:
+    expected, found = (
+        [{k: v for k, v in line.items() if "_s" not in k} for line in read_metrics(run / "metrics.jsonl")]
+        for run in (unbroken, broken)
+    )
+    assert [line["step"] for line in expected] == list(range(NUM_STEPS))
+    assert len({line["reward/moods"] for line in expected}) > 1
+    assert expected == found
+
+
+def test_every_id_is_accounted_for(unbroken: Path, broken: Path) -> None:
+    expected, found = (
+        [json.loads(line) for line in (run / "ids.jsonl").read_text().splitlines()] for run in (unbroken, broken)
+    )
+    assert expected == found
+    for line in found:
+        assert line["resampled"] == []
+    sampled, learned = ([id_ for line in found for id_ in line[key]] for key in ("sampled", "learned"))
+    assert len(set(sampled)) == len(sampled)  # none played for two steps
+    assert len(set(learned)) == len(learned)  # none learned from twice
+    assert set(learned) <= set(sampled)
+    is_from_surplus = [set(line["learned"]) - set(line["sampled"]) for line in found]
+    assert any(is_from_surplus)  # surplus groups went through the checkpoints

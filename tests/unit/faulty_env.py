@@ -1,0 +1,107 @@
+"""An env that meets a fault where a test puts one: `plant`, then `meet` to send a signal at that very moment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+WAIT_S = 30.0
+"""Of either side for the other; far beyond the deadlines of the tests."""
+
+
+def plant(folder: Path, where: str, fault: str, times: int = 1) -> None:
+    """The next `times` calls of method `where` do `fault`: wait for a `meet`, or one of `FaultyEnv._do`."""
+    for i in range(times):
+        (folder / f"{where}-{i}.fault").write_text(fault)
+
+
+def meet(folder: Path, where: str, signal: int) -> int:
+    """Wait until a call of `where` has begun, signal its process by its id, let the call go on; returns the id."""
+    at = folder / f"{where}.at"
+    _wait_for(at)
+    pid = int(at.read_text())
+    at.unlink()
+    os.kill(pid, signal)
+    (folder / f"{where}.go").touch()
+    return pid
+
+
+def _wait_for(path: Path) -> None:
+    until = time.monotonic() + WAIT_S
+    while not path.exists():
+        assert time.monotonic() < until, f"{path.name} did not come"
+        time.sleep(0.002)
+
+
+class FaultyEnv(gymnasium.Env):
+    """Succeeds after two chunks; `folder` has the faults, and gets a file for each env made and closed."""
+
+    suite = "faulty"
+    task_names = ("last",)
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._chunks = Path(folder), 0
+        self._name = f"{os.getpid()}-{time.monotonic_ns()}"
+        (self._folder / f"{self._name}.made").touch()
+
+    @classmethod
+    def preload(cls, folder: str) -> None:
+        (Path(folder) / f"{os.getpid()}.preloaded").touch()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self._chunks = 0
+        self._do("reset")
+        return self._observe(), {}
+
+    def step_chunk(self, actions: np.ndarray) -> Any:
+        self._do("step_chunk")
+        self._chunks += 1
+        ended = self._chunks == 2
+        return self._observe(), np.zeros(len(actions), np.float32), ended, False, {"is_success": ended}
+
+    def zoom(self, image: int, bbox: Any) -> np.ndarray:
+        if self._do("zoom") == "return a function":
+            return lambda: None  # type: ignore[return-value]
+        return np.full((64, 64, 3), 50 * self._chunks, np.uint8)
+
+    def close(self) -> None:
+        (self._folder / f"{self._name}.closed").touch()
+
+    def _observe(self) -> dict[str, Any]:
+        images = np.full((1, 64, 64, 3), 10 * self._chunks, np.uint8)
+        return {"images": images, "proprio": np.zeros(4), "instruction": "hold out"}
+
+    def _do(self, where: str) -> str:
+        for path in sorted(self._folder.glob(f"{where}-*.fault")):
+            with contextlib.suppress(FileNotFoundError):  # another env was faster
+                fault = path.rename(path.with_suffix(".taken")).with_suffix(".taken").read_text()
+                self._suffer(where, fault)
+                return fault
+        return ""
+
+    def _suffer(self, where: str, fault: str) -> None:
+        if fault == "raise":
+            raise RuntimeError(f"the {where} broke")
+        if fault == "exit":
+            raise SystemExit(f"the {where} gave up")
+        if fault == "hang":
+            time.sleep(WAIT_S)
+        if fault == "die":
+            os._exit(3)
+        if fault == "wait":
+            aside = self._folder / f"{where}.aside"
+            aside.write_text(str(os.getpid()))
+            aside.rename(self._folder / f"{where}.at")
+            _wait_for(self._folder / f"{where}.go")
+            (self._folder / f"{where}.go").unlink()
+
+
+gymnasium.register(
+    id="lab/Faulty-v0", entry_point="faulty_env:FaultyEnv", disable_env_checker=True, order_enforce=False
+)

@@ -1,0 +1,139 @@
+"""Checkpoint folders: sealed, damaged in every way, and written by a process that is killed at any moment."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from rlvla.checkpoint import MANIFEST, appear_sealed, damage, newest_whole
+from rlvla.files import aside_of
+from tests.unit.checkpoint_writer import NUM_FILES, content
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(states: Path, step: int) -> Path:
+    folder = states / f"step-{step:06d}"
+    with appear_sealed(folder) as aside:
+        (aside / "learner").mkdir()
+        (aside / "learner/rank_0.pt").write_bytes(bytes(range(256)) * 40)
+        (aside / "driver.json").write_text(f'{{"position": {step}}}')
+    return folder
+
+
+def test_a_sealed_folder_is_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    folder = write(tmp_path / "state", 4)
+    assert damage(folder) == ""
+    assert {path.name for path in folder.iterdir()} == {"learner", "driver.json", MANIFEST}
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-000004"]
+
+
+def test_a_folder_whose_writer_failed_does_not_appear(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="step-000001 could not be written"),
+        appear_sealed(tmp_path / "state/step-000001") as aside,
+    ):
+        (aside / "big").write_bytes(bytes(1 // 0))
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_not_in_the_next_one(tmp_path: Path) -> None:
+    aside = aside_of(tmp_path / "step-000001")
+    aside.mkdir()
+    (aside / "half").write_text("some of it")
+    assert newest_whole(tmp_path) is None
+    folder = write(tmp_path, 1)
+    assert list(tmp_path.iterdir()) == [folder]
+    assert not (folder / "half").exists()
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << (position % 8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("position", [0, 137, 5000, 10_239])
+def test_one_flipped_bit_is_found(tmp_path: Path, position: int) -> None:
+    folder = write(tmp_path, 1)
+    flip(folder / "learner/rank_0.pt", position)
+    assert damage(folder) == "learner/rank_0.pt has another checksum than when it was written"
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_found(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    manifest = folder / MANIFEST
+    whole = manifest.read_bytes()
+    for position in (i for i, byte in enumerate(whole) if not chr(byte).isspace()):
+        flip(manifest, position)
+        assert damage(folder), f"bit {position % 8} of byte {position} ({whole[position : position + 1]!r})"
+        manifest.write_bytes(whole)
+    assert damage(folder) == ""
+
+
+def test_a_torn_or_missing_file_is_found(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    file = folder / "learner/rank_0.pt"
+    os.truncate(file, 4096)
+    assert "learner/rank_0.pt has another checksum" in damage(folder)
+    file.unlink()
+    assert damage(folder) == "learner/rank_0.pt is missing"
+    (folder / MANIFEST).write_text("[]")
+    assert "cannot be read" in damage(folder)
+    (folder / MANIFEST).unlink()
+    assert damage(folder) == f"it has no {MANIFEST}"
+
+
+def test_the_newest_whole_one_is_taken_and_the_damaged_ones_are_named_and_left(tmp_path: Path) -> None:
+    folders = [write(tmp_path, step) for step in (2, 999_998, 1_000_000)]
+    assert newest_whole(tmp_path) == (1_000_000, folders[2])
+    os.truncate(folders[2] / "learner/rank_0.pt", 100)
+    with pytest.warns(UserWarning, match=r"step-1000000 is damaged \(learner/rank_0.pt has another checksum"):
+        assert newest_whole(tmp_path) == (999_998, folders[1])
+    flip(folders[0] / "driver.json", 3)
+    flip(folders[1] / "driver.json", 3)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert newest_whole(tmp_path) is None
+    assert len(said) == 4
+    assert "holds no whole checkpoint: the run starts over" in str(said[-1].message)
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_folder_without_states_has_none(tmp_path: Path) -> None:
+    assert newest_whole(tmp_path / "state") is None
+
+
+@pytest.mark.timeout(120)
+def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")  # shown when the test fails
+    rng = random.Random(seed)
+    num_torn, first = 0, 1
+    for _ in range(8):
+        command = [sys.executable, "-m", "tests.unit.checkpoint_writer", str(tmp_path), str(first)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            told = int(writer.stdout.readline())  # the first one is there
+            time.sleep(rng.uniform(0, 0.2))
+            os.kill(writer.pid, signal.SIGKILL)
+            told = max([told, *map(int, writer.stdout.read().split())])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an unfinished one is not even seen
+            newest = newest_whole(tmp_path)
+        assert newest is not None
+        step, folder = newest
+        assert step in (told, told + 1)  # the kill may come between the rename and the word of it
+        for number in range(NUM_FILES):
+            assert (folder / f"rank_{number}.pt").read_bytes() == content(step, number)
+        num_torn += any(tmp_path.glob("incomplete-*"))
+        first = step + 1
+    assert num_torn > 0  # the kills hit the writing itself

@@ -1,0 +1,268 @@
+"""Envs in processes that are killed, stopped or raise, for real and by process id: at reset, step and zoom."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlvla.config import EnvConfig, EpisodeConfig
+from rlvla.env_process import EnvPool, RemoteEnv
+from rlvla.env_thread import EnvCrashError, EnvThread
+from rlvla.episode import Decider
+from rlvla.prompt import PolicyProcessor
+from rlvla.rollout import Job, play_job
+from rlvla.tools import load_tools
+from rlvla.types import EndReason, TaskSpec, Trajectory
+from tests.look_then_act import LookThenAct, assert_same_play
+from tests.unit.faulty_env import meet, plant
+
+pytestmark = pytest.mark.timeout(120)
+
+TASK = TaskSpec(suite="faulty", task_id=0, init_state_id=3, seed=7)
+PLACES = ("reset", "step_chunk", "zoom")
+DEADLINE_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def decider(tiny_policy: Path) -> Decider:
+    processor, config, sampler = PolicyProcessor.load(tiny_policy), EpisodeConfig(), LookThenAct(tiny_policy)
+    return Decider(sampler=sampler, processor=processor, tools=load_tools(config.tools), config=config)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EnvConfig:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    # A reset of a new process imports the env.
+    return EnvConfig(
+        id="lab/Faulty-v0",
+        imports=("faulty_env",),
+        kwargs={"folder": str(tmp_path)},
+        deadline_s=DEADLINE_S,
+        reset_deadline_s=60.0,
+        max_attempts=3,
+    )
+
+
+@contextmanager
+def opened(config: EnvConfig, num_envs: int, envs_per_process: int = 1) -> Iterator[EnvPool]:
+    """A pool of which no process is left at the end, also when a test has failed."""
+    before = set(psutil.Process().children(recursive=True))
+    pool = EnvPool(config, num_envs, envs_per_process)
+    try:
+        yield pool
+    finally:
+        started = [child for child in psutil.Process().children(recursive=True) if child not in before]
+        pool.close()
+    assert psutil.wait_procs(started, timeout=30)[1] == []
+
+
+@pytest.fixture
+def pool(config: EnvConfig) -> Iterator[EnvPool]:
+    with opened(config, num_envs=1) as pool:
+        yield pool
+
+
+def impatient(pool: EnvPool, config: EnvConfig) -> EnvThread:
+    """The env of a pool that runs already, so that a reset needs no more than a moment."""
+    return EnvThread(partial(RemoteEnv, replace(config, reset_deadline_s=DEADLINE_S), pool._processes[0], 0))
+
+
+def play(decider: Decider, env: EnvThread, max_attempts: int = 3, member: int = 0) -> Trajectory:
+    return asyncio.run(play_job(decider, env, Job(task=TASK, member=member), max_attempts))
+
+
+def made(folder: Path, suffix: str = "made") -> list[int]:
+    """The pid of each env that was made (or closed), in order."""
+    names = sorted((path.stem for path in folder.glob(f"*.{suffix}")), key=lambda name: int(name.split("-")[1]))
+    return [int(name.split("-")[0]) for name in names]
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["SIGKILL", "SIGSTOP"])
+def test_a_process_that_is_killed_or_stops_is_replaced_and_the_episode_replayed(
+    decider: Decider, pool: EnvPool, config: EnvConfig, tmp_path: Path, where: str, sent: signal.Signals
+) -> None:
+    unbroken = play(decider, pool.envs[0])
+    assert (unbroken.error, unbroken.end, len(unbroken.turns), unbroken.num_crashes) == ("", EndReason.SUCCESS, 2, 0)
+    env = impatient(pool, config) if where == "reset" else pool.envs[0]
+    plant(tmp_path, where, "wait")
+
+    async def meanwhile() -> tuple[Trajectory, int, float]:
+        episode = asyncio.create_task(play_job(decider, env, Job(task=TASK, member=0), 3))
+        pid = await asyncio.to_thread(meet, tmp_path, where, sent)
+        sent_at, longest = time.monotonic(), 0.0
+        while not episode.done():
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+        assert time.monotonic() - sent_at > (0.9 * DEADLINE_S if sent == signal.SIGSTOP else 0)
+        return await episode, pid, longest
+
+    trajectory, pid, longest_wait = asyncio.run(meanwhile())
+    assert_same_play(trajectory, unbroken)
+    assert (trajectory.num_crashes, trajectory.num_replays) == (1, 1)
+    assert made(tmp_path)[0] == pid != made(tmp_path)[1]
+    until = time.monotonic() + 30
+    while psutil.pid_exists(pid):  # the kernel takes its time
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert longest_wait < 0.5 * DEADLINE_S  # the event loop, hence every other episode, went on
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("fault", ["raise", "exit"])
+def test_an_env_that_raises_is_closed_and_made_anew(
+    decider: Decider, pool: EnvPool, tmp_path: Path, where: str, fault: str
+) -> None:
+    unbroken = play(decider, pool.envs[0])
+    plant(tmp_path, where, fault)
+    trajectory = play(decider, pool.envs[0])
+    assert_same_play(trajectory, unbroken)
+    assert (trajectory.num_crashes, trajectory.num_replays) == (1, 1)
+    first, second = made(tmp_path)
+    assert first == second == made(tmp_path, "closed")[0]  # in the process that it was in
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("raise", r"RuntimeError: the step_chunk broke.*Traceback.*faulty_env.py"),
+        ("die", r"the env process \d+ ended"),
+        ("hang", r"step_chunk took longer than 1 s; the process was killed"),
+    ],
+)
+def test_after_its_attempts_an_episode_ends_as_env_error(
+    decider: Decider, pool: EnvPool, tmp_path: Path, fault: str, error: str
+) -> None:
+    plant(tmp_path, "step_chunk", fault, times=4)
+    trajectory = play(decider, pool.envs[0], max_attempts=2)
+    assert (trajectory.end, trajectory.num_crashes, trajectory.num_replays) == (EndReason.ENV_ERROR, 2, 1)
+    assert re.search(error, trajectory.error, re.DOTALL)
+    assert trajectory.task.instruction == "hold out"
+    again = play(decider, pool.envs[0], max_attempts=3)  # the two faults that are left
+    assert (again.end, again.num_crashes) == (EndReason.SUCCESS, 2)
+
+
+def test_a_neighbour_in_the_process_is_replayed_at_no_cost_of_its_own(
+    decider: Decider, config: EnvConfig, tmp_path: Path
+) -> None:
+    """One of two envs in a process hangs; the other's only attempt is not taken from it."""
+    with opened(config, num_envs=2, envs_per_process=2) as pool:
+        unbroken = [play(decider, env) for env in pool.envs]
+        assert len({*made(tmp_path)}) == 1
+        plant(tmp_path, "zoom", "hang")
+
+        async def both() -> list[Trajectory]:
+            hanging = asyncio.create_task(play_job(decider, pool.envs[0], Job(task=TASK, member=0), 2))
+            while not list(tmp_path.glob("*.taken")):
+                await asyncio.sleep(0.01)
+            plant(tmp_path, "step_chunk", "hang")  # the neighbour is in a call too when its process is killed
+            await asyncio.sleep(0.1 * DEADLINE_S)
+            other = play_job(decider, pool.envs[1], Job(task=TASK, member=0), 1)
+            return [await other, await hanging]
+
+        other, hanging = asyncio.run(both())
+        assert_same_play(other, unbroken[1])
+        assert_same_play(hanging, unbroken[0])
+        assert (other.num_crashes, other.num_replays) == (0, 1)
+        assert (hanging.num_crashes, hanging.num_replays) == (1, 1)
+        assert len({*made(tmp_path)}) == 2
+
+
+def test_an_env_of_a_new_process_is_not_taken_for_the_one_that_was_lost(config: EnvConfig, tmp_path: Path) -> None:
+    """Between two calls nobody waits for an answer that would not come."""
+    with opened(config, num_envs=2, envs_per_process=2) as pool:
+        asyncio.run(pool.envs[0].call(lambda e: e.reset()))
+        [lost] = made(tmp_path)
+        os.kill(lost, signal.SIGKILL)
+        with suppress(EnvCrashError):  # as long as the end of its pipe has not come
+            asyncio.run(pool.envs[1].call(lambda e: e.reset()))
+        asyncio.run(pool.envs[1].call(lambda e: e.reset()))
+        with pytest.raises(EnvCrashError, match=f"the env process {lost} ended"):
+            asyncio.run(pool.envs[0].call(lambda e: e.zoom(0, (0, 0, 9, 9))))
+
+
+def test_an_answer_that_cannot_be_sent_is_a_crash(pool: EnvPool, tmp_path: Path) -> None:
+    plant(tmp_path, "zoom", "return a function")
+    asyncio.run(pool.envs[0].call(lambda e: e.reset()))
+    with pytest.raises(EnvCrashError, match="pickle"):
+        asyncio.run(pool.envs[0].call(lambda e: e.zoom(0, (0, 0, 9, 9))))
+
+
+def test_an_env_that_cannot_be_made_says_why(config: EnvConfig) -> None:
+    unknown, error = replace(config, id="lab/Nothing-v0"), r"NameNotFound.*Nothing"
+    with opened(unknown, num_envs=1) as pool, pytest.raises(EnvCrashError, match=error):
+        asyncio.run(pool.envs[0].call(lambda e: e.reset()))
+
+
+def server_process() -> psutil.Process:
+    return next(child for child in psutil.Process().children() if "rlvla.env_server" in child.cmdline())
+
+
+def test_the_simulator_is_imported_once_for_all_processes(config: EnvConfig, tmp_path: Path) -> None:
+    with opened(config, num_envs=2) as pool:
+        for env in pool.envs:
+            asyncio.run(env.call(lambda e: e.reset()))
+        assert len({*made(tmp_path)}) == 2
+        assert [path.stem for path in tmp_path.glob("*.preloaded")] == [str(server_process().pid)]
+
+
+def test_the_server_is_replaced_too(decider: Decider, pool: EnvPool) -> None:
+    play(decider, pool.envs[0])
+    server = server_process()
+    server.kill()
+    server.wait(5)
+    trajectory = play(decider, pool.envs[0])
+    assert trajectory.end is EndReason.SUCCESS
+
+
+def test_closing_closes_envs_and_kills_what_hangs(config: EnvConfig, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with opened(config, num_envs=2) as pool:
+        for env in pool.envs:
+            asyncio.run(env.call(lambda e: e.reset()))
+        stopped, other = made(tmp_path)
+        os.kill(stopped, signal.SIGSTOP)
+    assert made(tmp_path, "closed") == [other]
+    assert time.monotonic() - started < 30
+    with pytest.raises(EnvCrashError, match="closed"):
+        asyncio.run(EnvThread(partial(RemoteEnv, config, pool._processes[0], 0)).call(lambda e: e.reset()))
+
+
+ORPHANS = """
+import asyncio, sys, time
+from rlvla.config import EnvConfig
+from rlvla.env_process import EnvPool
+pool = EnvPool(EnvConfig(id="lab/Faulty-v0", imports=("faulty_env",), kwargs={"folder": sys.argv[1]}), num_envs=2)
+for env in pool.envs:
+    asyncio.run(env.call(lambda e: e.reset()))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_no_process_outlives_a_parent_that_is_killed(config: EnvConfig, tmp_path: Path) -> None:
+    """One of the processes is stopped, so that it cannot see the end of its pipe."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-c", ORPHANS, str(tmp_path)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        family = psutil.Process(parent.pid).children(recursive=True)
+        assert {child.pid for child in family} > {*made(tmp_path)}
+        os.kill(made(tmp_path)[0], signal.SIGSTOP)
+        parent.kill()
+    assert psutil.wait_procs(family, timeout=30)[1] == []

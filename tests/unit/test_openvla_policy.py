@@ -1,0 +1,326 @@
+"""OpenVLA as a policy of the recipes: its action tokens and statistics, its prompt by Llama's tokenizer, its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from tokenizers import normalizers
+
+from rlvla import dataset, policy
+from rlvla.action_slots import add_slots
+from rlvla.actions import BinCodec, statistics_of
+from rlvla.cold_start import start_policy, to_turn
+from rlvla.collate import to_batch, to_row
+from rlvla.config import LearnerConfig, SFTConfig
+from rlvla.dataset import DemonstrationSet
+from rlvla.markup import MARKS, ToolCall, parse_call, parse_text, print_think, print_zoom, slot_tokens
+from rlvla.models import auto
+from rlvla.models.openvla.checkpoint import CheckpointError, load_checkpoint
+from rlvla.prompt import PolicyProcessor, extend_vocabulary
+from rlvla.types import Demonstration, SegmentKind
+from rlvla_envs.libero import from_openvla_gripper
+from tests import openvla_checkpoints as published
+
+KEY = "libero_spatial_no_noops"
+IMAGE = published.NUM_WORDS + 1
+ACTION_IDS = tuple(range(published.NUM_WORDS - 1, published.NUM_WORDS - 257, -1))
+"""The last 256 words, from behind: 31999 .. 31744 of the published ones."""
+PROMPT = "In: What action should the robot take to press the red pad?\nOut: "
+TEXTS = (print_think("look 100 200") + print_zoom(0, (0, 5, 100, 200)), print_think("it is red"))
+
+
+def demonstration(actions: np.ndarray) -> Demonstration:
+    picture = np.random.default_rng(len(actions)).integers(0, 256, (64, 64, 3), np.uint8)
+    return Demonstration(
+        instruction="Press the red pad",
+        images=(picture,),
+        proprio=np.zeros(4, np.float32),
+        texts=TEXTS,
+        crops=(picture[::-1],),
+        actions=actions.astype(np.float32),
+        carried_thought="",
+    )
+
+
+def demonstrations(path: Path, num_dims: int = 3) -> DemonstrationSet:
+    """Ten episodes of a decision each, chunks of two steps, the last dimension -1 (open) or 1."""
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-0.3, 0.2, (10, 2, num_dims))
+    actions[..., -1] = rng.choice([-1.0, 1.0], (10, 2))
+    dataset.write(path, [[demonstration(chunk)] for chunk in actions], robot="test", fps=1.0, suites=("new",))
+    return dataset.read(path)
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> DemonstrationSet:
+    return demonstrations(tmp_path_factory.mktemp("data") / "demos")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As published: three shards, Llama's kind of tokenizer."""
+    path = tmp_path_factory.mktemp("openvla")
+    published.write_published(path, num_shards=3)
+    published.write_tokenizer(path, published.llama_tokenizer([PROMPT, *TEXTS] * 4))
+    return path
+
+
+def config(folder: Path, demos: DemonstrationSet, **changes: Any) -> SFTConfig:
+    return replace(SFTConfig(model=str(folder), dataset=demos.path, num_bins=256), **changes)
+
+
+def with_statistics(folder: Path, path: Path, norm_stats: dict[str, Any]) -> Path:
+    """A copy of a published folder, with statistics of other data sets."""
+    shutil.copytree(folder, path)
+    (path / "dataset_statistics.json").write_text(json.dumps(norm_stats))
+    return path
+
+
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+def test_a_published_checkpoint_keeps_its_words_and_learns_the_marks(
+    folder: Path, demos: DemonstrationSet, decoding: Any
+) -> None:
+    model, processor = start_policy(config(folder, demos, action_decoding=decoding), demos)
+    vocabulary = processor.vocabulary
+    assert vocabulary.action_ids == model.config.action_ids == ACTION_IDS
+    assert vocabulary.placeholder_id == model.config.image_token_id == IMAGE
+    assert vocabulary.image_ids == (IMAGE,)
+    assert [vocabulary.mark_ids[mark] for mark in MARKS] == list(range(IMAGE + 1, IMAGE + 1 + len(MARKS)))
+    slots, num_slots = IMAGE + 1 + len(MARKS), processor.num_action_tokens if decoding == "parallel" else 0
+    assert vocabulary.slot_ids == tuple(range(slots, slots + num_slots))
+    assert processor.trained_suites == ("new",)
+    before = load_checkpoint(folder).state_dict()
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        if name.endswith("embed_tokens.weight") and decoding == "parallel":
+            rows = slice(slots, slots + num_slots)
+            assert not tensor[rows].any()  # all that OpenVLA-OFT reads in the place of an action
+            tensor[rows] = before[name][rows]
+        assert torch.equal(tensor, before[name]), name  # rows were left for every new token
+
+
+def test_weights_are_in_the_type_that_training_wants(folder: Path, demos: DemonstrationSet) -> None:
+    model, _ = start_policy(config(folder, demos, learner=LearnerConfig(dtype="bfloat16")), demos)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_the_only_statistics_of_a_checkpoint_are_its_codec(folder: Path, demos: DemonstrationSet) -> None:
+    model, processor = start_policy(config(folder, demos), demos)
+    expected = BinCodec.from_norm_stats(published.NORM_STATS, KEY, chunk_length=2, gripper_dim=-1)
+    assert processor.codec == expected
+    assert type(processor.codec) is BinCodec
+    assert model.config.norm_stats == published.NORM_STATS
+
+
+def test_named_statistics_are_the_codec_and_the_others_are_forgotten(
+    folder: Path, demos: DemonstrationSet, tmp_path: Path
+) -> None:
+    stats = published.NORM_STATS[KEY]
+    other = {"action": {**stats["action"], "q01": [-2.0, -2.0, 0.0]}}
+    several = with_statistics(folder, tmp_path / "several", {"mine": other, KEY: stats})
+    model, processor = start_policy(config(several, demos, statistics_key="mine"), demos)
+    assert processor.codec.low == (-2.0, -2.0, -1.0)
+    assert model.config.norm_stats == {"mine": other}
+
+
+def test_statistics_of_the_demonstrations_are_those_that_openvla_oft_would_write(
+    folder: Path, demos: DemonstrationSet
+) -> None:
+    model, processor = start_policy(config(folder, demos, statistics_key="demonstrations"), demos)
+    actions = demos.actions().reshape(-1, 3).astype(np.float64)
+    low, high = np.quantile(actions, (0.01, 0.99), axis=0)
+    assert processor.codec.low == (*low[:2], -1.0)  # the gripper is not normalised
+    assert processor.codec.high == (*high[:2], 1.0)
+    (stats,) = model.config.norm_stats.values()
+    assert model.config.norm_stats.keys() == {"demos"}
+    assert stats["action"]["mask"] == [True, True, False]
+    assert (stats["action"]["min"][2], stats["action"]["max"][2]) == (0.0, 1.0)  # OpenVLA's gripper
+    assert processor.codec == BinCodec.from_norm_stats(model.config.norm_stats, chunk_length=2, gripper_dim=-1)
+    least = start_policy(config(folder, demos, statistics_key="demonstrations", statistics_kind="bounds"), demos)[1]
+    assert least.codec.low == (*actions.min(0)[:2], -1.0)
+
+
+def test_statistics_by_hand() -> None:
+    stats = statistics_of(np.array([[0.0, -1.0], [2.0, 1.0]]), gripper_dim=1)
+    assert (stats["mean"], stats["std"]) == ([1.0, 0.5], [1.0, 0.5])
+    assert (stats["min"], stats["max"], stats["mask"]) == ([0.0, 0.0], [2.0, 1.0], [True, False])
+    assert np.allclose([stats["q01"], stats["q99"]], [[0.02, 0.01], [1.98, 0.99]])
+    assert statistics_of(np.zeros((1, 2)))["mask"] == [True, True]
+    with pytest.raises(ValueError, match="dimension 1"):
+        statistics_of(np.array([[0.0, np.nan]]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"statistics_key is '' for .*name one of the checkpoint's data sets: a, b; or set .* demonstrations, for"),
+        ({"statistics_key": "c"}, r"statistics_key is 'c' .* no statistics of 'c'; it has those of a, b; or set"),
+        ({"statistics_key": "a", "statistics_kind": "bounds"}, r"statistics of 'a' lack min, max of the actions; or"),
+        ({"statistics_key": "a"}, r"of 2 action dimensions, those of .*demos have 3; set statistics_key dem"),
+        ({"num_bins": 64}, r"num_bins is 64, .*several has 256 action tokens: set num_bins 256"),
+    ],
+)
+def test_keys_that_contradict_the_checkpoint_are_named(
+    folder: Path, demos: DemonstrationSet, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    bounds = {"action": {"q01": [-1.0, -1.0], "q99": [1.0, 1.0]}}
+    several = with_statistics(folder, tmp_path / "several", {"a": bounds, "b": bounds})
+    with pytest.raises(ValueError, match=message):
+        start_policy(config(several, demos, **changes), demos)
+
+
+@pytest.mark.parametrize("changes", [{"statistics_key": "mine"}, {"statistics_kind": "bounds"}])
+def test_other_models_have_no_statistics(demos: DemonstrationSet, tiny_policy: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"only an OpenVLA checkpoint has action statistics, model is '/.*leave both"):
+        start_policy(config(tiny_policy, demos, **changes), demos)
+
+
+def test_a_codec_of_another_number_of_bins_is_refused(folder: Path, demos: DemonstrationSet) -> None:
+    processor = start_policy(config(folder, demos), demos)[1]
+    with pytest.raises(ValueError, match="the model has 8 action tokens of its own, its codec 256 bins"):
+        PolicyProcessor.create(processor.hf_processor, processor.codec, carry_thought=False, action_ids=range(8))
+
+
+def logprobs(model: Any, processor: PolicyProcessor, demos: DemonstrationSet) -> torch.Tensor:
+    """[2, L] of two demonstrations."""
+    rows = [to_row(to_turn(processor, demos[i])) for i in range(2)]
+    batch = to_batch(rows, processor.hf_processor.tokenizer.pad_token_id)
+    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
+    with torch.no_grad():
+        return policy.token_logprobs(model, {**inputs, **processor.pixel_inputs(batch.images)}, first=batch.first)[0]
+
+
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+def test_what_was_saved_is_read_again(folder: Path, demos: DemonstrationSet, tmp_path: Path, decoding: Any) -> None:
+    cfg = config(folder, demos, statistics_key="demonstrations", action_decoding=decoding)
+    model, processor = start_policy(cfg, demos)
+    policy.save_policy(model, processor, tmp_path / "policy")
+    again, loaded = policy.load_model(tmp_path / "policy"), PolicyProcessor.load(tmp_path / "policy")
+    assert (loaded.codec, type(loaded.codec)) == (processor.codec, BinCodec)
+    assert loaded.action_decoding == decoding
+    for name in ("mark_ids", "action_ids", "image_ids", "placeholder_id", "slot_ids"):
+        assert getattr(loaded.vocabulary, name) == getattr(processor.vocabulary, name), name
+    assert again.config.norm_stats == model.config.norm_stats
+    statistics = json.loads((tmp_path / "policy/dataset_statistics.json").read_text())
+    assert statistics == model.config.norm_stats  # where published code looks for them
+    assert torch.equal(logprobs(again, loaded, demos), logprobs(model, processor, demos))
+    # Trained further, it keeps its statistics without being told.
+    assert start_policy(config(tmp_path / "policy", demos), demos)[1].codec == processor.codec
+
+
+@pytest.fixture(params=["first", "always"])
+def processor(request: pytest.FixtureRequest, folder: Path, demos: DemonstrationSet) -> PolicyProcessor:
+    """With both ways in which Llama's tokenizers have put a space before a text: once, or behind every mark."""
+    processor = start_policy(config(folder, demos, action_decoding="parallel"), demos)[1]
+    if request.param == "always":
+        backend = processor.hf_processor.tokenizer.backend_tokenizer
+        backend.pre_tokenizer = None
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return processor
+
+
+def words(processor: PolicyProcessor, ids: Sequence[int]) -> list[str]:
+    return processor.hf_processor.tokenizer.convert_ids_to_tokens(list(ids))
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_the_prompt_is_the_published_one_with_images_behind_its_first_token(
+    processor: PolicyProcessor, num_images: int
+) -> None:
+    alone = processor.hf_processor.tokenizer(PROMPT)["input_ids"]  # as `predict_action` encodes it, without the image
+    assert words(processor, alone)[:2] == ["<s>", "▁In:"]
+    assert words(processor, alone)[-1] == "▁"  # 29871, which `predict_action` appends
+    ids = processor.prompt_ids("Press the red pad", num_images)
+    assert ids == (1, *[IMAGE] * num_images, *alone[1:])
+
+
+def test_marks_and_placeholders_are_one_token_wherever_they_stand(processor: PolicyProcessor) -> None:
+    vocabulary = processor.vocabulary
+    slots = dict(zip(slot_tokens(processor.num_action_tokens), vocabulary.slot_ids, strict=True))
+    for token, id_ in {**vocabulary.mark_ids, **slots, "<image>": IMAGE}.items():
+        assert vocabulary.encode(token) == [id_]
+        assert vocabulary.encode(f"a {token} b{token}").count(id_) == 2
+    ids = processor.result_ids(image=True)
+    assert words(processor, ids) == ["<result>", "<image>", "</result>"]
+    frame = np.zeros((64, 64, 3), np.uint8)
+    expanded = processor.expand(ids, [frame]).tolist()
+    assert words(processor, expanded) == ["<result>", *["<image>"] * published.NUM_PATCHES, "</result>"]
+
+
+def test_what_the_policy_writes_is_read_as_it_was_meant(processor: PolicyProcessor) -> None:
+    vocabulary = processor.vocabulary
+    text = vocabulary.decode(vocabulary.encode(TEXTS[0]))
+    (think, said), (tool, call) = parse_text(text)
+    assert (think.kind, said.strip()) == (SegmentKind.THINK, "look 100 200")
+    assert tool.kind is SegmentKind.TOOL_CALL
+    arguments = {"image": 0, "bbox": [0, 5, 100, 200]}
+    assert parse_call(call) == ToolCall(name="zoom_in", arguments=arguments)
+
+
+def test_a_demonstration_trains_the_published_action_tokens(
+    processor: PolicyProcessor, demos: DemonstrationSet
+) -> None:
+    turn = to_turn(processor, demos[0])
+    (act,) = (segment for segment in turn.segments if segment.kind is SegmentKind.ACT)
+    ids = turn.token_ids[act.start + 1 : act.end].tolist()
+    assert ids == [published.NUM_WORDS - 1 - symbol for symbol in processor.codec.encode(demos[0].actions)]
+    assert min(ids) >= published.NUM_WORDS - 256
+
+
+def test_the_gripper_of_the_codec_is_that_of_the_simulator() -> None:
+    """LIBERO's env converts OpenVLA's gripper (1 open, 0 closed) to robosuite's (-1 open, 1 closed); so does ours."""
+    stats = {"libero": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}}
+    plain, ours = (
+        BinCodec.from_norm_stats(stats, chunk_length=1, gripper_dim=gripper_dim) for gripper_dim in (None, -1)
+    )
+    for symbol in range(256):
+        symbols = np.array([10, 20, 30, 40, 50, 60, symbol])
+        np.testing.assert_array_equal(ours.decode(symbols), from_openvla_gripper(plain.decode(symbols)))
+    opened, closed = np.array([[0.0] * 6 + [-1.0]]), np.array([[0.0] * 6 + [1.0]])
+    for action in (opened, closed):
+        assert ours.decode(ours.encode(action))[0, 6] == action[0, 6]
+
+
+def test_a_hub_id_is_found_in_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "models--openvla--tiny"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text("0" * 40)
+    shutil.copytree(folder, cache / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    expected = load_checkpoint(folder).state_dict()
+    loaded = auto.load_model("openvla/tiny", torch.float32).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+    assert auto.load_processor("openvla/tiny").image_seq_len == published.NUM_PATCHES
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused(folder: Path, demos: DemonstrationSet, tmp_path: Path) -> None:
+    """transformers would start what is missing at random, and warn."""
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"broken lacks model-00002-of-00003\.safetensors"):
+        start_policy(config(broken, demos), demos)
+
+
+def test_slots_of_a_long_chunk_make_the_vocabulary_grow_and_leave_the_actions_where_they_are(
+    folder: Path, tmp_path: Path
+) -> None:
+    model, hf_processor = auto.load_model(folder, torch.float32), auto.load_processor(folder)
+    rows = model.get_input_embeddings().num_embeddings
+    extend_vocabulary(model, hf_processor, num_bins=0)
+    assert model.get_input_embeddings().num_embeddings == rows
+    add_slots(model, hf_processor, 64)  # publishing left 64 rows, of which two and the marks are taken
+    assert model.get_input_embeddings().num_embeddings == len(hf_processor.tokenizer) == rows + 2 + len(MARKS)
+    auto.save_model(model, tmp_path, model.state_dict())
+    again = auto.load_model(tmp_path, torch.float32)
+    assert again.config.action_ids == model.config.action_ids == ACTION_IDS
+    assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)

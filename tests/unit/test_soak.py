@@ -1,0 +1,130 @@
+"""The verdict of the soak test: it must see what is lost, doubled, orphaned or stuck, and how memory grows."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+import soak_run
+from soak_report import chart, judge, memory_slopes
+from soak_run import FAULTS, Sample, SoakRun, flip_a_bit, kill
+
+
+def write(folder, steps):
+    """A run's files; each step is (sampled, learned, number of crashed trajectories)."""
+    folder.mkdir(exist_ok=True)
+    metrics, ids = [], []
+    for step, (sampled, learned, failed) in enumerate(steps):
+        counts = {"num_trajectories": len(sampled), "num_finished": len(sampled) - failed, "env_errors": failed}
+        metrics.append({"step": step, **counts})
+        ids.append({"step": step, "sampled": sampled, "learned": learned, "resampled": sampled[:1]})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    (folder / "ids.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ids))
+    return folder
+
+
+GOOD = [(["a", "b"], ["a", "b"], 0), (["c", "d"], ["c"], 1)]
+END = {"second": 9.0, "fault": "end of soak", "code": 143, "orphans": []}
+
+
+def test_a_clean_run_has_no_problem(tmp_path):
+    result = judge(write(tmp_path / "run", GOOD), [END])
+    assert result["problems"] == []
+    assert result["trajectories"] == {"started": 4, "finished": 3, "failed": 1, "resampled": 2, "learned": 3}
+    assert (result["steps"], result["exit_codes"], result["orphans"]) == (2, {"143": 1}, [])
+
+
+@pytest.mark.parametrize(
+    ("steps", "events", "problem"),
+    [
+        ([GOOD[0], (["c", "a"], ["c"], 0)], [END], "sampled twice"),
+        ([GOOD[0], (["c", "d"], ["c", "a"], 0)], [END], "learned from twice"),
+        ([GOOD[0], (["c"], ["e"], 0)], [END], "that was not sampled"),
+        (GOOD, [{**END, "orphans": ["ray::SamplerActor"]}], "1 processes outlived"),
+        (GOOD, [{"second": 1.0, "fault": "stuck"}, END], "stuck"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, steps, events, problem):
+    assert any(problem in p for p in judge(write(tmp_path / "run", steps), events)["problems"])
+
+
+def test_a_lost_step_and_a_lost_trajectory_are_seen(tmp_path):
+    folder = write(tmp_path / "run", [*GOOD, (["e"], ["e"], 0)])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([lines[0], lines[2]]) + "\n")
+    problems = judge(folder, [END])["problems"]
+    assert [p for p in problems if "missing or doubled" in p]
+    assert [p for p in problems if "3 trajectories in metrics.jsonl, 5 in ids.jsonl" in p]
+
+
+def samples(role, pid, rss, start=0, end=600):
+    return [Sample(second=s, role=role, pid=pid, rss=round(rss(s) * 2**20)) for s in range(start, end, 2)]
+
+
+def test_memory_that_grows_has_a_slope_and_warming_up_is_none():
+    flat = samples("sampler", 1, lambda s: 500 if s > 50 else 5 * s)
+    leak = samples("learner", 2, lambda s: 100 + s / 60)
+    short = samples("env", 3, lambda s: 10 * s, end=100)
+    result = memory_slopes([*flat, *leak, *short])
+    assert result["sampler"]["slope_mib_per_min"] == pytest.approx(0, abs=0.01)
+    assert result["learner"]["slope_mib_per_min"] == pytest.approx(1, abs=0.01)
+    assert "slope_mib_per_min" not in result["env"]
+    assert result["env"] == {"max_mib": 980, "processes": 1}
+    assert "<svg" in chart([*flat, *leak, *short], [END])
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A "driver" with one child, neither of which does anything."""
+    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    run = SoakRun(config=tmp_path / "c.yaml", output=tmp_path)
+    run.driver = psutil.Popen([sys.executable, "-c", code + "; time.sleep(60)"], start_new_session=True)
+    until = time.monotonic() + 10
+    while len(run.by_role()["other"]) < 1 and time.monotonic() < until:
+        time.sleep(0.05)
+    yield run
+    for process in run.known.values():
+        if process.is_running():
+            process.kill()
+    run.driver.wait()
+
+
+def test_an_orphan_is_found_and_killed(run, monkeypatch):
+    monkeypatch.setattr(soak_run, "EXIT_S", 0.3)
+    (child,) = run.by_role()["other"]
+    deed = FAULTS["driver killed"](run, random.Random(0))
+    assert deed == f"SIGKILL to driver {run.driver.pid}"
+    assert run.driver.wait(5) == -signal.SIGKILL
+    assert ["time.sleep(60)" in name for name in run.orphans()] == [True]
+    assert psutil.wait_procs([child], 5)[1] == []
+
+
+def test_a_fault_without_a_target_does_nothing(run):
+    assert kill("sampler", signal.SIGKILL)(run, random.Random(0)) == ""
+    assert flip_a_bit(run, random.Random(0)) == ""
+    assert run.driver.is_running()
+
+
+def test_a_bit_of_the_newest_checkpoint_is_flipped(run):
+    for step in (1, 2):
+        folder = run.output / f"run/state/step-{step:06d}"
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"\0" * 100)
+    deed = flip_a_bit(run, random.Random(0))
+    assert deed.startswith("bit flipped in run/state/step-000002/file, SIGKILL to driver")
+    first, second = ((run.output / f"run/state/step-00000{step}/file").read_bytes() for step in (1, 2))
+    assert sum(byte.bit_count() for byte in first) == 0
+    assert sum(byte.bit_count() for byte in second) == 1
+
+
+def test_every_role_of_a_cluster_can_be_struck():
+    commands = {"env killed", "env hung", "env server killed", "rollout actor killed", "sampler killed"}
+    assert commands | {"learner killed", "driver killed", "driver pre-empted", "checkpoint damaged"} == set(FAULTS)
+    assert (
+        subprocess.run([sys.executable, str(soak_run.ROOT / "scripts/soak.py"), "--help"], check=False).returncode == 0
+    )
