@@ -62,7 +62,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
     """Content of `name` as `read_yaml` gives it; raises ConfigError."""
     try:
-        values = yaml.load(text, _Loader)
+        values = _Loader(text).get_single_data()
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply") from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:

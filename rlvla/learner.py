@@ -15,7 +15,7 @@ import torch
 from rlvla import collate, loss, policy
 from rlvla.collate import Batch, Row
 from rlvla.config import LearnerConfig, LossConfig
-from rlvla.hybrid_mask import check_hybrid
+from rlvla.hybrid_mask import HybridAttentionError, check_hybrid
 from rlvla.learner_engine import DTYPES, Engine, join, poisoned
 from rlvla.prompt import PolicyProcessor
 from rlvla.types import Group, SegmentKind
@@ -98,7 +98,11 @@ class Learner:
         model = policy.load_model(model_path, DTYPES[cfg.dtype], cfg.lora, cfg.gradient_checkpointing)
         self._engine = Engine(model, cfg, self._device)
         if self._processor.is_hybrid:
-            check_hybrid(self._engine.model, self._processor)
+            try:
+                check_hybrid(self._engine.model, self._processor)
+            except HybridAttentionError:
+                self._engine.close()  # else this process could join no group any more
+                raise
         self._reference = self._load_reference(model_path)
         self._num_steps = 0
         self._num_updates = 0

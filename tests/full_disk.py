@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import rlvla_reward
 from rlvla.config import GRPOConfig
 from rlvla.files import claim, folder_appears_whole
 

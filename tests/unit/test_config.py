@@ -115,9 +115,9 @@ def test_env_limits_that_nothing_could_keep_are_named(value: dict[str, Any]) -> 
         config.EnvConfig(**value)
 
 
-def test_a_process_has_at_least_one_env() -> None:
-    with pytest.raises(ValueError, match=r"cluster\.envs_per_process is 0"):
-        config.ClusterConfig(envs_per_process=0)
+def test_a_process_has_at_least_one_env(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"cluster\.envs_per_process"):
+        load(EvaluateConfig, ["--config", write(tmp_path, "{cluster: {envs_per_process: 0}}")])
 
 
 @pytest.mark.parametrize(
