@@ -3,7 +3,7 @@
 python scripts/soak.py --model outputs/demo/sft/checkpoint [--minutes 60] [--every 60] [--seed 0] [--output FOLDER]
 
 Faults: an env process killed or hung, the process that envs are forked from, a rollout actor, a sampler, a learner, the
-driver killed, the driver pre-empted (SIGTERM), a bit flipped in the newest checkpoint. A run that a fault has ended is
+driver killed, the driver preempted (SIGTERM), a bit flipped in the newest checkpoint. A run that a fault has ended is
 started again with the same command. `soak.json` says what was struck, what became of every trajectory and of memory,
 `soak.svg` shows memory; the exit code is 1 when something was lost, duplicated, orphaned or stuck.
 """

@@ -84,7 +84,7 @@ class SoakRun:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
     def end(self) -> int:
-        """Ask the driver to end, as a pre-emption does; its exit code."""
+        """Ask the driver to end, as a preemption does; its exit code."""
         assert self.driver is not None
         self.by_role()
         if self.driver.poll() is None:
@@ -155,7 +155,7 @@ FAULTS: dict[str, Callable[[SoakRun, random.Random], str]] = {
     "sampler killed": kill("sampler", signal.SIGKILL),
     "learner killed": kill("learner", signal.SIGKILL),
     "driver killed": kill("driver", signal.SIGKILL),
-    "driver pre-empted": kill("driver", signal.SIGTERM),
+    "driver preempted": kill("driver", signal.SIGTERM),
     "checkpoint damaged": flip_a_bit,
 }
 """Name -> what is done; each returns the deed in words, or nothing when it was not possible just now."""

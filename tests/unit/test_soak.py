@@ -124,7 +124,7 @@ def test_a_bit_of_the_newest_checkpoint_is_flipped(run):
 
 def test_every_role_of_a_cluster_can_be_struck():
     commands = {"env killed", "env hung", "env server killed", "rollout actor killed", "sampler killed"}
-    assert commands | {"learner killed", "driver killed", "driver pre-empted", "checkpoint damaged"} == set(FAULTS)
+    assert commands | {"learner killed", "driver killed", "driver preempted", "checkpoint damaged"} == set(FAULTS)
     assert (
         subprocess.run([sys.executable, str(soak_run.ROOT / "scripts/soak.py"), "--help"], check=False).returncode == 0
     )
