@@ -657,7 +657,7 @@ class GRPOConfig:
     """Times that the trajectories of a step which ended as ENV_ERROR are replaced by further members of their groups;
     what is still missing then is left out."""
     minibatch_trajectories: PositiveInt = 64
-    """Trajectories per optimizer step."""
+    """Trajectories per optimizer step; a step that has fewer is one update."""
     num_epochs: PositiveInt = 1
     """Passes over a step's trajectories."""
     mask_context_full: bool = True
@@ -695,12 +695,6 @@ class GRPOConfig:
             raise ValueError(
                 f"episode.max_think_tokens is {episode.max_think_tokens}, episode.max_turn_tokens "
                 f"{episode.max_turn_tokens}: a turn has to hold more than one thought"
-            )
-        num_trajectories = self.groups_per_step * self.group_size
-        if self.minibatch_trajectories > num_trajectories:
-            raise ValueError(
-                f"minibatch_trajectories is {self.minibatch_trajectories}, a step has {num_trajectories} "
-                f"(groups_per_step {self.groups_per_step} times group_size {self.group_size}): lower it"
             )
         if not any(term.weight for term in self.reward):
             raise ValueError("reward: every weight is 0, so that there is nothing to learn")

@@ -70,6 +70,8 @@ def join(rank: int, world: int, master: str) -> torch.device:
 
 def meet(backend: str, host: str, port: int, rank: int = 0, world: int = 1) -> None:
     """Enter torch's process group at `host:port`, any free port for 0; raises OSError where rank 0 cannot listen."""
+    if torch.distributed.is_initialized():  # a process is in one group, as DeepSpeed has it
+        return
     store = _store(host, port, rank, world)
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 

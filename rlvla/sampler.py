@@ -87,6 +87,7 @@ class VLLMSampler:
     ) -> None:
         if reason := vllm_obstacle(model):
             raise SamplerError(reason)
+        self._weight_names = weight_names(Path(model))
         require_kv_cache(model, config, max_model_len)
         set_environment(config.threads, parallel_actions)
         self.num_context_tokens = 0
@@ -97,7 +98,6 @@ class VLLMSampler:
         self.num_steps = 0
         """Of the engine, so far: forwards of the model."""
         self._parallel_actions = parallel_actions
-        self._weight_names = weight_names(Path(model))
         self._jobs: queue.SimpleQueue[_Sample | _Load | None] = queue.SimpleQueue()
         self._running: dict[str, _Sample] = {}
         self._count = 0

@@ -45,6 +45,11 @@ def family(actor: Any) -> tuple[psutil.Process, set[psutil.Process]]:
     return process, {child for server in servers for child in server.children()}
 
 
+def play(actor: Any, jobs: list[Job]) -> list[Any]:
+    """All trajectories, in the order in which they ended."""
+    return [ray.get(ref)[1] for ref in actor.stream.remote(jobs)]
+
+
 def test_one_stopped_env_process_keeps_no_other_env_waiting(actor: Any) -> None:
     jobs = [Job(task=task, member=0) for task in TaskStream(config=ENV, seed=0).take(7)]
     stream, ended = actor.stream.remote(jobs), {}
@@ -67,13 +72,13 @@ def test_one_stopped_env_process_keeps_no_other_env_waiting(actor: Any) -> None:
     _, now = family(actor)
     assert len(now) == 3
     assert envs < now
-    [again] = ray.get(actor.run.remote([jobs[replayed]]))
+    [again] = play(actor, [jobs[replayed]])
     assert again.num_crashes == 0
     assert_same_play(ended[replayed], again)
 
 
 def test_a_killed_rollout_actor_leaves_no_process(actor: Any) -> None:
-    ended = ray.get(actor.run.remote([Job(task=task, member=0) for task in TaskStream(config=ENV, seed=0).take(3)]))
+    ended = play(actor, [Job(task=task, member=0) for task in TaskStream(config=ENV, seed=0).take(3)])
     assert all(trajectory.end is not EndReason.ENV_ERROR for trajectory in ended)
     process, envs = family(actor)
     everything = process.children(recursive=True)

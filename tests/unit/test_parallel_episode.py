@@ -254,12 +254,12 @@ def test_a_checkpoint_from_before_decodes_as_it_always_did(tiny_policy):
         PolicyProcessor.create(processor.hf_processor, processor.codec, False, action_decoding="parallel")
 
 
-def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(checkpoint, processor):
+def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(checkpoint, processor, monkeypatch):
     config = SamplerConfig(backend="transformers", dtype="bfloat16", threads=2)
-    num_threads = torch.get_num_threads()
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     actor = SamplerActor(checkpoint, config, max_images=1, max_model_len=64, seed=0)
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(num_threads)
+    assert threads == [2]
     request = SampleRequest(
         prompt_ids=processor.prompt_ids(tiny.INSTRUCTION, 1),
         images=(tiny.image(0),),

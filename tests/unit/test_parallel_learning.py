@@ -164,8 +164,16 @@ def act(
 
 
 @pytest.mark.slow
-def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path):
+def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path, monkeypatch):
     """With all that is bidirectional: prompts and actions."""
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):  # of a learner before in this process
+        monkeypatch.delenv(name, raising=False)
     demos = demonstrations()
     write(tmp_path / "demos", [[demo] for demo in demos * 2], robot="test", fps=1.0, suites=("new",))
     cfg = SFTConfig(

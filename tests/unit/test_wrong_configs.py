@@ -109,7 +109,6 @@ VALUES = [
     ("a group of one", "grpo", "group_size: 1", "", r"run\.yaml: group_size is 1: group-relative advantages need at least 2"),
     ("no reward", "grpo", "reward: []", "", r"reward is empty: name at least one term"),
     ("weights that are all 0", "grpo", "reward: [{fn: success, weight: 0}]", "", r"reward: every weight is 0"),
-    ("minibatch above the step", "grpo", "groups_per_step: 2", "", r"minibatch_trajectories is 64, a step has 16"),
     ("act and reuse", "grpo", "episode: {mode: act, think_every: 2}", "", r"think_every is 2, and episode\.mode act has no"),
     ("thought above the turn", "grpo", "episode: {max_think_tokens: 512}", "", r"max_think_tokens is 512, episode\.max_turn_tokens 512"),
     ("ZeRO-3 with LoRA", "grpo", "learner: {zero_stage: 3, lora: {}}", "", r"zero_stage 3 with learner\.lora"),
