@@ -56,8 +56,8 @@ class Interrupts:
     ) -> None:
         # SystemExit: a library, as Ray does while it starts, had put a handler of its own in the place of ours.
         # It exits with the signal's number, perhaps before the watch has seen the signal.
-        if isinstance(error, SystemExit) and error.code in SIGNALS:
-            self._number = self._number or int(error.code)
+        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code in SIGNALS:
+            self._number = self._number or error.code
         is_ended = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit) if self.is_asked else ())
         is_ended |= kind is KeyboardInterrupt  # without a signal here: another process of an SFT got it
         if is_ended or (self.is_asked and kind is not None):
