@@ -96,7 +96,7 @@ class Cluster:
         self._owns_ray = start_ray(config)
         num_learners = config.num_learners if isinstance(cfg, GRPOConfig) else 0
         self._bundles = _bundles(config, num_learners)
-        self.placement = _reserve(self._bundles, config)
+        self.placement = _reserve(self._bundles, config, reserved(config, num_learners))
         self._next_bundle = 0
         self._max_restarts = config.max_restarts
         self._policy_version = 0
@@ -315,6 +315,16 @@ def _require_answer(address: str) -> None:
         ) from error
 
 
+def reserved(config: ClusterConfig, num_learners: int) -> dict[str, float]:
+    """CPUs and GPUs that all actors reserve together, by Ray's names."""
+    counts = (config.num_samplers, config.num_rollout_actors, num_learners)
+    amounts = {
+        "CPU": (config.sampler_cpus, config.rollout_cpus, config.learner_cpus),
+        "GPU": (config.sampler_gpus, 0.0, config.learner_gpus),
+    }
+    return {kind: sum(n * amount for n, amount in zip(counts, each, strict=True)) for kind, each in amounts.items()}
+
+
 def _bundles(config: ClusterConfig, num_learners: int) -> list[dict[str, float]]:
     """What each actor reserves, in the order in which `Cluster` starts them."""
     sampler = {"CPU": config.sampler_cpus, "GPU": config.sampler_gpus}
@@ -324,8 +334,7 @@ def _bundles(config: ClusterConfig, num_learners: int) -> list[dict[str, float]]
     return [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
 
 
-def _reserve(bundles: list[dict[str, float]], config: ClusterConfig) -> PlacementGroup:
-    wanted = {name: sum(b.get(name, 0) for b in bundles) for name in ("CPU", "GPU")}
+def _reserve(bundles: list[dict[str, float]], config: ClusterConfig, wanted: dict[str, float]) -> PlacementGroup:
     there = ray.cluster_resources()
     if any(amount > there.get(name, 0) for name, amount in wanted.items()):
         raise RuntimeError(

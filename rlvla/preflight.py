@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from rlvla.annotation.run import SERVER
+from rlvla.cluster import reserved
 from rlvla.config import AnnotateConfig, ClusterConfig, EnvConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.files import differences
 from rlvla.metrics import require_sinks
@@ -71,21 +72,28 @@ def check_sft(cfg: SFTConfig) -> None:
 def check_grpo(cfg: GRPOConfig) -> None:
     """The checkpoint fits the config, the machine has what the cluster reserves, and a resumed run is the same one.
 
+    Of the simulator nothing: the TaskStream, which the recipe makes next, asks it for its tasks.
+
     Raises:
         ValueError: the message names the key.
         FileNotFoundError: `model` is no checkpoint.
-        ModuleNotFoundError: a sink of `log`, or a module of `env.imports`, is not installed.
+        ModuleNotFoundError: a sink of `log` is not installed.
     """
     _check_output(cfg.output)
     require_sinks(cfg.log)
     _check_resume(cfg, cfg.output)
     _check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
-    _check_env(cfg.env)
 
 
 def check_evaluate(cfg: EvaluateConfig) -> None:
-    """As `check_grpo`, and the simulator has the initial states."""
+    """As `check_grpo`, and the simulator has the initial states.
+
+    Raises:
+        ValueError: the message names the key.
+        FileNotFoundError: `model` is no checkpoint.
+        ModuleNotFoundError: a module of `env.imports` is not installed.
+    """
     _check_output(cfg.output)
     _check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
@@ -121,18 +129,13 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
         return  # the cluster that is joined says itself what it has
     import torch
 
-    counts = (cluster.num_samplers, cluster.num_rollout_actors, num_learners)
-    kinds: dict[str, tuple[tuple[float, float, float], int]] = {
-        "cpus": ((cluster.sampler_cpus, cluster.rollout_cpus, cluster.learner_cpus), os.cpu_count() or 1),
-        "gpus": ((cluster.sampler_gpus, 0.0, cluster.learner_gpus), torch.cuda.device_count()),
-    }
-    for kind, (amounts, there) in kinds.items():
-        wanted = sum(count * amount for count, amount in zip(counts, amounts, strict=True))
-        if wanted > there:
+    wanted = reserved(cluster, num_learners)
+    for kind, name, there in (("CPU", "cpus", os.cpu_count() or 1), ("GPU", "gpus", torch.cuda.device_count())):
+        if wanted[kind] > there:
             raise ValueError(
-                f"cluster: {counts[0]} samplers, {counts[1]} rollout actors and {counts[2]} learners reserve "
-                f"{wanted:g} {kind}, this machine has {there}: lower cluster.*_{kind} or their numbers, "
-                "or join a larger cluster (cluster.address)"
+                f"cluster: {cluster.num_samplers} samplers, {cluster.num_rollout_actors} rollout actors and "
+                f"{num_learners} learners reserve {wanted[kind]:g} {name}, this machine has {there}: lower "
+                f"cluster.*_{name} or their numbers, or join a larger cluster (cluster.address)"
             )
 
 
