@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,17 @@ import yaml
 from tqdm import tqdm
 
 from rlvla.config import provenance
-from soak_report import chart, judge, memory_slopes
-from soak_run import EXIT_S, FAULTS, SoakRun
+from soak_report import chart, judge, memory_slopes, unexplained_ends
+from soak_run import FAULTS, SoakRun
 
 CONFIG: dict[str, Any] = {
-    "env": {"id": "rlvla/Tabletop-v0", "tasks": ["press"], "kwargs": {"zoom_source": "render"}, "deadline_s": 10.0},
+    "env": {
+        "id": "rlvla/Tabletop-v0",
+        "tasks": ["press"],
+        "kwargs": {"zoom_source": "render"},
+        "deadline_s": 10.0,
+        "reset_deadline_s": 60.0,
+    },
     "episode": {"temperature": 0.6, "max_tool_calls": 3, "max_think_tokens": 40, "max_turn_tokens": 256},
     "cluster": {"envs_per_actor": 16, "envs_per_process": 4, "max_restarts": 1000},
     "reward": [{"fn": "success"}, {"fn": "format", "weight": 0.1}],
@@ -43,7 +50,10 @@ CONFIG: dict[str, Any] = {
 LOOK_S = 2.0
 """Between two looks at the processes, seconds."""
 STALL_S = 300.0
-"""Without a new step for so long a run counts as stuck, seconds; starting up takes half a minute."""
+"""Without a new step for so long a run counts as stuck, seconds. Starting up takes half a minute, and an env that hangs
+is noticed after `reset_deadline_s` at most."""
+MAX_UNEXPLAINED = 3
+"""Ends of the driver that no fault explains, after which the soak ends early."""
 
 
 def main() -> None:
@@ -61,57 +71,111 @@ def main() -> None:
     config = args.output / "grpo.yaml"
     paths = {"model": str(args.model.resolve()), "output": str((args.output / "run").resolve())}
     config.write_text(yaml.safe_dump(CONFIG | paths))
-    run = SoakRun(config=config, output=args.output)
-    events = soak(run, 60 * args.minutes, args.every, random.Random(args.seed))
-    result = {
-        "minutes": args.minutes,
-        "every_s": args.every,
-        "seed": args.seed,
-        "faults": dict(Counter(event["fault"] for event in events if event["fault"] in FAULTS)),
-        **judge(args.output / "run", events),
-        "memory": memory_slopes(run.samples),
-        "events": events,
-        "provenance": provenance(),
-    }
-    (args.output / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.output / "soak.svg").write_text(chart(run.samples, events))
+    soak = Soak(run=SoakRun(config=config, output=args.output), rng=random.Random(args.seed), every=args.every)
+    try:
+        soak.go(60 * args.minutes)
+    finally:  # whatever broke off, what there is says why
+        soak.run.kill()
+        result = write_result(soak, args)
     print(json.dumps({key: value for key, value in result.items() if key not in ("events", "provenance")}, indent=2))
     if result["problems"]:
         sys.exit(1)
 
 
-def soak(run: SoakRun, seconds: float, every: float, rng: random.Random) -> list[dict[str, Any]]:
-    """Run and strike; every event with its second, the fault or what followed, and details."""
-    events: list[dict[str, Any]] = []
+def write_result(soak: Soak, args: argparse.Namespace) -> dict[str, Any]:
+    """`soak.json` and `soak.svg`; returns the former."""
+    memory = memory_slopes(soak.run.samples)
+    result = {
+        "minutes": args.minutes,
+        "every_s": args.every,
+        "seed": args.seed,
+        "faults": dict(Counter(event["fault"] for event in soak.events if event["fault"] in FAULTS)),
+        **judge(args.output / "run", soak.events, memory),
+        "memory": memory,
+        "events": soak.events,
+        "provenance": provenance(),
+    }
+    (args.output / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
+    (args.output / "soak.svg").write_text(chart(soak.run.samples, soak.events))
+    return result
 
-    def note(fault: str, **details: Any) -> None:
-        events.append({"second": round(time.monotonic() - run.began, 1), "fault": fault, **details})
 
-    run.start()
-    next_fault = every * rng.uniform(0.5, 1.5)
-    num_steps, moved = 0, run.began
-    with tqdm(total=round(seconds), unit="s", desc="soak", mininterval=5) as bar:
-        while (now := time.monotonic() - run.began) < seconds:
-            bar.update(round(now) - bar.n)
-            time.sleep(LOOK_S)
-            run.look()
-            assert run.driver is not None
-            if (code := run.driver.poll()) is not None:
-                note("ended", code=code, orphans=run.orphans())
-                run.start()
-                moved = time.monotonic()
-            if (count := len(run.lines())) != num_steps:
-                num_steps, moved = count, time.monotonic()
-            elif time.monotonic() - moved > STALL_S:
-                note("stuck", step=num_steps)
-                run.driver.kill()
-            if now > next_fault:
-                fault = rng.choice(sorted(FAULTS))
-                if deed := FAULTS[fault](run, rng):
-                    note(fault, deed=deed, step=num_steps)
-                    next_fault = now + every * rng.uniform(0.5, 1.5)
-    note("end of soak", code=run.end(), orphans=run.orphans(), exit_s=EXIT_S)
-    return events
+@dataclass(kw_only=True)
+class Soak:
+    """Runs, strikes, and writes down what follows."""
+
+    run: SoakRun
+    rng: random.Random
+    every: float
+    """Seconds between faults, on average."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """Each with its second, the fault or what followed, and details."""
+    lines: list[str] = field(default_factory=list)
+    """Of the run's metrics when it was last looked at."""
+    moved: float = 0.0
+    """When there last was a new step."""
+    next_fault: float | None = None
+    """None while the run starts up: a fault is to meet a step."""
+
+    def go(self, seconds: float) -> None:
+        """Strike for so long, then end the run as a preemption does."""
+        began = self.run.began
+        self._start()
+        with tqdm(total=round(seconds), unit="s", desc="soak", mininterval=5) as bar:
+            while (now := time.monotonic()) < began + seconds and self._num_unexplained() < MAX_UNEXPLAINED:
+                bar.update(round(now - began) - bar.n)
+                time.sleep(LOOK_S)
+                self._look()
+                if self.next_fault is not None and now > self.next_fault:
+                    self._strike()
+        code = self.run.end()
+        self._see_lines()
+        self._note("end of soak", code=code, orphans=self.run.orphans(wait=True))
+
+    def _start(self) -> None:
+        self.run.start()
+        self.moved, self.next_fault = time.monotonic(), None
+
+    def _look(self) -> None:
+        self.run.look()
+        if orphans := self.run.orphans():
+            self._note("orphans", orphans=orphans)
+        self._see_lines()
+        assert self.run.driver is not None
+        if (code := self.run.driver.poll()) is not None:
+            self._note("ended", code=code)
+            self._start()
+        elif time.monotonic() - self.moved > STALL_S:
+            self._note("stuck")
+            self.run.kill()
+
+    def _see_lines(self) -> None:
+        """Note steps that are gone, since the run went on from an older state, and whether there is a new one."""
+        lines = self.run.lines()
+        if gone := set(self.lines) - set(lines):
+            dropped = sum(round(json.loads(line)["num_trajectories"]) for line in gone)
+            self._note("rewound", steps=len(gone), trajectories=dropped)
+        if set(lines) - set(self.lines):
+            self.moved = time.monotonic()
+            if self.next_fault is None:
+                self._plan_fault()
+        self.lines = lines
+
+    def _strike(self) -> None:
+        fault = self.rng.choice(sorted(FAULTS))
+        if deed := FAULTS[fault](self.run, self.rng):
+            self._note(fault, deed=deed)
+            self._plan_fault()
+
+    def _plan_fault(self) -> None:
+        self.next_fault = time.monotonic() + self.every * self.rng.uniform(0.5, 1.5)
+
+    def _num_unexplained(self) -> int:
+        return len(unexplained_ends(self.events))
+
+    def _note(self, fault: str, **details: Any) -> None:
+        second = round(time.monotonic() - self.run.began, 1)
+        self.events.append({"second": second, "step": len(self.lines), "fault": fault, **details})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,54 +18,91 @@ WARM_UP_S = 60.0
 """Of a process: it still loads and fills its caches, and does not count for the slope."""
 LEAST_S = 180.0
 """Of a process behind its warm-up, to fit a slope to."""
+MAX_SLOPE = 5.0
+"""MiB a minute by which the memory of a role may grow."""
+EXIT_CODES = {
+    "driver killed": {-signal.SIGKILL},
+    "checkpoint damaged": {-signal.SIGKILL},
+    "stuck": {-signal.SIGKILL},
+    "driver preempted": {128 + signal.SIGTERM},
+    "end of soak": {128 + signal.SIGTERM},
+    "learner killed": {1},
+}
+"""What the driver may end with, by the fault before it; all others it has to survive."""
 
 
-def judge(folder: Path, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def judge(
+    folder: Path, events: Sequence[Mapping[str, Any]], memory: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
     """Look through metrics and ids of a run.
 
     Args:
         folder: output of the GRPO run.
         events: of the soak.
+        memory: what `memory_slopes` says.
 
     Returns:
-        `steps`; `trajectories` with `started`, `finished`, `failed` (the simulator crashed in every attempt),
-        `resampled` (begun again as a process died) and `learned`; `orphans`; `exit_codes`; `problems` in words.
+        `steps`; `trajectories` with `started` = `finished` + `failed` (the simulator crashed in every attempt) +
+        `dropped` (of steps that were done again, as the run went on from an older state; those of a step that was cut
+        short are in no log), `resampled` (begun again as a process died) and `learned`; `orphans`; `exit_codes`;
+        `problems` in words.
     """
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    ids = [json.loads(line) for line in (folder / "ids.jsonl").read_text().splitlines()]
-    started, finished, failed = (
+    metrics, ids = _json_lines(folder / "metrics.jsonl"), _json_lines(folder / "ids.jsonl")
+    logged, finished, failed = (
         round(sum(line[name] for line in metrics)) for name in ("num_trajectories", "num_finished", "env_errors")
     )
+    dropped = sum(event["trajectories"] for event in events if event["fault"] == "rewound")
     sampled = Counter(id_ for line in ids for id_ in line["sampled"])
     learned = Counter(id_ for line in ids for id_ in line["learned"])
-    ends = [event for event in events if "orphans" in event]
-    orphans = [name for event in ends for name in event["orphans"]]
+    orphans = [name for event in events for name in event.get("orphans", ())]
+    leaks = [role for role, found in memory.items() if found.get("slope_mib_per_min", 0.0) > MAX_SLOPE]
+    unexplained = unexplained_ends(events)
     checks = {
+        "no step was finished": bool(metrics),
         "steps are missing or doubled in metrics.jsonl": [line["step"] for line in metrics]
         == list(range(len(metrics))),
         "ids.jsonl has other steps than metrics.jsonl": [line["step"] for line in ids]
         == [line["step"] for line in metrics],
-        f"{started} trajectories started, {finished} finished and {failed} failed": started == finished + failed,
-        f"{started} trajectories in metrics.jsonl, {sampled.total()} in ids.jsonl": started == sampled.total(),
+        f"of {logged} trajectories {finished} finished and {failed} failed": logged == finished + failed,
+        f"{logged} trajectories in metrics.jsonl, {sampled.total()} in ids.jsonl": logged == sampled.total(),
         "a trajectory was sampled twice": sampled.total() == len(sampled),
         "a trajectory was learned from twice": learned.total() == len(learned),
         "a trajectory was learned from that was not sampled": learned.keys() <= sampled.keys(),
         f"{len(orphans)} processes outlived their driver": not orphans,
         "the run was stuck": all(event["fault"] != "stuck" for event in events),
+        f"the run ended without a fault that explains it: {unexplained}": not unexplained,
+        f"memory grows by more than {MAX_SLOPE:g} MiB a minute: {', '.join(leaks)}": not leaks,
     }
     return {
         "steps": len(metrics),
         "trajectories": {
-            "started": started,
+            "started": logged + dropped,
             "finished": finished,
             "failed": failed,
+            "dropped": dropped,
             "resampled": sum(len(line["resampled"]) for line in ids),
             "learned": learned.total(),
         },
         "orphans": orphans,
-        "exit_codes": dict(Counter(str(event["code"]) for event in ends)),
+        "exit_codes": dict(Counter(str(event["code"]) for event in events if "code" in event)),
         "problems": [problem for problem, is_fine in checks.items() if not is_fine],
     }
+
+
+def unexplained_ends(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Ends of the driver that no fault since it was started accounts for, in words."""
+    found, allowed = [], set()
+    for event in events:
+        allowed |= EXIT_CODES.get(event["fault"], set())
+        if "code" in event:
+            if event["code"] not in allowed:
+                found.append(f"exit code {event['code']} at {event['second']:g} s")
+            allowed = set()
+    return found
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def memory_slopes(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,9 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 ROLES = {"ray::SamplerActor": "sampler", "ray::RolloutActor": "rollout", "ray::LearnerActor": "learner"}
 """Start of a command line -> role."""
-EXIT_S = 60.0
-"""How long the processes of a run may outlive their driver, seconds."""
+EXIT_S = 90.0
+"""How long the processes of a run may outlive their driver, seconds. Ray's own agents look for their parent only once a
+minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +45,18 @@ class SoakRun:
     driver: psutil.Popen | None = None
     known: dict[int, psutil.Process] = field(default_factory=dict)
     """Every process of the present driver that was ever seen, by pid."""
+    leaving: list[tuple[float, psutil.Process]] = field(default_factory=list)
+    """Those of earlier drivers, with the time by which they must have ended."""
     samples: list[Sample] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
     def start(self) -> None:
         """Start the recipe, which resumes from its last whole checkpoint."""
+        self._let_go()
         command = [sys.executable, str(ROOT / "recipes/grpo.py"), "--config", str(self.config)]
         log = (self.output / "driver.log").open("ab")
         self.driver = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
         log.close()
-        self.known = {}
 
     def by_role(self) -> dict[str, list[psutil.Process]]:
         """The processes that live now."""
@@ -78,27 +81,53 @@ class SoakRun:
                     continue
                 self.samples.append(Sample(second=second, role=role, pid=process.pid, rss=rss))
 
-    def lines(self) -> list[dict[str, float]]:
-        """The metrics so far."""
+    def lines(self) -> list[str]:
+        """The metrics so far, a JSON object for each step."""
         file = self.output / "run/metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        return file.read_text().splitlines() if file.is_file() else []
 
-    def end(self) -> int:
-        """Ask the driver to end, as a preemption does; its exit code."""
+    def end(self) -> int | None:
+        """Ask the driver to end, as a preemption does; its exit code, None when it had to be killed."""
         assert self.driver is not None
         self.by_role()
-        if self.driver.poll() is None:
+        with suppress(psutil.NoSuchProcess):  # it has ended by itself
             self.driver.send_signal(signal.SIGTERM)
-        return self.driver.wait(EXIT_S)
+        with suppress(psutil.TimeoutExpired):
+            return self.driver.wait(EXIT_S)
+        self.kill()
+        return None
 
-    def orphans(self) -> list[str]:
-        """Command lines of processes that still live `EXIT_S` after their driver; they are killed."""
-        _, alive = psutil.wait_procs(list(self.known.values()), EXIT_S)
+    def kill(self) -> None:
+        """End the driver at once."""
+        assert self.driver is not None
+        self.by_role()
+        with suppress(psutil.NoSuchProcess):  # it has ended by itself
+            self.driver.kill()
+        self.driver.wait()
+
+    def orphans(self, *, wait: bool = False) -> list[str]:
+        """Command lines of processes that outlived their driver by `EXIT_S`; they are killed.
+
+        Args:
+            wait: for those whose time is not over yet; those of the present driver, which has ended, are among them.
+        """
+        if wait:
+            self._let_go()
+            psutil.wait_procs([process for _, process in self.leaving], EXIT_S)
+        now = time.monotonic()
+        late = [process for until, process in self.leaving if (wait or now > until) and process.is_running()]
+        self.leaving = [(until, process) for until, process in self.leaving if not wait and now <= until]
         names = []
-        for process in alive:
-            names.append(" ".join(process.cmdline())[:120])
-            process.kill()
+        for process in late:
+            with suppress(psutil.Error):  # it has just ended
+                names.append(" ".join(process.cmdline())[:120])
+                process.kill()
         return names
+
+    def _let_go(self) -> None:
+        until = time.monotonic() + EXIT_S
+        self.leaving += [(until, process) for process in self.known.values()]
+        self.known = {}
 
     def _descendants(self) -> list[psutil.Process]:
         assert self.driver is not None
@@ -128,23 +157,26 @@ def kill(role: str, number: signal.Signals) -> Callable[[SoakRun, random.Random]
         if not processes:
             return ""
         process = rng.choice(processes)
-        os.kill(process.pid, number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(process.pid, number)
         return f"{number.name} to {role} {process.pid}"
 
     return fault
 
 
 def flip_a_bit(run: SoakRun, rng: random.Random) -> str:
-    """A fault: damage the newest checkpoint, then kill the driver, which must go on from the one before."""
-    states = sorted((run.output / "run/state").glob("step-*"))
-    if len(states) < 2:
+    """A fault: kill the driver and damage the newest checkpoint, so that it must go on from the one before."""
+    if len(list((run.output / "run/state").glob("step-*"))) < 2:
         return ""
+    killed = kill("driver", signal.SIGKILL)(run, rng)
+    assert run.driver is not None
+    run.driver.wait()
+    states = sorted((run.output / "run/state").glob("step-*"))
     file = rng.choice(sorted(path for path in states[-1].rglob("*") if path.is_file() and path.stat().st_size))
     data = bytearray(file.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     file.write_bytes(data)
-    killed = kill("driver", signal.SIGKILL)(run, rng)
-    return f"bit flipped in {file.relative_to(run.output)}, {killed}"
+    return f"{killed}, bit flipped in {file.relative_to(run.output)}"
 
 
 FAULTS: dict[str, Callable[[SoakRun, random.Random], str]] = {

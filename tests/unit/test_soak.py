@@ -11,8 +11,10 @@ import psutil
 import pytest
 
 import soak_run
+from soak import Soak
 from soak_report import chart, judge, memory_slopes
 from soak_run import FAULTS, Sample, SoakRun, flip_a_bit, kill
+from tests.e2e.run import environment
 
 
 def write(folder, steps):
@@ -33,10 +35,13 @@ END = {"second": 9.0, "fault": "end of soak", "code": 143, "orphans": []}
 
 
 def test_a_clean_run_has_no_problem(tmp_path):
-    result = judge(write(tmp_path / "run", GOOD), [END])
+    killed = [{"second": 2.0, "fault": "driver killed"}, {"second": 3.0, "fault": "ended", "code": -9}]
+    rewound = {"second": 5.0, "fault": "rewound", "steps": 1, "trajectories": 2}
+    result = judge(write(tmp_path / "run", GOOD), [*killed, rewound, END], {"sampler": {"slope_mib_per_min": 0.1}})
     assert result["problems"] == []
-    assert result["trajectories"] == {"started": 4, "finished": 3, "failed": 1, "resampled": 2, "learned": 3}
-    assert (result["steps"], result["exit_codes"], result["orphans"]) == (2, {"143": 1}, [])
+    counts = {"started": 6, "finished": 3, "failed": 1, "dropped": 2, "resampled": 2, "learned": 3}
+    assert result["trajectories"] == counts
+    assert (result["steps"], result["exit_codes"], result["orphans"]) == (2, {"-9": 1, "143": 1}, [])
 
 
 @pytest.mark.parametrize(
@@ -47,17 +52,31 @@ def test_a_clean_run_has_no_problem(tmp_path):
         ([GOOD[0], (["c"], ["e"], 0)], [END], "that was not sampled"),
         (GOOD, [{**END, "orphans": ["ray::SamplerActor"]}], "1 processes outlived"),
         (GOOD, [{"second": 1.0, "fault": "stuck"}, END], "stuck"),
+        ([], [END], "no step was finished"),
+        (GOOD, [{"second": 1.0, "fault": "env killed"}, {"second": 2.0, "fault": "ended", "code": 1}, END], "1 at 2 s"),
+        (
+            GOOD,
+            [{"second": 1.0, "fault": "driver killed"}, *[{"second": 2.0, "fault": "ended", "code": -9}] * 2],
+            "-9 at",
+        ),
+        (GOOD, [{**END, "code": None}], "exit code None"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, steps, events, problem):
-    assert any(problem in p for p in judge(write(tmp_path / "run", steps), events)["problems"])
+    assert any(problem in p for p in judge(write(tmp_path / "run", steps), events, {})["problems"])
+
+
+def test_memory_that_grows_is_a_problem(tmp_path):
+    memory = {"env": {"slope_mib_per_min": 9.0}, "driver": {}}
+    (problem,) = judge(write(tmp_path / "run", GOOD), [END], memory)["problems"]
+    assert problem.endswith("more than 5 MiB a minute: env")
 
 
 def test_a_lost_step_and_a_lost_trajectory_are_seen(tmp_path):
     folder = write(tmp_path / "run", [*GOOD, (["e"], ["e"], 0)])
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("\n".join([lines[0], lines[2]]) + "\n")
-    problems = judge(folder, [END])["problems"]
+    problems = judge(folder, [END], {})["problems"]
     assert [p for p in problems if "missing or doubled" in p]
     assert [p for p in problems if "3 trajectories in metrics.jsonl, 5 in ids.jsonl" in p]
 
@@ -100,8 +119,18 @@ def test_an_orphan_is_found_and_killed(run, monkeypatch):
     deed = FAULTS["driver killed"](run, random.Random(0))
     assert deed == f"SIGKILL to driver {run.driver.pid}"
     assert run.driver.wait(5) == -signal.SIGKILL
-    assert ["time.sleep(60)" in name for name in run.orphans()] == [True]
+    assert ["time.sleep(60)" in name for name in run.orphans(wait=True)] == [True]
     assert psutil.wait_procs([child], 5)[1] == []
+    assert run.orphans() == []
+
+
+def test_an_orphan_of_an_earlier_driver_is_found_when_its_time_is_over(run, monkeypatch):
+    monkeypatch.setattr(soak_run, "EXIT_S", 0.3)
+    run.kill()
+    run.start()
+    assert run.orphans() == []
+    time.sleep(0.4)
+    assert ["time.sleep(60)" in name for name in run.orphans()] == [True]
 
 
 def test_a_fault_without_a_target_does_nothing(run):
@@ -116,7 +145,7 @@ def test_a_bit_of_the_newest_checkpoint_is_flipped(run):
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(b"\0" * 100)
     deed = flip_a_bit(run, random.Random(0))
-    assert deed.startswith("bit flipped in run/state/step-000002/file, SIGKILL to driver")
+    assert deed == f"SIGKILL to driver {run.driver.pid}, bit flipped in run/state/step-000002/file"
     first, second = ((run.output / f"run/state/step-00000{step}/file").read_bytes() for step in (1, 2))
     assert sum(byte.bit_count() for byte in first) == 0
     assert sum(byte.bit_count() for byte in second) == 1
@@ -128,3 +157,32 @@ def test_every_role_of_a_cluster_can_be_struck():
     assert (
         subprocess.run([sys.executable, str(soak_run.ROOT / "scripts/soak.py"), "--help"], check=False).returncode == 0
     )
+
+
+class FakeRun:
+    """A run of which only the metrics are there."""
+
+    def __init__(self):
+        self.began, self.now = time.monotonic(), []
+
+    def lines(self):
+        return self.now
+
+
+def test_steps_that_are_done_again_are_counted():
+    lines = [json.dumps({"step": step, "num_trajectories": 16.0}) for step in range(5)]
+    run = FakeRun()
+    watch = Soak(run=run, rng=random.Random(0), every=60)
+    for run.now in (lines[:4], lines[:2], [*lines[:2], lines[4]], lines[:2] + lines[4:]):
+        watch._see_lines()
+    assert [(event["fault"], event["steps"], event["trajectories"]) for event in watch.events] == [("rewound", 2, 32)]
+    assert watch.next_fault is not None
+
+
+def test_a_soak_of_a_run_that_cannot_start_ends_early_and_says_so(tmp_path):
+    script = str(soak_run.ROOT / "scripts/soak.py")
+    command = [sys.executable, script, "--model", "nowhere", "--output", str(tmp_path / "soak")]
+    assert subprocess.run(command, check=False, env=environment(), timeout=200).returncode == 1
+    result = json.loads((tmp_path / "soak/soak.json").read_text())
+    assert [problem for problem in result["problems"] if "exit code 1" in problem]
+    assert (result["steps"], result["faults"]) == (0, {})
