@@ -15,8 +15,8 @@ demo: setup ## the whole loop on a CPU: demonstrations, SFT cold start, GRPO, ev
 
 # Two at a time, a file each: most of a recipe's start-up is waiting. Threads of two engines would only trample on each
 # other, hence one each.
-test: setup ## every test that runs without a GPU
-	@OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -m "not gpu" -n 2 --dist loadfile --durations=15 $(ARGS)
+test: setup ## every test; none needs a GPU
+	@OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -n 2 --dist loadfile --durations=15 $(ARGS)
 
 check: setup ## format, lint, spelling, types, import order
 	@$(PYTHON_BIN) -m ruff format --check .

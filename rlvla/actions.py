@@ -195,7 +195,8 @@ class BinCodec(QuantileCodec):
             kind: which of the statistics -1 and 1 stand for.
 
         Raises:
-            ValueError: there is no such data set or statistic; the message names those that there are.
+            ValueError: there is no such data set or statistic, the message names those that there are; or they are of
+                a wrong type.
         """
         names = ", ".join(sorted(norm_stats)) or "none"
         if key is None and len(norm_stats) != 1:
@@ -203,19 +204,19 @@ class BinCodec(QuantileCodec):
         key = next(iter(norm_stats)) if key is None else key
         if key not in norm_stats:
             raise ValueError(f"the checkpoint has no statistics of {key!r}; it has those of {names}")
-        stats = norm_stats[key].get("action", {})
+        stats = _STATISTICS.validate_python(norm_stats[key]).action
         bounds = _BOUNDS[kind]
         if missing := [name for name in bounds if name not in stats]:
             raise ValueError(f"the statistics of {key!r} lack {', '.join(missing)} of the actions")
-        low, high = (stats[name] for name in bounds)
-        mask = stats.get("mask", [True] * len(low))
+        low, high = (_ROW.validate_python(stats[name]) for name in bounds)
+        mask = _MASK.validate_python(stats.get("mask", (True,) * len(low)))
         if not len(low) == len(high) == len(mask):
             raise ValueError(
                 f"the statistics of {key!r} have {len(low)} {bounds[0]}, {len(high)} {bounds[1]} and {len(mask)} mask"
             )
         return cls(
-            low=tuple(float(value) if is_on else -1.0 for value, is_on in zip(low, mask, strict=True)),
-            high=tuple(float(value) if is_on else 1.0 for value, is_on in zip(high, mask, strict=True)),
+            low=tuple(value if is_on else -1.0 for value, is_on in zip(low, mask, strict=True)),
+            high=tuple(value if is_on else 1.0 for value, is_on in zip(high, mask, strict=True)),
             num_bins=num_bins,
             chunk_length=chunk_length,
             gripper_dim=gripper_dim,
@@ -237,6 +238,18 @@ class BinCodec(QuantileCodec):
         if gripper is not None:
             actions[:, gripper] = np.where(actions[:, gripper] > 0.5, -1.0, 1.0)
         return actions
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Statistics:
+    """Of one data set, in so far as they are read."""
+
+    action: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_STATISTICS = TypeAdapter(_Statistics)
+_ROW = TypeAdapter(tuple[float, ...])
+_MASK = TypeAdapter(tuple[bool, ...])
 
 
 @cache

@@ -44,7 +44,8 @@ def advantages(rewards: np.ndarray, cfg: AdvantageConfig) -> np.ndarray:
     """`A_i = (R_i - mean(R)) / (std(R) + eps)`, GRPO (arXiv 2402.03300, section 4.1.2).
 
     Without `normalize_std` the divisor is 1, which is Dr.GRPO (arXiv 2503.20783). The standard deviation is the
-    population's. Equal rewards give exactly 0: eps would otherwise blow their rounding errors up.
+    population's. Equal rewards give exactly 0: eps would otherwise blow their rounding errors up. One reward that is
+    not finite makes all advantages of the group NaN, and the learner skip its update.
 
     Args:
         rewards: [G] float.
@@ -56,6 +57,8 @@ def advantages(rewards: np.ndarray, cfg: AdvantageConfig) -> np.ndarray:
     rewards = np.asarray(rewards, np.float64)
     if len(rewards) == 0:
         return rewards
+    if not np.isfinite(rewards).all():
+        return np.full_like(rewards, np.nan)
     centred = rewards - rewards.mean()
     if np.abs(centred).max() <= _ROUNDING * np.abs(rewards).max():
         return np.zeros_like(centred)

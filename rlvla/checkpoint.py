@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +68,7 @@ def newest_whole(states: Path) -> tuple[int, Path] | None:
         (step, folder) of the newest that is whole; None where there is none. Newer ones that are damaged are left as
         they are, each with a warning that names it and what is wrong.
     """
-    by_step = {int(path.name.removeprefix("step-")): path for path in states.glob("step-*")}
+    by_step = {_step(path): path for path in states.glob("step-*")}
     for step in sorted(by_step, reverse=True):
         if not (reason := damage(by_step[step])):
             return step, by_step[step]
@@ -75,6 +76,17 @@ def newest_whole(states: Path) -> tuple[int, Path] | None:
     if by_step:
         warnings.warn(f"{states} holds no whole checkpoint: the run starts over", stacklevel=2)
     return None
+
+
+def forget_old(states: Path, keep: int) -> None:
+    """Remove all `step-<number>` folders but the newest `keep`."""
+    by_step = sorted(states.glob("step-*"), key=_step)
+    for path in by_step[:-keep]:
+        shutil.rmtree(path)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _digests(folder: Path) -> dict[str, str]:

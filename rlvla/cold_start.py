@@ -22,7 +22,7 @@ DEMONSTRATIONS = "demonstrations"
 
 
 def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, PolicyProcessor]:
-    """The model to train and its processor: `cfg.model` with the tokens it lacks added, or a new tiny VLM.
+    """The model to train and its processor: `cfg.model`, adapted, with the tokens it lacks added, or a new tiny VLM.
 
     The action codec is fitted to the demonstrations, or, of OpenVLA, is the one of its action statistics; these then
     are the only ones in the model's config, so that its codec and its `norm_stats` never disagree.
@@ -34,7 +34,7 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
     if cfg.model:
         import torch
 
-        model = auto.load_model(cfg.model, getattr(torch, cfg.learner.dtype))
+        model = auto.load_model(cfg.model, getattr(torch, cfg.learner.dtype), cfg.adapter)
         processor = auto.load_processor(cfg.model)
         suites += read_trained(cfg.model)
     else:

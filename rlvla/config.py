@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from rlvla.config_file import ConfigError, explain, read_yaml
+from rlvla.files import appear_whole
 
 # Flags come in past pydantic, as instances; it has to look into those as well.
 _FORBID: Any = ConfigDict(extra="forbid", allow_inf_nan=False, revalidate_instances="always")
@@ -260,10 +261,10 @@ class LearnerConfig:
     max_grad_norm: PositiveFloat = 1.0
     """Global gradient norm is clipped here."""
     max_skipped_steps: NonNegativeInt = 3
-    """Steps in a row that may skip an update because its loss or gradient is not finite; one more stops the run. 0: the
+    """Steps in a row that may skip an update, as reward, loss or gradient is not finite; one more stops the run. 0: the
     first one does."""
     zero_stage: Literal[0, 2, 3] = 0
-    """DeepSpeed ZeRO."""
+    """DeepSpeed ZeRO; bfloat16 with 0 runs as 2, since stage 0 keeps no float32 masters of it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; bfloat16 keeps float32 masters in DeepSpeed."""
     micro_batch_rows: PositiveInt = 16
@@ -566,6 +567,8 @@ class SFTConfig:
     """Run folder; the policy lies in `checkpoint/`."""
     model: str = ""
     """Hugging Face VLM to start from (path or hub id); empty: build `tiny`."""
+    adapter: Path | None = None
+    """Folder of a LoRA adapter (peft), which is merged into `model` first."""
     tiny: TinyModelConfig = field(default_factory=TinyModelConfig)
     """Used when `model` is empty."""
     num_bins: Annotated[int, Field(ge=2)] = 64
@@ -597,6 +600,8 @@ class SFTConfig:
     """Optimizer steps."""
     save_every: NonNegativeInt = 0
     """Optimizer steps between resumable states; 0: none, so that a run that dies starts over."""
+    keep_states: PositiveInt = 3
+    """The newest of them that stay on the disk; one more than can be damaged at once."""
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=2e-5))
     """Optimisation."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -611,6 +616,11 @@ class SFTConfig:
     """What `dry_run` assumes."""
     dry_run: bool = False
     """Build everything but weights, print memory, tokens and time of a step, and end."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the two keys that contradict each other."""
+        if self.adapter is not None and not self.model:
+            raise ValueError(f"adapter is {self.adapter}, and model is empty: name the model that it was trained on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -647,7 +657,7 @@ class GRPOConfig:
     num_steps: PositiveInt = 100
     """Rounds of rollout and learning."""
     groups_per_step: PositiveInt = 8
-    """Groups with signal that a step learns from."""
+    """Groups that a step learns from; with `max_waves` above 1 at most so many, and only ones with signal."""
     group_size: int = 8
     """G; SimpleVLA-RL: 8."""
     max_waves: PositiveInt = 1
@@ -664,6 +674,8 @@ class GRPOConfig:
     """Leave trajectories that outgrew the turn limit out of the loss (masked, not punished)."""
     save_every: NonNegativeInt = 0
     """Steps between resumable checkpoints; 0: none, so that a run that dies starts over."""
+    keep_states: PositiveInt = 3
+    """The newest of them that stay on the disk; one more than can be damaged at once."""
     save_trajectories: NonNegativeInt = 4
     """Trajectories of the last step kept for the report."""
     seed: NonNegativeInt = 0
@@ -792,5 +804,6 @@ def provenance() -> dict[str, Any]:
 def write_resolved(config: Any, output: Path) -> None:
     """Write `config.yaml` (resolved) and `provenance.json` into the run folder."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    with appear_whole(output / "config.yaml") as file:  # a resumed run reads it
+        file.write(yaml.safe_dump(to_dict(config), sort_keys=False).encode())
     (output / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rlvla.rollout import Job
 from rlvla.types import Trajectory
@@ -101,6 +101,8 @@ class Dispatcher:
             except RayActorError as error:
                 if isinstance(error, RayTaskError):  # raised in the actor, which lives: its sampler is gone for good
                     raise
+                if isinstance(error, ActorUnavailableError):  # it may live, and play on in the same envs
+                    ray.kill(share.actor, no_restart=False)
                 shares.remove(share)
                 shares.append(self._restart(share))
                 continue

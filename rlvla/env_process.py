@@ -228,7 +228,7 @@ class _Link:
         """Until the process has ended; it is killed when that takes longer."""
         self._reader.join(timeout_s)
         self._kill(EnvCrashError("the envs are closed"))
-        self._reader.join()
+        self._reader.join(CLOSE_S)  # a child of the simulator's that outlives it may hold the pipe
 
     def _kill(self, loss: EnvCrashError) -> None:
         """End the process, also one that is stopped; whoever waits for an answer gets `loss` instead."""

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import faulthandler
 import importlib
+import inspect
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
+from pydantic_core import to_jsonable_python
 
 from rlvla.config import EnvConfig
 from rlvla.protocols import Env
@@ -62,6 +64,19 @@ def make_env(config: EnvConfig) -> Env:
     return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
 
 
+def made_with(env: Any) -> dict[str, Any]:
+    """All arguments that `make_env` made an env with, JSON-able: those given, those registered, and the defaults."""
+    bound = inspect.signature(_creator(env.spec.entry_point)).bind(**env.spec.kwargs)
+    bound.apply_defaults()
+    # A function counts by its type: its own text holds an address, which is another one in each process.
+    return to_jsonable_python(bound.arguments, fallback=lambda value: type(value).__name__)
+
+
+def _creator(entry_point: Any) -> Any:
+    """What Gymnasium makes an env with; mostly its class."""
+    return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+
+
 def main(descriptor: int) -> None:
     """Load the simulator, then fork a child for each request, until the parent is gone.
 
@@ -94,11 +109,8 @@ def preload(config: EnvConfig) -> None:
         module, _, name = config.id.rpartition(":")
         if module:
             importlib.import_module(module)
-        entry_point = gymnasium.spec(name).entry_point
-        if isinstance(entry_point, str):
-            entry_point = load_env_creator(entry_point)
         # Optional: of envs whose constructor imports more than their module does.
-        if load := getattr(entry_point, "preload", None):
+        if load := getattr(_creator(gymnasium.spec(name).entry_point), "preload", None):
             load(**config.kwargs)
 
 

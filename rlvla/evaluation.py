@@ -10,7 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from rlvla.cluster import Cluster
-from rlvla.config import EvaluateConfig, provenance, to_dict, write_resolved
+from rlvla.config import EvaluateConfig, provenance, write_resolved
+from rlvla.env_server import made_with
 from rlvla.episode import derive_seed
 from rlvla.prompt import read_trained
 from rlvla.protocols import Env
@@ -74,8 +75,8 @@ def line(name: str, result: dict[str, Any]) -> str:
 
 
 def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[str, Any]]:
-    """The names of the tasks by id, the trials, and what the protocol says of their states."""
-    env = make_env(cfg.env)
+    """The names of the tasks by id, the trials, and what the protocol says of their states and of the env."""
+    env: Any = make_env(cfg.env)
     tasks, num_states = [], 0
     names = {task_id: env.task_names[task_id] for task_id in task_ids(env, cfg.env)}
     for task_id in names:
@@ -86,12 +87,16 @@ def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[st
             TaskSpec(suite=env.suite, task_id=task_id, init_state_id=state, seed=derive_seed(cfg.seed, state))
             for state in states
         ]
-    env.close()
     is_complete = len(tasks) == num_states
-    said: dict[str, Any] = {"is_official": cfg.split == "official" and is_complete and cfg.episode.is_greedy}
+    said: dict[str, Any] = {
+        "is_official": cfg.split == "official" and is_complete and cfg.episode.is_greedy,
+        "env_kwargs": made_with(env),
+        "max_env_steps": {name: env.max_env_steps(task_id) for task_id, name in names.items()},
+    }
     # Optional: only of envs that inherit from `rlvla_envs.VLAEnv`, and of few of those.
     if note := getattr(env, "split_notes", {}).get(cfg.split):
         said["split_note"] = note
+    env.close()
     return names, tasks, said
 
 
@@ -119,7 +124,6 @@ def _protocol(cfg: EvaluateConfig, tasks: Sequence[str], said: Mapping[str, Any]
         "allow_trained_states": cfg.allow_trained_states,
         "model": str(cfg.model),
         "env": cfg.env.id,
-        "env_kwargs": to_dict(cfg.env)["kwargs"],
         "tasks": list(tasks),
         "trials_per_task": cfg.num_trials,
         "decoding": "greedy" if cfg.episode.is_greedy else f"sampled at {cfg.episode.temperature}",

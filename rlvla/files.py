@@ -41,6 +41,9 @@ def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
 def folder_appears_whole(path: Path) -> Iterator[Path]:
     """A folder to fill aside, renamed at the end, so that under its name it is whole or what it was before.
 
+    Killed between the two renames that replace a folder, it is neither: then both lie aside, and the next writer of the
+    same path gives the one before its name back.
+
     Args:
         path: replaced if it exists. Its folder is made, and what earlier writers left aside there is removed.
 
@@ -49,6 +52,10 @@ def folder_appears_whole(path: Path) -> Iterator[Path]:
             is chained. What was filled is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    replaced = path.with_name(f"replaced-{path.name}")
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
+    _remove(replaced)
     for left in path.parent.glob("incomplete-*"):
         shutil.rmtree(left)
     aside = aside_of(path)
@@ -67,8 +74,14 @@ def folder_appears_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside)
         raise
     if path.exists():
-        shutil.rmtree(path)
+        path.rename(replaced)
     aside.rename(path)
+    _remove(replaced)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def aside_of(path: Path) -> Path:

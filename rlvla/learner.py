@@ -31,10 +31,10 @@ METRICS = {
     "mismatch_kl": "KL(sampler || learner before the step) per sampled token, k3, nats",
     "grad_norm": "before clipping, mean over the step's updates",
     "lr": "of the step's last update",
-    "skipped_updates": "updates left out because their loss or gradient was not finite, with all that they measured",
+    "skipped_updates": "updates left out, as reward, loss or gradient was not finite, with all that they measured",
     "num_rows": "turns learned from",
     "num_tokens": "sampled tokens learned from",
-    "tokens_per_s": "tokens of those turns, context included, per second and epoch",
+    "tokens_per_s": "tokens of those turns, context included, times epochs, per second of `time/update_s`",
     "time/update_s": "wall time of `Learner.step`, seconds",
 }
 """Name -> meaning. The KL terms are left out without a reference (kl_coef 0), and a kind that does not occur."""

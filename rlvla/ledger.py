@@ -11,7 +11,7 @@ from rlvla.types import Group, TaskSpec
 
 
 def trajectory_id(task: TaskSpec, member: int) -> str:
-    """`suite/task_id/init_state_id/seed/member`: no other trajectory of a run has it, since each task has a seed."""
+    """`suite/task_id/init_state_id/seed/member`: each group of a run has a seed of 31 bits of its own."""
     return f"{task.suite}/{task.task_id}/{task.init_state_id}/{task.seed}/{member}"
 
 

@@ -34,6 +34,8 @@ METRICS = {
     "crop_area": "share of the frame that an accepted zoom box covers",
     "groups_without_signal": "share of groups whose advantages are all zero",
     "end/<reason>": "share of trajectories that ended for this reason",
+    "trajectories_per_s": "num_trajectories per second of `time/rollout_s`",
+    "env_steps_per_s": "num_env_steps of each of them, likewise",
     "time/<phase>_s": "wall time of a phase of the step, seconds",
 }
 """Name -> meaning. A metric whose sample is empty (crop_area without a zoom, reward before scoring) is left out."""

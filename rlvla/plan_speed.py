@@ -49,7 +49,7 @@ def _gpu(memory_gb: float, peak_flops: float, peak_bandwidth: float) -> Device:
 
 
 DEVICES = {
-    # Tiny model, 2 cores: 7,948 learner tokens/s at 1.1 M parameters, docs/results/benchmark.json (6 FLOP each); vLLM's
+    # Tiny model, 2 cores: 6,670 learner tokens/s at 1.1 M parameters, docs/results/benchmark.json (6 FLOP each); vLLM's
     # 4,300 tokens/s at 32 sequences (2 FLOP each), measured when the stack was chosen.
     "cpu": Device(memory_gb=0, learner_flops=5e10, prefill_flops=5e10, bandwidth=1e10, decode_flops=1e10),
     "rtx-4090": _gpu(24, 165e12, 1.008e12),

@@ -1,6 +1,7 @@
 """What a run needs beside its config, looked at before Ray, a simulator's pool or a model starts.
 
-Each function raises what names the key, and is called by the recipe of its name, which ends there.
+Each function raises what names the key, and is called by the recipe of its name, which ends there. They write nothing:
+whether `output` can be written to, `rlvla.files.claim` tries out next.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from rlvla.tools import load_tools
 from rlvla.turn_context import require_action_temperature
 
 _MAY_CHANGE = (
-    *("output", "num_steps", "validate_every", "save_every", "save_trajectories", "num_trials"),
+    *("output", "num_steps", "validate_every", "save_every", "keep_states", "save_trajectories", "num_trials"),
     *("log", "cluster", "sampler", "plan", "dry_run"),
 )
 """Keys of a run that its saved states do not depend on, or that say how far it goes."""
+_MUST_STAY = ("cluster.num_learners",)
+"""The ones among them that states do depend on: each rank has saved its share of the optimizer."""
 
 
 def check_annotate(cfg: AnnotateConfig) -> None:
@@ -37,7 +40,6 @@ def check_annotate(cfg: AnnotateConfig) -> None:
         ValueError: the message names the key.
         FileNotFoundError: `source` does not exist.
     """
-    _check_output(cfg.output)
     if cfg.annotator and cfg.annotator != SERVER:
         resolve(cfg.annotator)
     if cfg.source is None:
@@ -48,14 +50,15 @@ def check_annotate(cfg: AnnotateConfig) -> None:
 
 
 def check_sft(cfg: SFTConfig) -> None:
-    """The model to start from and the data set are there, the batch divides, and the result can be evaluated.
+    """The model to start from is there, the batch divides, and the result can be evaluated.
+
+    Of the data set nothing: the recipe reads it next.
 
     Raises:
         ValueError: the message names the key.
         FileNotFoundError: `model` is a path without a model.
         ModuleNotFoundError: a sink of `log` is not installed.
     """
-    _check_output(cfg.output)
     require_sinks(cfg.log)
     _check_resume(cfg, cfg.output)
     world = int(os.environ.get("WORLD_SIZE", "1"))  # of `accelerate launch`
@@ -79,7 +82,6 @@ def check_grpo(cfg: GRPOConfig) -> None:
         FileNotFoundError: `model` is no checkpoint.
         ModuleNotFoundError: a sink of `log` is not installed.
     """
-    _check_output(cfg.output)
     require_sinks(cfg.log)
     _check_resume(cfg, cfg.output)
     _check_policy(cfg)
@@ -94,18 +96,9 @@ def check_evaluate(cfg: EvaluateConfig) -> None:
         FileNotFoundError: `model` is no checkpoint.
         ModuleNotFoundError: a module of `env.imports` is not installed.
     """
-    _check_output(cfg.output)
     _check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
     _check_env(cfg.env, cfg)
-
-
-def _check_output(output: Path) -> None:
-    there = next(part for part in (output, *output.absolute().parents) if part.exists())
-    if not there.is_dir():
-        raise ValueError(f"output: {there} is a file: name a folder")
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"output: {output} cannot be written, {there} is not ours: name another folder")
 
 
 def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
@@ -156,12 +149,16 @@ def _check_resume(cfg: GRPOConfig | SFTConfig, output: Path) -> None:
     if not (file.is_file() and any((output / "state").glob("step-*"))):
         return
     before, now = _flat(yaml.safe_load(file.read_text())), _flat(to_dict(cfg))
-    kept = [{k: v for k, v in values.items() if k.split(".")[0] not in _MAY_CHANGE} for values in (before, now)]
+    kept = [{key: value for key, value in values.items() if not _may_change(key)} for values in (before, now)]
     if differ := differences(*kept):
         raise ValueError(
             f"output: {output} holds states of a run with another config ({differ}): name another output folder, or "
             "go on with the config as it was"
         )
+
+
+def _may_change(key: str) -> bool:
+    return key.split(".")[0] in _MAY_CHANGE and key not in _MUST_STAY
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from rlvla.checkpoint import appear_sealed, newest_whole
+from rlvla.checkpoint import appear_sealed, forget_old, newest_whole
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, write_resolved
 from rlvla.files import claim, write_json
@@ -104,12 +104,16 @@ class GRPORun:
     def droppable(self, step: int, cluster: Cluster, tasks: TaskStream, interrupts: Interrupts) -> Iterator[None]:
         """The part of a step that an interrupt cuts short: the step is dropped, and the state before it saved."""
         position, surplus = tasks.position, tasks.surplus
+        before = json.dumps({"reward": self._reward.state_dict(), "random": random_state()})  # a copy to its depth
         try:
             with interrupts.immediate():
                 yield
         except KeyboardInterrupt:
             if self._saved != step:
                 tasks.position, tasks.surplus = position, surplus
+                drawn = json.loads(before)
+                self._reward.load_state_dict(drawn["reward"])
+                set_random_state(drawn["random"])
                 self._checkpoint(step, cluster, tasks)
             tqdm.write(f"stopped before step {step}: run the same command again to go on from there", sys.stderr)
             raise
@@ -185,6 +189,7 @@ class GRPORun:
             save_trajectories(folder / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
             driver = {"position": tasks.position, "reward": self._reward.state_dict(), "random": random_state()}
             write_json(folder / "driver.json", driver)
+        forget_old(self._cfg.output / "state", self._cfg.keep_states)
         self._saved = step
 
 

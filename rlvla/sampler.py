@@ -219,9 +219,8 @@ class VLLMSampler:
                 self._add(engine, job)
                 wait = not self._running
                 continue
-            while self._running:
-                self._step(engine)
             if job is None:
+                self._drain(engine)
                 return False
             self._load(engine, job)
             wait = True
@@ -307,8 +306,14 @@ class VLLMSampler:
                 )
             )
 
+    def _drain(self, engine: Any) -> None:
+        """Serve what runs to its end."""
+        while self._running:
+            self._step(engine)
+
     def _load(self, engine: Any, job: _Load) -> None:
         try:
+            self._drain(engine)
             engine.collective_rpc("receive_weights", args=(job.weights,))
             # What was computed under the old weights must not be met again.
             engine.reset_prefix_cache()

@@ -18,7 +18,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, InitProces
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from rlvla.checkpoint import appear_sealed, newest_whole
+from rlvla.checkpoint import appear_sealed, forget_old, newest_whole
 from rlvla.cold_start import to_turn
 from rlvla.collate import Row, to_batch, to_row
 from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig, SFTConfig, write_resolved
@@ -82,12 +82,13 @@ class SFTTrainer:
             # DeepSpeed averages over processes; the objective is a sum over tokens, divided by their number.
             self.model.backward(loss * (self.accelerator.num_processes / num_tokens), scale_wrt_gas=False)
             total += float(loss.detach())
+        lr = self._scheduler.get_last_lr()[0]
         grad_norm = update(self.model, self._trained, self.cfg.learner.max_grad_norm)
         self._scheduler.step()
         seconds = time.perf_counter() - started
         return {
             "loss": self._sum(total) / num_tokens,
-            "lr": float(self._scheduler.get_last_lr()[0]),
+            "lr": float(lr),
             "tokens_per_s": num_tokens / seconds,
             "skipped_updates": float(not math.isfinite(grad_norm)),
         }
@@ -105,8 +106,14 @@ class SFTTrainer:
         """Mean loss of a sampled token on episodes that are not trained on."""
         self.model.eval()
         rows = self._rows(self._validation)
-        num_batches = max(1, math.ceil(len(self._validation) / self.accelerator.num_processes / self.cfg.batch_size))
-        total = sum(float(self._token_losses(part).sum()) for part in _micro_batches(rows, num_batches) if part)
+        ranks, micro_batch_rows = self.accelerator.num_processes, self.cfg.learner.micro_batch_rows
+        num_batches = math.ceil(len(self._validation) / ranks / micro_batch_rows)
+        # In ZeRO-3 a forward gathers weights from all processes: one that has no rows left goes along with any row.
+        any_row = self._rows_at(self._validation[:1])
+        total = 0.0
+        for part in _micro_batches(rows, num_batches):
+            loss = float(self._token_losses(part or any_row).sum())
+            total += loss if part else 0.0
         num_tokens = self._sum(sum(row.num_sampled_tokens for row in rows))
         self.model.train()
         return self._sum(total) / num_tokens
@@ -131,8 +138,10 @@ class SFTTrainer:
 
     def _rows(self, indices: np.ndarray) -> list[Row]:
         """This process's share of some rows of the data set."""
-        mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-        return [to_row(to_turn(self.processor, self._demonstrations[i])) for i in mine]
+        return self._rows_at(indices[self.accelerator.process_index :: self.accelerator.num_processes])
+
+    def _rows_at(self, indices: np.ndarray) -> list[Row]:
+        return [to_row(to_turn(self.processor, self._demonstrations[i])) for i in indices]
 
     def _token_losses(self, rows: Sequence[Row]) -> torch.Tensor:
         batch = to_batch(rows, self.processor.hf_processor.tokenizer.pad_token_id).to(self.accelerator.device)
@@ -223,6 +232,8 @@ class SFTRun:
     def _save(self, step: int) -> None:
         """A state to resume from, which appears whole."""
         self._together(self._cfg.output / "state" / f"step-{step + 1:06d}", self._trainer.save_state)
+        if self._is_main:
+            forget_old(self._cfg.output / "state", self._cfg.keep_states)
 
     def _together(self, path: Path, write: Callable[[Path], None]) -> None:
         """Let all processes write into one folder, which then appears whole under its name."""

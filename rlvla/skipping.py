@@ -1,4 +1,4 @@
-"""How often a run may go on after an update that was skipped, since its loss or gradient was not finite."""
+"""How often a run may go on after a skipped update: a reward, the loss or the gradient was not finite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SkipCount:
         self._in_a_row += 1
         if self._in_a_row > self._allowed:
             raise FloatingPointError(
-                f"loss or gradient was not finite in {self._in_a_row} steps in a row, the last of them step {step}, "
-                f"and learner.max_skipped_steps is {self._allowed}: look at what it was to learn from in {file}, lower "
-                "learner.lr, or raise the key"
+                f"reward, loss or gradient was not finite in {self._in_a_row} steps in a row, the last of them step "
+                f"{step}, and learner.max_skipped_steps is {self._allowed}: look at what it was to learn from in "
+                f"{file}; mend the reward, lower learner.lr, or raise the key"
             )

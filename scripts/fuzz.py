@@ -4,14 +4,15 @@
     python scripts/fuzz.py markup calls --runs 1000000        some of them, that many inputs over all
     python scripts/fuzz.py --replay outputs/fuzz/markup.bin markup
 
-Targets and what they assert are in scripts/fuzz_targets.py. Inputs come from atheris, which steers by coverage, where
-it is installed; else from a plain mutator. A target ends at its first finding: an exception, more than `--cpu-s` of CPU
+The table of targets is scripts/fuzz_targets.py. Inputs come from atheris, which steers by coverage, where it is
+installed; else from a plain mutator. A target ends at its first finding: an exception, more than `--cpu-s` of CPU
 time or more than `--memory-mb` of memory for one input. The input is kept, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import mmap
@@ -97,18 +98,20 @@ def mutate(rng: random.Random, seeds: Sequence[bytes], tokens: Sequence[str], ma
 
 def child(args: argparse.Namespace) -> NoReturn:
     """Fuzz one target in this process until it is due to end, or the first finding; `_exit`s, as libFuzzer would."""
-    has_atheris = args.engine == "atheris"
-    if has_atheris:
+    instrumented: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if has_atheris := args.engine == "atheris":
         import atheris
 
-        with atheris.instrument_imports(include=["rlvla"]):
-            from fuzz_targets import FOLDER, TARGETS
-    else:
-        from fuzz_targets import FOLDER, TARGETS
+        instrumented = atheris.instrument_imports(include=["rlvla"])
     (name,) = args.targets
-    target = TARGETS[name]
+    with instrumented:
+        from fuzz_targets import FOLDER, TARGETS
+
+        target = TARGETS[name]
+        record = _Record(args.output / f"{name}.input", target.max_bytes)
+        record.keep(target.seeds[0])
+        target.run(target.seeds[0])  # imports what it needs, which is not to be blamed on an input
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_BYTES, MAX_ADDRESS_BYTES))
-    record = _Record(args.output / f"{name}.input", target.max_bytes)
     watch = Watch(run=target.run, cpu_s=args.cpu_s, memory_mb=args.memory_mb)
     started = time.monotonic()
 

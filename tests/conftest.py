@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -51,7 +50,7 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def libero_assets() -> Path:
     """The folder of LIBERO's assets; skips where RLVLA_LIBERO_ASSETS names none. An archive is unpacked once."""
-    if reason := missing_requirement("libero"):
+    if reason := lack_of_libero():
         pytest.skip(reason)
     from rlvla_envs.libero_assets import find_assets
 
@@ -61,19 +60,16 @@ def libero_assets() -> Path:
         pytest.skip(str(error).splitlines()[0])
 
 
-def missing_requirement(marker: str) -> str:
-    """What a marked test lacks on this machine, or an empty string."""
-    if marker == "gpu" and shutil.which("nvidia-smi") is None:
-        return "needs an NVIDIA GPU"
-    if marker == "libero" and importlib.util.find_spec("libero") is None:
+def lack_of_libero() -> str:
+    """What the tests that are marked so lack on this machine, or an empty string."""
+    if importlib.util.find_spec("libero") is None:
         return "needs hf-libero: make setup"
-    if marker == "libero" and not os.environ.get("RLVLA_LIBERO_ASSETS"):
+    if not os.environ.get("RLVLA_LIBERO_ASSETS"):
         return "set RLVLA_LIBERO_ASSETS to LIBERO's assets: a folder or a .tar.xz"
     return ""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a marked test with the reason why it cannot run here."""
-    for marker in ("gpu", "libero"):
-        if item.get_closest_marker(marker) and (reason := missing_requirement(marker)):
-            pytest.skip(reason)
+    """Skip a test of LIBERO with the reason why it cannot run here."""
+    if item.get_closest_marker("libero") and (reason := lack_of_libero()):
+        pytest.skip(reason)

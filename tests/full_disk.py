@@ -1,19 +1,23 @@
-"""A run on a disk of a megabyte, in a process that has mounted one: `python -m tests.full_disk CASE FOLDER CHECKPOINT`.
+"""A run on a disk of 2 MB, in a process that has mounted one: `python -m tests.full_disk CASE FOLDER CHECKPOINT`.
 
 `command` wraps it in a user and mount namespace of its own, so that it takes no rights and leaves no mount.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import rlvla_reward
-from rlvla.config import GRPOConfig
-from rlvla.files import claim, folder_appears_whole
+from rlvla.config import EnvConfig, GRPOConfig, SamplerConfig
+from rlvla.files import folder_appears_whole
 
+RECIPE = Path(__file__).resolve().parents[1] / "recipes/grpo.py"
 DISK = 2 << 20
 
 
@@ -34,8 +38,9 @@ def command(case: str, folder: Path, checkpoint: Path) -> list[str]:
 
 def main(case: str, folder: Path, checkpoint: Path) -> None:
     """Print what is left on the disk after the error, and the error."""
+    cases = {"checkpoint": _checkpoint, "policy": _policy, "full": _full, "read-only": _read_only, "room": _room}
     try:
-        {"checkpoint": _checkpoint, "claim": _claim, "read-only": _read_only, "room": _room}[case](folder, checkpoint)
+        cases[case](folder, checkpoint)
     except OSError as error:
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         print(f"{error} | {files}")
@@ -53,25 +58,68 @@ def _checkpoint(folder: Path, checkpoint: Path) -> None:
             learner.save_state(aside / "learner")
 
 
-def _claim(folder: Path, checkpoint: Path) -> None:
-    try:
-        (folder / "filler").write_bytes(bytes(2 * DISK))
-    finally:
-        claim(folder / "run", num_bytes=0)
+def _policy(folder: Path, checkpoint: Path) -> None:
+    """The end of a run, and that of a longer one in the same folder, which finds less room than its policy takes."""
+    from rlvla.run import GRPORun
+    from tests.learning import make_learner
+
+    learner = make_learner(checkpoint)
+    cluster: Any = SimpleNamespace(save=learner.save)
+    tasks: Any = SimpleNamespace(suite="bandit")
+    cfg = _config(folder, checkpoint)
+    with GRPORun(cfg, rlvla_reward.build(cfg.reward)) as run:
+        (cfg.output / "metrics.jsonl").touch()  # of no step
+        run.finish(cluster, tasks)
+        _fill(folder, all_but=(checkpoint / "model.safetensors").stat().st_size // 2)
+        run.finish(cluster, tasks)
+
+
+def _full(folder: Path, checkpoint: Path) -> None:
+    _fill(folder, all_but=0)
+    _grpo(_config(folder, checkpoint))
 
 
 def _read_only(folder: Path, checkpoint: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    claim(folder / "run", num_bytes=0)
+    _grpo(_config(folder, checkpoint))
 
 
 def _room(folder: Path, checkpoint: Path) -> None:
-    """A whole run, which would write four times a policy that fills a quarter of the disk."""
+    """Of a run that would write four times a policy that fills a quarter of the disk."""
     shutil.copyfile(checkpoint / "model.safetensors", folder / "filler")
-    from rlvla.run import GRPORun
+    _grpo(_config(folder, checkpoint, save_every=1))
 
-    cfg = GRPOConfig(model=checkpoint, output=folder / "run", save_every=1)
-    GRPORun(cfg, rlvla_reward.build(cfg.reward))
+
+def _config(folder: Path, checkpoint: Path, save_every: int = 0) -> GRPOConfig:
+    return GRPOConfig(
+        model=checkpoint,
+        output=folder / "run",
+        env=EnvConfig(id="lab/Bandit-v0", imports=("bandit",)),
+        sampler=SamplerConfig(backend="transformers"),
+        save_every=save_every,
+    )
+
+
+def _fill(folder: Path, all_but: int) -> None:
+    """Leave so many bytes, or up to a page less."""
+    (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - all_but))
+
+
+def _grpo(cfg: GRPOConfig) -> None:
+    """The recipe, which ends before it has started a process: Ray, and in its actors an engine or weights."""
+    import psutil
+    import ray
+
+    spec = importlib.util.spec_from_file_location("grpo", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    try:
+        recipe.main(cfg)
+    finally:
+        assert not ray.is_initialized()
+        assert psutil.Process().children() == []
 
 
 if __name__ == "__main__":

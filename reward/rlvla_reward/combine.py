@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import numbers
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +41,11 @@ class Term:
         return f"reward term {self.name!r} ({self.config.fn})"
 
     def __call__(self, trajectory: Trajectory) -> float:
-        """The unweighted term; raises RewardError, naming the task, if the function fails or returns no number."""
+        """The unweighted term; NaN, with a warning, if the function returns NaN or infinity.
+
+        Raises:
+            RewardError: the function fails or returns no number; the message names the task.
+        """
         task = trajectory.task
         where = f"{self}, task {task.suite} {task.task_id}, initial state {task.init_state_id}, seed {task.seed}"
         try:
@@ -50,7 +55,8 @@ class Term:
         if not isinstance(value, numbers.Real | np.bool_):
             raise RewardError(f"{where}: returned {type(value).__name__}, not a number; return a float")
         if not math.isfinite(value):
-            raise RewardError(f"{where}: returned {value}; a reward must be finite")
+            warnings.warn(f"{where}: returned {value}; no step learns from it", stacklevel=2)
+            return math.nan
         return float(value)
 
 
@@ -69,7 +75,7 @@ class Reward:
         """Fill `reward` and `reward_terms` of every trajectory; one whose simulator crashed stays without.
 
         Raises:
-            RewardError: a term raised, or returned something that is no finite number.
+            RewardError: a term raised, or returned something that is no number.
         """
         return replace(group, trajectories=tuple(self._score_one(t) for t in group.trajectories))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvla.models import openvla
+from rlvla.models.adapter import merge, require_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -26,26 +27,42 @@ def load_config(name: Path | str) -> Any:
 
     Raises:
         OSError: there is none; the message is transformers'.
-        ValueError: a model that neither transformers nor this package knows.
+        ValueError: a model that neither transformers nor this package knows, or a config that describes none.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     openvla.register()
-    return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    # transformers takes what a file says as it is, whatever that leads to.
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, StrictDataclassError, TypeError) as error:
+        raise ValueError(f"{name}: its config.json describes no model: {error}") from error
 
 
-def load_model(name: Path | str, dtype: torch.dtype) -> Any:
+def load_model(name: Path | str, dtype: torch.dtype, adapter: Path | None = None) -> Any:
     """A vision-language model with its weights, on the CPU.
 
     Args:
         name: folder or hub id.
         dtype: of weights and activations.
+        adapter: folder of a LoRA adapter, merged into the weights.
 
     Raises:
-        rlvla.models.openvla.checkpoint.CheckpointError: an OpenVLA folder that is not whole; the message says how.
+        rlvla.models.openvla.checkpoint.CheckpointError: an OpenVLA folder or an adapter that is not whole, or an
+            adapter of another model; the message says how.
         OSError: see `load_config`.
         ValueError: see `load_config`.
     """
+    if adapter is not None:
+        require_adapter(adapter)  # before a large model is read
+    model = _load_base(name, dtype)
+    if adapter is not None:
+        merge(model, adapter)
+    return model
+
+
+def _load_base(name: Path | str, dtype: torch.dtype) -> Any:
     if is_openvla(load_config(name)):
         from rlvla.models.openvla.checkpoint import load_checkpoint
 

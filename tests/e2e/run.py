@@ -16,8 +16,8 @@ _RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a learner that ran in this process leaves in the environment; a recipe would take it for a launcher's."""
 
 
-LAUNCH = ("-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0")
-"""`accelerate launch` of two processes, at any free port."""
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+"""What `accelerate launch` starts ranks with on GPUs; on a CPU it would start one, and pass no signal on."""
 
 
 def environment() -> dict[str, str]:

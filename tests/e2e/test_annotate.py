@@ -20,6 +20,7 @@ from tests.unit.recorded import raw, write_v2
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NUM_EPISODES = 8
+SECRET = "a-key-that-nobody-may-read"
 
 
 def config(folder: Path, url: str) -> dict[str, Any]:
@@ -109,6 +110,32 @@ def test_a_server_that_misbehaves_loses_nothing_but_time(tmp_path: Path) -> None
     assert sum(rows[index].is_key_frame for index in range(len(rows))) == NUM_EPISODES  # the gripper closes once
     page = (tmp_path / "demos/contact_sheet.html").read_text()
     assert page.count("class='picture'") + page.count('class="picture"') >= 6
+
+
+def files_with(text: str, folder: Path) -> set[str]:
+    """Top folders, or files, under `folder` that hold a text."""
+    files = [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+    return {path.relative_to(folder).parts[0] for path in files}
+
+
+def test_the_key_of_a_server_is_sent_and_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server refuses it after a while, in words that repeat it, and takes it again in the second run."""
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+
+    def script(asked: Asked) -> Answer:
+        return say(good_answer(asked)) if asked.count < 30 else refuse(401, f"Incorrect API key provided: {SECRET}")
+
+    with ScriptedServer(script) as server, pytest.raises(AssertionError, match="refuses the key") as caught:
+        recipe("annotate", config(tmp_path, server.url), tmp_path)
+    assert {asked.headers["Authorization"] for asked in server.asked} == {f"Bearer {SECRET}"}
+    assert SECRET not in str(caught.value)
+    assert files_with("max_tokens", tmp_path) == {"demos.partial"}  # the search finds what is there
+    assert files_with(SECRET, tmp_path) == set()
+    with ScriptedServer(lambda asked: say(good_answer(asked))) as server:
+        printed = recipe("annotate", config(tmp_path, server.url), tmp_path)
+    assert f"{NUM_EPISODES} episodes" in printed
+    assert files_with("OPENAI_API_KEY", tmp_path) == {"demos"}  # the name of the variable, in the config
+    assert files_with(SECRET, tmp_path) == set()
 
 
 def test_a_config_that_changed_is_not_mixed_into_what_is_there(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The built-in simulator in a RolloutActor, one of whose env processes is stopped; and an actor that is killed."""
+"""Simulators in a RolloutActor, whose env processes are stopped or killed; and an actor that is killed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ import psutil
 import pytest
 import ray
 
+from rlvla.actions import QuantileCodec
 from rlvla.cluster import start_ray
-from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig
+from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, TinyModelConfig
+from rlvla.metrics import rollout_metrics
+from rlvla.policy import save_policy
+from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout import Job, RolloutActor, TaskStream
-from rlvla.types import EndReason
-from tests.look_then_act import LookThenAct, assert_same_play
+from rlvla.tiny_vlm import build_tiny
+from rlvla.types import EndReason, Group, TaskSpec
+from tests.look_then_act import ZOOM, LookThenAct, assert_same_play
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -25,17 +31,43 @@ DEADLINE_S = 8.0
 ENV = EnvConfig(tasks=("press",), kwargs={"zoom_source": "render"}, deadline_s=DEADLINE_S)
 
 
-@pytest.fixture(scope="module")
-def actor(tiny_policy: Path) -> Iterator[Any]:
-    """Three envs, each in a process of its own."""
+class Saboteur(LookThenAct):
+    """It sends a signal to a process in the midst of an episode."""
+
+    _num_requests = _pid = _signal = 0
+
+    async def strike(self, pid: int, sent: int, num_requests: int) -> None:
+        """At the n-th request from now on."""
+        self._pid, self._signal, self._num_requests = pid, sent, num_requests
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        self._num_requests -= 1
+        if self._num_requests == 0:
+            os.kill(self._pid, self._signal)
+        return await super().sample(request)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         # Ray's workers run at 15: beside other work on the machine they would meet their deadlines by chance.
         environment.setenv("RAY_worker_niceness", "0")
         start_ray(ClusterConfig())
-    sampler = ray.remote(LookThenAct).options(num_cpus=0, max_concurrency=100).remote(tiny_policy)
-    actor = ray.remote(RolloutActor).options(num_cpus=0)
-    yield actor.remote(sampler, tiny_policy, ENV, EpisodeConfig(), num_envs=3)
+    yield
     ray.shutdown()
+
+
+def start(sampler: type, policy: Path, env: EnvConfig, num_envs: int) -> tuple[Any, Any]:
+    """A sampler and an actor that asks it, with as many envs, each in a process of its own."""
+    asked = ray.remote(sampler).options(num_cpus=0, max_concurrency=100).remote(policy)
+    episode = EpisodeConfig(max_turn_tokens=1024)
+    actor = ray.remote(RolloutActor).options(num_cpus=0).remote(asked, policy, env, episode, num_envs=num_envs)
+    return asked, actor
+
+
+@pytest.fixture(scope="module")
+def actor(tiny_policy: Path) -> Any:
+    return start(LookThenAct, tiny_policy, ENV, num_envs=3)[1]
 
 
 def family(actor: Any) -> tuple[psutil.Process, set[psutil.Process]]:
@@ -86,3 +118,34 @@ def test_a_killed_rollout_actor_leaves_no_process(actor: Any) -> None:
     envs.pop().suspend()
     process.send_signal(signal.SIGKILL)
     assert psutil.wait_procs(everything, timeout=30)[1] == []
+
+
+@pytest.fixture(scope="module")
+def libero_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose chunks have seven dimensions, and last so long that an episode has seven decisions."""
+    model, hf_processor = build_tiny(TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1), [ZOOM], 16, seed=0)
+    codec = QuantileCodec(low=(-1.0,) * 7, high=(1.0,) * 7, num_bins=16, chunk_length=40)
+    path = tmp_path_factory.mktemp("libero") / "policy"
+    save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    return path
+
+
+@pytest.mark.libero
+def test_a_libero_env_that_dies_or_hangs_in_an_episode_is_played_again_to_the_same_pictures(
+    libero_policy: Path, libero_assets: Path
+) -> None:
+    kwargs = {"suite": "libero_object", "assets": str(libero_assets), "view_size": 64, "reflections": False}
+    env = EnvConfig(id="rlvla/Libero-v0", kwargs=kwargs, deadline_s=2 * DEADLINE_S)
+    sampler, actor = start(Saboteur, libero_policy, env, num_envs=1)
+    job = Job(task=TaskSpec(suite="libero_object", task_id=0, init_state_id=0, seed=0), member=0)
+    [undisturbed] = play(actor, [job])
+    assert (undisturbed.num_env_steps, len(undisturbed.turns), undisturbed.num_crashes) == (280, 7, 0)
+    for sent in (signal.SIGKILL, signal.SIGSTOP):
+        (victim,) = family(actor)[1]
+        ray.get(sampler.strike.remote(victim.pid, sent, num_requests=6))  # the third decision, two requests each
+        [again] = play(actor, [job])
+        assert_same_play(again, undisturbed)
+        assert again.num_env_steps == undisturbed.num_env_steps
+        counted = rollout_metrics([Group(task=job.task, trajectories=(again,))])
+        assert (counted["env_crashes"], counted["env_replays"], counted["env_errors"]) == (1, 1, 0)
+        assert psutil.wait_procs([victim], timeout=30)[1] == []

@@ -42,8 +42,18 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_ones_before_it(checkpoint: Pa
     assert "incomplete" not in files
 
 
+def test_a_policy_that_does_not_fit_leaves_the_one_before_it(checkpoint: Path, tmp_path: Path) -> None:
+    message, files = run("policy", tmp_path, checkpoint)
+    assert f"{tmp_path}/run/checkpoint could not be written" in message
+    assert "bytes were free" in message
+    assert "'run/checkpoint/model.safetensors'" in files
+    assert "'run/checkpoint/manifest.json'" in files
+    assert "incomplete" not in files
+    assert "replaced" not in files
+
+
 def test_a_full_disk_is_told_before_anything_starts(checkpoint: Path, tmp_path: Path) -> None:
-    message, files = run("claim", tmp_path, checkpoint)
+    message, files = run("full", tmp_path, checkpoint)
     assert f"output: cannot write to {tmp_path}/run (No space left on device)" in message
     assert files == "['filler']"
 

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from rlvla.metrics import read_metrics
-from tests.e2e.run import ROOT, environment, recipe
+from tests.e2e.run import ROOT, TORCHRUN, environment, recipe
 from tests.learning import make_checkpoint
 
 pytestmark = pytest.mark.timeout(600)
@@ -29,8 +29,6 @@ pytestmark = pytest.mark.timeout(600)
 ENV = {"id": "lab/Bandit-v0", "imports": ["bandit"]}
 LIMIT_S = 30
 SECRET = "a-key-that-nobody-may-read"
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-"""What `accelerate launch` starts ranks with on GPUs; on a CPU it would start one, and pass no signal on."""
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +157,11 @@ def test_sigterm_saves_the_state_that_the_same_command_goes_on_from(
     assert files_with(SECRET, tmp_path, logs) == []
 
 
-def test_control_c_ends_an_evaluation_that_goes_on_where_it_was(checkpoint: Path, tmp_path: Path) -> None:
-    """As a terminal sends it, to all processes at once."""
+def test_control_c_ends_an_evaluation_of_which_all_trials_stay(checkpoint: Path, tmp_path: Path) -> None:
+    """As a terminal sends it, to all processes at once; that of vLLM's engine, which is looked at on the way, too."""
     trials = tmp_path / "run/trials.jsonl"
     config = {"model": str(checkpoint), "output": str(tmp_path / "run"), "env": ENV, "num_trials": 1000}
-    config |= {key: grpo(checkpoint, tmp_path)[key] for key in ("cluster", "sampler")}
+    config["cluster"] = grpo(checkpoint, tmp_path)["cluster"]
     config["episode"] = {"mode": "act", "max_turn_tokens": 128, "temperature": 0.0}
 
     def lines() -> list[str]:
@@ -171,6 +169,7 @@ def test_control_c_ends_an_evaluation_that_goes_on_where_it_was(checkpoint: Path
 
     with running("evaluate", config, tmp_path) as process:
         wait_until(lambda: len(lines()) > 3, process, tmp_path)
+        assert strangers_ports(process.pid) == []
         code, _ = end(process, lambda: os.killpg(process.pid, signal.SIGINT))
     assert code == 128 + signal.SIGINT
     assert 3 < len(lines()) < 1001
@@ -216,6 +215,35 @@ def test_a_cold_start_that_diverges_stops_with_what_it_was_to_learn_from(tmp_pat
     assert [line["skipped_updates"] for line in read_metrics(tmp_path / "run/metrics.jsonl")][-3:] == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "actor", ["LearnerActor", "SamplerActor"], ids=["while-it-learns", "while-it-synchronises-weights"]
+)
+def test_a_step_that_a_signal_finds_behind_its_rollout_is_finished(
+    actor: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The learner is stopped before it learns, or the sampler before it takes weights, until the signal was sent."""
+    output = tmp_path / "run"
+    reward = {"fn": f"{Path(__file__).parent}/freezing.py:freeze", "kwargs": {"actor": actor, "folder": str(tmp_path)}}
+    with running("grpo", grpo(checkpoint, output) | {"reward": [reward]}, tmp_path) as process:
+        wait_until(lambda: num_steps(output) >= 1, process, tmp_path)
+        (tmp_path / "freeze").touch()
+        wait_until((tmp_path / "frozen").exists, process, tmp_path)
+        time.sleep(2)  # the rest of the scores, and a step's learning, take milliseconds
+        steps = num_steps(output)
+
+        def send() -> None:
+            process.terminate()
+            time.sleep(1)
+            assert process.poll() is None
+            assert num_steps(output) == steps
+            psutil.Process(int((tmp_path / "frozen").read_text())).resume()
+
+        code, _ = end(process, send)
+    assert code == 128 + signal.SIGTERM
+    assert num_steps(output) == steps + 1  # of a rollout that was dropped there would be no line
+    assert [state.name for state in (output / "state").iterdir()] == [f"step-{steps + 1:06d}"]
+
+
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "two-ranks"])
 def test_sigterm_saves_a_cold_start(launcher: tuple[str, ...], tmp_path: Path) -> None:
     config, output = sft(tmp_path), tmp_path / "run"
@@ -224,6 +252,27 @@ def test_sigterm_saves_a_cold_start(launcher: tuple[str, ...], tmp_path: Path) -
         code, _ = end(process, process.terminate)
     assert [state.name for state in (output / "state").iterdir()] == [f"step-{num_steps(output):06d}"]
     assert code == (1 if launcher else 128 + signal.SIGTERM)  # torchrun ends with a code of its own
+
+
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "two-ranks"])
+def test_a_cold_start_that_is_killed_ends_where_an_unbroken_one_ends(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    config, output = sft(tmp_path) | {"num_steps": 40, "save_every": 3}, tmp_path / "run"
+    recipe("sft", config | {"output": str(tmp_path / "unbroken")}, tmp_path, launcher=launcher)
+    with running("sft", config, tmp_path, launcher) as process:
+        wait_until(lambda: (output / "state/step-000006").is_dir(), process, tmp_path)
+        victim = psutil.Process(process.pid).children()[-1] if launcher else process
+        end(process, victim.kill)
+    assert not (output / "checkpoint").exists()
+    recipe("sft", config, tmp_path, launcher=launcher)
+    optimizers = list((output / "state/step-000039").rglob("*optim_states.pt"))
+    assert len(optimizers) == (2 if launcher else 1)
+    weights = [(folder / "checkpoint/model.safetensors").read_bytes() for folder in (output, tmp_path / "unbroken")]
+    assert weights[0] == weights[1]
+    losses = [
+        [line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (output, tmp_path / "unbroken")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == config["num_steps"]
 
 
 def test_a_signal_while_ray_starts_ends_the_run_at_once(checkpoint: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from rlvla.metrics import read_metrics
 from rlvla.storage import load_trajectories
-from tests.e2e.run import LAUNCH, recipe, script
+from tests.e2e.run import TORCHRUN, recipe, script
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -39,6 +39,7 @@ def sft_config(demos: Path, output: Path, **learner: Any) -> dict[str, Any]:
         "num_steps": 4,
         "batch_size": 8,
         "validate_every": 2,
+        "validation_share": 0.01,  # an episode, so that of two ranks one has nothing to validate on
         "save_every": 2,
         "learner": {"lr": 1e-3, "warmup_steps": 1, "schedule": "cosine", "micro_batch_rows": 8, **learner},
     }
@@ -88,10 +89,9 @@ def test_sft_micro_batches_and_zero_leave_the_update_alone(demos: Path, sft: Pat
         np.testing.assert_allclose(weights(tmp_path / "run/checkpoint")[name], weight, atol=2e-5, err_msg=name)
 
 
-def test_sft_by_accelerate_launch_on_two_processes_gives_the_same_update(
-    demos: Path, sft: Path, tmp_path: Path
-) -> None:
-    recipe("sft", sft_config(demos, tmp_path / "run", zero_stage=3), tmp_path, launcher=LAUNCH)
+def test_sft_on_two_ranks_gives_the_same_update(demos: Path, sft: Path, tmp_path: Path) -> None:
+    recipe("sft", sft_config(demos, tmp_path / "run", zero_stage=3), tmp_path, launcher=TORCHRUN)
+    assert len(list((tmp_path / "run/state/step-000004").rglob("*optim_states.pt"))) == 2  # one of each rank
     alone, together = read_metrics(sft / "metrics.jsonl"), read_metrics(tmp_path / "run/metrics.jsonl")
     assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], abs=1e-5)
     assert together[-1]["validation_loss"] == pytest.approx(alone[-1]["validation_loss"], abs=1e-5)

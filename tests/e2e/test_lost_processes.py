@@ -1,7 +1,8 @@
 """Samplers, rollout actors and learners that are killed: what is played is what would have been played without.
 
 A job depends on its task, its member and the weights alone, and the transformers sampler on nothing that happens beside
-a request, so that the trajectories must be the same bit for bit.
+a request, so that the trajectories must be the same bit for bit. With vLLM, where what is batched together moves the
+last bits of a probability, their tokens must be.
 """
 
 from __future__ import annotations
@@ -10,24 +11,36 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from rlvla.cluster import Cluster, ProcessLostError
-from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, SamplerConfig
+from rlvla.config import (
+    ClusterConfig,
+    EnvConfig,
+    EpisodeConfig,
+    EvaluateConfig,
+    GRPOConfig,
+    LearnerConfig,
+    SamplerConfig,
+)
+from rlvla.dispatch import wait_for
 from rlvla.rollout import Job, TaskStream
 from rlvla.types import Group, Trajectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-ENV = EnvConfig(tasks=("press",))
+ENV = EnvConfig(tasks=("press",), deadline_s=200.0)  # no env is to be replaced while a test stops it
 EPISODE = EpisodeConfig(max_turn_tokens=96, max_think_tokens=8)
 SAMPLER = SamplerConfig(backend="transformers", threads=1)
-GROUP_SIZE = 2
+GROUP_SIZE, NUM_GROUPS = 2, 8
 
 
 def pids(actor: str) -> list[int]:
@@ -50,6 +63,28 @@ def kill(pid: int) -> None:
     process.wait(30)
 
 
+def kill_in_the_midst(pid: int) -> threading.Timer:
+    """SIGSTOP now, so that what a process is asked for next has begun and cannot end, and SIGKILL after 2 s."""
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(2.0, kill, [pid])
+    timer.start()
+    return timer
+
+
+def wait_until_idle(pid: int) -> None:
+    """Return when a process has computed next to nothing for a second."""
+    process, before = psutil.Process(pid), -1.0
+    while (now := sum(process.cpu_times()[:2])) > before + 0.1:
+        before = now
+        time.sleep(1)
+
+
+def tokens(trajectory: Trajectory) -> tuple[object, ...]:
+    """What was sampled, and what became of it."""
+    turns = [turn.token_ids.tobytes() for turn in trajectory.turns]
+    return trajectory.task, trajectory.end, trajectory.num_env_steps, turns
+
+
 def bits(trajectory: Trajectory) -> tuple[object, ...]:
     """All of a trajectory but how long it took."""
     turns = [
@@ -68,26 +103,30 @@ def to_groups(trajectories: Sequence[Trajectory]) -> list[Group]:
 
 @pytest.fixture(scope="module")
 def jobs() -> list[Job]:
-    return [Job(task=t, member=m) for t in TaskStream(config=ENV, seed=0).take(8) for m in range(GROUP_SIZE)]
+    return [Job(task=t, member=m) for t in TaskStream(config=ENV, seed=0).take(NUM_GROUPS) for m in range(GROUP_SIZE)]
+
+
+def grpo(model: Path, output: Path, sampler: SamplerConfig, learner: LearnerConfig, **cluster: Any) -> GRPOConfig:
+    """Of a run that learns from all jobs in a step."""
+    cpus = {"sampler_cpus": 0.2, "rollout_cpus": 0.2, "learner_cpus": 0.2}
+    return GRPOConfig(
+        model=model,
+        output=output,
+        env=ENV,
+        episode=EPISODE,
+        sampler=sampler,
+        learner=learner,
+        cluster=ClusterConfig(threads=1, **cpus, **cluster),
+        group_size=GROUP_SIZE,
+        groups_per_step=NUM_GROUPS,
+    )
 
 
 @pytest.fixture(scope="module")
 def cluster(tiny_policy: Path, jobs: list[Job], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One that has learned for a step, so that its weights are not those on the disk."""
-    cpus = {"sampler_cpus": 0.2, "rollout_cpus": 0.2, "learner_cpus": 0.2}
-    config = ClusterConfig(num_rollout_actors=2, num_learners=2, envs_per_actor=2, threads=1, max_restarts=20, **cpus)
-    cluster = Cluster(
-        GRPOConfig(
-            model=tiny_policy,
-            output=tmp_path_factory.mktemp("run"),
-            env=ENV,
-            episode=EPISODE,
-            sampler=SAMPLER,
-            cluster=config,
-            group_size=GROUP_SIZE,
-            groups_per_step=len(jobs) // GROUP_SIZE,
-        )
-    )
+    sizes = {"num_rollout_actors": 2, "num_learners": 2, "envs_per_actor": 2, "max_restarts": 20}
+    cluster = Cluster(grpo(tiny_policy, tmp_path_factory.mktemp("run"), SAMPLER, LearnerConfig(), **sizes))
     cluster.learn(to_groups(cluster.play(jobs)))
     cluster.sync(policy_version=1)
     yield cluster
@@ -150,12 +189,67 @@ def test_a_sampler_killed_before_a_weight_sync_gets_the_weights(
     assert cluster.take_resampled() == []
 
 
+def test_a_sampler_killed_in_a_weight_sync_gets_the_weights(
+    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
+) -> None:
+    timer = kill_in_the_midst(pids("SamplerActor")[0])
+    cluster.sync(policy_version=1)
+    timer.join()
+    assert [bits(t) for t in cluster.play(jobs)] == undisturbed
+    assert cluster.take_resampled() == []
+
+
+def test_a_sampler_killed_while_nobody_asks_it_has_the_weights_when_somebody_does(
+    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
+) -> None:
+    stream = cluster.stream(jobs)
+    played = [next(stream)]
+    envs = [env for pid in pids("RolloutActor") for env in psutil.Process(pid).children(recursive=True)]
+    assert len(envs) == 2 * (1 + 2)  # of each actor a server and two envs
+    for env in envs:
+        env.suspend()
+    sampler = pids("SamplerActor")[0]
+    wait_until_idle(sampler)  # it has answered: all episodes now wait for their envs
+    kill(sampler)
+
+    def resume_once_it_serves() -> None:
+        ray.get(wait_for(cluster.samplers[0].wait_open))
+        for env in envs:
+            env.resume()
+
+    threading.Thread(target=resume_once_it_serves, daemon=True).start()
+    played += stream
+    assert sorted(map(bits, played), key=repr) == sorted(undisturbed, key=repr)
+    assert cluster.take_resampled() == []  # no episode met a sampler that was gone, or that had no weights yet
+
+
+def test_a_killed_vllm_sampler_loses_and_repeats_nothing(tiny_policy: Path, jobs: list[Job], tmp_path: Path) -> None:
+    sampler, learner = SamplerConfig(threads=1), LearnerConfig(lr=1e-2)
+    others = set(pids("SamplerActor"))
+    with Cluster(grpo(tiny_policy, tmp_path, sampler, learner, envs_per_actor=4)) as small:
+        before = small.play(jobs)
+        small.learn(to_groups(before))
+        small.sync(policy_version=1)
+        undisturbed = small.play(jobs)
+        assert [tokens(t) for t in undisturbed] != [tokens(t) for t in before]  # other than those of the checkpoint
+        assert small.take_resampled() == []
+        played: list[Trajectory] = []
+        (victim,) = set(pids("SamplerActor")) - others
+        for trajectory in small.stream(jobs):
+            played.append(trajectory)
+            if len(played) == 3:
+                kill(victim)
+        assert sorted(map(tokens, played), key=repr) == sorted(map(tokens, undisturbed), key=repr)
+        assert {turn.policy_version for trajectory in played for turn in trajectory.turns} == {1}
+        resampled = small.take_resampled()
+        assert set(resampled) <= set(jobs)
+        assert 0 < len(resampled) < len(jobs)
+        assert len(set(pids("SamplerActor")) - others - {victim}) == 1  # Ray started another in its place
+
+
 def test_a_learner_killed_in_the_middle_of_a_step_ends_the_run(cluster: Cluster, jobs: list[Job]) -> None:
     groups = to_groups(cluster.play(jobs))
-    victim = pids("LearnerActor")[1]
-    os.kill(victim, signal.SIGSTOP)  # so that its step has begun and cannot end before it dies
-    timer = threading.Timer(2.0, kill, [victim])
-    timer.start()
+    timer = kill_in_the_midst(pids("LearnerActor")[1])
     with pytest.raises(ProcessLostError, match=r"^LearnerActor .* died: start the same command again.*last checkpoint"):
         cluster.learn(groups)
     timer.join()

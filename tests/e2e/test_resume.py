@@ -1,6 +1,7 @@
 """A GRPO run whose driver and learner are killed, and whose checkpoint is damaged, ends where an unbroken one ends.
 
-Bit for bit: weights, metrics, and the ids of what was sampled and learned from.
+Bit for bit: weights, metrics, and the ids of what was sampled and learned from. Likewise, without a kill, one that
+trains LoRA under ZeRO-2 on two learners.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -109,6 +111,25 @@ def states(output: Path) -> list[Path]:
     return sorted((output / "state").glob("step-*"))
 
 
+def metrics(run: Path) -> list[dict[str, float | None]]:
+    """Of each step, all but how long things took."""
+    return [{k: v for k, v in line.items() if "_s" not in k} for line in read_metrics(run / "metrics.jsonl")]
+
+
+def ids(run: Path) -> list[dict[str, Any]]:
+    """The lines of the ledger."""
+    return [json.loads(line) for line in (run / "ids.jsonl").read_text().splitlines()]
+
+
+def assert_same_learned_weights(expected: Path, found: Path, start: Path) -> None:
+    """Two policies are the same bit for bit, and another than the one that they started from."""
+    old, one, other = (load_file(folder / "model.safetensors") for folder in (start, expected, found))
+    assert any(not np.array_equal(old[name], weight) for name, weight in one.items())
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert weight.tobytes() == other[name].tobytes(), name
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
@@ -157,28 +178,18 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_weights_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) -> None:
-    expected, found = (load_file(run / "checkpoint/model.safetensors") for run in (unbroken, broken))
-    start = load_file(unbroken.parent / "policy/model.safetensors")
-    assert any(not np.array_equal(start[name], weight) for name, weight in expected.items())
-    assert expected.keys() == found.keys()
-    for name, weight in expected.items():
-        assert weight.tobytes() == found[name].tobytes(), name
+    assert_same_learned_weights(unbroken / "checkpoint", broken / "checkpoint", unbroken.parent / "policy")
 
 
 def test_the_metrics_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) -> None:
-    expected, found = (
-        [{k: v for k, v in line.items() if "_s" not in k} for line in read_metrics(run / "metrics.jsonl")]
-        for run in (unbroken, broken)
-    )
+    expected, found = metrics(unbroken), metrics(broken)
     assert [line["step"] for line in expected] == list(range(NUM_STEPS))
     assert len({line["reward/moods"] for line in expected}) > 1
     assert expected == found
 
 
 def test_every_id_is_accounted_for(unbroken: Path, broken: Path) -> None:
-    expected, found = (
-        [json.loads(line) for line in (run / "ids.jsonl").read_text().splitlines()] for run in (unbroken, broken)
-    )
+    expected, found = ids(unbroken), ids(broken)
     assert expected == found
     for line in found:
         assert line["resampled"] == []
@@ -188,3 +199,19 @@ def test_every_id_is_accounted_for(unbroken: Path, broken: Path) -> None:
     assert set(learned) <= set(sampled)
     is_from_surplus = [set(line["learned"]) - set(line["sampled"]) for line in found]
     assert any(is_from_surplus)  # surplus groups went through the checkpoints
+
+
+def test_two_and_two_steps_equal_four_with_lora_under_zero_on_two_learners(tmp_path: Path) -> None:
+    policy, unbroken, resumed = make_checkpoint(tmp_path / "policy"), tmp_path / "run", tmp_path / "resumed"
+    four = config(tmp_path) | {"num_steps": 4, "save_every": 2}
+    four["cluster"] |= {"num_learners": 2, "learner_cpus": 0.3}
+    four["learner"] |= {"lora": {"rank": 4, "alpha": 8.0}, "zero_stage": 2}
+    recipe("grpo", four, tmp_path)
+    assert all(line["num_rows"] for line in metrics(unbroken))  # every step learned something
+    state = shutil.copytree(unbroken / "state/step-000002", resumed / "state/step-000002")
+    assert len(list(state.rglob("rank_*.pt"))) == 2
+    assert (state / "surplus.jsonl").stat().st_size
+    recipe("grpo", four | {"output": str(resumed)}, tmp_path)
+    assert metrics(resumed) == metrics(unbroken)[2:]
+    assert ids(resumed) == ids(unbroken)[2:]
+    assert_same_learned_weights(unbroken / "checkpoint", resumed / "checkpoint", policy)

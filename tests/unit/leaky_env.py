@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import gymnasium
 
 
@@ -10,6 +13,19 @@ class Leaky(gymnasium.Env):
 
     suite = "leaky"
     task_names = ("peek",)
+
+    def __init__(
+        self,
+        table: str,
+        cameras: Sequence[str] = ("front",),
+        settle_steps: int = 10,
+        folder: Path = Path("scenes"),
+        judge: Callable[..., bool] = lambda: True,
+    ) -> None:
+        """None of it matters here."""
+
+    def max_env_steps(self, task_id: int) -> int:
+        return 7
 
     def init_state_ids(self, task_id: int, split: str) -> range:
         return range(10)
@@ -24,5 +40,11 @@ class Noted(Leaky):
         return {"train": range(10, 20), "evaluate": range(4), "official": range(4)}[split]
 
 
-gymnasium.register(id="lab/Leaky-v0", entry_point="leaky_env:Leaky", disable_env_checker=True, order_enforce=False)
-gymnasium.register(id="lab/Noted-v0", entry_point="leaky_env:Noted", disable_env_checker=True, order_enforce=False)
+for _class in (Leaky, Noted):
+    gymnasium.register(
+        id=f"lab/{_class.__name__}-v0",
+        entry_point=f"leaky_env:{_class.__name__}",
+        kwargs={"table": "low"},
+        disable_env_checker=True,
+        order_enforce=False,
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from rlvla.annotation.contact_sheet import FILE, draw, write_contact_sheet
-from tests.pages import EVIL, Page
+from tests.pages import EVIL, Page, needs_browser, title, without_policy
 from tests.unit.annotated import peak_memory, png, row, write_rows
 
 
@@ -100,7 +102,8 @@ def test_looks_and_thoughts_are_shown_in_order_on_the_camera_that_they_name(tmp_
     assert [words for words in head + state if words not in page.text] == []
 
 
-def test_nothing_on_the_page_runs_or_loads(tmp_path: Path) -> None:
+def evil_rows(folder: Path) -> Path:
+    """One decision with evil words wherever an annotator, a model or a task can put words."""
     evil = row(
         EVIL,
         EVIL,
@@ -112,7 +115,11 @@ def test_nothing_on_the_page_runs_or_loads(tmp_path: Path) -> None:
         provenance_model=EVIL,
         provenance_rejected=[EVIL],
     )
-    page = sheet(write_rows(tmp_path / "demos", [evil], [EVIL]))
+    return write_rows(folder, [evil], [EVIL])
+
+
+def test_nothing_on_the_page_runs_or_loads(tmp_path: Path) -> None:
+    page = sheet(evil_rows(tmp_path / "demos"))
     assert page.all("script") == page.all("link") == page.all("iframe") == []
     for name, attrs in page.tags:
         assert not [key for key in attrs if key.startswith("on")]
@@ -121,6 +128,14 @@ def test_nothing_on_the_page_runs_or_loads(tmp_path: Path) -> None:
     assert page.text.count(EVIL) == 9
     policy = next(meta["content"] or "" for meta in page.all("meta") if "http-equiv" in meta)
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+@needs_browser
+@pytest.mark.timeout(200)
+def test_a_browser_runs_nothing_of_it(tmp_path: Path) -> None:
+    bare = without_policy(sheet_source(evil_rows(tmp_path / "demos"), 1))
+    # Escaped, the words do nothing; the control shows that they would.
+    assert [title(page, tmp_path) for page in (bare, unescape(bare))] == ["Contact sheet", "owned"]
 
 
 def test_a_data_set_of_one_row_without_a_look_and_with_ten_thousand_words(tmp_path: Path) -> None:

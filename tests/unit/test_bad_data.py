@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from rlvla import dataset
-from rlvla.actions import QuantileCodec
+from rlvla.actions import BinCodec, QuantileCodec
 from rlvla.annotation.answers import AnswerLog, checked
 from rlvla.config import ReadConfig
 from rlvla.dataset import DatasetError
@@ -500,6 +500,68 @@ def test_weights_that_are_cut_off_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cut off, or not safetensors"):
         _published(tmp_path)
+
+
+OPENVLA = {"model_type": "openvla", "vision_backbone_id": "siglip-vit-so400m"}
+TOWER = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 2, "num_attention_heads": 2, "num_registers": 0}
+TOWER |= {"has_class_token": False, "has_layer_scale": False, "has_pooling_head": True}
+TOWER |= {"patch_size": 14, "image_size": 28}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (3, "describes no model"),
+        ({"model_type": []}, "describes no model"),
+        (OPENVLA | {"dtype": "no_such"}, "describes no model"),
+        (OPENVLA | {"n_action_bins": "many"}, "describes no model"),
+        (OPENVLA | {"n_action_bins": -1}, "-1 action tokens"),
+        (OPENVLA | {"n_action_bins": 256.0}, r"256\.0 action tokens"),
+        (
+            OPENVLA | {"n_action_bins": 10**6, "text_config": {"vocab_size": 10**7}},
+            r"1000000 action tokens \(2 to 65536\)",
+        ),
+        (OPENVLA | {"image_token_index": -1}, r"image_token_index \(-1\)"),
+        (OPENVLA | {"text_config": {"vocab_size": None}}, "vocab_size"),
+        (OPENVLA | {"text_config": {"rope_scaling": 3}}, "describes no model"),
+        (OPENVLA | {"vision_towers": [3]}, "describes no model"),
+        (OPENVLA | {"vision_towers": [TOWER | {"patch_size": 0}]}, "patch_size"),
+        (OPENVLA | {"vision_towers": [TOWER | {"patch_size": 29}]}, r"image_size 28 \(at least patch_size, 29\)"),
+        (OPENVLA | {"vision_towers": [TOWER | {"num_layers": 10**9}]}, "num_layers"),
+    ],
+)
+def test_a_config_that_describes_no_model_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    from rlvla.models.auto import load_config
+
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"3", b"{", b"\xff", b"[" * 100_000, b'["push"]'])
+def test_statistics_that_are_no_table_of_data_sets_are_refused(tmp_path: Path, content: bytes) -> None:
+    from rlvla.models.openvla.checkpoint import read_norm_stats
+    from rlvla.models.openvla.config import OpenVLAConfig
+
+    (tmp_path / "dataset_statistics.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="the statistics are no table of data sets"):
+        read_norm_stats(tmp_path, OpenVLAConfig())
+
+
+@pytest.mark.parametrize(
+    ("stats", "message"),
+    [
+        (3, "_Statistics"),
+        ({"action": 3}, "action"),
+        ({"action": {"q01": 3, "q99": 3}}, "tuple"),
+        ({"action": {"q01": [None], "q99": [1]}}, "number"),
+        ({"action": {"q01": [-(10**400)], "q99": [1]}}, "ranges from|number"),
+        ({"action": {"q01": [0], "q99": [1], "mask": [[]]}}, "bool"),
+    ],
+)
+def test_statistics_of_a_wrong_type_are_refused(stats: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BinCodec.from_norm_stats({"push": stats}, chunk_length=1)
 
 
 @pytest.mark.parametrize("line", [b"\xff", b"[" * 100_000, b"3", b'{"task": [], "turns": []}'])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rlvla.checkpoint import MANIFEST, appear_sealed, damage, newest_whole
+from rlvla.checkpoint import MANIFEST, appear_sealed, damage, forget_old, newest_whole
 from rlvla.files import aside_of
 from tests.unit.checkpoint_writer import NUM_FILES, content
 
@@ -137,3 +137,12 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: P
         num_torn += any(tmp_path.glob("incomplete-*"))
         first = step + 1
     assert num_torn > 0  # the kills hit the writing itself
+
+
+def test_old_checkpoints_go_and_the_newest_stay(tmp_path: Path) -> None:
+    for step in (9, 10, 2, 100):
+        write(tmp_path, step)
+    forget_old(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000100"]
+    forget_old(tmp_path, 3)
+    assert len(list(tmp_path.iterdir())) == 2

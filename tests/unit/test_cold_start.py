@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from rlvla import policy
 from rlvla.cold_start import start_policy, to_turn
-from rlvla.config import EpisodeConfig, SFTConfig, TinyModelConfig
+from rlvla.config import EpisodeConfig, LoraConfig, SFTConfig, TinyModelConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, read, write
 from rlvla.episode import Decider, EnvThread, decide
 from rlvla.markup import print_think, print_zoom
@@ -110,3 +112,15 @@ def test_a_given_checkpoint_keeps_its_weights_and_learns_the_markup(tmp_path: Pa
     assert model.get_input_embeddings().num_embeddings >= len(processor.hf_processor.tokenizer)
     turn = to_turn(processor, demonstration())
     assert turn.token_ids.max() < model.get_input_embeddings().num_embeddings
+
+
+def test_a_given_adapter_is_merged_into_the_checkpoint(tmp_path: Path, tiny_policy: Path) -> None:
+    adapted = policy.load_model(tiny_policy, lora=LoraConfig(rank=2, target_modules=("q_proj",)))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    cfg = SFTConfig(model=str(tiny_policy), adapter=tmp_path / "adapter", num_bins=16)
+    model, _ = start_policy(cfg, data_set(tmp_path / "demos"))
+    started, expected = dict(policy.named_weights(model)), dict(policy.named_weights(adapted))
+    torch.testing.assert_close(started, expected)

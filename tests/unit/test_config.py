@@ -109,6 +109,12 @@ def test_keys_that_contradict_each_other_are_named(fields: dict[str, Any], messa
         GRPOConfig(**fields)
 
 
+def test_an_adapter_needs_the_model_that_it_was_trained_on(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"run\.yaml: adapter is mine, and model is empty"):
+        load(SFTConfig, ["--config", write(tmp_path, "adapter: mine")])
+    assert load(SFTConfig, ["--model", "a", "--adapter", "mine"]).adapter == Path("mine")
+
+
 @pytest.mark.parametrize("value", [{"deadline_s": 0.0}, {"reset_deadline_s": -1.0}, {"max_attempts": 0}])
 def test_env_limits_that_nothing_could_keep_are_named(value: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"env\.{next(iter(value))}"):

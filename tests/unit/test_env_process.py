@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -220,11 +221,14 @@ def test_the_simulator_is_imported_once_for_all_processes(config: EnvConfig, tmp
         assert [path.stem for path in tmp_path.glob("*.preloaded")] == [str(server_process().pid)]
 
 
-def test_the_server_is_replaced_too(decider: Decider, pool: EnvPool) -> None:
+def test_the_server_is_replaced_too(decider: Decider, pool: EnvPool, tmp_path: Path) -> None:
     play(decider, pool.envs[0])
     server = server_process()
+    forked = server.children()
+    assert [process.pid for process in forked] == made(tmp_path)
     server.kill()
     server.wait(5)
+    assert psutil.wait_procs(forked, timeout=30)[1] == []  # which nobody has told
     trajectory = play(decider, pool.envs[0])
     assert trajectory.end is EndReason.SUCCESS
 
@@ -240,6 +244,21 @@ def test_closing_closes_envs_and_kills_what_hangs(config: EnvConfig, tmp_path: P
     assert time.monotonic() - started < 30
     with pytest.raises(EnvCrashError, match="closed"):
         asyncio.run(EnvThread(partial(RemoteEnv, config, pool._processes[0], 0)).call(lambda e: e.reset()))
+
+
+def test_a_child_of_a_simulator_that_lives_on_does_not_keep_the_pool_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the pipe, hence no end of file comes."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    config = EnvConfig(id="forking/Env-v0", imports=("forking_env",), kwargs={"folder": str(tmp_path)})
+    pool = EnvPool(config, 1, 1)
+    asyncio.run(pool.envs[0].call(lambda e: e.reset()))
+    closing = threading.Thread(target=pool.close, daemon=True)
+    closing.start()
+    closing.join(40)
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+    assert not closing.is_alive()
 
 
 ORPHANS = """

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig
 from rlvla.evaluation import _protocol, _tasks, evaluate, line
 from rlvla.prompt import note_trained
+from rlvla.trials import TrialLog
+
+LAB: dict[str, Any] = {"id": "lab/Noted-v0", "imports": ("leaky_env",)}
+
+
+def protocol(cfg: EvaluateConfig) -> dict[str, Any]:
+    """What the trials of an evaluation would say that they depend on."""
+    names, _, said = _tasks(cfg)
+    return _protocol(cfg, list(names.values()), said)
 
 
 def test_the_line_to_read() -> None:
@@ -53,19 +63,39 @@ def test_the_protocol_says_what_the_env_has_to_say_of_the_split(
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
 
-    def protocol(split: Literal["evaluate", "official"], num_trials: int) -> dict[str, Any]:
-        cfg = EvaluateConfig(
-            model=tiny_policy,
-            output=tmp_path / "out",
-            env=EnvConfig(id="lab/Noted-v0", imports=("leaky_env",)),
-            num_trials=num_trials,
-            split=split,
-            episode=EpisodeConfig(temperature=0),
-        )
-        names, _, said = _tasks(cfg)
-        return _protocol(cfg, list(names.values()), said)
-
-    whole, part, held_out = protocol("official", 4), protocol("official", 3), protocol("evaluate", 4)
+    cfg = EvaluateConfig(
+        model=tiny_policy,
+        output=tmp_path / "out",
+        env=EnvConfig(**LAB),
+        num_trials=4,
+        split="official",
+        episode=EpisodeConfig(temperature=0),
+    )
+    whole, part, held_out = (protocol(c) for c in (cfg, replace(cfg, num_trials=3), replace(cfg, split="evaluate")))
     assert whole["split_note"] == part["split_note"] == "the table stands 1 cm further left"
     assert (whole["is_official"], part["is_official"], held_out["is_official"]) == (True, False, False)
     assert "split_note" not in held_out
+
+
+def test_the_protocol_says_what_the_env_was_made_with_and_can_be_gone_on_with(
+    tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    env = EnvConfig(**LAB, kwargs={"settle_steps": 3})
+    said = protocol(EvaluateConfig(model=tiny_policy, output=tmp_path, env=env, num_trials=4))
+    given, added = {"settle_steps": 3, "table": "low"}, {"cameras": ["front"], "folder": "scenes", "judge": "function"}
+    assert said["env_kwargs"] == given | added
+    assert said["max_env_steps"] == {"peek": 7}
+    for _ in range(2):  # written, and compared with what was read back
+        TrialLog(tmp_path / "trials.jsonl", said).__exit__()
+
+
+@pytest.mark.libero
+def test_the_protocol_on_libero_says_what_was_seen_and_for_how_long(
+    libero_assets: Path, tiny_policy: Path, tmp_path: Path
+) -> None:
+    env = EnvConfig(id="rlvla/Libero-v0", kwargs={"suite": "libero_10", "assets": str(libero_assets)})
+    said = protocol(EvaluateConfig(model=tiny_policy, output=tmp_path, env=env, num_trials=50, split="official"))
+    expected = {"settle_steps": 10, "center_crop": True, "view_size": 256, "cameras": ["agentview"]}
+    assert {name: said["env_kwargs"][name] for name in expected} == expected
+    assert list(said["max_env_steps"].values()) == [520] * 10

@@ -1,12 +1,38 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from rlvla.files import appear_whole, differences
+from rlvla.files import appear_whole, differences, folder_appears_whole
+
+ROOT = Path(__file__).resolve().parents[2]
+REPLACE = """
+import os, signal, sys
+from pathlib import Path
+from rlvla.files import folder_appears_whole
+
+left = int(sys.argv[2])
+
+def kill(event, arguments):
+    global left
+    if event in ("os.rename", "os.remove", "os.rmdir"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+with folder_appears_whole(Path(sys.argv[1])) as aside:
+    for name in ("a", "b"):
+        (aside / name).write_text("new")
+    sys.addaudithook(kill)
+"""
+"""Killed before the n-th time that it renames or removes something."""
+OLD, NEW = {"a": "old", "b": "old"}, {"a": "new", "b": "new"}
 
 
 @pytest.mark.parametrize("is_durable", [True, False])
@@ -19,6 +45,33 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, is_durable: bool) ->
         file.write(b"new" * (1 // 0))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def fill(folder: Path, content: dict[str, str]) -> None:
+    for name, text in content.items():
+        (folder / name).write_text(text)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+def test_a_folder_that_is_replaced_is_at_no_moment_half_there(tmp_path: Path) -> None:
+    codes, left_behind = [], []
+    while 0 not in codes:
+        path = tmp_path / f"{len(codes)}/folder"
+        with folder_appears_whole(path) as aside:
+            fill(aside, OLD)
+        command = [sys.executable, "-c", REPLACE, str(path), str(len(codes))]
+        codes.append(subprocess.run(command, cwd=ROOT, check=False).returncode)
+        left_behind.append(content(path) if path.exists() else {})
+        with pytest.raises(OSError, match="what was there before is untouched"), folder_appears_whole(path):
+            raise ZeroDivisionError
+        assert content(path) == (left_behind[-1] or OLD)
+        assert list(path.parent.iterdir()) == [path]
+    assert codes == [-signal.SIGKILL] * (len(codes) - 1) + [0]
+    # Before and between the two renames, before each of the three steps that remove the old one, and not at all.
+    assert left_behind == [OLD, {}, NEW, NEW, NEW, NEW]
 
 
 def test_differences_name_the_keys() -> None:

@@ -8,10 +8,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
-    ["types", "config", "config_file"],
+    ["types", "config", "config_file", "files"],
     ["models"],
     [
-        *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "files", "storage", "prompt"),
+        *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "storage", "prompt"),
         *("action_slots", "checkpoint", "ledger", "random_state", "interrupts", "skipping"),
         *("dataset", "dataset_rows", "dataset_checks", "running_stats", "demonstrations"),
         *("read_hdf5", "read_lerobot", "read_video"),

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlvla.actions import BinCodec
+from rlvla.models import auto
 from rlvla.models.openvla.checkpoint import CheckpointError, load_checkpoint, load_processor, save_checkpoint
 from tests import openvla_checkpoints as published
 
@@ -102,7 +103,8 @@ def test_a_missing_shard_is_named(tmp_path):
     ("files", "message"),
     [
         (["action_head--150000_checkpoint.pt", "proprio_projector--150000_checkpoint.pt"], "not needed here"),
-        (["lora_adapter/adapter_config.json", "action_head--latest_checkpoint.pt"], "with `adapter`"),
+        (["lora_adapter/adapter_config.json", "action_head--latest_checkpoint.pt"], "adapter to .*/lora_adapter$"),
+        (["adapter_model.safetensors"], "set model to what it was trained on, and adapter to .*/published$"),
         (["vision_backbone--1_checkpoint.pt"], "pickles"),
         (["pytorch_model.bin"], "pickles"),
         ([], "no checkpoint"),
@@ -143,7 +145,7 @@ def inputs() -> dict[str, torch.Tensor]:
 def test_a_lora_adapter_is_merged(folder, tmp_path):
     path, weights = folder
     adapted, adapter = with_adapter(path, tmp_path)
-    merged = load_checkpoint(path, adapter=adapter)
+    merged = auto.load_model(path, torch.float32, adapter)
     assert merged.state_dict().keys() == weights.keys()
     assert (merged(**inputs()).logits - load_checkpoint(path)(**inputs()).logits).abs().max() > 0.1
     torch.testing.assert_close(merged(**inputs()).logits, adapted(**inputs()).logits, atol=5e-5, rtol=0)
@@ -161,16 +163,9 @@ def test_an_adapter_of_something_else_is_refused_by_name(folder, tmp_path):
     renamed = {n: t for n, t in weights.items() if n != name} | {"base_model.model.head.lora_A.weight": weights[name]}
     save_file(renamed, adapter / "adapter_model.safetensors")
     with pytest.raises(CheckpointError) as error:
-        load_checkpoint(path, adapter=adapter)
+        auto.load_model(path, torch.float32, adapter)
     assert "1 weights missing: base_model.model.projector.fc1.lora_A" in str(error.value)
     assert "1 weights unknown: base_model.model.head.lora_A" in str(error.value)
-
-
-def test_a_pickled_adapter_is_refused(folder, tmp_path):
-    _, adapter = with_adapter(folder[0], tmp_path)
-    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(CheckpointError, match="pickled adapters are not read"):
-        load_checkpoint(folder[0], adapter=adapter)
 
 
 def test_statistics_of_fine_tuning_win_over_those_of_the_base(folder):

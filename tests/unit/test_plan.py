@@ -109,11 +109,22 @@ def test_every_shipped_config_is_planned_without_a_problem(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("evaluate_[!t]*.yaml")), ids=lambda path: path.stem)
 def test_the_official_protocol_is_500_trials(path: Path) -> None:
-    header = path.read_text()
-    flags = re.search(r"--split official --num-trials 50", header)
-    assert flags is not None
-    lines = dict(plan_file(path, *flags.group().split()).lines)
-    assert lines["trials"] == "10 task(s) x 50 official states"
+    """By the flags in the file's head, which do not clash with the file's own run and take a policy of this suite."""
+    flags = " ".join(re.findall(r"^#   (--.*?) ?\\?$", path.read_text(), re.MULTILINE)).split()
+    held_out, official = (load(EvaluateConfig, ["--config", str(path), *given]) for given in ([], flags))
+    assert dict(plan.of_evaluate(official).lines)["trials"] == "10 task(s) x 50 official states"
+    assert official.allow_trained_states
+    assert str(official.output) == f"{held_out.output}_official"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("sft_*.yaml")), ids=lambda path: path.stem)
+def test_what_is_assumed_of_a_checkpoint_is_what_its_cold_start_makes(path: Path) -> None:
+    cold_start = load(SFTConfig, ["--config", str(path)])
+    for recipe in ("grpo", "evaluate"):
+        other = path.with_name(path.name.replace("sft", recipe))
+        if other.is_file():
+            assumed = load(PLANNERS[recipe][0], ["--config", str(other)]).plan
+            assert assumed.action_decoding == cold_start.action_decoding, other.name
 
 
 @pytest.mark.parametrize("recipe", PLANNERS)
@@ -339,7 +350,7 @@ def test_how_actions_are_decoded_is_read_or_assumed(tmp_path: Path) -> None:
     path = CONFIGS / "grpo_tiny_tabletop.yaml"
     missing = ["--model", str(tmp_path / "none"), "--plan.architecture", str(QWEN), "--plan.chunk-length", "5"]
     missing += ["--episode.temperature", "1.0", "--learner.micro-batch-rows", "4"]
-    text = plan_file(path, *missing)
+    text = plan_file(path, *missing, "--plan.action-decoding", "autoregressive")
     block = plan_file(path, *missing, "--plan.action-decoding", "parallel")
     assert "action 5 x 4 = 20" in dict(text.lines)["tokens of a turn"]
     assert "action 5 x 4 = 20, in one forward of 21" in dict(block.lines)["tokens of a turn"]

@@ -80,3 +80,22 @@ def test_av1_without_pyav_says_what_to_do(tmp_path: Path) -> None:
     frames[0].save(file, save_all=True, append_images=frames[1:], duration=100)
     with pytest.raises(DatasetError, match=r"v\.avif: .*codec AV01.*install av"):
         list(decode_opencv(file))
+
+
+def test_a_playlist_leads_to_no_other_file(video: Path) -> None:
+    pytest.importorskip("av")
+    playlist = video.with_name("list.mp4")
+    playlist.write_text(f"ffconcat version 1.0\nfile {video.name}\n")
+    with pytest.raises(DatasetError, match=r"list\.mp4: not a video that PyAV decodes"):
+        list(decode_pyav(playlist))
+
+
+def test_a_small_file_of_a_huge_video_is_refused(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    file = tmp_path / "huge.mp4"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 4096, 4112, "yuv420p"
+        container.mux([*stream.encode(av.VideoFrame(4096, 4112, "yuv420p")), *stream.encode(None)])
+    with pytest.raises(DatasetError, match=r"huge\.mp4: not a video that PyAV decodes"):
+        list(decode_pyav(file))

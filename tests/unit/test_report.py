@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rlvla.config import LogConfig
 from rlvla.metrics import MetricsLogger
 from rlvla.storage import save_trajectories
 from tests.examples import act, good_turn, malformed, reused, think, trajectory, turn, zoom
-from tests.pages import EVIL, Page
+from tests.pages import EVIL, Page, needs_browser, title, without_policy
 
 
 @pytest.fixture
@@ -61,6 +62,15 @@ def test_nothing_on_the_page_runs_or_loads(folder: Path) -> None:
             assert (attrs.get(key) or "#").startswith(("#", "data:image/png;base64,")), (name, attrs)
     assert "url(http" not in (folder / "report.html").read_text()
     assert page.text.count(EVIL) >= 10  # as words, everywhere
+
+
+@needs_browser
+@pytest.mark.timeout(200)
+def test_a_browser_runs_nothing_of_it(folder: Path) -> None:
+    write(folder)
+    bare = without_policy((folder / "report.html").read_text())
+    # Escaped, the words of a policy do nothing; the control shows that they would.
+    assert [title(page, folder) for page in (bare, unescape(bare))] == ["rlvla report", "owned"]
 
 
 def test_results_curves_and_episodes_are_there(folder: Path) -> None:

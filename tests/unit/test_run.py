@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import random
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
 
 import rlvla_reward
-from rlvla.config import GRPOConfig, LearnerConfig, RewardTermConfig
+from rlvla.advantage import with_advantages
+from rlvla.config import AdvantageConfig, GRPOConfig, LearnerConfig, RewardTermConfig
+from rlvla.random_state import random_state, seed_random
 from rlvla.run import GRPORun
 from rlvla.skipping import SkipCount
 from rlvla.storage import load_trajectories
 from rlvla.types import Group
 from tests.learning import make_checkpoint, make_groups, make_learner, poison
+from tests.unit.test_learner import assert_same_weights
 
 
 @pytest.fixture
@@ -46,11 +54,78 @@ def test_no_skipped_step_is_allowed_by_zero() -> None:
         LearnerConfig(max_skipped_steps=-1)
 
 
-def test_a_reward_that_is_not_finite_stops_the_run_with_its_name_and_the_group(cfg: GRPOConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("combine", ["sum_first", "normalize_first"])
+@pytest.mark.filterwarnings("ignore:reward term")
+def test_a_reward_that_is_not_finite_skips_its_step(
+    cfg: GRPOConfig, tmp_path: Path, combine: Literal["sum_first"]
+) -> None:
+    """From the plugin to the weights: nothing is learned, the group is kept, and a second such step ends the run."""
     plugin = tmp_path / "plugin.py"
-    plugin.write_text("def score(trajectory):\n    return float('nan')\n")
+    plugin.write_text("def score(trajectory):\n    return float('nan') if trajectory.success else 0.0\n")
+    cfg = replace(cfg, learner=LearnerConfig(max_skipped_steps=1), advantage=AdvantageConfig(combine=combine))
+    reward = rlvla_reward.build([RewardTermConfig(fn="success"), RewardTermConfig(fn=f"{plugin}:score")])
+    run, learner = GRPORun(cfg, reward), make_learner(cfg.model)
+    groups = [with_advantages(reward.score(g), cfg.advantage, reward.weights) for g in make_groups(cfg.model)]
+    assert any(group.has_signal for group in groups)
+    before = learner.weights()
+    run.guard(0, groups, learner.step(groups))
+    assert_same_weights(learner.weights(), before, atol=0)
+    assert load_trajectories(cfg.output / "bad_step_0.jsonl")[0].task == groups[0].task
+    with pytest.raises(FloatingPointError, match=r"reward, loss.*2 steps in a row.*max_skipped_steps is 1"):
+        run.guard(1, groups, learner.step(groups))
+    learner.close()
+
+
+def test_a_reward_that_fails_stops_the_run_and_keeps_the_group(cfg: GRPOConfig, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("def score(trajectory):\n    return None\n")
     reward = rlvla_reward.build([RewardTermConfig(fn=f"{plugin}:score")])
     group: Group = make_groups(cfg.model)[0]
-    with pytest.raises(rlvla_reward.RewardError, match=r"'score'.*task.*returned nan; a reward must be finite"):
+    with pytest.raises(rlvla_reward.RewardError, match=r"'score'.*task.*returned NoneType"):
         GRPORun(cfg, reward).judged(reward.score)(group)
     assert load_trajectories(cfg.output / "bad_reward.jsonl")[0].task == group.task
+
+
+COUNTS = """
+class Count:
+    def __init__(self): self.seen = []
+    def __call__(self, trajectory): self.seen.append(1); return 0.0
+    def state_dict(self): return {"seen": self.seen}
+    def load_state_dict(self, state): self.seen = state["seen"]
+
+count = Count()
+"""
+
+
+def test_a_dropped_rollout_leaves_no_trace_in_the_state(cfg: GRPOConfig, tmp_path: Path) -> None:
+    """Its groups are drawn and judged again by the run that goes on: a reward that counts must not count them twice."""
+    (tmp_path / "plugin.py").write_text(COUNTS)
+    reward = rlvla_reward.build([RewardTermConfig(fn=f"{tmp_path}/plugin.py:count")])
+    run, tasks = GRPORun(cfg, reward), SimpleNamespace(position=1, surplus=[])
+    cluster = SimpleNamespace(save_state=lambda folder: folder.mkdir())
+    judged = run.judged(reward.score)
+    judged(make_groups(cfg.model)[0])
+    seed_random(5)
+    before = json.loads(json.dumps({"position": 1, "reward": reward.state_dict(), "random": random_state()}))
+
+    interrupts = SimpleNamespace(immediate=nullcontext)
+
+    def play() -> None:
+        with run.droppable(3, cluster, tasks, interrupts):  # type: ignore[arg-type]
+            tasks.position = 2
+            judged(make_groups(cfg.model)[1])
+            random.random()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play()
+    assert json.loads((cfg.output / "state/step-000003/driver.json").read_text()) == before
+    assert before["reward"]["count"]["seen"]
+
+
+def test_old_states_make_room(cfg: GRPOConfig) -> None:
+    run = GRPORun(replace(cfg, save_every=1, keep_states=2), rlvla_reward.build(cfg.reward))
+    tasks, cluster = SimpleNamespace(position=1, surplus=[]), SimpleNamespace(save_state=lambda folder: folder.mkdir())
+    for step in range(4):
+        run.keep(step, [], cluster, tasks)  # type: ignore[arg-type]
+    assert sorted(path.name for path in (cfg.output / "state").iterdir()) == ["step-000003", "step-000004"]

@@ -5,9 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import pickle
-import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +14,12 @@ import torch
 from rlvla import html_page, policy
 from rlvla.html_page import note
 from tests.learning import make_checkpoint
+from tests.pages import EVIL, needs_browser, title, without_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
     path for folder in ("rlvla", "envs", "reward", "recipes", "scripts") for path in (ROOT / folder).rglob("*.py")
 ]
-BROWSER = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
-EVIL = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">"""
 
 
 class Payload:
@@ -89,26 +85,13 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     assert not made.exists()
 
 
-def title(page: Path, profile: Path) -> str:
-    """That of a page, once a real browser has run what there is to run."""
-    assert BROWSER is not None
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--dump-dom"]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=90, check=True)
-    found = re.search("<title>(.*?)</title>", done.stdout)
-    assert found is not None, done.stderr[-2000:]
-    return found[1]
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs a browser: chromium or chrome")
+@needs_browser
 @pytest.mark.timeout(200)
 def test_a_browser_runs_nothing_that_a_model_wrote(tmp_path: Path) -> None:
     escaped = html_page.page("rlvla report", {EVIL: note(EVIL, EVIL)})
-    files = {"escaped": escaped, "no-policy": re.sub("<meta http-equiv=.*?>", "", escaped, flags=re.DOTALL)}
     raw = html_page.page("rlvla report", {"Episodes": EVIL})
-    files |= {"raw": raw, "raw-no-policy": re.sub("<meta http-equiv=.*?>", "", raw, flags=re.DOTALL)}
-    for name, source in files.items():
-        (tmp_path / f"{name}.html").write_text(source)
-    titles = {name: title(tmp_path / f"{name}.html", tmp_path / "profile") for name in files}
+    pages = {"escaped": escaped, "no-policy": without_policy(escaped), "raw": raw, "raw-no-policy": without_policy(raw)}
+    titles = {name: title(source, tmp_path) for name, source in pages.items()}
     # Escaping holds by itself, so does the page's policy; without both the payload runs.
     assert titles == {
         "escaped": "rlvla report",

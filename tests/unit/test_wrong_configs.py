@@ -134,8 +134,8 @@ WORLD = [
     ("no such model to start from", "sft", "model: ./nowhere", "", r"model: \./nowhere holds no config\.json"),
     ("no such data set", "sft", "dataset: nowhere", "", r"nowhere: no LeRobot v3 data set here"),
     ("no such source", "annotate", "source: nowhere", "", r"source: there is no nowhere"),
-    ("output is a file", "grpo", RUN + "output: a_file", "", r"output: .*a_file is a file"),
-    ("output is below a file", "sft", "output: a_file/run", "", r"output: .*a_file is a file"),
+    ("output is a file", "grpo", RUN + "output: a_file", "", r"output: cannot write to a_file \(File exists\)"),
+    ("output is below a file", "sft", "output: a_file/run", "", r"output: cannot write to a_file/run \(Not a directory\)"),
     ("unknown reward", "grpo", "reward: [{fn: solved}]", "", r"'solved': there is no built-in of that name, only success"),
     ("reward file missing", "grpo", "reward: [{fn: 'gone.py:f'}]", "", r"plugin 'gone\.py:f': there is no file gone\.py"),
     ("reward function missing", "grpo", "reward: [{fn: 'mine.py:f'}]", "", r"mine\.py has no 'f'; it has: reward, number"),
@@ -249,6 +249,14 @@ def test_a_resumed_run_with_another_config_names_the_keys(
     assert "run holds states of a run with another config" in message
     keys = ["learner.lr", "seed", "learner.lora.rank", "learner.lora.alpha", "learner.lora.target_modules"]
     assert re.findall(r"([\w.]+) was .*?, is", message) == keys
+
+
+def test_a_resumed_run_keeps_its_learners(told: Callable[..., str], tmp_path: Path) -> None:
+    """Each of which has saved its share of the optimizer; the rest of `cluster` may change."""
+    (tmp_path / "run/state/step-000002").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(to_dict(GRPOConfig())))
+    message = told("grpo", "output: run\ncluster: {num_learners: 2, num_rollout_actors: 3, learner_cpus: 0.1}")
+    assert "another config (cluster.num_learners was 1, is 2): name another output folder" in message
 
 
 def test_a_run_may_go_on_for_longer_and_elsewhere(told: Callable[..., str], tmp_path: Path) -> None:

@@ -1,49 +1,45 @@
 """Published OpenVLA and OpenVLA-OFT folders -> model and processor, and back; safetensors only.
 
-Read are `config.json`, `model.safetensors` or its shards, `dataset_statistics.json`, the processor's files, and a
-`lora_adapter/` (openvla-oft vla-scripts/finetune.py, `save_training_checkpoint`). The model's parameters have the
-published names, so that only what training scripts put before them is mapped.
+Read are `config.json`, `model.safetensors` or its shards, `dataset_statistics.json` and the processor's files. The
+model's parameters have the published names, so that only what training scripts put before them is mapped.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from rlvla.models.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from rlvla.models.openvla import register
 from rlvla.models.openvla.config import OpenVLAConfig
 from rlvla.models.openvla.model import OpenVLAForConditionalGeneration
 from rlvla.models.openvla.processor import PrismaticProcessor
-from rlvla.models.openvla.shards import CheckpointError, shard_names
+from rlvla.models.openvla.shards import CheckpointError, count, shard_names
 
 STATISTICS_FILE = "dataset_statistics.json"
-_WEIGHTS, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PREFIXES = ("module.", "base_model.model.")
 """Of DDP and peft."""
 _RENAMED = {".ls1.gamma": ".ls1.scale_factor", ".ls2.gamma": ".ls2.scale_factor"}
 """timm's name of a LayerScale -> the published one."""
-_NUM_SHOWN = 3
-"""Weights that a message names."""
+_NORM_STATS = TypeAdapter(dict[str, Any] | None)
 
 
-def load_checkpoint(
-    path: Path | str, *, dtype: torch.dtype = torch.float32, adapter: Path | str | None = None
-) -> OpenVLAForConditionalGeneration:
+def load_checkpoint(path: Path | str, *, dtype: torch.dtype = torch.float32) -> OpenVLAForConditionalGeneration:
     """Load a published folder, every weight of it and nothing else.
 
     Args:
         path: with `config.json` and safetensors.
         dtype: of weights and activations.
-        adapter: LoRA folder of peft, merged into the weights.
 
     Raises:
-        CheckpointError: no weights, weights that are missing, unknown or of another shape, or the like of the adapter;
-            the message names them.
+        CheckpointError: no weights, or weights that are missing, unknown or of another shape; the message names them.
         ValueError: the config describes no model that is supported; see `OpenVLAConfig`.
     """
     path = Path(path)
@@ -51,15 +47,22 @@ def load_checkpoint(
         raise CheckpointError(f"{path} holds no config.json: {_hint(path)}")
     config = OpenVLAConfig.from_pretrained(path)
     config.norm_stats = read_norm_stats(path, config)
-    shapes = _published(path)
     with torch.device("meta"):
         expected = {name: list(t.shape) for name, t in OpenVLAForConditionalGeneration(config).state_dict().items()}
-    _compare(path, {name: shape for name, (_, _, shape) in shapes.items()}, expected)
-    weights = {name: _read(file, key) for name, (file, key, _) in shapes.items()}
+    weights = read_weights(path, expected)
     model = OpenVLAForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
-    if adapter is not None:
-        model = _merge(model, Path(adapter))
     return model.eval()
+
+
+def read_weights(path: Path, expected: Mapping[str, list[int]]) -> dict[str, torch.Tensor]:
+    """Weights of a published folder by their names in the model: all that are expected, name -> shape, and no others.
+
+    Raises:
+        CheckpointError: see `load_checkpoint`.
+    """
+    found = _published(path)
+    _compare(path, {name: shape for name, (_, _, shape) in found.items()}, expected)
+    return {name: _read(file, key) for name, (file, key, _) in found.items()}
 
 
 def load_processor(path: Path | str) -> PrismaticProcessor:
@@ -84,9 +87,17 @@ def read_norm_stats(path: Path | str, config: OpenVLAConfig) -> dict[str, Any] |
     """Statistics of the actions of each data set: those that fine-tuning left beside the weights, or the config's.
 
     What `rlvla.actions.BinCodec.from_norm_stats` takes.
+
+    Raises:
+        CheckpointError: they are no table of data sets.
     """
     file = Path(path) / STATISTICS_FILE
-    return json.loads(file.read_text()) if file.is_file() else config.norm_stats
+    try:
+        if file.is_file():
+            return _NORM_STATS.validate_json(file.read_bytes())
+        return _NORM_STATS.validate_python(config.norm_stats)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: the statistics are no table of data sets: {error}") from None
 
 
 def write_norm_stats(path: Path | str, config: OpenVLAConfig) -> None:
@@ -139,8 +150,10 @@ def _open(file: Path) -> Any:
 
 def _hint(path: Path) -> str:
     """What a folder without weights may be, and what to do."""
-    if (path / "lora_adapter").is_dir() or (path / _ADAPTER).is_file():
-        return "it holds a LoRA adapter; load the base model's folder with `adapter`"
+    adapter = path / "lora_adapter"  # openvla-oft vla-scripts/finetune.py, `save_training_checkpoint`
+    if adapter.is_dir() or (path / ADAPTER_WEIGHTS).is_file():
+        found = adapter if adapter.is_dir() else path
+        return f"it holds a LoRA adapter: set model to what it was trained on, and adapter to {found}"
     names = sorted(file.name for file in path.glob("*.pt"))
     if any(name.startswith(("action_head--", "proprio_projector--", "noisy_action_projector--")) for name in names):
         return (
@@ -172,43 +185,14 @@ def _compare(path: Path, found: Mapping[str, list[int]], expected: Mapping[str, 
         if found[name] != expected[name]
     ]
     problems = [
-        _some("missing", expected.keys() - found.keys()),
-        _some("unknown", found.keys() - expected.keys()),
-        _some("of another shape", shapes),
+        count("missing", expected.keys() - found.keys()),
+        count("unknown", found.keys() - expected.keys()),
+        count("of another shape", shapes),
     ]
     if any(problems):
         raise CheckpointError(f"{path}: {'; '.join(problem for problem in problems if problem)}")
 
 
-def _some(what: str, names: Iterable[str]) -> str:
-    """`names` counted, and the first of them; empty when there are none."""
-    names = sorted(names)
-    if not names:
-        return ""
-    dots = ", ..." if len(names) > _NUM_SHOWN else ""
-    return f"{len(names)} weights {what}: {', '.join(names[:_NUM_SHOWN])}{dots}"
-
-
 def _read(file: Path, key: str) -> torch.Tensor:
     with safe_open(file, "pt") as weights:
         return weights.get_tensor(key)
-
-
-def _merge(model: OpenVLAForConditionalGeneration, adapter: Path) -> OpenVLAForConditionalGeneration:
-    """Add a LoRA adapter to the weights; raises CheckpointError naming what does not fit."""
-    import peft
-    from safetensors.torch import load_file
-
-    if not (adapter / _ADAPTER).is_file():
-        raise CheckpointError(f"{adapter} holds no {_ADAPTER}; pickled adapters are not read")
-    config = peft.PeftConfig.from_pretrained(str(adapter))
-    wrapped = peft.get_peft_model(model, config)
-    result = peft.set_peft_model_state_dict(wrapped, load_file(adapter / _ADAPTER))
-    # peft lists every weight of the base among the missing ones.
-    missing = [name for name in result.missing_keys if ".lora_" in name]
-    if problems := [p for p in (_some("missing", missing), _some("unknown", result.unexpected_keys)) if p]:
-        raise CheckpointError(f"{adapter / _ADAPTER}: {'; '.join(problems)}")
-    wrapped.merge_and_unload()  # in place
-    model.requires_grad_(True)  # peft froze it
-    model.freeze_unused()
-    return model

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter
 from transformers import LlamaConfig, PreTrainedConfig
 
 DINOV2, SIGLIP = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"
@@ -21,25 +22,29 @@ _BACKBONES = {
     "siglip-vit-so400m": [SIGLIP],
 }
 """`vision_backbone_id` -> timm's names."""
+_MAX = 65_536
+"""A checkpoint from elsewhere must not make us list a billion tokens or layers."""
+_Count = Annotated[int, Field(ge=0, le=_MAX)]
+_Size = Annotated[int, Field(ge=1, le=_MAX)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig:
     """Sizes of one vision transformer; sizes in pixels are of a side."""
 
-    hidden_size: int
+    hidden_size: _Size
     """D_v."""
-    intermediate_size: int
+    intermediate_size: _Size
     """Of the MLP."""
-    num_layers: int
+    num_layers: _Size
     """Blocks; features are those behind the last but one."""
-    num_attention_heads: int
+    num_attention_heads: _Size
     """Of every block."""
-    patch_size: int
+    patch_size: _Size
     """Pixels."""
-    image_size: int
+    image_size: _Size
     """Pixels."""
-    num_registers: int
+    num_registers: _Count
     """Learned tokens that belong to no patch, beside the class token."""
     has_class_token: bool
     """Whether there is a class token."""
@@ -50,15 +55,16 @@ class TowerConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TowerConfig:
-        """Raises ValueError naming fields that are missing, unknown or make no tower."""
+        """Raises ValueError naming fields that are missing, unknown, of a wrong type or make no tower."""
         names = {field.name for field in dataclasses.fields(cls)}
         if wrong := names.symmetric_difference(fields):
             raise ValueError(f"vision_towers: fields missing or unknown: {', '.join(sorted(wrong))}")
-        tower = cls(**fields)
-        if tower.num_layers < 2 or tower.hidden_size % tower.num_attention_heads:
+        tower = _TOWER.validate_python(dict(fields))
+        if tower.num_layers < 2 or tower.hidden_size % tower.num_attention_heads or not tower.num_patches:
             raise ValueError(
                 f"vision_towers: num_layers is {tower.num_layers} (at least 2), hidden_size {tower.hidden_size} (a "
-                f"multiple of num_attention_heads, {tower.num_attention_heads})"
+                f"multiple of num_attention_heads, {tower.num_attention_heads}), image_size {tower.image_size} (at "
+                f"least patch_size, {tower.patch_size})"
             )
         return tower
 
@@ -68,6 +74,7 @@ class TowerConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
+_TOWER = TypeAdapter(TowerConfig)
 _TOWERS = {
     DINOV2: {
         "hidden_size": 1024,
@@ -163,10 +170,11 @@ class OpenVLAConfig(PreTrainedConfig):
         num_rows = self.text_config.vocab_size
         end = num_rows - self.pad_to_multiple_of if self.action_token_end is None else self.action_token_end
         image = self.pad_token_id + 1 if self.image_token_index is None else self.image_token_index
-        if not self.n_action_bins <= end <= num_rows or image >= num_rows:
+        is_whole = all(isinstance(number, int) for number in (self.n_action_bins, end, image))
+        if not (is_whole and 2 <= self.n_action_bins <= min(end, _MAX) and end <= num_rows and 0 <= image < num_rows):
             raise ValueError(
-                f"text_config.vocab_size is {num_rows}: it must hold {self.n_action_bins} action tokens below "
-                f"action_token_end ({end}), and image_token_index ({image})"
+                f"text_config.vocab_size is {num_rows}: it must hold {self.n_action_bins} action tokens (2 to {_MAX}) "
+                f"below action_token_end ({end}), and image_token_index ({image})"
             )
         self.action_token_end, self.image_token_index = end, image
         kwargs.pop("auto_map", None)  # names the published code, which is not run

@@ -1,13 +1,29 @@
-"""Which files hold the weights of a checkpoint, as its index says; light, since what is read comes from elsewhere."""
+"""Which files hold the weights of a checkpoint, as its index says, and what is said of weights that do not fit.
+
+Light, since what is read comes from elsewhere.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+
+_NUM_SHOWN = 3
+"""Weights that a message names."""
 
 
 class CheckpointError(ValueError):
-    """A folder that is no OpenVLA checkpoint, or not the whole of one; the message says what is wrong with it."""
+    """A folder that is no checkpoint or adapter, or not the whole of one; the message says what is wrong with it."""
+
+
+def count(what: str, names: Iterable[str]) -> str:
+    """Weights counted and the first of them named, for a message; empty when there are none."""
+    names = sorted(names)
+    if not names:
+        return ""
+    dots = ", ..." if len(names) > _NUM_SHOWN else ""
+    return f"{len(names)} weights {what}: {', '.join(names[:_NUM_SHOWN])}{dots}"
 
 
 def shard_names(content: bytes, name: str) -> list[str]:

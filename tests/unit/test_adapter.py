@@ -1,0 +1,81 @@
+"""LoRA adapters that somebody trained with peft, merged into the model that a cold start begins with."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlvla import policy
+from rlvla.config import LoraConfig
+from rlvla.models import auto
+from rlvla.models.openvla.checkpoint import CheckpointError
+from tests import parallel_policies
+
+LORA = LoraConfig(rank=2, alpha=4.0)
+
+
+def train_adapter(model: Path, folder: Path) -> Any:
+    """A model under an adapter that acts, and peft's files of the adapter in `folder`."""
+    torch.manual_seed(0)
+    adapted = policy.load_model(model, lora=LORA)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.fixture(scope="module", params=parallel_policies.ARCHITECTURES)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """(model, adapter, the two in memory)."""
+    path = tmp_path_factory.mktemp(request.param)
+    model = parallel_policies.save(request.param, path)
+    return model, path / "adapter", train_adapter(model, path / "adapter")
+
+
+def test_an_adapter_is_merged_into_every_kind_of_model(trained: tuple[Path, Path, Any]) -> None:
+    path, adapter, adapted = trained
+    merged, base = auto.load_model(path, torch.float32, adapter), auto.load_model(path, torch.float32)
+    ours, expected = dict(policy.named_weights(merged)), dict(policy.named_weights(adapted))
+    assert ours.keys() == expected.keys()
+    torch.testing.assert_close(ours, expected)
+    moved = [name for name, weight in policy.named_weights(base) if not torch.equal(weight, ours[name])]
+    assert len(moved) == len(load_file(adapter / "adapter_model.safetensors")) / 2  # A and B of each
+
+
+def test_a_model_with_a_merged_adapter_trains_like_any_other(trained: tuple[Path, Path, Any]) -> None:
+    path, adapter, _ = trained
+    merged, base = auto.load_model(path, torch.float32, adapter), auto.load_model(path, torch.float32)
+    for (name, parameter), (other, plain) in zip(merged.named_parameters(), base.named_parameters(), strict=True):
+        assert (name, parameter.requires_grad) == (other, plain.requires_grad)
+    assert merged.training == base.training
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # peft would say that it finds an adapter there
+        assert policy.prepare(merged, lora=LORA).num_parameters() > base.num_parameters()
+
+
+def test_a_folder_without_an_adapter_is_named_before_the_model_is_read(tiny_policy: Path, tmp_path: Path) -> None:
+    empty = shutil.copytree(tiny_policy, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    adapter = tmp_path / "adapter"
+    with pytest.raises(CheckpointError, match=r"adapter: .*adapter holds no adapter_config\.json"):
+        auto.load_model(empty, torch.float32, adapter)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.bin").touch()
+    with pytest.raises(CheckpointError, match=r"holds no adapter_model\.safetensors; pickled adapters are not read"):
+        auto.load_model(empty, torch.float32, adapter)
+
+
+def test_an_adapter_of_another_model_is_refused_by_name(tiny_policy: Path, tmp_path: Path) -> None:
+    train_adapter(tiny_policy, tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    deeper = {name.replace("layers.1", "layers.7"): weight for name, weight in weights.items()}
+    save_file(deeper, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"14 weights missing: .*layers\.1.*; 14 weights unknown: .*layers\.7"):
+        auto.load_model(tiny_policy, torch.float32, tmp_path)

@@ -1,0 +1,51 @@
+"""What the dispatcher does with an actor that Ray cannot reach; real deaths: tests/e2e/test_lost_processes.py."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorUnavailableError
+
+from rlvla import dispatch
+from rlvla.dispatch import Dispatcher
+
+
+class Stream:
+    """Answers one by one; an exception among them is raised."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = iter(answers)
+
+    def __next__(self) -> Any:
+        answer = next(self._answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_an_actor_that_cannot_be_reached_is_ended_before_it_gets_its_jobs_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may live, and would then play two episodes in one env."""
+    deeds: list[str] = []
+    streams = [Stream(ActorUnavailableError("connection lost", None)), Stream((0, "trajectory"))]
+
+    def stream(jobs: list[Any]) -> Stream:
+        deeds.append(f"start {jobs}")
+        return streams.pop(0)
+
+    def kill(actor: Any, *, no_restart: bool) -> None:
+        deeds.append(f"kill, no_restart={no_restart}")
+
+    monkeypatch.setattr(
+        dispatch, "ray", SimpleNamespace(wait=lambda left, **_: (left[:1], []), get=lambda x: x, kill=kill)
+    )
+    monkeypatch.setattr(dispatch, "wait_for", lambda is_ready: deeds.append("wait"))
+    actor = SimpleNamespace(stream=SimpleNamespace(remote=stream), is_ready=None)
+    dispatcher = Dispatcher([actor], revive_samplers=lambda: None)
+    job: Any = "job"
+    assert list(dispatcher.stream([job])) == [(0, "trajectory")]
+    assert deeds == ["start ['job']", "kill, no_restart=False", "wait", "start ['job']"]
+    assert dispatcher.resampled == ["job"]
