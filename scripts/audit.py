@@ -2,8 +2,8 @@
 
     python scripts/audit.py --output outputs/audit.md
 
-Vulnerabilities come from pip-audit, where it is installed and reaches its database; where not, the report says so.
-Licences are what each package declares in its metadata.
+Vulnerabilities come from pip-audit, which is in no lock, where it is installed and reaches a database that knows the
+packages; where not, the report says so. Licences are what each package declares in its metadata.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ def vulnerabilities(command: Sequence[str]) -> str:
         for package in packages
         for finding in package.get("vulns", [])
     ]
-    skipped = sum("skip_reason" in package for package in packages)
-    said = f"{len(packages) - skipped} packages looked up, {skipped} not (local versions), {len(rows)} findings.\n"
+    skipped = [package["skip_reason"] for package in packages if "skip_reason" in package]
+    if packages and len(skipped) == len(packages):
+        return f"Not known: pip-audit looked none of {len(packages)} packages up (the first: {skipped[0]})."
+    said = f"{len(packages) - len(skipped)} packages looked up, {len(skipped)} not, {len(rows)} findings.\n"
     return said + "\n".join(["\n| package | finding | fixed in |\n|---|---|---|", *rows]) if rows else said
 
 

@@ -18,8 +18,15 @@ def fake(tmp_path: Path, body: str) -> list[str]:
 
 def test_findings_are_listed(tmp_path: Path) -> None:
     page = audit.vulnerabilities(fake(tmp_path, f"print('''{ANSWER}'''); raise SystemExit(1)"))
-    assert page.startswith("2 packages looked up, 1 not (local versions), 1 findings.")
+    assert page.startswith("2 packages looked up, 1 not, 1 findings.")
     assert "| a 1 | CVE-1 | 2 |" in page
+
+
+def test_a_database_that_knows_no_package_is_not_taken_for_good_news(tmp_path: Path) -> None:
+    """As a mirror of the package index answers, which has the packages and no vulnerabilities."""
+    answer = '{"dependencies": [{"name": "a", "skip_reason": "Dependency not found on PyPI"}]}'
+    page = audit.vulnerabilities(fake(tmp_path, f"print('{answer}')"))
+    assert page == "Not known: pip-audit looked none of 1 packages up (the first: Dependency not found on PyPI)."
 
 
 def test_a_database_that_is_away_is_said(tmp_path: Path) -> None:
