@@ -13,6 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from rlvla.dataset import DatasetError
+from rlvla.dataset_rows import MAX_PIXELS
+
+_LIMITS = {"format_whitelist": "mov,matroska,avi", "max_pixels": str(MAX_PIXELS)}
+"""Of FFmpeg: no playlist, which would lead to other files, and no small file that claims a huge picture."""
 
 
 def decode(file: Path) -> Iterator[tuple[float, np.ndarray]]:
@@ -26,9 +30,11 @@ def decode_pyav(file: Path) -> Iterator[tuple[float, np.ndarray]]:
     from av.error import FFmpegError
 
     try:
-        with av.open(str(file)) as container:
-            if not container.streams.video:
-                raise DatasetError(f"{file}: holds no video")
+        with av.open(str(file), options=_LIMITS, metadata_errors="replace") as container:
+            codec = next((stream.codec_context for stream in container.streams.video), None)
+            if codec is None:
+                raise DatasetError(f"{file}: holds no video that PyAV decodes")
+            codec.options = _LIMITS
             for frame in container.decode(video=0):
                 yield float(frame.time or 0.0), frame.to_ndarray(format="rgb24")
     except FFmpegError as error:

@@ -75,12 +75,12 @@ TARGETS = {
     ),
     "actions": Target(
         run=fuzz_texts.actions,
-        share=200,
+        share=400,
         max_bytes=512,
         seeds=(b"\x10\x02\x09" + struct.pack("<9d", -1, -2, 0, 1, 2, 0, 0.5, math.nan, math.inf),),
     ),
     "answer": Target(
-        run=fuzz_texts.answer, share=400, max_bytes=1024, seeds=_answers(), tokens=(*_JSON, '"bbox"', '"thought"')
+        run=fuzz_texts.answer, share=600, max_bytes=1024, seeds=_answers(), tokens=(*_JSON, '"bbox"', '"thought"')
     ),
     "config": Target(
         run=fuzz_texts.config,
@@ -117,7 +117,7 @@ TARGETS = {
     ),
     "openvla": Target(
         run=fuzz_checkpoints.openvla,
-        share=20,
+        share=10,
         seeds=fuzz_checkpoints.openvla_seeds(),
         tokens=(
             *(*_JSON, "\0", '"norm_stats"', '"action"', '"mask"', '"min"', '"n_action_bins"', '"image_token_index"'),
@@ -126,7 +126,7 @@ TARGETS = {
     ),
     "safetensors": Target(
         run=fuzz_checkpoints.safetensors,
-        share=150,
+        share=15,
         max_bytes=512,
         seeds=tuple(fuzz_checkpoints.header(*dtype) for dtype in _DTYPES),
         tokens=(*_JSON, "module.", ".ls2.gamma", "[0]", "[]", "1000000000000", *(f'"{name}"' for name, _ in _DTYPES)),
@@ -146,13 +146,13 @@ TARGETS = {
     ),
     "picture": Target(
         run=fuzz_files.picture,
-        share=300,
+        share=500,
         seeds=(fuzz_files.png_seed(),),
         tokens=("IHDR", "IDAT", "PLTE", "tRNS", "IEND"),
     ),
     "video": Target(
         run=fuzz_files.video,
-        share=2,
+        share=5,
         seeds=tuple(map(fuzz_files.video_seed, ("mpeg4", "h264"))),
         tokens=("ftyp", "moov", "mdat", "stsz", "stco", "avcC", "esds", "#EXTM3U", "ffconcat version 1.0"),
     ),

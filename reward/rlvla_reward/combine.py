@@ -97,20 +97,20 @@ class Reward:
                 )
         return states
 
-    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`.
 
         Raises:
             RewardError: other terms have a state now than when it was saved.
         """
         names = [term.name for term in self._stateful]
-        if sorted(names) != sorted(states):
+        if sorted(names) != sorted(state):
             raise RewardError(
-                f"the checkpoint holds the state of the reward terms {sorted(states)}, but those with a state are "
+                f"the checkpoint holds the state of the reward terms {sorted(state)}, but those with a state are "
                 f"{sorted(names)}: resume with the terms that the run began with"
             )
         for term in self._stateful:
-            term.fn.load_state_dict(states[term.name])
+            term.fn.load_state_dict(state[term.name])
 
     @property
     def _stateful(self) -> list[Term]:

@@ -131,6 +131,7 @@ def libero_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.libero
+@pytest.mark.timeout(600)  # three episodes of 280 env steps, and a deadline
 def test_a_libero_env_that_dies_or_hangs_in_an_episode_is_played_again_to_the_same_pictures(
     libero_policy: Path, libero_assets: Path
 ) -> None:

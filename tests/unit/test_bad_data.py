@@ -502,6 +502,18 @@ def test_weights_that_are_cut_off_are_named(tmp_path: Path) -> None:
         _published(tmp_path)
 
 
+@pytest.mark.parametrize(("dtype", "num_bytes"), [("F4", 3), ("U8", 6), ("I64", 48), ("F8_E4M3", 6), ("C64", 48)])
+def test_weights_that_are_no_floats_are_named(tmp_path: Path, dtype: str, num_bytes: int) -> None:
+    """Integers would be taken for weights, and half of a byte cannot be read into an odd shape."""
+    from rlvla.models.openvla.checkpoint import read_weights
+
+    header = json.dumps({"a": {"dtype": dtype, "shape": [2, 3], "data_offsets": [0, num_bytes]}}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(num_bytes)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: a is {dtype}; weights are F64, F32, F16, BF16"):
+        read_weights(tmp_path, {"a": [2, 3]})
+
+
 OPENVLA = {"model_type": "openvla", "vision_backbone_id": "siglip-vit-so400m"}
 TOWER = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 2, "num_attention_heads": 2, "num_registers": 0}
 TOWER |= {"has_class_token": False, "has_layer_scale": False, "has_pooling_head": True}
@@ -514,7 +526,7 @@ TOWER |= {"patch_size": 14, "image_size": 28}
         (3, "describes no model"),
         ({"model_type": []}, "describes no model"),
         (OPENVLA | {"dtype": "no_such"}, "describes no model"),
-        (OPENVLA | {"n_action_bins": "many"}, "describes no model"),
+        (OPENVLA | {"n_action_bins": "many"}, "many action tokens"),
         (OPENVLA | {"n_action_bins": -1}, "-1 action tokens"),
         (OPENVLA | {"n_action_bins": 256.0}, r"256\.0 action tokens"),
         (

@@ -90,6 +90,25 @@ def test_a_playlist_leads_to_no_other_file(video: Path) -> None:
         list(decode_pyav(playlist))
 
 
+def test_a_title_in_another_encoding_does_no_harm(video: Path) -> None:
+    pytest.importorskip("av")
+    named = video.with_name("named.mp4")
+    content = video.read_bytes()
+    assert b"VideoHandler" in content
+    named.write_bytes(content.replace(b"VideoHandler", b"Video\x8fandler"))
+    assert len(list(decode_pyav(named))) == len(GREYS)
+
+
+def test_a_video_of_an_unknown_codec_is_refused(video: Path) -> None:
+    pytest.importorskip("av")
+    unknown = video.with_name("unknown.mp4")
+    content = video.read_bytes()
+    assert b"mp4v" in content
+    unknown.write_bytes(content.replace(b"mp4v", b"zzzz").replace(b"esds", b"free"))  # either names the codec
+    with pytest.raises(DatasetError, match=r"unknown\.mp4: holds no video that PyAV decodes"):
+        list(decode_pyav(unknown))
+
+
 def test_a_small_file_of_a_huge_video_is_refused(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     file = tmp_path / "huge.mp4"

@@ -28,6 +28,8 @@ _PREFIXES = ("module.", "base_model.model.")
 """Of DDP and peft."""
 _RENAMED = {".ls1.gamma": ".ls1.scale_factor", ".ls2.gamma": ".ls2.scale_factor"}
 """timm's name of a LayerScale -> the published one."""
+_DTYPES = ("F64", "F32", "F16", "BF16")
+"""Any other would be weights of a quantised model, or none at all."""
 _NORM_STATS = TypeAdapter(dict[str, Any] | None)
 
 
@@ -39,7 +41,8 @@ def load_checkpoint(path: Path | str, *, dtype: torch.dtype = torch.float32) -> 
         dtype: of weights and activations.
 
     Raises:
-        CheckpointError: no weights, or weights that are missing, unknown or of another shape; the message names them.
+        CheckpointError: no weights, or weights that are missing, unknown, of another shape or no floats; the message
+            names them.
         ValueError: the config describes no model that is supported; see `OpenVLAConfig`.
     """
     path = Path(path)
@@ -126,7 +129,10 @@ def _published(path: Path) -> dict[str, tuple[Path, str, list[int]]]:
                 name = _canonical(key)
                 if name in found:
                     raise CheckpointError(f"{file}: {key} is there twice, also as {found[name][1]} in {found[name][0]}")
-                found[name] = file, key, weights.get_slice(key).get_shape()
+                entry = weights.get_slice(key)
+                if (dtype := entry.get_dtype()) not in _DTYPES:
+                    raise CheckpointError(f"{file}: {key} is {dtype}; weights are {', '.join(_DTYPES)}")
+                found[name] = file, key, entry.get_shape()
     return found
 
 
