@@ -7,6 +7,8 @@
 The table of targets is scripts/fuzz_targets.py. Inputs come from atheris, which steers by coverage, where it is
 installed; else from a plain mutator. A target ends at its first finding: an exception, more than `--cpu-s` of CPU
 time or more than `--memory-mb` of memory for one input. The input is kept, and the exit status is 1.
+
+Many targets write files: with `TMPDIR` on a RAM disk they run many times faster.
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ def child(args: argparse.Namespace) -> NoReturn:
         told |= {"peak_mb": round(peak_mb()), "grown_mb": round(peak_mb() - watch.first_mb)}
         told |= {"slowest_ms": round(1000 * watch.slowest_s, 1), "engine": args.engine}
         (args.output / f"{name}.json").write_text(json.dumps(told))
-        shutil.rmtree(FOLDER)
+        shutil.rmtree(FOLDER)  # `_exit` runs no exit handlers
         sys.stdout.flush()
         os._exit(code)
 
@@ -250,18 +252,15 @@ def main() -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     if args.child:
         child(args)
-    from fuzz_targets import FOLDER, TARGETS
+    from fuzz_targets import TARGETS
 
-    try:
-        if unknown := [name for name in args.targets if name not in TARGETS]:
-            raise SystemExit(f"no target {unknown[0]}; there are {', '.join(TARGETS)}")
-        if args.replay:
-            (name,) = args.targets
-            TARGETS[name].run(args.replay.read_bytes())
-            return 0
-        return parent(args, {name: TARGETS[name].share for name in args.targets or TARGETS})
-    finally:
-        shutil.rmtree(FOLDER)
+    if unknown := [name for name in args.targets if name not in TARGETS]:
+        raise SystemExit(f"no target {unknown[0]}; there are {', '.join(TARGETS)}")
+    if args.replay:
+        (name,) = args.targets
+        TARGETS[name].run(args.replay.read_bytes())
+        return 0
+    return parent(args, {name: TARGETS[name].share for name in args.targets or TARGETS})
 
 
 if __name__ == "__main__":

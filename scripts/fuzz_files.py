@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import math
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -27,7 +29,8 @@ from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.types import Demonstration, EndReason, TaskSpec, Trajectory
 
 FOLDER = Path(tempfile.mkdtemp(prefix="rlvla-fuzz-"))
-"""Of the files that readers are given; removed by `scripts/fuzz.py`."""
+"""Of the files that readers are given."""
+atexit.register(shutil.rmtree, FOLDER)
 _READ = ReadConfig(drop_noops=False)
 _NUM_FRAMES = 20
 """That are decoded: a small file may hold many."""

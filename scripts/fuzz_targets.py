@@ -117,7 +117,7 @@ TARGETS = {
     ),
     "openvla": Target(
         run=fuzz_checkpoints.openvla,
-        share=10,
+        share=20,
         seeds=fuzz_checkpoints.openvla_seeds(),
         tokens=(
             *(*_JSON, "\0", '"norm_stats"', '"action"', '"mask"', '"min"', '"n_action_bins"', '"image_token_index"'),
@@ -126,7 +126,7 @@ TARGETS = {
     ),
     "safetensors": Target(
         run=fuzz_checkpoints.safetensors,
-        share=15,
+        share=30,
         max_bytes=512,
         seeds=tuple(fuzz_checkpoints.header(*dtype) for dtype in _DTYPES),
         tokens=(*_JSON, "module.", ".ls2.gamma", "[0]", "[]", "1000000000000", *(f'"{name}"' for name, _ in _DTYPES)),

@@ -116,12 +116,23 @@ def test_the_mutator_stays_within_the_bound_and_repeats_itself() -> None:
     assert any(b"<think>" in data for data in made)
 
 
+def test_the_files_of_the_readers_are_removed_at_the_end() -> None:
+    """Also where nothing but this was asked: tests import the table, and end otherwise than `scripts/fuzz.py`."""
+    source = "from fuzz_targets import FOLDER; print(FOLDER if FOLDER.is_dir() else '')"
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=ROOT / "scripts", capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip()
+    assert not Path(done.stdout.strip()).exists()
+
+
 def start(folder: Path, *options: str, targets: str) -> subprocess.CompletedProcess[str]:
     """The fuzzer over planted targets."""
     source = folder / "fuzz_targets.py"
     source.write_text(
         "import tempfile\nfrom dataclasses import dataclass\nfrom pathlib import Path\n"
-        "FOLDER = Path(tempfile.mkdtemp())\n\n@dataclass\nclass Target:\n    run: object\n    seeds: tuple = (b'a',)\n"
+        "FOLDER = Path(tempfile.mkdtemp(dir=Path(__file__).parent))\n\n"
+        "@dataclass\nclass Target:\n    run: object\n    seeds: tuple = (b'a',)\n"
         f"    tokens: tuple = ()\n    max_bytes: int = 64\n    share: int = 1\n\n{targets}\n"
     )
     script = folder / "fuzz.py"
