@@ -81,6 +81,8 @@ def engine_arguments(
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "block_size": _block_size(config),
         "enable_prefix_caching": True,
+        # Prompts are kept ready in `PromptRenderer`; vLLM's own cache would grow to gigabytes, and is never asked.
+        "mm_processor_cache_gb": 0,
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel_size,
         "limit_mm_per_prompt": {"image": max_images, "video": 0},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -204,3 +205,9 @@ async def test_a_failed_engine_answers_everyone(checkpoint, processor, model, sa
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\.safetensors"):
         start(tmp_path)
+
+
+async def test_pixels_of_old_prompts_are_let_go(sampler, processor):
+    """vLLM's own cache of them would grow to gigabytes; `PromptRenderer` keeps some, and is all that does."""
+    await asyncio.gather(*(sampler.sample(request(processor, images=(image(seed),))) for seed in range(12)))
+    assert not [o for o in gc.get_objects() if type(o).__name__ == "MultiModalProcessorCacheItem"]
