@@ -15,8 +15,8 @@ from rlvla.svg_chart import COLOURS, new_axes, to_svg
 from soak_run import Sample
 
 WARM_UP_S = 300.0
-"""Of a process: it still starts and fills its caches, as the sampler does its KV cache page by page, and does not count for
-the slope."""
+"""Of a process: it still starts and fills its caches, as the sampler does its KV cache page by page, and does not count
+for the slope."""
 LEAST_S = 180.0
 """Of a process behind its warm-up, to fit a slope to."""
 MAX_SLOPE = 5.0
