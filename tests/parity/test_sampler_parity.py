@@ -188,8 +188,15 @@ def test_weights_with_a_missing_name_are_refused(sampler, model):
         sampler.load_weights(weights, 4)
 
 
+async def test_pixels_of_old_prompts_are_let_go(sampler, processor):
+    """vLLM's own cache of them would grow to gigabytes; `PromptRenderer` keeps some, and is all that does."""
+    await asyncio.gather(*(sampler.sample(request(processor, images=(image(seed),))) for seed in range(12)))
+    assert not [o for o in gc.get_objects() if type(o).__name__ == "MultiModalProcessorCacheItem"]
+
+
 async def test_a_failed_engine_answers_everyone(checkpoint, processor, model, sampler):
-    """Last in the module: it breaks the shared engine."""
+    """Last of those that sample: it breaks the engine, and with it the others of this process, which share its rotary
+    embeddings."""
     weights = {name: tensor.detach().numpy() for name, tensor in policy.named_weights(model)}
     name = next(name for name in weights if "embed_tokens" in name)
     weights[name] = weights[name][:, :3]
@@ -205,9 +212,3 @@ async def test_a_failed_engine_answers_everyone(checkpoint, processor, model, sa
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\.safetensors"):
         start(tmp_path)
-
-
-async def test_pixels_of_old_prompts_are_let_go(sampler, processor):
-    """vLLM's own cache of them would grow to gigabytes; `PromptRenderer` keeps some, and is all that does."""
-    await asyncio.gather(*(sampler.sample(request(processor, images=(image(seed),))) for seed in range(12)))
-    assert not [o for o in gc.get_objects() if type(o).__name__ == "MultiModalProcessorCacheItem"]
