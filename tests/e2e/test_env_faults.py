@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from tests.look_then_act import ZOOM, LookThenAct, assert_same_play
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-DEADLINE_S = 8.0
+DEADLINE_S = 20.0
+"""Long beside what healthy envs need for a call, and for a few episodes, also on a busy machine."""
 ENV = EnvConfig(tasks=("press",), kwargs={"zoom_source": "render"}, deadline_s=DEADLINE_S)
 
 
@@ -88,17 +88,13 @@ def test_one_stopped_env_process_keeps_no_other_env_waiting(actor: Any) -> None:
     index, ended[index] = ray.get(next(stream))  # all three are playing
     _, envs = family(actor)
     assert len(envs) == 3
-    stopped, stopped_at = envs.pop(), time.monotonic()
+    stopped = envs.pop()
     stopped.suspend()
     for ref in stream:
         index, trajectory = ray.get(ref)
         ended[index] = trajectory
-        if trajectory.num_crashes:
-            assert len(ended) == len(jobs)  # the last: the others were not held up
-            assert time.monotonic() - stopped_at > DEADLINE_S
-        else:
-            assert time.monotonic() - stopped_at < DEADLINE_S
     [replayed] = [i for i, trajectory in ended.items() if trajectory.num_crashes]
+    assert replayed == list(ended)[-1]  # the others were not held up
     assert ended[replayed].num_replays == 1
     assert psutil.wait_procs([stopped], timeout=30)[1] == []
     _, now = family(actor)
@@ -136,7 +132,7 @@ def test_a_libero_env_that_dies_or_hangs_in_an_episode_is_played_again_to_the_sa
     libero_policy: Path, libero_assets: Path
 ) -> None:
     kwargs = {"suite": "libero_object", "assets": str(libero_assets), "view_size": 64, "reflections": False}
-    env = EnvConfig(id="rlvla/Libero-v0", kwargs=kwargs, deadline_s=2 * DEADLINE_S)
+    env = EnvConfig(id="rlvla/Libero-v0", kwargs=kwargs, deadline_s=DEADLINE_S)
     sampler, actor = start(Saboteur, libero_policy, env, num_envs=1)
     job = Job(task=TaskSpec(suite="libero_object", task_id=0, init_state_id=0, seed=0), member=0)
     [undisturbed] = play(actor, [job])
