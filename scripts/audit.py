@@ -2,14 +2,13 @@
 
     python scripts/audit.py --output outputs/audit.md
 
-Vulnerabilities come from pip-audit, which is in no lock, where it is installed and reaches a database that knows the
-packages; where not, the report says so. Licences are what each package declares in its metadata.
+Vulnerabilities come from pip-audit, where it reaches a database that knows the packages; where not, the report says
+so. Licences are what each package declares in its metadata.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+PIP_AUDIT = (sys.executable, "-m", "pip_audit")
 TIMEOUT_S = 300
 """pip-audit asks its database about one package after another."""
 
@@ -72,10 +72,7 @@ def vulnerabilities(command: Sequence[str]) -> str:
 
 def report() -> str:
     """The whole page."""
-    is_there = importlib.util.find_spec("pip_audit") is not None
-    found = (
-        vulnerabilities([sys.executable, "-m", "pip_audit"]) if is_there else "Not known: pip-audit is not installed."
-    )
+    found = vulnerabilities(PIP_AUDIT)
     rows = "\n".join(f"| {name} | {version} | {text.replace('|', '/')} |" for name, version, text in licences())
     return (
         f"# Audit of the installed packages\n\n## Vulnerabilities\n\n{found}\n\n"

@@ -1,5 +1,7 @@
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -168,30 +170,35 @@ def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:
     assert [e.value for e in events.Scalars("end/success")] == [0.5]
 
 
-FAKE_WANDB = """
-calls = []
-class Run:
-    def log(self, values, step): calls.append((step, values))
-    def finish(self): calls.append("finish")
-def init(**kwargs):
-    calls.append(kwargs)
-    return Run()
+KEY = "a-key-that-nobody-may-read-0123456789abc"
+
+
+def test_wandb_gets_every_step_and_its_key_is_written_nowhere(tmp_path: Path) -> None:
+    """The real package, offline, in a process of its own: it starts a service and changes the environment."""
+    script = """
+import sys
+from pathlib import Path
+from rlvla.config import LogConfig
+from rlvla.metrics import MetricsLogger
+logger = MetricsLogger(Path(sys.argv[1]) / "run", LogConfig(wandb_project="zoom"))
+logger.log(0, {"a_loss": 2.0})
+logger.log(1, {"a_loss": 1.5})
+logger.close()
 """
-
-
-def test_wandb_gets_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "wandb.py").write_text(FAKE_WANDB)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    logger = MetricsLogger(tmp_path / "run", LogConfig(wandb_project="zoom"))
-    logger.log(0, {"loss": 2.0})
-    logger.close()
-    started, logged, finished = sys.modules.pop("wandb").calls
-    assert (started["project"], started["name"]) == ("zoom", "run")
-    assert (logged, finished) == ((0, {"loss": 2.0}), "finish")
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_API_KEY": KEY, "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    (recorded,) = (path for path in files if path.suffix == ".wandb")
+    assert recorded.is_relative_to(tmp_path / "run")
+    data = recorded.read_bytes()
+    assert b"zoom" in data
+    assert data.count(b"a_loss") >= 2
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    assert KEY not in done.stdout + done.stderr
 
 
 def test_wandb_that_is_not_installed_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ModuleNotFoundError, match=r"log\.wandb_project is 'zoom', but wandb is not installed"):
         MetricsLogger(tmp_path, LogConfig(wandb_project="zoom"))
