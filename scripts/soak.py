@@ -1,11 +1,14 @@
 """Soak test: GRPO for an hour while a random fault strikes every minute; nothing may be lost, leak or hang.
 
-python scripts/soak.py --model outputs/demo/sft/checkpoint [--minutes 60] [--every 60] [--seed 0] [--output FOLDER]
+python scripts/soak.py --model outputs/demo/sft/checkpoint [--minutes 60] [--calm 20] [--every 60] [--seed 0]
+                       [--output outputs/soak]
 
-Faults: an env process killed or hung, the process that envs are forked from, a rollout actor, a sampler, a learner, the
-driver killed, the driver preempted (SIGTERM), a bit flipped in the newest checkpoint. A run that a fault has ended is
-started again with the same command. `soak.json` says what was struck, what became of every trajectory and of memory,
-`soak.svg` shows memory; the exit code is 1 when something was lost, duplicated, orphaned or stuck.
+Faults, all of them in random order before one comes again: an env process killed or hung, likewise the process that
+envs are forked from, a rollout actor, a sampler, a learner or the driver killed, the driver preempted (SIGTERM) or
+interrupted (SIGINT), a bit flipped in the newest checkpoint. A run that a fault has ended is started again with the
+same command. Behind them comes a stretch without faults, for processes to live long enough to show whether their memory
+grows. `soak.json` says what was struck, what became of every trajectory and of memory, `soak.svg` shows memory; the exit
+code is 1 when something was lost, duplicated, orphaned or stuck, or memory grows.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint to go on from, such as the demo's SFT")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--calm", type=float, default=20.0, help="minutes without faults behind those")
     parser.add_argument("--every", type=float, default=60.0, help="seconds between faults, on average")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/soak"))
@@ -73,7 +77,7 @@ def main() -> None:
     config.write_text(yaml.safe_dump(CONFIG | paths))
     soak = Soak(run=SoakRun(config=config, output=args.output), rng=random.Random(args.seed), every=args.every)
     try:
-        soak.go(60 * args.minutes)
+        soak.go(60 * args.minutes, 60 * args.calm)
     finally:  # whatever broke off, what there is says why
         soak.run.kill()
         result = write_result(soak, args)
@@ -87,6 +91,7 @@ def write_result(soak: Soak, args: argparse.Namespace) -> dict[str, Any]:
     memory = memory_slopes(soak.run.samples)
     result = {
         "minutes": args.minutes,
+        "calm_minutes": args.calm,
         "every_s": args.every,
         "seed": args.seed,
         "faults": dict(Counter(event["fault"] for event in soak.events if event["fault"] in FAULTS)),
@@ -114,19 +119,22 @@ class Soak:
     """Of the run's metrics when it was last looked at."""
     moved: float = 0.0
     """When there last was a new step."""
+    bag: list[str] = field(default_factory=list)
+    """Faults that are still to come before one comes again."""
     next_fault: float | None = None
     """None while the run starts up: a fault is to meet a step."""
 
-    def go(self, seconds: float) -> None:
-        """Strike for so long, then end the run as a preemption does."""
+    def go(self, seconds: float, calm_s: float) -> None:
+        """Strike for `seconds`, let it run for `calm_s` more, then end the run as a preemption does."""
         began = self.run.began
+        end = began + seconds + calm_s
         self._start()
-        with tqdm(total=round(seconds), unit="s", desc="soak", mininterval=5) as bar:
-            while (now := time.monotonic()) < began + seconds and self._num_unexplained() < MAX_UNEXPLAINED:
+        with tqdm(total=round(seconds + calm_s), unit="s", desc="soak", mininterval=5) as bar:
+            while (now := time.monotonic()) < end and self._num_unexplained() < MAX_UNEXPLAINED:
                 bar.update(round(now - began) - bar.n)
                 time.sleep(LOOK_S)
                 self._look()
-                if self.next_fault is not None and now > self.next_fault:
+                if now < began + seconds and self.next_fault is not None and now > self.next_fault:
                     self._strike()
         code = self.run.end()
         self._see_lines()
@@ -162,10 +170,14 @@ class Soak:
         self.lines = lines
 
     def _strike(self) -> None:
-        fault = self.rng.choice(sorted(FAULTS))
-        if deed := FAULTS[fault](self.run, self.rng):
-            self._note(fault, deed=deed)
-            self._plan_fault()
+        if not self.bag:
+            self.bag = self.rng.sample(sorted(FAULTS), len(FAULTS))
+        for fault in self.bag:
+            if deed := FAULTS[fault](self.run, self.rng):
+                self.bag.remove(fault)
+                self._note(fault, deed=deed)
+                self._plan_fault()
+                return
 
     def _plan_fault(self) -> None:
         self.next_fault = time.monotonic() + self.every * self.rng.uniform(0.5, 1.5)

@@ -19,6 +19,8 @@ WARM_UP_S = 300.0
 for the slope."""
 LEAST_S = 180.0
 """Of a process behind its warm-up, to fit a slope to."""
+CHART_EVERY = 5
+"""Of a process' samples the chart shows every n-th."""
 MAX_SLOPE = 5.0
 """MiB a minute by which the memory of a role may grow."""
 EXIT_CODES = {
@@ -26,6 +28,7 @@ EXIT_CODES = {
     "checkpoint damaged": {-signal.SIGKILL},
     "stuck": {-signal.SIGKILL},
     "driver preempted": {128 + signal.SIGTERM},
+    "driver interrupted": {128 + signal.SIGINT},
     "end of soak": {128 + signal.SIGTERM},
     "learner killed": {1},
 }
@@ -107,7 +110,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def memory_slopes(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """Per role: the largest resident memory of one process (MiB), and the median slope of those that lived long enough.
+    """Per role: the largest own memory of one process (MiB), and the median slope of those that lived long enough.
 
     Args:
         samples: of the whole soak.
@@ -116,13 +119,10 @@ def memory_slopes(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
         role -> `max_mib`, `processes`, and, where one lived for `LEAST_S` behind `WARM_UP_S`, `slope_mib_per_min` and
         `fitted`, the number of processes that it is the median of.
     """
-    lives: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
-    for sample in samples:
-        lives[sample.role][sample.pid].append(sample)
     result = {}
-    for role, by_pid in sorted(lives.items()):
+    for role, by_pid in sorted(_lives(samples).items()):
         slopes = [slope for life in by_pid.values() if (slope := _slope(life)) is not None]
-        most = max(sample.rss for life in by_pid.values() for sample in life)
+        most = max(sample.memory for life in by_pid.values() for sample in life)
         result[role] = {"max_mib": round(most / 2**20), "processes": len(by_pid)}
         if slopes:
             result[role] |= {"slope_mib_per_min": round(float(np.median(slopes)), 3), "fitted": len(slopes)}
@@ -135,22 +135,30 @@ def _slope(life: Sequence[Sample]) -> float | None:
     if not late or late[-1].second - late[0].second < LEAST_S:
         return None
     minutes = np.array([sample.second for sample in late]) / 60
-    return float(np.polyfit(minutes, np.array([sample.rss for sample in late]) / 2**20, 1)[0])
+    return float(np.polyfit(minutes, np.array([sample.memory for sample in late]) / 2**20, 1)[0])
 
 
 def chart(samples: Sequence[Sample], events: Sequence[Mapping[str, Any]]) -> str:
-    """Memory of all processes of each role over time, faults as vertical lines, as SVG."""
-    figure, axes = new_axes(8.0, 3.2)
+    """Memory of every process over time, one colour a role, faults as vertical lines, as SVG."""
+    figure, axes = new_axes(8.0, 4.2)
     for event in events:
         axes.axvline(event["second"] / 60, color="#888888", linewidth=0.4, alpha=0.6)
     for colour, role in zip(COLOURS * 2, sorted({sample.role for sample in samples}), strict=False):
-        totals: dict[float, float] = defaultdict(float)
-        for sample in samples:
-            if sample.role == role:
-                totals[sample.second] += sample.rss / 2**20
-        seconds = sorted(totals)
-        axes.plot([s / 60 for s in seconds], [totals[s] for s in seconds], color=colour, linewidth=1.0, label=role)
+        label: str | None = role
+        for life in _lives(samples)[role].values():
+            seen = life[::CHART_EVERY]
+            minutes, mib = [s.second / 60 for s in seen], [s.memory / 2**20 for s in seen]
+            axes.plot(minutes, mib, color=colour, linewidth=0.8, label=label)
+            label = None
     axes.set_xlabel("minutes; vertical lines: faults and restarts")
-    axes.set_ylabel("resident MiB, all of a role")
+    axes.set_ylabel("own resident MiB of each process")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor="#777777")
-    return to_svg(figure, salt="soak", label="memory of the processes of each role during the soak test", ink="#777777")
+    return to_svg(figure, salt="soak", label="memory of each process during the soak test", ink="#777777")
+
+
+def _lives(samples: Sequence[Sample]) -> dict[str, dict[int, list[Sample]]]:
+    """Role -> pid -> samples."""
+    lives: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    for sample in samples:
+        lives[sample.role][sample.pid].append(sample)
+    return lives

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -32,8 +33,8 @@ class Sample:
     """Since the soak began."""
     role: str
     pid: int
-    rss: int
-    """Resident memory, bytes."""
+    memory: int
+    """Resident memory that is its own, bytes: without libraries and Ray's object store, which processes share."""
 
 
 @dataclass(kw_only=True)
@@ -75,11 +76,9 @@ class SoakRun:
         second = time.monotonic() - self.began
         for role, processes in self.by_role().items():
             for process in processes if role != "other" else ():
-                try:
-                    rss = process.memory_info().rss
-                except psutil.Error:
-                    continue
-                self.samples.append(Sample(second=second, role=role, pid=process.pid, rss=rss))
+                memory = own_memory(process.pid)
+                if memory is not None:
+                    self.samples.append(Sample(second=second, role=role, pid=process.pid, memory=memory))
 
     def lines(self) -> list[str]:
         """The metrics so far, a JSON object for each step."""
@@ -149,6 +148,16 @@ class SoakRun:
         return "env" if parent is not None and "rlvla.env_server" in " ".join(parent.cmdline()) else "env_server"
 
 
+def own_memory(pid: int) -> int | None:
+    """Anonymous resident memory of a process, bytes (`RssAnon`, proc_pid_status(5)); None when it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) << 10 if found else None  # a zombie has none
+
+
 def kill(role: str, number: signal.Signals) -> Callable[[SoakRun, random.Random], str]:
     """A fault: send a signal to one process of a role; returns what was done, empty when there is none."""
 
@@ -183,11 +192,13 @@ FAULTS: dict[str, Callable[[SoakRun, random.Random], str]] = {
     "env killed": kill("env", signal.SIGKILL),
     "env hung": kill("env", signal.SIGSTOP),
     "env server killed": kill("env_server", signal.SIGKILL),
+    "env server hung": kill("env_server", signal.SIGSTOP),
     "rollout actor killed": kill("rollout", signal.SIGKILL),
     "sampler killed": kill("sampler", signal.SIGKILL),
     "learner killed": kill("learner", signal.SIGKILL),
     "driver killed": kill("driver", signal.SIGKILL),
     "driver preempted": kill("driver", signal.SIGTERM),
+    "driver interrupted": kill("driver", signal.SIGINT),
     "checkpoint damaged": flip_a_bit,
 }
 """Name -> what is done; each returns the deed in words, or nothing when it was not possible just now."""

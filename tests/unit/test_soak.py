@@ -1,6 +1,8 @@
 """The verdict of the soak test: it must see what is lost, doubled, orphaned or stuck, and how memory grows."""
 
 import json
+import mmap
+import os
 import random
 import signal
 import subprocess
@@ -10,10 +12,11 @@ import time
 import psutil
 import pytest
 
+import soak
 import soak_run
 from soak import Soak
 from soak_report import chart, judge, memory_slopes
-from soak_run import FAULTS, Sample, SoakRun, flip_a_bit, kill
+from soak_run import FAULTS, Sample, SoakRun, flip_a_bit, kill, own_memory
 from tests.e2e.run import environment
 
 
@@ -81,8 +84,8 @@ def test_a_lost_step_and_a_lost_trajectory_are_seen(tmp_path):
     assert [p for p in problems if "3 trajectories in metrics.jsonl, 5 in ids.jsonl" in p]
 
 
-def samples(role, pid, rss, start=0, end=600):
-    return [Sample(second=s, role=role, pid=pid, rss=round(rss(s) * 2**20)) for s in range(start, end, 2)]
+def samples(role, pid, mib, start=0, end=600):
+    return [Sample(second=s, role=role, pid=pid, memory=round(mib(s) * 2**20)) for s in range(start, end, 2)]
 
 
 def test_memory_that_grows_has_a_slope_and_warming_up_is_none():
@@ -152,11 +155,40 @@ def test_a_bit_of_the_newest_checkpoint_is_flipped(run):
 
 
 def test_every_role_of_a_cluster_can_be_struck():
-    commands = {"env killed", "env hung", "env server killed", "rollout actor killed", "sampler killed"}
-    assert commands | {"learner killed", "driver killed", "driver preempted", "checkpoint damaged"} == set(FAULTS)
+    envs = {"env killed", "env hung", "env server killed", "env server hung"}
+    actors = {"rollout actor killed", "sampler killed", "learner killed"}
+    driver = {"driver killed", "driver preempted", "driver interrupted", "checkpoint damaged"}
+    assert envs | actors | driver == set(FAULTS)
     assert (
         subprocess.run([sys.executable, str(soak_run.ROOT / "scripts/soak.py"), "--help"], check=False).returncode == 0
     )
+
+
+def test_every_fault_comes_before_one_comes_again(monkeypatch):
+    monkeypatch.setattr("soak.FAULTS", {"a": lambda *_: "done", "b": lambda *_: "", "c": lambda *_: "done"})
+    watch = Soak(run=FakeRun(), rng=random.Random(0), every=60)
+    for _ in range(3):
+        watch._strike()
+    assert sorted(event["fault"] for event in watch.events) == ["a", "c"]  # b was never possible, and is waited for
+    monkeypatch.setitem(soak.FAULTS, "b", lambda *_: "done")
+    for _ in range(4):
+        watch._strike()
+    assert [event["fault"] for event in watch.events][2] == "b"
+    assert sorted(event["fault"] for event in watch.events[3:]) == ["a", "b", "c"]
+
+
+def test_own_memory_leaves_out_what_processes_share(tmp_path):
+    size = 64 << 20
+    with (tmp_path / "shared").open("w+b") as file:
+        file.truncate(size)
+        before = own_memory(os.getpid())
+        with mmap.mmap(file.fileno(), size) as shared:
+            shared.write(b"1" * size)
+            assert own_memory(os.getpid()) - before < size / 2
+        private = bytearray(b"1" * size)
+        assert own_memory(os.getpid()) - before > size / 2
+    del private
+    assert own_memory(2**22 + 1) is None
 
 
 class FakeRun:
