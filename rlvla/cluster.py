@@ -60,6 +60,7 @@ class LearnerActor:
             cfg.loss,
             temperature=cfg.episode.temperature,
             action_temperature=cfg.episode.action_temperature,
+            mode=cfg.episode.mode,
             total_steps=cfg.num_steps * cfg.num_epochs * cfg.minibatches_per_step,
             minibatch_trajectories=cfg.minibatch_trajectories,
             num_epochs=cfg.num_epochs,
