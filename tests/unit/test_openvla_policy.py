@@ -102,6 +102,11 @@ def test_a_published_checkpoint_keeps_its_words_and_learns_the_marks(
     after = model.state_dict()
     assert before.keys() == after.keys()
     for name, tensor in after.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            rows = slice(IMAGE + 1, slots)
+            assert (tensor[rows] != before[name][rows]).any(1).all()  # not what publishing left there
+            assert tensor[rows].std() == pytest.approx(float(before[name][:IMAGE].std()), rel=0.1)
+            tensor[rows] = before[name][rows]
         if name.endswith("embed_tokens.weight") and decoding == "parallel":
             rows = slice(slots, slots + num_slots)
             assert not tensor[rows].any()  # all that OpenVLA-OFT reads in the place of an action
