@@ -394,17 +394,17 @@ def _vocabulary(
 
 def read_trained(path: Path | str) -> tuple[str, ...]:
     """`trained_suites` of a checkpoint; none where it is no policy's."""
-    return tuple(_settings(path).get("trained_suites", ()))
+    return tuple(read_settings(path).get("trained_suites", ()))
 
 
 def read_decoding(path: Path | str) -> ActionDecoding:
     """`action_decoding` of a checkpoint; autoregressive where it is no policy's."""
-    return _settings(path).get("action_decoding", "autoregressive")
+    return read_settings(path).get("action_decoding", "autoregressive")
 
 
 def vllm_obstacle(path: Path | str) -> str:
     """Why vLLM cannot serve a checkpoint, and what to do; empty where it can."""
-    if _settings(path).get("prefix_attention", "causal") == "causal":
+    if read_settings(path).get("prefix_attention", "causal") == "causal":
         return ""
     return (
         f"{path} was trained with prefix_attention: bidirectional, and vLLM attends prompts causally: set "
@@ -412,8 +412,10 @@ def vllm_obstacle(path: Path | str) -> str:
     )
 
 
-def _settings(path: Path | str) -> dict[str, Any]:
-    """What is in `POLICY_FILE`; nothing where there is none."""
+def read_settings(path: Path | str) -> dict[str, Any]:
+    """What is in `POLICY_FILE`; nothing where `path` is no policy's: empty, a hub id, another model's folder."""
+    if not path:
+        return {}
     file = Path(path) / POLICY_FILE
     return parse_settings(file.read_bytes(), str(file)) if file.is_file() else {}
 
