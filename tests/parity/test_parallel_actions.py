@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -165,8 +167,22 @@ def test_the_check_passes_and_fails_where_the_mask_is_ignored(checkpoint, proces
 def test_flash_attention_is_refused(checkpoint):
     model = policy.load_model(checkpoint)
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match=r"attn_implementation is 'flash_attention_2'.* action_decoding"):
+    where = (
+        r"attn_implementation is 'flash_attention_2'.* action_decoding.*leave it out of the checkpoint's config\.json"
+    )
+    with pytest.raises(ValueError, match=where):
         hybrid_mask(model, torch.zeros(1, 4), torch.ones(1, 4))
+
+
+def test_a_checkpoint_chooses_its_attention_in_the_file_that_the_refusal_names(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    chosen = []
+    for attention in ("eager", None):
+        (copy / "config.json").write_text(json.dumps({**config, "attn_implementation": attention}))
+        model = policy.load_model(copy)
+        chosen.append(model.config.get_text_config()._attn_implementation)
+    assert chosen == ["eager", "sdpa"]
 
 
 def test_the_mask_is_a_block_in_a_triangle():
