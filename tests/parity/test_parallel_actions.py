@@ -16,6 +16,7 @@ from rlvla.collate import Batch, to_batch, to_row
 from rlvla.hf_sampler import TransformersSampler
 from rlvla.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
 from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import SampleRequest
 from rlvla.types import Turn
 from tests import parallel_policies as tiny
 
@@ -204,6 +205,29 @@ async def test_the_transformers_sampler_says_what_the_learner_says(sampler, mode
     options = {"temperature": temperature or 1.0, "action_temperature": temperature / 2 or 1.0}
     (scored,) = score(model, processor, [turn], **options)
     assert np.abs(scored.detach().numpy() - turn.sampler_logprobs)[turn.loss_mask].max() < 1e-4
+
+
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+@pytest.mark.parametrize("architecture", ["qwen2_5_vl", "qwen3_vl"])
+async def test_a_prompt_without_images_does_not_depend_on_the_one_before(tmp_path, architecture, decoding):
+    """Qwen-VL keeps by how much the pictures of the last prompt shifted the positions behind them."""
+    path = tiny.save(architecture, tmp_path, action_decoding=decoding)
+    sampler, processor = TransformersSampler(path), PolicyProcessor.load(path)
+    request = SampleRequest(
+        prompt_ids=processor.prompt_ids(tiny.INSTRUCTION, 1),
+        images=(tiny.image(0),),
+        stop_ids=(),
+        max_tokens=8,
+        temperature=1.0,
+        seed=0,
+    )
+    await sampler.sample(request)
+    output = await sampler.sample(replace(request, prompt_ids=processor.prompt_ids(tiny.INSTRUCTION, 0), images=()))
+    ids = torch.from_numpy(np.concatenate([output.context_ids, output.token_ids])).long()[None]
+    inputs = processor.forward_inputs(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
+    with torch.no_grad():
+        logprobs, _ = policy.token_logprobs(policy.load_model(path), inputs)
+    assert np.abs(logprobs[0, len(output.context_ids) :].numpy() - output.logprobs).max() < 1e-4
 
 
 async def test_new_weights_act_at_once_with_a_new_version(checkpoint, processor):
