@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import entry_points
+from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from rlvla import policy
 from rlvla.actions import QuantileCodec
 from rlvla.config import SamplerConfig
+from rlvla.models.openvla.config import OpenVLAConfig
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
 from rlvla.sampler import SamplerError, VLLMSampler
+from rlvla.vllm_plugin.request import EXTRA_ARG
 from tests.tiny_checkpoints import build
 
 pytestmark = pytest.mark.slow
@@ -88,3 +93,24 @@ def test_it_starts_where_numba_is_loaded(checkpoint):
 
     assert llvmlite.binding.ffi.lib is not None
     start(checkpoint).close()
+
+
+def test_vllm_finds_the_plugin_by_itself_in_each_of_its_processes():
+    from vllm import ModelRegistry
+    from vllm.plugins import DEFAULT_PLUGINS_GROUP, load_plugins_by_group
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+    from vllm.v1.core import kv_cache_utils
+
+    (entry,) = (e for e in entry_points(group=DEFAULT_PLUGINS_GROUP) if e.name == "rlvla")
+    assert entry.value == "rlvla.vllm_plugin:register"
+    register = load_plugins_by_group(DEFAULT_PLUGINS_GROUP)["rlvla"]
+    register()
+    hashing = kv_cache_utils.generate_block_hash_extra_keys
+    register()
+    assert kv_cache_utils.generate_block_hash_extra_keys is hashing
+    assert hasattr(hashing, EXTRA_ARG)  # action blocks stay out of the prefix cache
+    assert _CONFIG_REGISTRY["openvla"] is OpenVLAConfig
+    for architecture in ("OpenVLAForActionPrediction", "OpenVLAForConditionalGeneration"):
+        known: Any = ModelRegistry.models[architecture]
+        assert (known.module_name, known.class_name) == ("rlvla.vllm_plugin.openvla", "OpenVLA")
+    assert isinstance(AutoConfig.for_model("openvla"), OpenVLAConfig)
