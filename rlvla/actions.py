@@ -17,6 +17,8 @@ from pydantic import TypeAdapter
 
 MAX_BINS, MAX_CHUNK = 65_536, 10_000
 """A checkpoint from elsewhere must not make us list the tokens of a billion bins."""
+NUM_BINS = 64
+"""Of a policy that has no action tokens yet, where nobody says how many."""
 QUANTILES = (0.01, 0.99)
 """Robust against the few outliers that teleoperation records (OpenVLA)."""
 StatisticsKind = Literal["bounds_q99", "bounds"]

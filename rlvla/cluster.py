@@ -20,7 +20,7 @@ from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
 from rlvla.dispatch import Dispatcher, get_all, wait_for
 from rlvla.interrupts import kept_handlers
 from rlvla.prompt import vllm_obstacle
-from rlvla.rollout import Job, RolloutActor, SamplerActor
+from rlvla.rollout import Job, RolloutActor, SamplerActor, most_images
 from rlvla.types import Group, Trajectory
 from rlvla.weight_sync import sync_weights
 
@@ -60,6 +60,7 @@ class LearnerActor:
             cfg.loss,
             temperature=cfg.episode.temperature,
             action_temperature=cfg.episode.action_temperature,
+            mode=cfg.episode.mode,
             total_steps=cfg.num_steps * cfg.num_epochs * cfg.minibatches_per_step,
             minibatch_trajectories=cfg.minibatch_trajectories,
             num_epochs=cfg.num_epochs,
@@ -93,6 +94,7 @@ class Cluster:
         config = cfg.cluster
         if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
             raise ValueError(reason)
+        max_images = most_images(cfg.env, cfg.episode)
         self._owns_ray = start_ray(config)
         num_learners = config.num_learners if isinstance(cfg, GRPOConfig) else 0
         self._bundles = _bundles(config, num_learners)
@@ -107,7 +109,7 @@ class Cluster:
                 SamplerActor,
                 model,
                 cfg.sampler,
-                max_images=1 + cfg.episode.max_tool_calls,
+                max_images=max_images,
                 max_model_len=cfg.episode.max_turn_tokens + 1,  # behind a block of actions vLLM wants to sample a token
                 seed=cfg.seed,
             )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from rlvla.action_slots import add_slots
-from rlvla.actions import BinCodec, QuantileCodec, statistics_of
+from rlvla.actions import NUM_BINS, BinCodec, QuantileCodec, codec_from_dict, statistics_of
 from rlvla.config import SFTConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, text_corpus
 from rlvla.markup import parse
 from rlvla.models import auto
-from rlvla.prompt import PolicyProcessor, extend_vocabulary, own_action_ids, read_trained
+from rlvla.prompt import PolicyProcessor, extend_vocabulary, own_action_ids, read_settings
 from rlvla.types import Demonstration, Segment, SegmentKind, Turn
 
 DEMONSTRATIONS = "demonstrations"
@@ -24,36 +24,71 @@ DEMONSTRATIONS = "demonstrations"
 def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, PolicyProcessor]:
     """The model to train and its processor: `cfg.model`, adapted, with the tokens it lacks added, or a new tiny VLM.
 
-    The action codec is fitted to the demonstrations, or, of OpenVLA, is the one of its action statistics; these then
-    are the only ones in the model's config, so that its codec and its `norm_stats` never disagree.
+    A policy that is trained further stays what it is, unless the config says otherwise. The codec of another model is
+    fitted to the demonstrations, or, of OpenVLA, is the one of its action statistics; these then are the only ones in
+    the model's config, so that its codec and its `norm_stats` never disagree.
 
     Raises:
         ValueError: keys that contradict the checkpoint; the message names key, value and what to do.
     """
-    suites = demonstrations.suites
+    before = read_settings(cfg.model)
+    suites = (*demonstrations.suites, *before.get("trained_suites", ()))
     if cfg.model:
         import torch
 
         model = auto.load_model(cfg.model, getattr(torch, cfg.learner.dtype), cfg.adapter)
         processor = auto.load_processor(cfg.model)
-        suites += read_trained(cfg.model)
     else:
         from rlvla.tiny_vlm import build_tiny
 
-        model, processor = build_tiny(cfg.tiny, list(text_corpus(demonstrations)), cfg.num_bins, cfg.seed)
+        model, processor = build_tiny(cfg.tiny, list(text_corpus(demonstrations)), cfg.num_bins or NUM_BINS, cfg.seed)
     action_ids = own_action_ids(model.config)
-    codec = _fitted(cfg, demonstrations) if action_ids is None else _published(cfg, demonstrations, model.config)
+    codec = _codec(cfg, demonstrations, model.config, before)
     if cfg.model:
-        extend_vocabulary(model, processor, cfg.num_bins if action_ids is None else 0)
-    if cfg.action_decoding == "parallel":
+        extend_vocabulary(model, processor, codec.num_bins if action_ids is None else 0)
+    action_decoding = cfg.action_decoding or before.get("action_decoding", "autoregressive")
+    if action_decoding == "parallel":
         chunk_length, num_dims = codec.chunk_shape
         add_slots(model, processor, chunk_length * num_dims)
-    options = (cfg.carry_thought, suites, cfg.action_decoding, cfg.prefix_attention, action_ids)
-    return model, PolicyProcessor.create(processor, codec, *options)
+    return model, PolicyProcessor.create(
+        processor,
+        codec,
+        before.get("carry_thought", False) if cfg.carry_thought is None else cfg.carry_thought,
+        suites,
+        action_decoding,
+        cfg.prefix_attention or before.get("prefix_attention", "causal"),
+        action_ids,
+    )
 
 
-def _fitted(cfg: SFTConfig, demonstrations: DemonstrationSet) -> QuantileCodec:
-    if cfg.statistics_key or cfg.statistics_kind != "bounds_q99":
+def _codec(cfg: SFTConfig, demonstrations: DemonstrationSet, config: Any, before: Mapping[str, Any]) -> QuantileCodec:
+    """What the action tokens mean; `before` has the settings of a policy that is trained further."""
+    known = codec_from_dict(before["codec"]) if before else None
+    is_open = not cfg.statistics_key and cfg.statistics_kind is None
+    if known is not None and is_open and cfg.num_bins in (None, known.num_bins):
+        return _kept(cfg, demonstrations, known)
+    if own_action_ids(config) is not None:
+        return _published(cfg, demonstrations, config)
+    return _fitted(cfg, demonstrations, cfg.num_bins or (NUM_BINS if known is None else known.num_bins))
+
+
+def _kept(cfg: SFTConfig, demonstrations: DemonstrationSet, codec: QuantileCodec) -> QuantileCodec:
+    shape, num_dims = list(demonstrations.actions().shape[1:]), codec.chunk_shape[1]
+    grippers = [None if dim is None else dim % num_dims for dim in (cfg.gripper_dim, codec.gripper_dim)]
+    problem = ""
+    if shape != list(codec.chunk_shape):
+        problem = f"dataset: {cfg.dataset} has chunks of actions {shape}, {cfg.model} takes {list(codec.chunk_shape)}"
+    elif grippers[0] != grippers[1]:
+        problem = f"gripper_dim is {cfg.gripper_dim}, that of {cfg.model} {codec.gripper_dim}: set it alike"
+    if problem:
+        raise ValueError(
+            f"{problem}; or set statistics_key {DEMONSTRATIONS}, for action tokens that mean what {cfg.dataset} holds"
+        )
+    return codec
+
+
+def _fitted(cfg: SFTConfig, demonstrations: DemonstrationSet, num_bins: int) -> QuantileCodec:
+    if cfg.statistics_key not in ("", DEMONSTRATIONS) or cfg.statistics_kind not in (None, "bounds_q99"):
         raise ValueError(
             f"statistics_key is {cfg.statistics_key!r}, statistics_kind {cfg.statistics_kind!r}: only an OpenVLA "
             f"checkpoint has action statistics, model is {cfg.model!r}; leave both out"
@@ -61,7 +96,7 @@ def _fitted(cfg: SFTConfig, demonstrations: DemonstrationSet) -> QuantileCodec:
     actions = demonstrations.actions()
     return QuantileCodec.fit(
         actions.reshape(-1, actions.shape[-1]),
-        num_bins=cfg.num_bins,
+        num_bins=num_bins,
         chunk_length=actions.shape[1],
         gripper_dim=cfg.gripper_dim,
     )
@@ -69,7 +104,7 @@ def _fitted(cfg: SFTConfig, demonstrations: DemonstrationSet) -> QuantileCodec:
 
 def _published(cfg: SFTConfig, demonstrations: DemonstrationSet, config: Any) -> BinCodec:
     """The codec of OpenVLA's action tokens; leaves its statistics alone in `config.norm_stats`."""
-    if cfg.num_bins != config.n_action_bins:
+    if cfg.num_bins not in (None, config.n_action_bins):
         raise ValueError(
             f"num_bins is {cfg.num_bins}, {cfg.model} has {config.n_action_bins} action tokens: set num_bins "
             f"{config.n_action_bins}"
@@ -83,10 +118,10 @@ def _published(cfg: SFTConfig, demonstrations: DemonstrationSet, config: Any) ->
         codec = BinCodec.from_norm_stats(
             norm_stats,
             key or None,
-            num_bins=cfg.num_bins,
+            num_bins=config.n_action_bins,
             chunk_length=actions.shape[1],
             gripper_dim=cfg.gripper_dim,
-            kind=cfg.statistics_kind,
+            kind=cfg.statistics_kind or "bounds_q99",
         )
     except ValueError as error:
         raise ValueError(

@@ -571,25 +571,29 @@ class SFTConfig:
     """Folder of a LoRA adapter (peft), which is merged into `model` first."""
     tiny: TinyModelConfig = field(default_factory=TinyModelConfig)
     """Used when `model` is empty."""
-    num_bins: Annotated[int, Field(ge=2)] = 64
-    """Bins per action dimension; of an OpenVLA checkpoint as many as it has action tokens, 256."""
+    num_bins: Annotated[int, Field(ge=2)] | None = None
+    """Bins per action dimension; of an OpenVLA checkpoint as many as it has action tokens, 256. None: what `model` has,
+    64 where it has none. A policy that gets another number has its action tokens fitted anew to `dataset`."""
     gripper_dim: int | None = -1
     """Action dimension that is open or closed and nothing between; None: there is none."""
     statistics_key: str = ""
-    """OpenVLA: whose action statistics say what its action tokens mean. `demonstrations`: those of `dataset`, as
-    OpenVLA-OFT's fine-tuning has it; any other: a data set's that the checkpoint has; empty: its only one."""
-    statistics_kind: Literal["bounds_q99", "bounds"] = "bounds_q99"
+    """What action tokens mean. Empty: a policy that is trained further keeps what it has; of OpenVLA it is the only
+    statistics that the checkpoint has; else `demonstrations`: those of `dataset`, as OpenVLA-OFT's fine-tuning has it.
+    Any other: a data set's that an OpenVLA checkpoint has."""
+    statistics_kind: Literal["bounds_q99", "bounds"] | None = None
     """OpenVLA: the bins reach from the 1st to the 99th percentile (LIBERO), or from the least to the largest value
-    (`bounds`; OpenVLA-OFT on ALOHA and RoboTwin)."""
-    carry_thought: bool = False
-    """Prompts show the previous decision's last thought; kept with the checkpoint."""
-    action_decoding: Literal["parallel", "autoregressive"] = "autoregressive"
+    (`bounds`; OpenVLA-OFT on ALOHA and RoboTwin). None: `bounds_q99`, or what a policy that is trained further has."""
+    carry_thought: bool | None = None
+    """Prompts show the previous decision's last thought. Kept with the checkpoint. None: what the policy `model` has,
+    false where it is none yet."""
+    action_decoding: Literal["parallel", "autoregressive"] | None = None
     """`parallel`: all action tokens of a chunk in one forward, with bidirectional attention among them (OpenVLA-OFT,
-    arXiv 2502.19645); `autoregressive`: one after another, like text. Kept with the checkpoint."""
-    prefix_attention: Literal["causal", "bidirectional"] = "causal"
+    arXiv 2502.19645); `autoregressive`: one after another, like text. Kept with the checkpoint. None: what the policy
+    `model` has, `autoregressive` where it is none yet."""
+    prefix_attention: Literal["causal", "bidirectional"] | None = None
     """`bidirectional`: the tokens of a turn's prompt, images and instruction, see each other (DeepThinkVLA); all behind
     them stays causal. Goes with both values of `action_decoding`. Kept with the checkpoint, which then takes
-    `sampler.backend: transformers`."""
+    `sampler.backend: transformers`. None: what the policy `model` has, `causal` where it is none yet."""
     num_steps: PositiveInt = 500
     """Optimizer steps."""
     batch_size: PositiveInt = 64

@@ -107,9 +107,8 @@ def _request(decider: Decider, context: Context, room: int, seed: int) -> Sample
     config, vocabulary = decider.config, decider.processor.vocabulary
     marks = vocabulary.mark_ids
     num_last, end = decider.processor.num_action_tokens + 2, "</act>"
-    banned = (marks["<tool>"],) if config.mode == "think" else ()
-    if vocabulary.slot_ids:  # the policy decides to act, and the action is a request of its own
-        num_last, end, banned = 1, "<act>", (*banned, *vocabulary.slot_ids)
+    if decider.processor.is_parallel:  # the policy decides to act, and the action is a request of its own
+        num_last, end = 1, "<act>"
     return SampleRequest(
         prompt_ids=tuple(context.compact_ids),
         images=tuple(context.images),
@@ -117,7 +116,7 @@ def _request(decider: Decider, context: Context, room: int, seed: int) -> Sample
         max_tokens=min(room, config.max_think_tokens + 2 + max(MAX_CALL_TOKENS, num_last)),
         temperature=config.temperature,
         seed=seed,
-        banned_ids=banned,
+        banned_ids=vocabulary.banned_ids(config.mode),
         num_prefix_tokens=context.num_prefix_tokens,
     )
 

@@ -122,6 +122,9 @@ class TransformersSampler:
         if self._processor.is_hybrid:
             fed = hybrid_inputs(self._model, fed)
         position_ids = fed.get("position_ids")
+        core: Any = getattr(self._model, "model", None)
+        if hasattr(core, "rope_deltas"):  # Qwen-VL's, of the last prompt that had images
+            core.rope_deltas = None
         fed["past_key_values"] = DynamicCache(config=self._model.config.get_text_config())
         ids: list[int] = []
         logprobs: list[float] = []

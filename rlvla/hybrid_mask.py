@@ -45,15 +45,15 @@ def hybrid_mask(model: Any, block_ids: torch.Tensor, attention_mask: torch.Tenso
         the scores, 0 or the least number; flex_attention: a BlockMask.
 
     Raises:
-        ValueError: another attention, which would ignore the mask; the message names the key that chooses it.
+        ValueError: another attention, which would ignore the mask; the message says where it is chosen.
     """
     bare = base_model(model)
     config = bare.config.get_text_config()
     if config._attn_implementation not in ATTENTION:
         raise ValueError(
             f"attn_implementation is {config._attn_implementation!r}, which knows no mask for action_decoding: "
-            "parallel or prefix_attention: bidirectional; load the model with attn_implementation "
-            f"{', '.join(ATTENTION)}"
+            "parallel or prefix_attention: bidirectional; leave it out of the checkpoint's config.json, for sdpa, or "
+            f"put one of {', '.join(ATTENTION)} there"
         )
     # Only the shape, device and type of the embeddings are looked at; the library's own number for "causal" is -1.
     like = torch.empty(*block_ids.shape, 0, dtype=bare.dtype, device=block_ids.device)

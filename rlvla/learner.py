@@ -58,6 +58,7 @@ class Learner:
         loss_cfg: objective.
         temperature: that the tokens were sampled at.
         action_temperature: likewise of actions that were decoded in parallel; None: the same.
+        mode: `EpisodeConfig.mode` that they were sampled in.
         total_steps: optimizer steps of the whole run, for the schedule.
         minibatch_trajectories: trajectories per optimizer step.
         num_epochs: passes over the trajectories of a step.
@@ -76,6 +77,7 @@ class Learner:
         *,
         temperature: float,
         action_temperature: float | None = None,
+        mode: str = "zoom",
         total_steps: int,
         minibatch_trajectories: int,
         num_epochs: int,
@@ -86,13 +88,17 @@ class Learner:
         master: str = "127.0.0.1:29500",
     ) -> None:
         self._cfg, self._loss_cfg = cfg, loss_cfg
-        self._temperatures = {"temperature": temperature, "action_temperature": action_temperature}
         self._total_steps, self._seed = total_steps, seed
         self._minibatch_trajectories, self._num_epochs = minibatch_trajectories, num_epochs
         self._mask_context_full = mask_context_full
         self._rank, self._world = rank, world
         self._device = join(rank, world, master)
         self._processor = PolicyProcessor.load(model_path)
+        self._sampling: dict[str, Any] = {
+            "temperature": temperature,
+            "action_temperature": action_temperature,
+            "banned_ids": self._processor.vocabulary.banned_ids(mode),
+        }
         self._pad_id = self._processor.hf_processor.tokenizer.pad_token_id or 0
         torch.manual_seed(seed)
         model = policy.load_model(model_path, DTYPES[cfg.dtype], cfg.lora, cfg.gradient_checkpointing)
@@ -179,7 +185,7 @@ class Learner:
     @torch.no_grad()
     def _scored(self, batch: Batch, inputs: dict[str, torch.Tensor], *, with_old: bool) -> Batch:
         """The batch with the reference's logprobs, and with the policy's own of before the first update."""
-        options: dict[str, Any] = {"first": batch.first, **self._temperatures}
+        options: dict[str, Any] = {"first": batch.first, **self._sampling}
         if self._reference is not None:
             batch = replace(batch, ref_logprobs=policy.token_logprobs(self._reference, inputs, **options)[0])
         elif self._loss_cfg.kl_coef != 0:
@@ -213,7 +219,7 @@ class Learner:
             self._engine.model,
             inputs,
             first=batch.first,
-            **self._temperatures,
+            **self._sampling,
             with_entropy=True,
             entropy_grad=self._loss_cfg.entropy_coef != 0,
         )

@@ -189,6 +189,13 @@ class Vocabulary:
     slot_ids: tuple[int, ...] = ()
     """Of `slot_tokens`, K * A of them; none where actions are decoded autoregressively."""
 
+    def banned_ids(self, mode: str) -> tuple[int, ...]:
+        """Ids that text cannot hold in a mode (see `EpisodeConfig`): the same ones everywhere in a turn.
+
+        The sampler gives them no probability, so that the learner has to leave them out of its softmax likewise.
+        """
+        return (*((self.mark_ids["<tool>"],) if mode == "think" else ()), *self.slot_ids)
+
     def symbols(self, token_ids: Sequence[int]) -> tuple[str | None, ...]:
         """Each token's mark or None, the input of `parse`."""
         marks = {id_: mark for mark, id_ in self.mark_ids.items()}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlvla import plan_report, plan_speed, plan_world
+from rlvla.actions import NUM_BINS
 from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, SFTConfig
 from rlvla.plan_architecture import figures_of
 from rlvla.plan_memory import (
@@ -24,6 +25,7 @@ from rlvla.plan_memory import (
 from rlvla.plan_model import ModelFigures
 from rlvla.plan_speed import DEVICES, Rollout, TurnTokens, turn_tokens
 from rlvla.plan_world import World
+from rlvla.prompt import read_decoding
 from rlvla.tools import load_tools
 
 _ANNOTATED = EpisodeConfig(max_tool_calls=1, max_turn_tokens=1 << 20)
@@ -56,8 +58,8 @@ class Plan:
 
 def of_sft(cfg: SFTConfig) -> Plan:
     """Plan a cold start."""
-    world = plan_world.of_dataset(cfg.dataset, cfg.plan, cfg.action_decoding)
-    figures = figures_of(cfg.model, cfg.plan, lora=cfg.learner.lora, tiny=cfg.tiny, num_bins=cfg.num_bins)
+    world = plan_world.of_dataset(cfg.dataset, cfg.plan, cfg.action_decoding or read_decoding(cfg.model))
+    figures = figures_of(cfg.model, cfg.plan, lora=cfg.learner.lora, tiny=cfg.tiny, num_bins=cfg.num_bins or NUM_BINS)
     turn = _turn(figures, world, _ANNOTATED)
     ranks = cfg.plan.num_processes
     num_rows = min(cfg.learner.micro_batch_rows, -(-cfg.batch_size // ranks))

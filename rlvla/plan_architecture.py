@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlvla.actions import NUM_BINS, QuantileCodec
 from rlvla.config import LoraConfig, PlanConfig, TinyModelConfig
 from rlvla.models import auto
 from rlvla.plan_model import ModelFigures, Stack, count
@@ -39,7 +40,7 @@ def figures_of(
     *,
     lora: LoraConfig | None = None,
     tiny: TinyModelConfig | None = None,
-    num_bins: int = 64,
+    num_bins: int = NUM_BINS,
 ) -> ModelFigures:
     """The figures of a config's model.
 
@@ -113,7 +114,6 @@ def _of_json(path: Path, lora: LoraConfig | None) -> ModelFigures:
 def _of_tiny(tiny: TinyModelConfig, num_bins: int, lora: LoraConfig | None, why: str) -> ModelFigures:
     import torch
 
-    from rlvla.actions import QuantileCodec
     from rlvla.prompt import PolicyProcessor
     from rlvla.tiny_vlm import build_tiny
 

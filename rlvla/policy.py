@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ def token_logprobs(
     first: int = 1,
     temperature: float = 1.0,
     action_temperature: float | None = None,
+    banned_ids: Sequence[int] = (),
     with_entropy: bool = False,
     entropy_grad: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -94,6 +95,7 @@ def token_logprobs(
         first: first column to score, at least 1; the columns before cost no logits.
         temperature: logits are divided by it; the sampler's, or 1 for greedy.
         action_temperature: likewise of actions that are decoded in parallel; None: the same.
+        banned_ids: that text could not hold when it was sampled; see `rlvla.markup.Vocabulary.banned_ids`.
         with_entropy: also compute the entropy, in nats.
         entropy_grad: with its gradient, which keeps another copy of the logits.
 
@@ -105,7 +107,7 @@ def token_logprobs(
     length = input_ids.shape[1]
     if not 1 <= first < length:
         raise ValueError(f"first is {first}: rows of {length} tokens can be scored from 1 to {length - 1}")
-    logits, targets = next_logits(model, inputs, first=first), input_ids[:, first:]
+    logits, targets = next_logits(model, inputs, first=first, banned_ids=banned_ids), input_ids[:, first:]
     keep_graph = entropy_grad and torch.is_grad_enabled()
     scored, entropy = _score(logits, targets, temperature, with_entropy, keep_graph)
     if "slot_ids" in inputs:
@@ -118,20 +120,22 @@ def token_logprobs(
     return nn.functional.pad(scored, (first, 0)), nn.functional.pad(entropy, (first, 0)) if with_entropy else None
 
 
-def next_logits(model: Any, inputs: Mapping[str, torch.Tensor], *, first: int = 1) -> torch.Tensor:
+def next_logits(
+    model: Any, inputs: Mapping[str, torch.Tensor], *, first: int = 1, banned_ids: Sequence[int] = ()
+) -> torch.Tensor:
     """Logits [B, L - first, vocabulary] float32 of the tokens from column `first` on; see `token_logprobs`.
 
     No token that the policy must not say is likely in them. Where actions are decoded in parallel those of each action
     token depend on no other one.
     """
-    never = list(placeholder_ids(unwrap(model).config))
+    never = {*placeholder_ids(unwrap(model).config), *banned_ids}
     if "slot_ids" in inputs:
-        never += inputs["slot_ids"].tolist()
+        never.update(inputs["slot_ids"].tolist())
     fed = hybrid_inputs(model, inputs) if "block_ids" in inputs else inputs
     # Logits at t - 1 score token t: those at first-1 .. L-2 are needed, the last one scores nothing.
     keep = inputs["input_ids"].shape[1] - first + 1
     logits = model(**fed, logits_to_keep=keep, use_cache=False).logits[:, :-1].float()
-    logits[..., never] += IMAGE_TOKEN_BIAS
+    logits[..., sorted(never)] += IMAGE_TOKEN_BIAS
     return logits
 
 
@@ -157,11 +161,12 @@ def reference_logprobs(
     first: int = 1,
     temperature: float = 1.0,
     action_temperature: float | None = None,
+    banned_ids: Sequence[int] = (),
 ) -> torch.Tensor:
     """`token_logprobs` [B, L] of the weights that a LoRA policy started from: the adapter is off meanwhile."""
-    options: dict[str, Any] = {"temperature": temperature, "action_temperature": action_temperature}
+    temperatures: dict[str, Any] = {"temperature": temperature, "action_temperature": action_temperature}
     with adapter_off(model):
-        return token_logprobs(model, inputs, first=first, **options)[0]
+        return token_logprobs(model, inputs, first=first, banned_ids=banned_ids, **temperatures)[0]
 
 
 @contextlib.contextmanager

@@ -71,20 +71,23 @@ def own_action_ids(config: Any) -> tuple[int, ...] | None:
 
 
 def extend_vocabulary(model: Any, hf_processor: Any, num_bins: int) -> None:
-    """Teach a pretrained VLM the markup: add its marks and the action bins as tokens and grow the embeddings.
+    """Teach a pretrained VLM the markup: add its marks and the action bins as tokens, and rows for them.
 
     Args:
-        model: Hugging Face VLM; changed in place. New rows are drawn like the old ones, always the same: at the mean of
-            the old ones, where transformers starts them, LoRA, which freezes them, could not tell them apart.
+        model: Hugging Face VLM; changed in place. Rows of the tokens that it gains are drawn like those of the ones it
+            knows, always the same: what lay in spare rows was never trained, and at the mean of the others, where
+            transformers starts new rows, LoRA, which freezes them, could not tell them apart.
         hf_processor: its processor; the tokenizer is changed in place.
         num_bins: bins per action dimension; 0 where the model has action tokens of its own.
     """
-    hf_processor.tokenizer.add_tokens([*MARKS, *action_tokens(num_bins)], special_tokens=True)
+    tokenizer = hf_processor.tokenizer
+    num_rows = model.get_input_embeddings().num_embeddings
+    first = min(len(tokenizer), num_rows)
+    tokenizer.add_tokens([*MARKS, *action_tokens(num_bins)], special_tokens=True)
     # Many checkpoints have more rows than tokens already; never shrink them.
-    num_before = model.get_input_embeddings().num_embeddings
-    model.resize_token_embeddings(max(len(hf_processor.tokenizer), num_before), mean_resizing=False)
+    model.resize_token_embeddings(max(len(tokenizer), num_rows), mean_resizing=False)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        _draw_rows(layer.weight.data, num_before)
+        _draw_rows(layer.weight.data[: len(tokenizer)], first)
 
 
 def _draw_rows(weight: torch.Tensor, first: int) -> None:
@@ -391,17 +394,17 @@ def _vocabulary(
 
 def read_trained(path: Path | str) -> tuple[str, ...]:
     """`trained_suites` of a checkpoint; none where it is no policy's."""
-    return tuple(_settings(path).get("trained_suites", ()))
+    return tuple(read_settings(path).get("trained_suites", ()))
 
 
 def read_decoding(path: Path | str) -> ActionDecoding:
     """`action_decoding` of a checkpoint; autoregressive where it is no policy's."""
-    return _settings(path).get("action_decoding", "autoregressive")
+    return read_settings(path).get("action_decoding", "autoregressive")
 
 
 def vllm_obstacle(path: Path | str) -> str:
     """Why vLLM cannot serve a checkpoint, and what to do; empty where it can."""
-    if _settings(path).get("prefix_attention", "causal") == "causal":
+    if read_settings(path).get("prefix_attention", "causal") == "causal":
         return ""
     return (
         f"{path} was trained with prefix_attention: bidirectional, and vLLM attends prompts causally: set "
@@ -409,8 +412,10 @@ def vllm_obstacle(path: Path | str) -> str:
     )
 
 
-def _settings(path: Path | str) -> dict[str, Any]:
-    """What is in `POLICY_FILE`; nothing where there is none."""
+def read_settings(path: Path | str) -> dict[str, Any]:
+    """What is in `POLICY_FILE`; nothing where `path` is no policy's: empty, a hub id, another model's folder."""
+    if not path:
+        return {}
     file = Path(path) / POLICY_FILE
     return parse_settings(file.read_bytes(), str(file)) if file.is_file() else {}
 

@@ -83,6 +83,8 @@ class Env(Simulator, Protocol):
 
     suite: str
     task_names: tuple[str, ...]
+    observation_space: Any
+    """Gymnasium's Dict; `images` [N, H, W, 3] says how many cameras there are."""
 
     def init_state_ids(self, task_id: int, split: str) -> Sequence[int]: ...
 

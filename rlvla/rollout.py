@@ -246,6 +246,17 @@ def task_ids(env: Env, config: EnvConfig) -> list[int]:
     return [env.task_names.index(name) for name in config.tasks or env.task_names]
 
 
+def most_images(config: EnvConfig, episode: EpisodeConfig) -> int:
+    """Images in one context at most: a view of each camera, and a crop of each tool call.
+
+    Constructs the env, without a reset.
+    """
+    env = make_env(config)
+    num_cameras = env.observation_space["images"].shape[0]
+    env.close()
+    return num_cameras + episode.max_tool_calls
+
+
 def trial_states(env: Env, task_id: int, config: EvaluateConfig) -> list[int]:
     """The initial states of a task that an evaluation plays; raises ValueError when its split has fewer."""
     states = list(env.init_state_ids(task_id, config.split))[: config.num_trials]

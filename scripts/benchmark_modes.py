@@ -30,7 +30,7 @@ from benchmark_modes_run import measure_decisions, measure_rollout
 from benchmark_result import machine, software
 from rlvla.config import EpisodeConfig, EvaluateConfig, load
 from rlvla.prompt import PolicyProcessor
-from rlvla.rollout import TaskStream
+from rlvla.rollout import TaskStream, most_images
 from rlvla.types import Trajectory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ def measure(model: Path, cfg: EvaluateConfig, args: argparse.Namespace) -> dict[
     sampler = VLLMSampler(
         model,
         cfg.sampler,
-        max_images=1 + cfg.episode.max_tool_calls,
+        max_images=most_images(cfg.env, cfg.episode),
         max_model_len=cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster`
         seed=args.seed,
         parallel_actions=processor.is_parallel,

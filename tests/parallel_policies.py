@@ -107,7 +107,9 @@ def places(turn: Turn) -> tuple[int, int]:
     return end - NUM_ACTIONS - 1, end
 
 
-def oracle(model: Any, processor: PolicyProcessor, turn: Turn, entropy: bool = False) -> torch.Tensor:
+def oracle(
+    model: Any, processor: PolicyProcessor, turn: Turn, entropy: bool = False, banned_ids: Sequence[int] = ()
+) -> torch.Tensor:
     """One row, a mask of loops, a softmax per token: its logprob [L], or the entropy of what it was drawn from."""
     vocabulary, length = processor.vocabulary, len(turn.token_ids)
     has_block = processor.action_decoding == "parallel" and not turn.is_malformed
@@ -137,25 +139,37 @@ def oracle(model: Any, processor: PolicyProcessor, turn: Turn, entropy: bool = F
             scores = (row[list(vocabulary.action_ids)] / TEMPERATURES["action_temperature"]).log_softmax(-1)
             value = scores[vocabulary.action_ids.index(token)]
         else:
-            row[[*policy.placeholder_ids(model.config), *vocabulary.slot_ids]] += policy.IMAGE_TOKEN_BIAS
+            row[[*policy.placeholder_ids(model.config), *vocabulary.slot_ids, *banned_ids]] += policy.IMAGE_TOKEN_BIAS
             scores = (row / TEMPERATURES["temperature"]).log_softmax(-1)
             value = scores[token]
         values.append(-(scores.exp() * scores).sum() if entropy else value)
     return torch.stack(values)
 
 
-async def sampled_turn(sampler: Sampler, processor: PolicyProcessor, temperature: float) -> Turn:
-    """Text, the result of a zoom, text; of a parallel policy also a block of actions, at half the temperature."""
-    marks, images, kind = processor.vocabulary.mark_ids, [image(7), image(8)], SegmentKind
-    compact = list(processor.prompt_ids(INSTRUCTION, 1))
+async def sampled_turn(
+    sampler: Sampler,
+    processor: PolicyProcessor,
+    temperature: float,
+    *,
+    action_temperature: float | None = None,
+    num_cameras: int = 1,
+    mode: str = "zoom",
+) -> Turn:
+    """Text, the result of a zoom, text; of a parallel policy also actions, at half the temperature by default.
+
+    What the mode bans is banned.
+    """
+    marks, images, kind = processor.vocabulary.mark_ids, [image(7 + i) for i in range(num_cameras + 1)], SegmentKind
+    compact = list(processor.prompt_ids(INSTRUCTION, num_cameras))
     text = SampleRequest(
         prompt_ids=tuple(compact),
-        images=(images[0],),
+        images=tuple(images[:-1]),
         stop_ids=(),
         max_tokens=12,
         temperature=temperature,
         seed=3,
-        num_prefix_tokens=len(processor.expand(compact, images[:1])),
+        banned_ids=processor.vocabulary.banned_ids(mode),
+        num_prefix_tokens=len(processor.expand(compact, images[:-1])),
     )
     first = await sampler.sample(text)
     result = processor.result_ids(image=True)
@@ -165,12 +179,13 @@ async def sampled_turn(sampler: Sampler, processor: PolicyProcessor, temperature
     parts: list[tuple[SegmentKind, Any, Any]] = [
         (kind.PROMPT, first.context_ids, None),
         (kind.THINK, first.token_ids, first.logprobs),
-        (kind.TOOL_RESULT, processor.expand(result, images[1:]), None),
+        (kind.TOOL_RESULT, processor.expand(result, images[-1:]), None),
         (kind.THINK, last.token_ids, last.logprobs),
     ]
     if processor.is_parallel:
         compact += [*last.token_ids.tolist(), marks["<act>"]]
-        block = replace(text, prompt_ids=tuple(compact), temperature=temperature / 2)
+        action_temperature = temperature / 2 if action_temperature is None else action_temperature
+        block = replace(text, prompt_ids=tuple(compact), temperature=action_temperature)
         slots = {"action_ids": processor.vocabulary.action_ids, "slot_ids": processor.vocabulary.slot_ids}
         last = await sampler.sample(replace(block, **slots))
         assert set(last.token_ids.tolist()) <= set(processor.vocabulary.action_ids)

@@ -25,20 +25,45 @@ def merge(model: Any, folder: Path) -> None:
         folder: the adapter; see `require_adapter`.
 
     Raises:
-        CheckpointError: weights of the adapter do not belong to the model, or lack; the message names them.
+        CheckpointError: weights of the adapter do not belong to the model, or lack, or tear apart what the model ties
+            together; the message names them.
         ValueError: peft finds no layer for the adapter, or cannot read its config.
         RuntimeError: a weight has another shape; the message is torch's.
     """
     import peft
     from safetensors.torch import load_file
 
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     wrapped = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(str(folder)))
-    result = peft.set_peft_model_state_dict(wrapped, load_file(folder / WEIGHTS))
-    # peft lists every weight of the base among the missing ones.
-    missing = [name for name in result.missing_keys if ".lora_" in name]
-    if problems := [p for p in (count("missing", missing), count("unknown", result.unexpected_keys)) if p]:
+    weights = load_file(folder / WEIGHTS)
+    missing, unknown = [name for name in _replaced(wrapped) if name not in weights], []
+    if not missing:  # else peft would raise a KeyError
+        result = peft.set_peft_model_state_dict(wrapped, weights)
+        # peft lists every weight of the base among the missing ones.
+        missing, unknown = [name for name in result.missing_keys if ".lora_" in name], result.unexpected_keys
+    if problems := [p for p in (count("missing", missing), count("unknown", unknown)) if p]:
         raise CheckpointError(f"adapter: {folder / WEIGHTS}: {'; '.join(problems)}")
     wrapped.merge_and_unload()
-    for parameter in trained:  # peft froze them
-        parameter.requires_grad_(True)
+    _require_tied(model, folder)
+    for name, parameter in model.named_parameters():  # peft froze them
+        parameter.requires_grad_(name in trained)
+
+
+def _replaced(wrapped: Any) -> list[str]:
+    """Names in the adapter's file of weights that it holds whole, in the place of the model's (`modules_to_save`)."""
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    wrappers = {name: m for name, m in wrapped.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)}
+    return [f"{name}.{key}" for name, m in wrappers.items() for key in m.adapter_state_dict_load_map("default")]
+
+
+def _require_tied(model: Any, folder: Path) -> None:
+    """Raises CheckpointError where the adapter has replaced one of two weights that the model has as one."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    for name, other in model.all_tied_weights_keys.items():
+        if weights[name] is not weights[other]:
+            raise CheckpointError(
+                f"adapter: modules_to_save of {folder / CONFIG} replace {name} or {other}, which this model ties "
+                "together: one of the two would be lost; train the adapter with peft's ensure_weight_tying, or without "
+                "them"
+            )

@@ -1,4 +1,4 @@
-"""A third party's env, in one file: a grey picture, one step, and success when the action is high enough.
+"""A third party's env, in one file: grey pictures, few steps, and success when an action is high enough.
 
 Registered by its import; nothing of rlvla knows it.
 """
@@ -16,19 +16,25 @@ from rlvla_envs.spec import VLAEnv, zoom_later
 
 
 class Bandit(VLAEnv):
-    """Success when the first action's first dimension is above 0.5: a quarter of [-1, 1]."""
+    """Success when the last action's first dimension is above 0.5: a quarter of [-1, 1].
+
+    Args:
+        length: of an episode, env steps.
+        num_cameras: which all see the same.
+    """
 
     suite = "bandit"
     task_names = ("push",)
 
-    def __init__(self) -> None:
+    def __init__(self, length: int = 1, num_cameras: int = 1) -> None:
         self.action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
         self.observation_space = gymnasium.spaces.Dict(
-            images=gymnasium.spaces.Box(0, 255, (1, 32, 32, 3), np.uint8),
+            images=gymnasium.spaces.Box(0, 255, (num_cameras, 32, 32, 3), np.uint8),
             proprio=gymnasium.spaces.Box(-1, 1, (1,), np.float32),
             instruction=gymnasium.spaces.Text(20),
         )
-        self._success = False
+        self._length, self._num_cameras = length, num_cameras
+        self._success, self._num_steps = False, 0
 
     def init_state_ids(self, task_id: int, split: str) -> range:
         if task_id != 0:
@@ -39,26 +45,28 @@ class Bandit(VLAEnv):
         return splits[split]
 
     def max_env_steps(self, task_id: int) -> int:
-        return 1
+        return self._length
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         gymnasium.Env.reset(self, seed=seed)
         self.init_state_ids((options or {}).get("task_id", 0), "train")
-        self._success = False
+        self._success, self._num_steps = False, 0
         return self._observe(), {"is_success": False}
 
     def step(self, action: np.ndarray) -> Any:
-        self._success = bool(action[0] > 0.5)
-        return self._observe(), float(self._success), True, False, {"is_success": self._success}
+        self._num_steps += 1
+        terminated = self._num_steps == self._length
+        self._success = terminated and bool(action[0] > 0.5)
+        return self._observe(), float(self._success), terminated, False, {"is_success": self._success}
 
     def native_frames(self) -> tuple[np.ndarray, ...]:
-        return (np.full((32, 32, 3), 128, np.uint8),)
+        return (np.full((32, 32, 3), 128, np.uint8),) * self._num_cameras
 
     def get_state(self) -> np.ndarray:
-        return np.array([self._success], np.float64)
+        return np.array([self._success, self._num_steps], np.float64)
 
     def set_state(self, state: np.ndarray) -> None:
-        self._success = bool(state[0])
+        self._success, self._num_steps = bool(state[0]), int(state[1])
 
     def _observe(self) -> dict[str, Any]:
         return {
@@ -90,3 +98,11 @@ def play(
 def annotate(decisions: Sequence[Decision], index: int, *, timeline: Timeline, rng: np.random.Generator) -> Annotation:
     """The shortest thought."""
     return Annotation(thoughts=("try",))
+
+
+def annotate_and_look(
+    decisions: Sequence[Decision], index: int, *, timeline: Timeline, rng: np.random.Generator
+) -> Annotation:
+    """Every other time it looks closer first, into the last picture."""
+    looks = ((len(decisions[index].images) - 1, (0, 0, 500, 500)),) * int(rng.integers(2))
+    return Annotation(thoughts=("look",) * len(looks) + ("try",), looks=looks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from rlvla.collate import Batch, to_batch, to_row
 from rlvla.hf_sampler import TransformersSampler
 from rlvla.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
 from rlvla.prompt import PolicyProcessor
+from rlvla.protocols import SampleRequest
 from rlvla.types import Turn
 from tests import parallel_policies as tiny
 
@@ -165,8 +168,22 @@ def test_the_check_passes_and_fails_where_the_mask_is_ignored(checkpoint, proces
 def test_flash_attention_is_refused(checkpoint):
     model = policy.load_model(checkpoint)
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match=r"attn_implementation is 'flash_attention_2'.* action_decoding"):
+    where = (
+        r"attn_implementation is 'flash_attention_2'.* action_decoding.*leave it out of the checkpoint's config\.json"
+    )
+    with pytest.raises(ValueError, match=where):
         hybrid_mask(model, torch.zeros(1, 4), torch.ones(1, 4))
+
+
+def test_a_checkpoint_chooses_its_attention_in_the_file_that_the_refusal_names(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    chosen = []
+    for attention in ("eager", None):
+        (copy / "config.json").write_text(json.dumps({**config, "attn_implementation": attention}))
+        model = policy.load_model(copy)
+        chosen.append(model.config.get_text_config()._attn_implementation)
+    assert chosen == ["eager", "sdpa"]
 
 
 def test_the_mask_is_a_block_in_a_triangle():
@@ -188,6 +205,29 @@ async def test_the_transformers_sampler_says_what_the_learner_says(sampler, mode
     options = {"temperature": temperature or 1.0, "action_temperature": temperature / 2 or 1.0}
     (scored,) = score(model, processor, [turn], **options)
     assert np.abs(scored.detach().numpy() - turn.sampler_logprobs)[turn.loss_mask].max() < 1e-4
+
+
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+@pytest.mark.parametrize("architecture", ["qwen2_5_vl", "qwen3_vl"])
+async def test_a_prompt_without_images_does_not_depend_on_the_one_before(tmp_path, architecture, decoding):
+    """Qwen-VL keeps by how much the pictures of the last prompt shifted the positions behind them."""
+    path = tiny.save(architecture, tmp_path, action_decoding=decoding)
+    sampler, processor = TransformersSampler(path), PolicyProcessor.load(path)
+    request = SampleRequest(
+        prompt_ids=processor.prompt_ids(tiny.INSTRUCTION, 1),
+        images=(tiny.image(0),),
+        stop_ids=(),
+        max_tokens=8,
+        temperature=1.0,
+        seed=0,
+    )
+    await sampler.sample(request)
+    output = await sampler.sample(replace(request, prompt_ids=processor.prompt_ids(tiny.INSTRUCTION, 0), images=()))
+    ids = torch.from_numpy(np.concatenate([output.context_ids, output.token_ids])).long()[None]
+    inputs = processor.forward_inputs(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
+    with torch.no_grad():
+        logprobs, _ = policy.token_logprobs(policy.load_model(path), inputs)
+    assert np.abs(logprobs[0, len(output.context_ids) :].numpy() - output.logprobs).max() < 1e-4
 
 
 async def test_new_weights_act_at_once_with_a_new_version(checkpoint, processor):

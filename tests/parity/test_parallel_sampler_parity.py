@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from rlvla.markup import print_think, print_zoom
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.sampler import VLLMSampler
+from rlvla.vllm_plugin.request import ActionBlock, encode_ids, take_actions
 from tests.tiny_checkpoints import ARCHITECTURES, build
 
 TOLERANCE = 1e-4  # nats, float32
@@ -169,6 +171,31 @@ async def test_a_block_of_any_length_takes_one_step(sampler, processor, model, n
     assert mismatch(model, processor, asked, output) < TOLERANCE
 
 
+async def test_a_worker_ships_eight_bytes_an_action_whatever_the_bins(sampler, processor, monkeypatch):
+    """An id and a log-probability: vLLM's own way would be a Python object for each bin of each action."""
+    shipped = []
+
+    def take(engine, keys):
+        def call(method, args):
+            assert engine.get_num_unfinished_requests() == 0
+            answers = engine.collective_rpc(method, args=args)
+            shipped.append(answers)
+            return answers
+
+        return take_actions(SimpleNamespace(collective_rpc=call), keys)
+
+    monkeypatch.setattr("rlvla.sampler.take_actions", take)
+    for action_ids in (processor.vocabulary.action_ids, processor.vocabulary.action_ids[:2]):
+        output = await sampler.sample(action_request(processor, 5 * BLOCK, num_actions=56, action_ids=action_ids))
+        (((ids, logprobs),),) = shipped.pop()  # one worker, one request
+        assert (type(ids), type(logprobs), len(ids), len(logprobs)) == (bytes, bytes, 4 * 56, 4 * 56)
+        assert np.frombuffer(ids, np.int32).tolist() == output.token_ids.tolist()
+        assert np.frombuffer(logprobs, np.float32).tolist() == output.logprobs.tolist()
+    assert not shipped
+    block = ActionBlock(key="", num_actions=56, action_ids=encode_ids(action_ids), temperature=1.0, seed=0)
+    assert (block.sampling_params().logprobs, block.sampling_params().prompt_logprobs) == (None, None)
+
+
 async def test_the_thought_before_a_block_comes_from_the_cache(sampler, processor, model):
     act = processor.vocabulary.mark_ids["<act>"]
     thought = word_request(processor, images=(image(70), image(71)), max_tokens=80)
@@ -193,10 +220,13 @@ async def test_a_batch_mixed_with_words_matches(sampler, processor, model):
     words = [word_request(processor, images=(image(i),), seed=i, max_tokens=4 + 9 * i) for i in range(5)]
     asked = [request for pair in zip(words, [*blocks, blocks[0]], strict=True) for request in pair]
     for _ in range(2):  # cold, then warm
-        running = asyncio.ensure_future(sampler.sample(word_request(processor, max_tokens=60, seed=99)))
-        await asyncio.sleep(0.05)  # so that blocks join a batch that decodes
+        before = sampler.num_steps
+        running = asyncio.ensure_future(sampler.sample(word_request(processor, max_tokens=250, seed=99)))
+        while sampler.num_steps < before + 2:  # so that blocks join a batch that decodes
+            await asyncio.sleep(0.001)
         outputs = await asyncio.gather(*(sampler.sample(request) for request in asked))
         assert word_mismatch(model, processor, word_request(processor), await running) < TOLERANCE
+        assert sampler.num_steps - before <= 251  # no step was theirs alone
         for one, output in zip(asked, outputs, strict=True):
             check = mismatch if one.num_actions else word_mismatch
             assert check(model, processor, one, output) < TOLERANCE

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import entry_points
+from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig
 
 from rlvla import policy
 from rlvla.actions import QuantileCodec
 from rlvla.config import SamplerConfig
+from rlvla.models.openvla.config import OpenVLAConfig
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
 from rlvla.sampler import SamplerError, VLLMSampler
+from rlvla.vllm_plugin.request import EXTRA_ARG
 from tests.tiny_checkpoints import build
 
 pytestmark = pytest.mark.slow
@@ -37,6 +43,35 @@ def test_a_backend_that_attends_causally_all_the_same_is_noticed(checkpoint, mon
     blocks_alone = worker.blocks_alone
     monkeypatch.setattr(worker, "blocks_alone", lambda *args: replace(blocks_alone(*args), causal=True))
     with pytest.raises(SamplerError, match=r"the last slot changes the logits at <act> by .* does not see it"):
+        start(checkpoint)
+
+
+@pytest.mark.parametrize("where", ["uncached", "cached"])
+def test_a_prefix_that_hears_of_the_slots_is_noticed(checkpoint, monkeypatch, where):
+    """As if a block began four tokens too early; in one of the two cases only where the prefix cache was of use."""
+    from rlvla.vllm_plugin import worker
+
+    plan, blocks_alone = worker.plan, worker.blocks_alone
+
+    def too_wide(step):
+        rows = [replace(row, block=replace(row.block, num_actions=row.block.num_actions + 4)) for row in step.rows]
+        return replace(step, rows=rows)
+
+    def plan_wide(runner, num_scheduled):
+        step = plan(runner, num_scheduled)
+        is_cached = step is not None and sum(num_scheduled.values()) < step.rows[0].seq_len
+        if step is not None and is_cached == (where == "cached"):
+            ends = [(row.end - row.block.num_actions - 1, row.end) for row in step.rows]
+            step.tokens = torch.cat([torch.arange(start - 4, end) for start, end in ends])
+        return step
+
+    def blocks_wide(step, common):
+        is_wide = len(step.tokens) > sum(row.block.num_actions + 1 for row in step.rows)
+        return blocks_alone(too_wide(step) if is_wide else step, common)
+
+    monkeypatch.setattr(worker, "plan", plan_wide)
+    monkeypatch.setattr(worker, "blocks_alone", blocks_wide)
+    with pytest.raises(SamplerError, match=r"the last slot changes the logits before <act> by .* the prefix sees"):
         start(checkpoint)
 
 
@@ -88,3 +123,24 @@ def test_it_starts_where_numba_is_loaded(checkpoint):
 
     assert llvmlite.binding.ffi.lib is not None
     start(checkpoint).close()
+
+
+def test_vllm_finds_the_plugin_by_itself_in_each_of_its_processes():
+    from vllm import ModelRegistry
+    from vllm.plugins import DEFAULT_PLUGINS_GROUP, load_plugins_by_group
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+    from vllm.v1.core import kv_cache_utils
+
+    (entry,) = (e for e in entry_points(group=DEFAULT_PLUGINS_GROUP) if e.name == "rlvla")
+    assert entry.value == "rlvla.vllm_plugin:register"
+    register = load_plugins_by_group(DEFAULT_PLUGINS_GROUP)["rlvla"]
+    register()
+    hashing = kv_cache_utils.generate_block_hash_extra_keys
+    register()
+    assert kv_cache_utils.generate_block_hash_extra_keys is hashing
+    assert hasattr(hashing, EXTRA_ARG)  # action blocks stay out of the prefix cache
+    assert _CONFIG_REGISTRY["openvla"] is OpenVLAConfig
+    for architecture in ("OpenVLAForActionPrediction", "OpenVLAForConditionalGeneration"):
+        known: Any = ModelRegistry.models[architecture]
+        assert (known.module_name, known.class_name) == ("rlvla.vllm_plugin.openvla", "OpenVLA")
+    assert isinstance(AutoConfig.for_model("openvla"), OpenVLAConfig)

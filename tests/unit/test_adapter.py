@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -79,3 +80,63 @@ def test_an_adapter_of_another_model_is_refused_by_name(tiny_policy: Path, tmp_p
     save_file(deeper, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=r"14 weights missing: .*layers\.1.*; 14 weights unknown: .*layers\.7"):
         auto.load_model(tiny_policy, torch.float32, tmp_path)
+
+
+def adapter_with_a_head(model: Path, folder: Path, modules: list[str], **options: Any) -> Any:
+    """An adapter that replaces some modules as a whole, in memory and in `folder`."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=modules, **options)
+    adapted = peft.get_peft_model(auto.load_model(model, torch.float32), config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.fixture(scope="module", params=["openvla", "qwen3_vl"])
+def with_a_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """(model whose head is not tied, adapter with a head, the two in memory)."""
+    path = tmp_path_factory.mktemp(request.param)
+    model = parallel_policies.save(request.param, path)
+    return model, path / "adapter", adapter_with_a_head(model, path / "adapter", ["lm_head"])
+
+
+def test_a_module_that_an_adapter_replaces_is_taken_and_trains_on(with_a_head: tuple[Path, Path, Any]) -> None:
+    path, adapter, adapted = with_a_head
+    merged, base = auto.load_model(path, torch.float32, adapter), auto.load_model(path, torch.float32)
+    (head,) = (weight for name, weight in adapted.named_parameters() if "modules_to_save" in name)
+    assert torch.equal(merged.get_output_embeddings().weight, head)
+    assert any(torch.equal(weight, head) for _, weight in policy.named_weights(merged))
+    for (name, parameter), (other, plain) in zip(merged.named_parameters(), base.named_parameters(), strict=True):
+        assert (name, parameter.requires_grad) == (other, plain.requires_grad)
+
+
+def test_an_adapter_without_the_module_that_it_replaces_is_refused_by_name(
+    with_a_head: tuple[Path, Path, Any], tmp_path: Path
+) -> None:
+    path, adapter, _ = with_a_head
+    torn = shutil.copytree(adapter, tmp_path / "torn")
+    weights = load_file(torn / "adapter_model.safetensors")
+    save_file({name: w for name, w in weights.items() if "lm_head" not in name}, torn / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"torn/adapter_model\.safetensors: 1 weights missing: .*lm_head\.weight"):
+        auto.load_model(path, torch.float32, torn)
+
+
+@pytest.mark.parametrize("modules", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]], ids=str)
+def test_an_adapter_that_tears_tied_weights_apart_is_refused(
+    tiny_policy: Path, tmp_path: Path, modules: list[str]
+) -> None:
+    adapter_with_a_head(tiny_policy, tmp_path, modules)
+    with pytest.raises(CheckpointError, match=r"replace lm_head\.weight or .*embed_tokens\.weight, which .* ties"):
+        auto.load_model(tiny_policy, torch.float32, tmp_path)
+
+
+def test_an_adapter_that_replaces_tied_weights_as_one_is_taken(tiny_policy: Path, tmp_path: Path) -> None:
+    adapted = adapter_with_a_head(tiny_policy, tmp_path, ["embed_tokens"], ensure_weight_tying=True)
+    merged = auto.load_model(tiny_policy, torch.float32, tmp_path)
+    (weight,) = (weight for name, weight in adapted.named_parameters() if "modules_to_save" in name)
+    assert torch.equal(merged.get_input_embeddings().weight, weight)
+    assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+    assert merged.get_input_embeddings().weight.requires_grad
+    assert merged.config.tie_word_embeddings

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,9 +81,10 @@ def test_an_annotation_that_breaks_the_markup_is_quoted(tiny_policy: Path) -> No
         to_turn(processor, demonstration(texts=("<think>look here<tool>", "<think>press</think>")))
 
 
-def data_set(path: Path) -> DemonstrationSet:
+def data_set(path: Path, chunk_length: int = 2) -> DemonstrationSet:
     rng = np.random.default_rng(0)
-    episodes = [[demonstration(actions=rng.uniform(-1, 1, (2, 4)).astype(np.float32))] for _ in range(20)]
+    shape = (chunk_length, 4)
+    episodes = [[demonstration(actions=rng.uniform(-1, 1, shape).astype(np.float32))] for _ in range(20)]
     write(path, episodes, robot="test", fps=1.0, suites=("new",))
     return read(path)
 
@@ -114,13 +116,74 @@ def test_a_given_checkpoint_keeps_its_weights_and_learns_the_markup(tmp_path: Pa
     assert turn.token_ids.max() < model.get_input_embeddings().num_embeddings
 
 
+def trained_policy(path: Path, tiny_policy: Path, **changes: Any) -> PolicyProcessor:
+    """A policy that has learned before, with settings that no config has by default."""
+    model, processor = policy.load_model(tiny_policy), PolicyProcessor.load(tiny_policy)
+    codec = replace(processor.codec, low=(-3.0,) * 4, gripper_dim=3)
+    processor = replace(processor, codec=codec, **changes)
+    policy.save_policy(model, processor, path)
+    return processor
+
+
+def test_a_policy_that_is_trained_further_stays_what_it_is(tmp_path: Path, tiny_policy: Path) -> None:
+    options: dict[str, Any] = {"carry_thought": True, "prefix_attention": "bidirectional"}
+    before = trained_policy(tmp_path / "policy", tiny_policy, **options)
+    first = start_policy(
+        SFTConfig(model=str(tmp_path / "policy"), action_decoding="parallel"), data_set(tmp_path / "a")
+    )
+    policy.save_policy(*first, tmp_path / "parallel")
+    _, again = start_policy(SFTConfig(model=str(tmp_path / "parallel")), data_set(tmp_path / "b"))
+    assert (again.carry_thought, again.prefix_attention, again.action_decoding) == (True, "bidirectional", "parallel")
+    assert again.codec == before.codec  # not fitted to the new data set: action tokens mean what they meant
+    assert again.vocabulary.action_ids == before.vocabulary.action_ids
+    told = SFTConfig(
+        model=str(tmp_path / "parallel"),
+        carry_thought=False,
+        prefix_attention="causal",
+        action_decoding="autoregressive",
+        statistics_key="demonstrations",
+    )
+    demonstrations = data_set(tmp_path / "c")
+    _, other = start_policy(told, demonstrations)
+    assert (other.carry_thought, other.prefix_attention, other.is_parallel) == (False, "causal", False)
+    assert (other.codec.num_bins, other.codec.low[0]) == (16, pytest.approx(-0.98, abs=0.1))
+
+
+def test_a_model_that_is_no_policy_yet_gets_the_defaults(tmp_path: Path) -> None:
+    tiny = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1)
+    _, processor = start_policy(SFTConfig(tiny=tiny), data_set(tmp_path / "demos"))
+    settings = (processor.carry_thought, processor.prefix_attention, processor.action_decoding)
+    assert settings == (False, "causal", "autoregressive")
+    assert processor.codec.num_bins == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gripper_dim": None}, r"gripper_dim is None, that of .*policy 3: set it alike; or set statistics_key demon"),
+        ({"dataset": "longer"}, r"dataset: .*longer has chunks of actions \[3, 4\], .*policy takes \[2, 4\]; or set"),
+    ],
+)
+def test_what_does_not_fit_the_codec_of_a_policy_is_named(
+    tmp_path: Path, tiny_policy: Path, changes: dict[str, Any], message: str
+) -> None:
+    trained_policy(tmp_path / "policy", tiny_policy)
+    length = 3 if "dataset" in changes else 2
+    demonstrations = data_set(tmp_path / "longer", length)
+    cfg = replace(SFTConfig(model=str(tmp_path / "policy"), dataset=tmp_path / "longer"), **changes)
+    with pytest.raises(ValueError, match=message):
+        start_policy(cfg, demonstrations)
+    _, processor = start_policy(replace(cfg, statistics_key="demonstrations"), demonstrations)
+    assert processor.codec.chunk_shape == (length, 4)
+
+
 def test_a_given_adapter_is_merged_into_the_checkpoint(tmp_path: Path, tiny_policy: Path) -> None:
     adapted = policy.load_model(tiny_policy, lora=LoraConfig(rank=2, target_modules=("q_proj",)))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     adapted.save_pretrained(tmp_path / "adapter")
-    cfg = SFTConfig(model=str(tiny_policy), adapter=tmp_path / "adapter", num_bins=16)
+    cfg = SFTConfig(model=str(tiny_policy), adapter=tmp_path / "adapter", num_bins=16, gripper_dim=None)
     model, _ = start_policy(cfg, data_set(tmp_path / "demos"))
     started, expected = dict(policy.named_weights(model)), dict(policy.named_weights(adapted))
     torch.testing.assert_close(started, expected)

@@ -102,6 +102,11 @@ def test_a_published_checkpoint_keeps_its_words_and_learns_the_marks(
     after = model.state_dict()
     assert before.keys() == after.keys()
     for name, tensor in after.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            rows = slice(IMAGE + 1, slots)
+            assert (tensor[rows] != before[name][rows]).any(1).all()  # not what publishing left there
+            assert tensor[rows].std() == pytest.approx(float(before[name][:IMAGE].std()), rel=0.1)
+            tensor[rows] = before[name][rows]
         if name.endswith("embed_tokens.weight") and decoding == "parallel":
             rows = slice(slots, slots + num_slots)
             assert not tensor[rows].any()  # all that OpenVLA-OFT reads in the place of an action
@@ -321,6 +326,9 @@ def test_slots_of_a_long_chunk_make_the_vocabulary_grow_and_leave_the_actions_wh
     add_slots(model, hf_processor, 64)  # publishing left 64 rows, of which two and the marks are taken
     assert model.get_input_embeddings().num_embeddings == len(hf_processor.tokenizer) == rows + 2 + len(MARKS)
     auto.save_model(model, tmp_path, model.state_dict())
+    saved = json.loads((tmp_path / "config.json").read_text())
+    # Where published code looks for symbol 0: `vocab_size - pad_to_multiple_of - 1`, 31999 of the published ones.
+    assert saved["text_config"]["vocab_size"] - saved["pad_to_multiple_of"] - 1 == ACTION_IDS[0]
     again = auto.load_model(tmp_path, torch.float32)
     assert again.config.action_ids == model.config.action_ids == ACTION_IDS
     assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)

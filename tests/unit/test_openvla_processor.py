@@ -167,13 +167,19 @@ def policy_processor(path, processor):
 
 def test_marks_are_added_behind_the_published_vocabulary_and_bins_keep_their_ids(path, processor):
     model = load_checkpoint(path)
-    before = model.get_input_embeddings().weight[: published.NUM_ROWS].clone()
+    before = model.get_input_embeddings().weight.clone()
     prompt.extend_vocabulary(model, processor, num_bins=0)  # published action tokens are there already
     assert processor.tokenizer.convert_tokens_to_ids(list(MARKS)) == list(range(642, 650))
     assert model.get_input_embeddings().num_embeddings == published.NUM_ROWS  # rows were left
+    marked = model.get_input_embeddings().weight.clone()
     prompt.extend_vocabulary(model, processor, num_bins=100)
+    after = model.get_input_embeddings().weight
     assert model.get_input_embeddings().num_embeddings == len(processor.tokenizer) == 750
-    assert torch.equal(model.get_input_embeddings().weight[: published.NUM_ROWS], before)
+    # Words stay, marks stay once they are there, and what publishing left in the rows of new tokens goes.
+    assert torch.equal(after[:642], before[:642])
+    assert torch.equal(after[:650], marked[:650])
+    assert torch.equal(marked[650:], before[650:])
+    assert (after[642 : published.NUM_ROWS] != before[642:]).any(1).all()
     assert model.config.action_ids == tuple(range(639, 383, -1))
 
 

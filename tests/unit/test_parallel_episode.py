@@ -225,6 +225,7 @@ def test_a_parallel_policy_starts_with_slots_of_zeros(tmp_path, tiny_policy, is_
         model=str(tiny_policy) if is_given else "",
         tiny=TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1),
         num_bins=16,
+        statistics_key="demonstrations",  # whose chunks have another shape than the given policy's
         action_decoding="parallel",
     )
     model, processor = start_policy(cfg, data_set(tmp_path / "demos"))

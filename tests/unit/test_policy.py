@@ -250,6 +250,26 @@ def test_new_tokens_can_be_told_apart_without_learning_their_rows(checkpoint):
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))  # the same in every run
 
 
+def test_new_tokens_in_rows_that_were_left_over_are_drawn_too(checkpoint):
+    """Qwen2.5-VL-3B has 151,936 rows for 151,665 tokens, OpenVLA 32,064 for 32,001: marks would start untrained."""
+    path, _ = checkpoint
+    model, hf_processor = auto.load_model(path, torch.float32), auto.load_processor(path)
+    num_known = len(hf_processor.tokenizer)
+    model.resize_token_embeddings(num_known + 60, mean_resizing=False)
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    for layer in layers:
+        layer.weight.data[num_known:] = 7.0
+    old = [layer.weight.detach().clone() for layer in layers]
+    extend_vocabulary(model, hf_processor, num_bins=NUM_BINS + 50)
+    for before, layer in zip(old, layers, strict=True):
+        after = layer.weight.detach()
+        assert torch.equal(after[:num_known], before[:num_known])
+        rows = after[num_known : num_known + 50]
+        assert rows.std() == pytest.approx(float(before[:num_known].std()), rel=0.1)
+        assert abs(float(rows.mean())) < 0.1
+        assert (after[num_known + 50 :] == 7.0).all()  # no token's, still
+
+
 def test_a_folder_without_policy_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"rlvla_policy\.json"):
         PolicyProcessor.load(tmp_path)

@@ -138,7 +138,7 @@ class OpenVLAConfig(PreTrainedConfig):
     pad_token_id: int = 32000
     """The first id behind Llama's own vocabulary."""
     pad_to_multiple_of: int = 64
-    """Rows that publishing added to the embeddings: 32000 became 32064."""
+    """Rows behind the action tokens: publishing made 32064 of 32000, and a vocabulary that grows adds to them."""
     norm_stats: dict[str, Any] | None = None
     """Data set -> `action` -> `q01`, `q99`, `mask` ..."""
     n_action_bins: int = 256
@@ -150,8 +150,8 @@ class OpenVLAConfig(PreTrainedConfig):
     image_token_index: int | None = None
     """Id that stands for a patch in a prompt; None: the first row that publishing left unused."""
     action_token_end: int | None = None
-    """One behind the ids of the action tokens; None: Llama's own vocabulary, `text_config.vocab_size` before
-    `pad_to_multiple_of` was added to it. Kept, since the vocabulary may grow."""
+    """One behind the ids of the action tokens; None: `text_config.vocab_size` without `pad_to_multiple_of`, Llama's own
+    vocabulary."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what the file leaves out.

@@ -74,6 +74,17 @@ class OpenVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Replace it."""
         self.language_model.set_output_embeddings(new_embeddings)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As transformers has it; published code finds the action tokens by the rows that the config says follow them.
+
+        It takes `pad_to_multiple_of` from the vocabulary (openvla prismatic/extern/hf/modeling_prismatic.py,
+        `OpenVLAForActionPrediction.__init__`).
+        """
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        assert self.config.action_token_end is not None
+        self.config.pad_to_multiple_of = self.config.get_text_config().vocab_size - self.config.action_token_end
+        return embeddings
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[M, C, S, S] images, normalised -> [M, P, D] embeddings of their patches."""
         dtype = self.projector.fc1.weight.dtype

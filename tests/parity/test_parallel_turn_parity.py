@@ -1,0 +1,45 @@
+"""A whole turn out of vLLM, images, text and a block of actions, is what transformers says by hand, and the learner."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from rlvla import policy
+from rlvla.collate import to_batch, to_row
+from rlvla.config import SamplerConfig
+from rlvla.prompt import PolicyProcessor
+from rlvla.sampler import VLLMSampler
+from tests import parallel_policies as tiny
+
+TOLERANCE = 1e-4  # nats, float32
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+async def test_vllm_transformers_and_learner_agree_on_a_turn_with_three_images(tmp_path, architecture):
+    path = tiny.save(architecture, tmp_path)
+    processor, model = PolicyProcessor.load(path), policy.load_model(path).eval()
+    sampler = VLLMSampler(path, SamplerConfig(kv_cache_mb=64), max_images=3, max_model_len=256, parallel_actions=True)
+    asked = {"action_temperature": tiny.TEMPERATURES["action_temperature"], "num_cameras": 2, "mode": "think"}
+    cold = await tiny.sampled_turn(sampler, processor, tiny.TEMPERATURES["temperature"], **asked)
+    warm = await tiny.sampled_turn(sampler, processor, tiny.TEMPERATURES["temperature"], **asked)
+    assert sampler.num_cached_tokens > 0
+    await asyncio.to_thread(sampler.close)
+
+    banned_ids = processor.vocabulary.banned_ids("think")
+    batch = to_batch([to_row(cold), to_row(warm)], pad_id=0)
+    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
+    inputs |= processor.pixel_inputs(batch.images)
+    with torch.no_grad():
+        learned, _ = policy.token_logprobs(model, inputs, banned_ids=banned_ids, **tiny.TEMPERATURES)
+        by_hand = [tiny.oracle(model, processor, turn, banned_ids=banned_ids) for turn in (cold, warm)]
+    for turn, scored, expected in zip((cold, warm), learned, by_hand, strict=True):
+        assert len(turn.images) == 3
+        assert turn.num_sampled_tokens == 2 * 12 + tiny.NUM_ACTIONS
+        for other in (scored[: len(turn.token_ids)], expected):
+            assert np.abs(other.numpy() - turn.sampler_logprobs)[turn.loss_mask].max() < TOLERANCE

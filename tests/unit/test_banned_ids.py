@@ -1,0 +1,87 @@
+"""What a mode bans counts for nobody: sampler, learner and reference normalise over the tokens that are left."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlvla import policy
+from rlvla.cluster import LearnerActor
+from rlvla.collate import to_batch, to_row
+from rlvla.config import EpisodeConfig, GRPOConfig, LearnerConfig, LoraConfig
+from rlvla.env_thread import EnvThread
+from rlvla.episode import decide
+from rlvla.hf_sampler import TransformersSampler
+from rlvla.prompt import PolicyProcessor
+from rlvla.testing import TASK, make_trajectory
+from rlvla.tools import load_tools
+from rlvla.turn_context import Decider
+from rlvla.types import Group, Observation, Turn
+from tests import parallel_policies as tiny
+from tests.learning import free_address
+
+
+@pytest.fixture(scope="module", params=["parallel", "autoregressive"])
+def checkpoint(request, tmp_path_factory) -> Path:
+    """A policy with random weights that calls a tool at many a token."""
+    path = tmp_path_factory.mktemp(request.param)
+    model, processor = tiny.build("idefics3", path, action_decoding=request.param)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[processor.vocabulary.mark_ids["<tool>"]] *= 20
+    policy.save_policy(model, processor, path / "policy")
+    return path / "policy"
+
+
+def play(checkpoint: Path, processor: PolicyProcessor, config: EpisodeConfig) -> Turn:
+    """Text until the limit, or until it is malformed; behind an injected `<act>` of a parallel policy a chunk."""
+    sampler = TransformersSampler(checkpoint)
+    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(config.tools), config=config)
+    observation = Observation(
+        images=(tiny.image(0),),
+        proprio=np.zeros(4),
+        instruction=tiny.INSTRUCTION,
+        zoom=lambda image, box: tiny.image(1),
+    )
+    thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
+    decision = asyncio.run(decide(decider, observation, thread, seed=0))
+    thread.close()
+    return decision.turn
+
+
+@pytest.mark.parametrize(
+    ("mode", "lora"), [("zoom", None), ("think", None), ("think", LoraConfig(rank=2)), ("act", None)]
+)
+def test_sampler_learner_and_reference_leave_the_same_tokens_out(checkpoint, mode, lora):
+    processor = PolicyProcessor.load(checkpoint)
+    temperatures = tiny.TEMPERATURES if processor.is_parallel else {"temperature": 1.3}
+    episode = EpisodeConfig(mode=mode, max_think_tokens=8, **temperatures)
+    turn = play(checkpoint, processor, episode)
+    batch = to_batch([to_row(turn)], pad_id=0)
+    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
+    inputs |= processor.pixel_inputs(batch.images)
+    distances = {}
+    for banning in ("zoom", mode):
+        banned_ids = processor.vocabulary.banned_ids(banning)
+        with torch.no_grad():
+            model = policy.load_model(checkpoint)
+            logprobs, _ = policy.token_logprobs(model, inputs, banned_ids=banned_ids, **temperatures)
+        distances[banning] = np.abs(logprobs - batch.sampler_logprobs)[batch.loss_mask].max()
+    assert distances[mode] < 1e-4
+    assert mode != "think" or distances["zoom"] > 0.1  # the policy would have called
+    learner = LearnerActor()
+    cfg = GRPOConfig(model=checkpoint, episode=episode, learner=LearnerConfig(lora=lora))
+    learner.start(cfg, rank=0, world=1, master=free_address())
+    metrics = learner.call("step", [Group(task=TASK, trajectories=(make_trajectory([turn], advantage=1.0),))])
+    learner.call("close")
+    assert metrics["mismatch_kl"] < 1e-8
+    assert metrics["kl"] == 0
+
+
+def test_a_mode_bans_the_same_tokens_everywhere_in_a_turn(checkpoint):
+    vocabulary = PolicyProcessor.load(checkpoint).vocabulary
+    assert vocabulary.banned_ids("zoom") == vocabulary.banned_ids("act") == vocabulary.slot_ids
+    assert vocabulary.banned_ids("think") == (vocabulary.mark_ids["<tool>"], *vocabulary.slot_ids)
