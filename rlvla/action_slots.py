@@ -1,8 +1,9 @@
 """Slots: what a policy that decodes a chunk's action tokens in parallel reads in their place (arXiv 2502.19645).
 
 The network never reads an action token: in the place of each it reads a learned slot of its own, so that all of a
-chunk's actions come out of one forward. The logits at a position score the token behind it, as ever: those at `<act>`
-score the first action, those at the last slot nothing. B rows, L tokens, n actions in a chunk.
+chunk's actions come out of one forward, whether the slots see each other or only those before them. The logits at a
+position score the token behind it, as ever: those at `<act>` score the first action, those at the last slot nothing.
+B rows, L tokens, n actions in a chunk.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def add_slots(model: Any, hf_processor: Any, num_actions: int) -> None:
 def parallel_inputs(
     vocabulary: Vocabulary, input_ids: torch.Tensor, is_act: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
-    """What `rlvla.policy.token_logprobs` needs beside a causal policy's inputs; the model sees none of it.
+    """What `rlvla.policy.token_logprobs` needs beside an autoregressive policy's inputs; the model sees none of it.
 
     Args:
         vocabulary: with slots.
@@ -49,8 +50,7 @@ def parallel_inputs(
         is_act: [B, L] bool, True on ACT segments, which hold action tokens and, unless it was injected, the `<act>`.
 
     Returns:
-        `block_ids` [B, L] int64, 0 where attention is causal, equal numbers above `PROMPT_BLOCK` where it is mutual: on
-        an `<act>` and the actions behind it; `action_ids` [bins]; `slot_ids` [n].
+        `is_slot` [B, L] bool, True on action tokens; `action_ids` [bins]; `slot_ids` [n].
 
     Raises:
         ValueError: `is_act` is missing, or a token in it is neither `<act>` nor an action.
@@ -61,25 +61,28 @@ def parallel_inputs(
     is_action = is_act & (input_ids != vocabulary.mark_ids["<act>"])
     if not (input_ids[is_action][:, None] == action_ids).any(1).all():
         raise ValueError("an ACT segment of a policy that decodes actions in parallel holds a token that is no action")
-    is_block = is_action.clone()
-    is_block[:, :-1] |= is_action[:, 1:]  # the `<act>` before them, in an ACT segment or, injected, in a PROMPT one
+    return {"is_slot": is_action, "action_ids": action_ids, "slot_ids": input_ids.new_tensor(vocabulary.slot_ids)}
+
+
+def block_ids(is_slot: torch.Tensor) -> torch.Tensor:
+    """Which tokens see each other where chunks are bidirectional.
+
+    Args:
+        is_slot: [B, L] bool, see `parallel_inputs`.
+
+    Returns:
+        [B, L] int64, 0 where attention is causal, equal numbers above `PROMPT_BLOCK` where it is mutual: on an `<act>`
+        and the actions behind it.
+    """
+    is_block = is_slot.clone()
+    is_block[:, :-1] |= is_slot[:, 1:]  # the `<act>` before them, in an ACT segment or, injected, in a PROMPT one
     is_first = is_block.clone()
     is_first[:, 1:] &= ~is_block[:, :-1]
-    block_ids = (is_first.long().cumsum(1) + PROMPT_BLOCK) * is_block
-    return {"block_ids": block_ids, "action_ids": action_ids, "slot_ids": input_ids.new_tensor(vocabulary.slot_ids)}
+    return (is_first.long().cumsum(1) + PROMPT_BLOCK) * is_block
 
 
-def is_slot(block_ids: torch.Tensor) -> torch.Tensor:
-    """[B, L] bool: the action tokens, all of a block of actions but its first token, the `<act>`."""
-    slots = block_ids > PROMPT_BLOCK
-    slots[:, 1:] &= block_ids[:, 1:] == block_ids[:, :-1]
-    slots[:, 0] = False
-    return slots
-
-
-def feed_slots(input_ids: torch.Tensor, block_ids: torch.Tensor, slot_ids: torch.Tensor) -> torch.Tensor:
-    """`input_ids` [B, L] with the i-th of `slot_ids` [n] in the place of the i-th action token of each block."""
-    is_action = is_slot(block_ids)
-    count = is_action.long().cumsum(1)
-    before = count.masked_fill(is_action, 0).cummax(1).values
-    return input_ids.where(~is_action, slot_ids[(count - before - 1).clamp(min=0)])
+def feed_slots(input_ids: torch.Tensor, is_slot: torch.Tensor, slot_ids: torch.Tensor) -> torch.Tensor:
+    """`input_ids` [B, L] with the i-th of `slot_ids` [n] in the place of the i-th action token of each chunk."""
+    count = is_slot.long().cumsum(1)
+    before = count.masked_fill(is_slot, 0).cummax(1).values
+    return input_ids.where(~is_slot, slot_ids[(count - before - 1).clamp(min=0)])

@@ -47,7 +47,7 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
     if cfg.model:
         extend_vocabulary(model, processor, codec.num_bins if action_ids is None else 0)
     action_decoding = cfg.action_decoding or before.get("action_decoding", "autoregressive")
-    if action_decoding == "parallel":
+    if action_decoding != "autoregressive":
         chunk_length, num_dims = codec.chunk_shape
         add_slots(model, processor, chunk_length * num_dims)
     return model, PolicyProcessor.create(

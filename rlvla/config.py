@@ -36,6 +36,8 @@ _FORBID: Any = ConfigDict(extra="forbid", allow_inf_nan=False, revalidate_instan
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 C = TypeVar("C")
+ActionDecoding = Literal["parallel", "parallel_causal", "autoregressive"]
+"""See `SFTConfig.action_decoding`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +335,7 @@ class PlanConfig:
     """K of data or a checkpoint that are not here (OpenVLA-OFT: 8 in LIBERO)."""
     action_size: PositiveInt = 7
     """A, likewise."""
-    action_decoding: Literal["parallel", "autoregressive"] = "autoregressive"
+    action_decoding: ActionDecoding = "autoregressive"
     """Of a checkpoint that is not here; see `SFTConfig`."""
     max_env_steps: PositiveInt = 520
     """Longest episode of an env that is not here (OpenVLA-OFT: 520, of LIBERO's Long suite)."""
@@ -586,10 +588,11 @@ class SFTConfig:
     carry_thought: bool | None = None
     """Prompts show the previous decision's last thought. Kept with the checkpoint. None: what the policy `model` has,
     false where it is none yet."""
-    action_decoding: Literal["parallel", "autoregressive"] | None = None
+    action_decoding: ActionDecoding | None = None
     """`parallel`: all action tokens of a chunk in one forward, with bidirectional attention among them (OpenVLA-OFT,
-    arXiv 2502.19645); `autoregressive`: one after another, like text. Kept with the checkpoint. None: what the policy
-    `model` has, `autoregressive` where it is none yet."""
+    arXiv 2502.19645); `parallel_causal`: likewise in one forward, but each sees only the slots before it, which every
+    attention backend of vLLM can; `autoregressive`: one after another, like text. Kept with the checkpoint. None: what
+    the policy `model` has, `autoregressive` where it is none yet."""
     prefix_attention: Literal["causal", "bidirectional"] | None = None
     """`bidirectional`: the tokens of a turn's prompt, images and instruction, see each other (DeepThinkVLA); all behind
     them stays causal. Goes with both values of `action_decoding`. Kept with the checkpoint, which then takes

@@ -17,7 +17,7 @@ import torch
 from transformers import DynamicCache
 
 from rlvla import policy
-from rlvla.hybrid_mask import check_hybrid, hybrid_inputs
+from rlvla.hybrid_mask import check_hybrid, model_inputs
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.sampler_engine import refuse_other_weights, weight_names
@@ -118,9 +118,7 @@ class TransformersSampler:
         """Token by token, until a stop id or the limit."""
         slots = self._processor.vocabulary.slot_ids
         never = [*policy.placeholder_ids(self._model.config), *request.banned_ids, *slots]
-        fed: dict[str, Any] = self._inputs(context, request, num_actions=0)
-        if self._processor.is_hybrid:
-            fed = hybrid_inputs(self._model, fed)
+        fed = model_inputs(self._model, self._inputs(context, request, num_actions=0))
         position_ids = fed.get("position_ids")
         core: Any = getattr(self._model, "model", None)
         if hasattr(core, "rope_deltas"):  # Qwen-VL's, of the last prompt that had images

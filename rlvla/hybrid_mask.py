@@ -18,7 +18,7 @@ from rlvla.prompt import PolicyProcessor
 
 ATTENTION = ("sdpa", "eager", "flex_attention")
 """transformers' `attn_implementation`s that take such a mask. Flash attention would drop it without a word."""
-_OURS = ("block_ids", "action_ids", "slot_ids")
+_OURS = ("block_ids", "is_slot", "action_ids", "slot_ids")
 """Inputs that the model does not know."""
 
 
@@ -60,22 +60,25 @@ def hybrid_mask(model: Any, block_ids: torch.Tensor, attention_mask: torch.Tenso
     return create_causal_mask(config, like, attention_mask, None, block_sequence_ids=block_ids.long() - 1)
 
 
-def hybrid_inputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What the model's forward takes, out of what a hybrid policy's `PolicyProcessor.forward_inputs` gives.
+def model_inputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What the model's forward takes, out of what `PolicyProcessor.forward_inputs` gives.
 
     Args:
         model: Hugging Face VLM, possibly wrapped.
-        inputs: with `input_ids`, `attention_mask` and `block_ids` [B, L], where there are slots `slot_ids` [n], and the
-            pixels.
+        inputs: with `input_ids` and `attention_mask` [B, L], where there are slots `is_slot` [B, L] and `slot_ids` [n],
+            of a hybrid policy `block_ids` [B, L], and the pixels.
 
     Returns:
-        `input_ids` with slots in the place of actions, the mask of `hybrid_mask` as `attention_mask`, and for models
-        that lay positions out by the padding [B, L], which that mask no longer tells, `position_ids`.
+        `input_ids` with slots in the place of actions, and where tokens see ones behind them the mask of `hybrid_mask`
+        as `attention_mask`; then also, for models that lay positions out by the padding [B, L], which that mask no
+        longer tells, `position_ids`.
     """
-    block_ids, padding = inputs["block_ids"], inputs["attention_mask"]
+    padding = inputs["attention_mask"]
     fed = {name: tensor for name, tensor in inputs.items() if name not in _OURS}
     if "slot_ids" in inputs:
-        fed["input_ids"] = feed_slots(inputs["input_ids"], block_ids, inputs["slot_ids"])
+        fed["input_ids"] = feed_slots(inputs["input_ids"], inputs["is_slot"], inputs["slot_ids"])
+    if "block_ids" not in inputs:
+        return fed
     core: Any = getattr(base_model(model), "model", None)
     if "image_grid_thw" in fed and hasattr(core, "get_rope_index"):  # Qwen-VL; without images positions are 0, 1 ...
         fed["position_ids"], _ = core.get_rope_index(
@@ -84,7 +87,7 @@ def hybrid_inputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, A
             image_grid_thw=fed["image_grid_thw"],
             attention_mask=padding,
         )
-    return fed | {"attention_mask": hybrid_mask(model, block_ids, padding)}
+    return fed | {"attention_mask": hybrid_mask(model, inputs["block_ids"], padding)}
 
 
 @torch.no_grad()
@@ -145,4 +148,4 @@ def _specimen(model: Any, processor: PolicyProcessor) -> tuple[dict[str, Any], t
     is_act[:, len(text) : len(text) + len(actions)] = True
     num_prefix_tokens = ids.new_tensor([len(prompt)])
     inputs = processor.forward_inputs(ids, torch.ones_like(ids), is_act, num_prefix_tokens)
-    return hybrid_inputs(model, inputs), inputs["block_ids"][0]
+    return model_inputs(model, inputs), inputs["block_ids"][0]

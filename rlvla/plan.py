@@ -200,7 +200,7 @@ def _turn(figures: ModelFigures, world: World, episode: EpisodeConfig) -> TurnTo
         tokens_per_image=figures.tokens_of_image(*world.view_shape),
         num_images=world.num_images,
         num_action_tokens=world.chunk_length * world.action_size,
-        is_parallel=world.action_decoding == "parallel",
+        is_parallel=world.action_decoding != "autoregressive",
     )
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlvla.config import EnvConfig, EvaluateConfig, PlanConfig
-from rlvla.prompt import POLICY_FILE, ActionDecoding, read_decoding
+from rlvla.config import ActionDecoding, EnvConfig, EvaluateConfig, PlanConfig
+from rlvla.prompt import POLICY_FILE, read_decoding
 from rlvla.rollout import make_env, task_ids, trial_states
 
 

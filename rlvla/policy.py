@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
-from rlvla.action_slots import is_slot
 from rlvla.config import LoraConfig
-from rlvla.hybrid_mask import hybrid_inputs
+from rlvla.hybrid_mask import model_inputs
 from rlvla.models import auto
 from rlvla.prompt import PolicyProcessor
 
@@ -111,7 +110,7 @@ def token_logprobs(
     keep_graph = entropy_grad and torch.is_grad_enabled()
     scored, entropy = _score(logits, targets, temperature, with_entropy, keep_graph)
     if "slot_ids" in inputs:
-        is_action, action_ids = is_slot(inputs["block_ids"])[:, first:], inputs["action_ids"]
+        is_action, action_ids = inputs["is_slot"][:, first:], inputs["action_ids"]
         bins = (targets[is_action][:, None] == action_ids).int().argmax(-1)
         temperature = temperature if action_temperature is None else action_temperature
         actions = _score(logits[is_action][:, action_ids], bins, temperature, with_entropy, keep_graph)
@@ -131,7 +130,7 @@ def next_logits(
     never = {*placeholder_ids(unwrap(model).config), *banned_ids}
     if "slot_ids" in inputs:
         never.update(inputs["slot_ids"].tolist())
-    fed = hybrid_inputs(model, inputs) if "block_ids" in inputs else inputs
+    fed = model_inputs(model, inputs)
     # Logits at t - 1 score token t: those at first-1 .. L-2 are needed, the last one scores nothing.
     keep = inputs["input_ids"].shape[1] - first + 1
     logits = model(**fed, logits_to_keep=keep, use_cache=False).logits[:, :-1].float()

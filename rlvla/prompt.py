@@ -18,15 +18,15 @@ import numpy as np
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from rlvla.action_slots import PROMPT_BLOCK, parallel_inputs
+from rlvla.action_slots import PROMPT_BLOCK, block_ids, parallel_inputs
 from rlvla.actions import QuantileCodec, codec_from_dict, codec_to_dict
+from rlvla.config import ActionDecoding
 from rlvla.markup import MARKS, Vocabulary, slot_tokens
 from rlvla.models import auto
 
 if TYPE_CHECKING:
     import torch
 
-ActionDecoding = Literal["parallel", "autoregressive"]
 PrefixAttention = Literal["causal", "bidirectional"]
 POLICY_FILE = "rlvla_policy.json"
 """Beside the Hugging Face files of a checkpoint: what they do not say about the policy."""
@@ -129,7 +129,7 @@ class PolicyProcessor:
         prefix_attention: PrefixAttention = "causal",
         action_ids: Sequence[int] | None = None,
     ) -> PolicyProcessor:
-        """Wrap a processor whose tokenizer knows the marks, the action tokens and, for `parallel`, the slots.
+        """Wrap a processor whose tokenizer knows the marks, the action tokens and, to decode in parallel, the slots.
 
         Args:
             hf_processor: of a family in `IMAGE_FORMATS`.
@@ -153,7 +153,7 @@ class PolicyProcessor:
                 f"the model has {len(action_ids)} action tokens of its own, its codec {codec.num_bins} bins"
             )
         chunk_length, num_dims = codec.chunk_shape
-        num_slots = chunk_length * num_dims if action_decoding == "parallel" else 0
+        num_slots = 0 if action_decoding == "autoregressive" else chunk_length * num_dims
         return cls(
             hf_processor=hf_processor,
             codec=codec,
@@ -282,7 +282,7 @@ class PolicyProcessor:
     @property
     def is_hybrid(self) -> bool:
         """Whether some tokens see ones behind them: those of the prompt, or of a chunk of actions."""
-        return self.is_parallel or self.prefix_attention == "bidirectional"
+        return self.action_decoding == "parallel" or self.prefix_attention == "bidirectional"
 
     @property
     def num_action_tokens(self) -> int:
@@ -307,7 +307,7 @@ class PolicyProcessor:
 
         Returns:
             `input_ids`, `attention_mask` and what the family derives from them; of a parallel policy also what
-            `rlvla.action_slots.parallel_inputs` does, of one with bidirectional prompts `block_ids`, which
+            `rlvla.action_slots.parallel_inputs` does, of a hybrid one `block_ids` (see there), which
             `rlvla.policy.token_logprobs` reads.
 
         Raises:
@@ -318,12 +318,14 @@ class PolicyProcessor:
             inputs["mm_token_type_ids"] = (input_ids == self.vocabulary.placeholder_id).int()
         if self.is_parallel:
             inputs |= parallel_inputs(self.vocabulary, input_ids, is_act)
+        if self.action_decoding == "parallel":
+            inputs["block_ids"] = block_ids(inputs["is_slot"])
         if self.prefix_attention == "bidirectional":
             if num_prefix_tokens is None:
                 raise ValueError("the prompts of this policy see themselves: its forward inputs need num_prefix_tokens")
             columns = input_ids.new_ones(input_ids.shape).cumsum(1)  # from 1
-            block_ids = inputs.get("block_ids", input_ids.new_zeros(input_ids.shape))
-            inputs["block_ids"] = block_ids.masked_fill(columns <= num_prefix_tokens[:, None], PROMPT_BLOCK)
+            others = inputs.get("block_ids", input_ids.new_zeros(input_ids.shape))
+            inputs["block_ids"] = others.masked_fill(columns <= num_prefix_tokens[:, None], PROMPT_BLOCK)
         return inputs
 
     def _expansion(self, image: np.ndarray) -> tuple[int, ...]:

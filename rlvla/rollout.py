@@ -62,7 +62,7 @@ class SamplerActor:
             max_images=max_images,
             max_model_len=max_model_len,
             seed=seed,
-            parallel_actions=read_decoding(model) == "parallel",
+            action_decoding=read_decoding(model),
         )
 
     async def sample(self, request: SampleRequest) -> SampleOutput:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlvla.config import SamplerConfig
+from rlvla.config import ActionDecoding, SamplerConfig
 from rlvla.prompt import vllm_obstacle
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.sampler_engine import (
@@ -68,7 +68,8 @@ class VLLMSampler:
         max_images: images in one context at most.
         max_model_len: tokens of one context at most, sampled ones included.
         seed: of the engine; requests bring their own.
-        parallel_actions: serve requests with `slot_ids`, too; an attention backend that cannot is found now.
+        action_decoding: the policy's. `parallel` or `parallel_causal`: requests with `slot_ids` are served, too; an
+            attention backend that cannot is found now.
 
     Raises:
         ValueError: `sampler.kv_cache_mb` is too small for one context; the message says how much it takes.
@@ -83,12 +84,13 @@ class VLLMSampler:
         max_images: int,
         max_model_len: int,
         seed: int = 0,
-        parallel_actions: bool = False,
+        action_decoding: ActionDecoding = "autoregressive",
     ) -> None:
         if reason := vllm_obstacle(model):
             raise SamplerError(reason)
         self._weight_names = weight_names(Path(model))
         require_kv_cache(model, config, max_model_len)
+        parallel_actions = action_decoding != "autoregressive"
         set_environment(config.threads, parallel_actions)
         self.num_context_tokens = 0
         """Of all requests so far."""
@@ -97,7 +99,7 @@ class VLLMSampler:
         self._policy_version = 0
         self.num_steps = 0
         """Of the engine, so far: forwards of the model."""
-        self._parallel_actions = parallel_actions
+        self._action_decoding = action_decoding
         self._jobs: queue.SimpleQueue[_Sample | _Load | None] = queue.SimpleQueue()
         self._running: dict[str, _Sample] = {}
         self._count = 0
@@ -198,10 +200,12 @@ class VLLMSampler:
         capacity = KEPT_PROMPTS * engine.vllm_config.scheduler_config.max_num_seqs
         self._prompts = PromptRenderer(engine, self._image_token_id, capacity)
         self._logit_bias = dict.fromkeys(placeholder_ids(config), IMAGE_TOKEN_BIAS)
-        if self._parallel_actions:
+        if self._action_decoding != "autoregressive":
+            bidirectional = self._action_decoding == "parallel"
             try:
-                engine.collective_rpc("serve_action_blocks")
-                check_bidirectional(engine, avoid=placeholder_ids(config))
+                engine.collective_rpc("serve_action_blocks", args=(bidirectional,))
+                if bidirectional:
+                    check_bidirectional(engine, avoid=placeholder_ids(config))
             except Exception:
                 engine.engine_core.shutdown()
                 raise
@@ -248,8 +252,8 @@ class VLLMSampler:
         num_placeholders = request.prompt_ids.count(self._image_token_id)
         if num_placeholders != len(request.images):  # vLLM would take a surplus placeholder for a word
             return f"the context has {num_placeholders} image placeholders for {len(request.images)} images"
-        if request.num_actions and not self._parallel_actions:
-            return f"the request has {request.num_actions} slots: start the sampler with parallel_actions=True"
+        if request.num_actions and self._action_decoding == "autoregressive":
+            return f"the request has {request.num_actions} slots: start the sampler with another action_decoding"
         if request.num_actions and not request.action_ids:
             return f"the request has {request.num_actions} slots, and action_ids is empty"
         return ""

@@ -52,7 +52,7 @@ async def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         SamplerConfig(kv_cache_mb=128, max_num_seqs=max(args.concurrency)),
         max_images=2,
         max_model_len=512,
-        parallel_actions=True,
+        action_decoding="parallel",
     )
     rows = []
     for concurrency in args.concurrency:

@@ -73,7 +73,7 @@ def measure(model: Path, cfg: EvaluateConfig, args: argparse.Namespace) -> dict[
         max_images=most_images(cfg.env, cfg.episode),
         max_model_len=cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster`
         seed=args.seed,
-        parallel_actions=processor.is_parallel,
+        action_decoding=processor.action_decoding,
     )
     asyncio.run(measure_rollout(sampler, processor, cfg, first))
     fast = asyncio.run(measure_rollout(sampler, processor, cfg, tasks))

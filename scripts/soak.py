@@ -7,8 +7,8 @@ Faults, all of them in random order before one comes again: an env process kille
 envs are forked from, a rollout actor, a sampler, a learner or the driver killed, the driver preempted (SIGTERM) or
 interrupted (SIGINT), a bit flipped in the newest checkpoint. A run that a fault has ended is started again with the
 same command. Behind them comes a stretch without faults, for processes to live long enough to show whether their memory
-grows. `soak.json` says what was struck, what became of every trajectory and of memory, `soak.svg` shows memory; the exit
-code is 1 when something was lost, duplicated, orphaned or stuck, or memory grows.
+grows. `soak.json` says what was struck, what became of every trajectory and of memory, `soak.svg` shows memory; the
+exit code is 1 when something was lost, duplicated, orphaned or stuck, or memory grows.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 from rlvla import policy, prompt
 from rlvla.action_slots import add_slots
 from rlvla.actions import QuantileCodec
+from rlvla.config import ActionDecoding
 from rlvla.markup import print_think, print_zoom
 from rlvla.models import auto
 from rlvla.prompt import PolicyProcessor
@@ -40,7 +41,7 @@ def build(
     architecture: str,
     folder: Path,
     *,
-    action_decoding: prompt.ActionDecoding = "parallel",
+    action_decoding: ActionDecoding = "parallel",
     prefix_attention: prompt.PrefixAttention = "causal",
 ) -> tuple[Any, PolicyProcessor]:
     """A model with random weights, the slots' included, in float32; `folder` is for OpenVLA's files."""
@@ -112,15 +113,15 @@ def oracle(
 ) -> torch.Tensor:
     """One row, a mask of loops, a softmax per token: its logprob [L], or the entropy of what it was drawn from."""
     vocabulary, length = processor.vocabulary, len(turn.token_ids)
-    has_block = processor.action_decoding == "parallel" and not turn.is_malformed
+    has_block = processor.is_parallel and not turn.is_malformed
     act, close = places(turn) if has_block else (length, length)
     fed = turn.token_ids.copy()
     if has_block:
         fed[act + 1 : close] = vocabulary.slot_ids
+    mutual = range(act, close) if processor.action_decoding == "parallel" else ()
     end = turn.segments[0].end if processor.prefix_attention == "bidirectional" else 0
     sees = [
-        [k <= q or (act <= q < close and act <= k < close) or (q < end and k < end) for k in range(length)]
-        for q in range(length)
+        [k <= q or (q in mutual and k in mutual) or (q < end and k < end) for k in range(length)] for q in range(length)
     ]
     ids = torch.from_numpy(fed).long()[None]
     causal = replace(processor, prefix_attention="causal").forward_inputs(

@@ -4,6 +4,7 @@ vLLM's model runner attends a whole batch causally. Where a step has action bloc
 queries once more, without a mask, over the same cache, which by then holds the keys and values of the whole prompt; the
 result replaces the causal one. A block that ends the prompt thus sees all of it, and what stands before it, recomputed
 tail included, stays causal. Every backend that can attend without a mask serves, and no kernel needs to know of blocks.
+Of a policy whose blocks are causal, attention stays as it is, and any backend serves.
 
 Written against vLLM 0.32: v1/worker/gpu_model_runner.py (`execute_model`), model_executor/layers/attention/attention.py
 (`unified_attention_with_output`).
@@ -30,10 +31,10 @@ class ActionBlockWorker:
 
     model_runner: Any
 
-    def serve_action_blocks(self) -> None:
+    def serve_action_blocks(self, bidirectional: bool) -> None:
         """Serve action requests from now on; raises ActionBlockError where that cannot be."""
         register()
-        self.action_blocks = ActionBlockServer(self.model_runner)
+        self.action_blocks = ActionBlockServer(self.model_runner, bidirectional)
 
     def take_drawn(self, keys: list[str]) -> list[tuple[bytes, bytes]]:
         """Of requests that have finished, see `request.take_actions`; they are forgotten here."""
@@ -41,22 +42,37 @@ class ActionBlockWorker:
 
 
 class ActionBlockServer:
-    """Wraps one model runner; raises ActionBlockError where it cannot serve action blocks."""
+    """Wraps one model runner.
 
-    def __init__(self, runner: Any) -> None:
-        _check(runner)
+    Args:
+        runner: vLLM's.
+        bidirectional: the tokens of a block see each other.
+
+    Raises:
+        ActionBlockError: it cannot serve action blocks.
+    """
+
+    def __init__(self, runner: Any, bidirectional: bool) -> None:
+        _check_runner(runner)
         self.drawn: dict[str, tuple[bytes, bytes]] = {}
         """Key of a request -> token ids [n] int32, logprobs [n] float32."""
         self._runner = runner
         self._step: Step | None = None
-        self._layers = [name for group in _groups(runner) for name in group.layer_names]
+        self._layers: list[str] = []
+        """Those that attend blocks once more."""
         self._bins: dict[bytes, torch.Tensor] = {}
         self._wrap_metadata(runner)
+        if bidirectional:
+            self._wrap_attention(runner)
+        self._wrap_forward(runner)
+
+    def _wrap_attention(self, runner: Any) -> None:
+        _check_attention(runner)
         for group in _groups(runner):
             self._wrap_group(group)
+            self._layers += group.layer_names
         for name in self._layers:
             self._wrap_layer(name, runner.compilation_config.static_forward_context[name].impl)
-        self._wrap_forward(runner)
 
     def _wrap_metadata(self, runner: Any) -> None:
         build = runner._build_attention_metadata
@@ -148,9 +164,8 @@ def _groups(runner: Any) -> list[Any]:
     return [group for groups in runner.attn_groups for group in groups]
 
 
-def _check(runner: Any) -> None:
+def _check_runner(runner: Any) -> None:
     """Refuse what would not be served, or not as it must be."""
-    from vllm.v1.attention.backend import AttentionType
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     if not isinstance(runner, GPUModelRunner):
@@ -165,6 +180,12 @@ def _check(runner: Any) -> None:
     }.items():
         if wrong:
             raise ActionBlockError(f"action blocks are not served with {name}; leave it at its default")
+
+
+def _check_attention(runner: Any) -> None:
+    """Refuse what cannot attend a block in both directions."""
+    from vllm.v1.attention.backend import AttentionType
+
     if len(runner.attn_groups) != 1:
         raise ActionBlockError("this model's layers have caches of several kinds; use the transformers sampler")
     for group in _groups(runner):
@@ -172,7 +193,8 @@ def _check(runner: Any) -> None:
         if not backend.supports_non_causal():
             raise ActionBlockError(
                 f"attention backend {backend.get_name()} knows only causal attention; choose another "
-                "(attention_backend), such as FLASH_ATTN or TRITON_ATTN on GPUs, CPU_ATTN on the CPU"
+                "(attention_backend), such as FLASH_ATTN or TRITON_ATTN on GPUs, CPU_ATTN on the CPU, or train with "
+                "action_decoding: parallel_causal"
             )
         for name in group.layer_names:
             layer = runner.compilation_config.static_forward_context[name]

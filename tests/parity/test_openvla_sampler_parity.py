@@ -34,7 +34,9 @@ def path(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sampler(path):
-    sampler = VLLMSampler(path, SamplerConfig(kv_cache_mb=64), max_images=3, max_model_len=192, parallel_actions=True)
+    sampler = VLLMSampler(
+        path, SamplerConfig(kv_cache_mb=64), max_images=3, max_model_len=192, action_decoding="parallel"
+    )
     yield sampler
     sampler.close()
 

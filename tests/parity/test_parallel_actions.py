@@ -207,6 +207,24 @@ async def test_the_transformers_sampler_says_what_the_learner_says(sampler, mode
     assert np.abs(scored.detach().numpy() - turn.sampler_logprobs)[turn.loss_mask].max() < 1e-4
 
 
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+async def test_a_causal_chunk_comes_out_of_one_forward_too(tmp_path, architecture):
+    """And takes no mask, hence goes with every attention."""
+    path = tiny.save(architecture, tmp_path, action_decoding="parallel_causal")
+    processor, model = PolicyProcessor.load(path), policy.load_model(path)
+    assert (processor.is_parallel, processor.is_hybrid) == (True, False)
+    sampled = await tiny.sampled_turn(TransformersSampler(path), processor, 1.3, action_temperature=0.6)
+    turns = [sampled, tiny.turn(processor, num_zooms=0), tiny.turn(processor, seed=5, is_open=True)]
+    assert "block_ids" not in inputs(processor, batch(turns))
+    with torch.no_grad():
+        for scored, turn in zip(score(model, processor, turns), turns, strict=True):
+            expected = tiny.oracle(model, processor, turn)
+            assert (scored - expected).abs()[torch.from_numpy(turn.loss_mask)].max() < TOLERANCE
+    assert np.abs(expected.numpy()[turn.loss_mask]).max() > 0.1
+    scored = score(model, processor, [sampled])[0].detach().numpy()
+    assert np.abs(scored - sampled.sampler_logprobs)[sampled.loss_mask].max() < 1e-4
+
+
 @pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
 @pytest.mark.parametrize("architecture", ["qwen2_5_vl", "qwen3_vl"])
 async def test_a_prompt_without_images_does_not_depend_on_the_one_before(tmp_path, architecture, decoding):

@@ -50,7 +50,7 @@ def sampler(checkpoint):
         SamplerConfig(kv_cache_mb=64),
         max_images=3,
         max_model_len=MAX_MODEL_LEN,
-        parallel_actions=True,
+        action_decoding="parallel",
     )
     yield sampler
     sampler.close()

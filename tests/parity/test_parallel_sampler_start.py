@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from rlvla import policy
 from rlvla.actions import QuantileCodec
-from rlvla.config import SamplerConfig
+from rlvla.config import ActionDecoding, SamplerConfig
 from rlvla.models.openvla.config import OpenVLAConfig
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
@@ -32,9 +32,22 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def start(path, *, parallel_actions: bool = True) -> VLLMSampler:
+def start(path, *, action_decoding: ActionDecoding = "parallel") -> VLLMSampler:
     config = SamplerConfig(kv_cache_mb=64)
-    return VLLMSampler(path, config, max_images=1, max_model_len=256, parallel_actions=parallel_actions)
+    return VLLMSampler(path, config, max_images=1, max_model_len=256, action_decoding=action_decoding)
+
+
+def block_request(processor: PolicyProcessor) -> SampleRequest:
+    return SampleRequest(
+        prompt_ids=(*processor.prompt_ids("press the red pad", 0), processor.vocabulary.mark_ids["<act>"]),
+        images=(),
+        stop_ids=(),
+        max_tokens=4,
+        temperature=1.0,
+        seed=0,
+        action_ids=processor.vocabulary.action_ids,
+        slot_ids=(5, 6, 7, 8),
+    )
 
 
 def test_a_backend_that_attends_causally_all_the_same_is_noticed(checkpoint, monkeypatch):
@@ -79,8 +92,25 @@ def test_a_backend_without_full_attention_is_named(checkpoint, monkeypatch):
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     monkeypatch.setattr(CPUAttentionBackend, "supports_non_causal", classmethod(lambda cls: False))
-    with pytest.raises(SamplerError, match="attention backend CPU_ATTN knows only causal attention; choose another"):
+    with pytest.raises(SamplerError, match=r"CPU_ATTN knows only causal attention; choose .* parallel_causal"):
         start(checkpoint)
+
+
+async def test_causal_blocks_take_no_backend_with_full_attention(checkpoint, monkeypatch):
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    monkeypatch.setattr(CPUAttentionBackend, "supports_non_causal", classmethod(lambda cls: False))
+    sampler, asked = (
+        start(checkpoint, action_decoding="parallel_causal"),
+        block_request(PolicyProcessor.load(checkpoint)),
+    )
+    output = await sampler.sample(asked)
+    other = await sampler.sample(replace(asked, slot_ids=(5, 6, 7, 9)))  # whose logits score nothing
+    assert sampler.num_steps == 2
+    assert other.logprobs.tolist() == output.logprobs.tolist()
+    other = await sampler.sample(replace(asked, slot_ids=(5, 6, 9, 8)))
+    assert (other.logprobs == output.logprobs).tolist() == [True, True, True, False]
+    sampler.close()
 
 
 def test_blocks_that_come_out_of_the_prefix_cache_are_noticed(checkpoint, monkeypatch):
@@ -100,18 +130,9 @@ def test_blocks_that_come_out_of_the_prefix_cache_are_noticed(checkpoint, monkey
 
 async def test_a_sampler_of_words_alone_refuses_blocks(checkpoint):
     processor = PolicyProcessor.load(checkpoint)
-    sampler = start(checkpoint, parallel_actions=False)
-    asked = SampleRequest(
-        prompt_ids=processor.prompt_ids("press the red pad", 0),
-        images=(),
-        stop_ids=(),
-        max_tokens=4,
-        temperature=1.0,
-        seed=0,
-        action_ids=processor.vocabulary.action_ids,
-        slot_ids=(5, 6, 7, 8),
-    )
-    with pytest.raises(ValueError, match="start the sampler with parallel_actions=True"):
+    sampler = start(checkpoint, action_decoding="autoregressive")
+    asked = block_request(processor)
+    with pytest.raises(ValueError, match="has 4 slots: start the sampler with another action_decoding"):
         await sampler.sample(asked)
     words = await sampler.sample(replace(asked, slot_ids=()))
     assert len(words.token_ids) == 4

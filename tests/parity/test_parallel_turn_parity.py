@@ -20,11 +20,16 @@ TOLERANCE = 1e-4  # nats, float32
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-async def test_vllm_transformers_and_learner_agree_on_a_turn_with_three_images(tmp_path, architecture):
-    path = tiny.save(architecture, tmp_path)
+CASES = [(name, "parallel") for name in tiny.ARCHITECTURES]
+CASES += [(name, "parallel_causal") for name in ("idefics3", "qwen2_5_vl", "openvla")]
+
+
+@pytest.mark.parametrize(("architecture", "action_decoding"), CASES)
+async def test_vllm_transformers_and_learner_agree_on_a_turn_with_three_images(tmp_path, architecture, action_decoding):
+    path = tiny.save(architecture, tmp_path, action_decoding=action_decoding)
     processor, model = PolicyProcessor.load(path), policy.load_model(path).eval()
-    sampler = VLLMSampler(path, SamplerConfig(kv_cache_mb=64), max_images=3, max_model_len=256, parallel_actions=True)
+    limits = {"max_images": 3, "max_model_len": 256}
+    sampler = VLLMSampler(path, SamplerConfig(kv_cache_mb=64), action_decoding=action_decoding, **limits)
     asked = {"action_temperature": tiny.TEMPERATURES["action_temperature"], "num_cameras": 2, "mode": "think"}
     cold = await tiny.sampled_turn(sampler, processor, tiny.TEMPERATURES["temperature"], **asked)
     warm = await tiny.sampled_turn(sampler, processor, tiny.TEMPERATURES["temperature"], **asked)

@@ -36,7 +36,7 @@ def test_every_zoom_of_a_turn_with_two_cameras_is_sampled_and_scored_alike(tmp_p
     max_images = most_images(ENV, EPISODE)
     assert max_images == 2 + len(two_cameras.BOXES)
     limits = {"max_images": max_images, "max_model_len": EPISODE.max_turn_tokens + 1}
-    sampler = VLLMSampler(tmp_path, SamplerConfig(kv_cache_mb=64), parallel_actions=True, **limits)
+    sampler = VLLMSampler(tmp_path, SamplerConfig(kv_cache_mb=64), action_decoding="parallel", **limits)
     decider = Decider(sampler=sampler, processor=processor, tools=load_tools(EPISODE.tools), config=EPISODE)
     env = EnvThread(lambda: make_env(ENV))
     trajectory = asyncio.run(run_episode(decider, env, TASK, member=0))

@@ -14,7 +14,7 @@ import torch
 
 from rlvla import policy
 from rlvla.cold_start import start_policy, to_turn
-from rlvla.config import EpisodeConfig, LoraConfig, SFTConfig, TinyModelConfig
+from rlvla.config import ActionDecoding, EpisodeConfig, LoraConfig, SFTConfig, TinyModelConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, read, write
 from rlvla.episode import Decider, EnvThread, decide
 from rlvla.markup import print_think, print_zoom
@@ -125,15 +125,17 @@ def trained_policy(path: Path, tiny_policy: Path, **changes: Any) -> PolicyProce
     return processor
 
 
-def test_a_policy_that_is_trained_further_stays_what_it_is(tmp_path: Path, tiny_policy: Path) -> None:
+@pytest.mark.parametrize("decoding", ["parallel", "parallel_causal"])
+def test_a_policy_that_is_trained_further_stays_what_it_is(
+    tmp_path: Path, tiny_policy: Path, decoding: ActionDecoding
+) -> None:
     options: dict[str, Any] = {"carry_thought": True, "prefix_attention": "bidirectional"}
     before = trained_policy(tmp_path / "policy", tiny_policy, **options)
-    first = start_policy(
-        SFTConfig(model=str(tmp_path / "policy"), action_decoding="parallel"), data_set(tmp_path / "a")
-    )
+    first = start_policy(SFTConfig(model=str(tmp_path / "policy"), action_decoding=decoding), data_set(tmp_path / "a"))
     policy.save_policy(*first, tmp_path / "parallel")
     _, again = start_policy(SFTConfig(model=str(tmp_path / "parallel")), data_set(tmp_path / "b"))
-    assert (again.carry_thought, again.prefix_attention, again.action_decoding) == (True, "bidirectional", "parallel")
+    assert (again.carry_thought, again.prefix_attention, again.action_decoding) == (True, "bidirectional", decoding)
+    assert again.is_parallel
     assert again.codec == before.codec  # not fitted to the new data set: action tokens mean what they meant
     assert again.vocabulary.action_ids == before.vocabulary.action_ids
     told = SFTConfig(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlvla import policy
-from rlvla.action_slots import add_slots, feed_slots, is_slot, parallel_inputs
+from rlvla.action_slots import add_slots, block_ids, feed_slots, parallel_inputs
 from rlvla.cold_start import start_policy, to_turn
 from rlvla.config import EpisodeConfig, GRPOConfig, SamplerConfig, SFTConfig, TinyModelConfig
 from rlvla.dataset import DemonstrationSet, read, write
@@ -290,8 +290,8 @@ def test_blocks_are_the_actions_and_the_mark_before_them(processor):
     ids = torch.tensor([[5, open_id, action, action, close_id, 0], [5, action, open_id, action, close_id, 5]])
     is_act = torch.tensor([[0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]).bool()
     inputs = parallel_inputs(vocabulary, ids, is_act)
-    assert inputs["block_ids"].tolist() == [[0, 2, 2, 2, 0, 0], [0, 0, 2, 2, 0, 0]]  # 1 is a prompt's
-    assert is_slot(inputs["block_ids"]).int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]
+    assert inputs["is_slot"].int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0]]
+    assert block_ids(inputs["is_slot"]).tolist() == [[0, 2, 2, 2, 0, 0], [0, 0, 2, 2, 0, 0]]  # 1 is a prompt's
     is_act[1, 5] = True
     with pytest.raises(ValueError, match="a token that is no action"):
         parallel_inputs(vocabulary, ids, is_act)
@@ -300,6 +300,6 @@ def test_blocks_are_the_actions_and_the_mark_before_them(processor):
 
 
 def test_each_action_of_every_block_is_fed_a_slot_of_its_own():
-    blocks = torch.tensor([[0, 2, 2, 2, 0, 3, 3, 3], [2, 2, 2, 0, 0, 3, 3, 3]])
-    fed = feed_slots(torch.arange(16).view(2, 8), blocks, torch.tensor([100, 101]))
+    is_slot = torch.tensor([[0, 0, 1, 1, 0, 0, 1, 1], [0, 1, 1, 0, 0, 0, 1, 1]]).bool()
+    fed = feed_slots(torch.arange(16).view(2, 8), is_slot, torch.tensor([100, 101]))
     assert fed.tolist() == [[0, 1, 100, 101, 4, 5, 100, 101], [8, 100, 101, 11, 12, 13, 100, 101]]
