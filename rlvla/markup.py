@@ -26,6 +26,14 @@ def slot_tokens(num_actions: int) -> list[str]:
     return [f"<slot_{i}>" for i in range(num_actions)]
 
 
+def known_slot_ids(token_to_id: Mapping[str, int]) -> list[int]:
+    """Ids of all slots in a tokenizer's vocabulary."""
+    ids: list[int] = []
+    while (token := f"<slot_{len(ids)}>") in token_to_id:
+        ids.append(token_to_id[token])
+    return ids
+
+
 _OPENERS = {"<think>": SegmentKind.THINK, "<tool>": SegmentKind.TOOL_CALL, "<act>": SegmentKind.ACT}
 _CLOSERS = {"<think>": "</think>", "<tool>": "</tool>", "<act>": "</act>"}
 _MARK_PATTERN = re.compile("|".join(re.escape(mark) for mark in MARKS))

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from rlvla.config import ActionDecoding, SamplerConfig
+from rlvla.markup import known_slot_ids
 from rlvla.prompt import vllm_obstacle
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.sampler_engine import (
@@ -205,7 +206,9 @@ class VLLMSampler:
             try:
                 engine.collective_rpc("serve_action_blocks", args=(bidirectional,))
                 if bidirectional:
-                    check_bidirectional(engine, avoid=placeholder_ids(config))
+                    # Slots start as zeros, of which none differs from another.
+                    slots = known_slot_ids(engine.get_tokenizer().get_vocab())
+                    check_bidirectional(engine, avoid={*placeholder_ids(config), *slots})
             except Exception:
                 engine.engine_core.shutdown()
                 raise

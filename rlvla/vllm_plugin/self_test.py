@@ -36,7 +36,7 @@ def check_bidirectional(engine: Any, *, avoid: Collection[int]) -> None:
 
     Args:
         engine: vLLM's `LLMEngine`, nothing in flight; its prefix cache is emptied.
-        avoid: token ids that stand for pixels.
+        avoid: token ids that stand for pixels, or may be embedded alike.
 
     Raises:
         ActionBlockError: the last slot or the prefix makes no difference at `<act>`, or the last slot one before it.

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from rlvla import policy
+from rlvla.action_slots import add_slots
 from rlvla.actions import QuantileCodec
 from rlvla.config import ActionDecoding, SamplerConfig
 from rlvla.models.openvla.config import OpenVLAConfig
@@ -126,6 +127,16 @@ def test_blocks_that_come_out_of_the_prefix_cache_are_noticed(checkpoint, monkey
         monkeypatch.setattr(module, "register", lambda: None)
     with pytest.raises(SamplerError, match=r"are an action block.*register rlvla\.vllm_plugin"):
         start(checkpoint)
+
+
+def test_slots_that_have_learned_nothing_are_no_words_to_test_with(tmp_path):
+    """A policy as it is before its cold start; in a small vocabulary they are the last words."""
+    model, hf_processor = build("idefics3", ["press the red pad"], 8)
+    codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=8, chunk_length=64)
+    add_slots(model, hf_processor, 64)
+    processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, action_decoding="parallel")
+    policy.save_policy(model, processor, tmp_path)
+    start(tmp_path).close()
 
 
 async def test_a_sampler_of_words_alone_refuses_blocks(checkpoint):
