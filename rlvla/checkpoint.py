@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -40,6 +41,13 @@ def appear_sealed(path: Path) -> Iterator[Path]:
 
 def damage(folder: Path) -> str:
     """In words, why a folder is not what `appear_sealed` left; empty where it is. Reads every byte of it."""
+    try:
+        return _difference(folder)
+    except OSError as error:  # of the disk, or of who may read it
+        return f"it cannot be read: {error}"
+
+
+def _difference(folder: Path) -> str:
     file = folder / MANIFEST
     if not file.is_file():
         return f"it has no {MANIFEST}"
@@ -68,7 +76,7 @@ def newest_whole(states: Path) -> tuple[int, Path] | None:
         (step, folder) of the newest that is whole; None where there is none. Newer ones that are damaged are left as
         they are, each with a warning that names it and what is wrong.
     """
-    by_step = {_step(path): path for path in states.glob("step-*")}
+    by_step = _by_step(states)
     for step in sorted(by_step, reverse=True):
         if not (reason := damage(by_step[step])):
             return step, by_step[step]
@@ -78,15 +86,26 @@ def newest_whole(states: Path) -> tuple[int, Path] | None:
     return None
 
 
-def forget_old(states: Path, keep: int) -> None:
-    """Remove all `step-<number>` folders but the newest `keep`."""
-    by_step = sorted(states.glob("step-*"), key=_step)
-    for path in by_step[:-keep]:
-        shutil.rmtree(path)
+def forget_old(states: Path, keep: int, written: int) -> None:
+    """Remove all `step-<number>` folders up to the one just written but the newest `keep`.
+
+    Later ones are damaged, else the run would have gone on from them: they count for nothing, and stay to be looked at
+    until the run gets there.
+
+    Args:
+        states: folder of `step-<number>` folders.
+        keep: how many, the one just written among them.
+        written: step of that one.
+    """
+    by_step = _by_step(states)
+    for step in sorted(step for step in by_step if step <= written)[:-keep]:
+        shutil.rmtree(by_step[step])
 
 
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+def _by_step(states: Path) -> dict[int, Path]:
+    """The folders that are named as states are; a copy that somebody has put beside them is none."""
+    found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in states.glob("step-*") if path.is_dir())
+    return {int(name[1]): path for name, path in found if name}
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -189,7 +189,7 @@ class GRPORun:
             save_trajectories(folder / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
             driver = {"position": tasks.position, "reward": self._reward.state_dict(), "random": random_state()}
             write_json(folder / "driver.json", driver)
-        forget_old(self._cfg.output / "state", self._cfg.keep_states)
+        forget_old(self._cfg.output / "state", self._cfg.keep_states, written=step)
         self._saved = step
 
 

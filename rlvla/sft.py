@@ -233,7 +233,7 @@ class SFTRun:
         """A state to resume from, which appears whole."""
         self._together(self._cfg.output / "state" / f"step-{step + 1:06d}", self._trainer.save_state)
         if self._is_main:
-            forget_old(self._cfg.output / "state", self._cfg.keep_states)
+            forget_old(self._cfg.output / "state", self._cfg.keep_states, written=step + 1)
 
     def _together(self, path: Path, write: Callable[[Path], None]) -> None:
         """Let all processes write into one folder, which then appears whole under its name."""

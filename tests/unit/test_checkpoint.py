@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,7 +146,45 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: P
 def test_old_checkpoints_go_and_the_newest_stay(tmp_path: Path) -> None:
     for step in (9, 10, 2, 100):
         write(tmp_path, step)
-    forget_old(tmp_path, 2)
+    forget_old(tmp_path, 2, written=100)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000100"]
-    forget_old(tmp_path, 3)
+    forget_old(tmp_path, 3, written=100)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_damaged_newer_ones_take_no_room_from_the_one_just_written(tmp_path: Path) -> None:
+    """The run went on from 2, as 8 and 9 were damaged: what it writes next must not be what is removed."""
+    for step in (1, 2):
+        write(tmp_path, step)
+    for step in (8, 9):
+        flip(write(tmp_path, step) / "driver.json", 3)
+    for step in (3, 4):
+        write(tmp_path, step)
+        forget_old(tmp_path, 2, written=step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-00000{step}" for step in (3, 4, 8, 9)]
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert newest_whole(tmp_path) == (4, tmp_path / "step-000004")
+
+
+def test_what_is_no_state_is_neither_taken_nor_removed(tmp_path: Path) -> None:
+    """A copy that somebody has put aside, and a file."""
+    whole = [write(tmp_path, step) for step in (1, 2)]
+    others = [shutil.copytree(whole[1], tmp_path / "step-000004.bak"), tmp_path / "step-000009"]
+    others[1].touch()
+    assert newest_whole(tmp_path) == (2, whole[1])
+    forget_old(tmp_path, 1, written=2)
+    assert sorted(tmp_path.iterdir()) == [whole[1], *others]
+
+
+def test_a_state_that_cannot_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older, newer = write(tmp_path, 1), write(tmp_path, 2)
+    read = hashlib.file_digest
+
+    def fail(file: Any, name: Any) -> Any:
+        if Path(file.name).is_relative_to(newer):
+            raise OSError(errno.EIO, "Input/output error", file.name)
+        return read(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with pytest.warns(UserWarning, match=r"step-000002 is damaged \(it cannot be read: .*Input/output error"):
+        assert newest_whole(tmp_path) == (1, older)
