@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -123,6 +124,45 @@ def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:
     """A JSON file that `appear_whole`."""
     with appear_whole(path) as file:
         file.write((json.dumps(content, indent=2, sort_keys=sort_keys) + "\n").encode())
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append a JSON object to a file of lines; it outlives `kill -9`, and a power failure once it was synced.
+
+    Raises:
+        OSError: there is no room, say; the message names `output` and the file.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(content, allow_nan=False) + "\n")
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"output: cannot write to {path} ({error.strerror}): make room there, then run the same command again",
+        ) from error
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file of JSON objects, up to the first that is none; no file has none.
+
+    A kill or a full disk may cut the last line short, and a power failure leave zeros where it had not been synced.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return list(itertools.takewhile(_is_object, lines))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def sync_lines(folder: Path) -> None:
+    """`sync` all files of lines in a folder, as must be before a state that counts their lines is whole."""
+    for path in folder.glob("*.jsonl"):
+        sync(path)
+    sync(folder)
 
 
 def sync(path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlvla.files import append_line
 from rlvla.metrics import forget_steps
 from rlvla.types import Group, TaskSpec
 
@@ -45,8 +45,7 @@ class Ledger:
             "learned": _ids(learned),
             "resampled": [trajectory_id(task, member) for task, member in resampled],
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._path, line)
 
 
 def _ids(groups: Sequence[Group]) -> list[str]:

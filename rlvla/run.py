@@ -17,7 +17,7 @@ from tqdm import tqdm
 from rlvla.checkpoint import appear_sealed, forget_old, newest_whole
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, write_resolved
-from rlvla.files import claim, write_json
+from rlvla.files import claim, sync_lines, write_json
 from rlvla.interrupts import Interrupts
 from rlvla.ledger import Ledger
 from rlvla.metrics import MetricsLogger, PhaseTimer, read_metrics
@@ -184,6 +184,7 @@ class GRPORun:
 
     def _checkpoint(self, step: int, cluster: Cluster, tasks: TaskStream) -> None:
         """Write all that an exact resume needs; interrupted at any moment, it is not there."""
+        sync_lines(self._cfg.output)
         with appear_sealed(self._cfg.output / "state" / f"step-{step:06d}") as folder:
             cluster.save_state(folder / "learner")
             save_trajectories(folder / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])

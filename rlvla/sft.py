@@ -24,7 +24,7 @@ from rlvla.collate import Row, to_batch, to_row
 from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig, SFTConfig, write_resolved
 from rlvla.dataset import DemonstrationSet
 from rlvla.evaluation import evaluate
-from rlvla.files import aside_of, write_json
+from rlvla.files import aside_of, sync_lines, write_json
 from rlvla.hybrid_mask import check_hybrid
 from rlvla.interrupts import Interrupts
 from rlvla.learner import learning_rate
@@ -231,6 +231,8 @@ class SFTRun:
 
     def _save(self, step: int) -> None:
         """A state to resume from, which appears whole."""
+        if self._is_main:
+            sync_lines(self._cfg.output)
         self._together(self._cfg.output / "state" / f"step-{step + 1:06d}", self._trainer.save_state)
         if self._is_main:
             forget_old(self._cfg.output / "state", self._cfg.keep_states, written=step + 1)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,38 @@ def test_a_sealed_folder_is_whole_and_nothing_else_is_left(tmp_path: Path) -> No
     assert damage(folder) == ""
     assert {path.name for path in folder.iterdir()} == {"learner", "driver.json", MANIFEST}
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-000004"]
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """From now on: what is written through to the disk, by its path, and which names appear, in order."""
+    deeds: list[tuple[str, Path]] = []
+    fsync = os.fsync
+
+    def noting_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        deeds.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+
+    def noting(rename: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+        return lambda source, target: (rename(source, target), deeds.append(("appear", Path(target))))[0]
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name)))
+    return deeds
+
+
+def test_a_folder_appears_when_all_of_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure finds every byte behind a manifest, and a whole folder behind the name."""
+    deeds = recorded(monkeypatch)
+    folder = write(tmp_path / "state", 1)
+    aside = aside_of(folder)
+    manifest, name = (deeds.index(("appear", path)) for path in (aside / MANIFEST, folder))
+    content = {("sync", aside / path) for path in ("learner/rank_0.pt", "driver.json", "learner", "")}
+    assert content <= {*deeds[:manifest]}
+    assert ("sync", aside) in deeds[manifest:name]  # the manifest's name
+    (written,) = [path for deed, path in deeds[:manifest] if MANIFEST in path.name]  # aside, as its pid is in its name
+    assert written.parent == aside
+    assert {("sync", path) for path in (folder.parent, tmp_path)} <= {*deeds[name:]}
 
 
 def test_a_folder_whose_writer_failed_does_not_appear(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from rlvla import Group
 from rlvla.ledger import Ledger, trajectory_id
 from tests.examples import TASK, trajectory
@@ -23,5 +25,8 @@ def test_a_line_a_step_names_every_trajectory(tmp_path: Path) -> None:
     assert ids[1][1] == f"{TASK.suite}/{TASK.task_id}/{TASK.init_state_id}/1/1"
     assert lines[0] == {"step": 0, "sampled": ids[1] + ids[2], "learned": ids[2], "resampled": [ids[1][1]]}
     assert lines[1] == {"step": 1, "sampled": ids[3], "learned": ids[1] + ids[3], "resampled": []}
-    ledger.rewind(1)
+    with (tmp_path / "ids.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "sam\0\0\n')
+    with pytest.warns(UserWarning, match="cannot be read"):
+        ledger.rewind(1)
     assert [json.loads(line)["step"] for line in (tmp_path / "ids.jsonl").read_text().splitlines()] == [0]

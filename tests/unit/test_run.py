@@ -22,6 +22,7 @@ from rlvla.skipping import SkipCount
 from rlvla.storage import load_trajectories
 from rlvla.types import Group
 from tests.learning import make_checkpoint, make_groups, make_learner, poison
+from tests.unit.test_checkpoint import recorded
 from tests.unit.test_learner import assert_same_weights
 
 
@@ -121,6 +122,20 @@ def test_a_dropped_rollout_leaves_no_trace_in_the_state(cfg: GRPOConfig, tmp_pat
         play()
     assert json.loads((cfg.output / "state/step-000003/driver.json").read_text()) == before
     assert before["reward"]["count"]["seen"]
+
+
+def test_a_state_appears_when_the_lines_that_it_counts_are_on_the_disk(
+    cfg: GRPOConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = GRPORun(replace(cfg, save_every=1), rlvla_reward.build(cfg.reward))
+    tasks, cluster = SimpleNamespace(position=1, surplus=[]), SimpleNamespace(save_state=lambda folder: folder.mkdir())
+    lines = [cfg.output / name for name in ("metrics.jsonl", "ids.jsonl")]
+    for file in lines:
+        file.write_text('{"step": 0}\n')
+    deeds = recorded(monkeypatch)
+    run.keep(0, [], cluster, tasks)  # type: ignore[arg-type]
+    before = deeds[: deeds.index(("appear", cfg.output / "state/step-000001"))]
+    assert {("sync", path) for path in (*lines, cfg.output)} <= {*before}
 
 
 def test_old_states_make_room(cfg: GRPOConfig) -> None:
