@@ -114,7 +114,7 @@ def states(output: Path) -> list[Path]:
 
 def metrics(run: Path) -> list[dict[str, float | None]]:
     """Of each step, all but how long things took."""
-    return [{k: v for k, v in line.items() if "_s" not in k} for line in read_metrics(run / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in read_metrics(run / "metrics.jsonl")]
 
 
 def ids(run: Path) -> list[dict[str, Any]]:
@@ -186,6 +186,7 @@ def test_the_metrics_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) 
     expected, found = metrics(unbroken), metrics(broken)
     assert [line["step"] for line in expected] == list(range(NUM_STEPS))
     assert len({line["reward/moods"] for line in expected}) > 1
+    assert {"num_env_steps", "groups_without_signal", "end/max_env_steps"} <= expected[0].keys()
     assert expected == found
 
 
