@@ -30,7 +30,8 @@ def main(cfg: GRPOConfig) -> None:
     def judge(group: Group) -> Group:
         return with_advantages(reward.score(group), cfg.advantage, reward.weights)
 
-    with Interrupts() as interrupts, GRPORun(cfg, reward) as run, Cluster(cfg) as cluster, interrupts.deferred():
+    with Interrupts() as interrupts, GRPORun(cfg, reward) as run, Cluster(cfg) as cluster:
+        interrupts.defer()
         first = run.resume(cluster, tasks)
         for step in run.progress(first):
             timer = PhaseTimer()

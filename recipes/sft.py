@@ -28,12 +28,13 @@ def main(cfg: SFTConfig) -> None:
         model, processor = start_policy(cfg, demonstrations)
         claim(cfg.output, num_bytes=model.get_memory_footprint())
         trainer = SFTTrainer(cfg, model, processor, demonstrations)
-        with SFTRun(cfg, trainer) as run, interrupts.deferred():
+        with SFTRun(cfg, trainer) as run:
+            interrupts.defer()
             for step in run.progress(run.resume()):
                 loss = trainer.step(step)
                 run.log(step, loss)
                 run.keep(step, interrupts)
-        run.finish()
+        run.finish(interrupts)
 
 
 if __name__ == "__main__":

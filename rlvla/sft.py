@@ -259,8 +259,12 @@ class SFTRun:
             write_json(file, {"dataset": str(self._cfg.dataset), "rows": self._trainer.batch(step).tolist()})
         self._skipped.add(step, file)
 
-    def finish(self) -> None:
-        """Write the checkpoint and `summary.json`, with success on held-out states when `num_trials` asks for it."""
+    def finish(self, interrupts: Interrupts) -> None:
+        """Write the checkpoint and `summary.json`, with success on held-out states when `num_trials` asks for it.
+
+        Raises:
+            KeyboardInterrupt: in the evaluation; the checkpoint is there by then.
+        """
         cfg = self._cfg
         self._together(cfg.output / "checkpoint", self._trainer.save)
         if not self._is_main:
@@ -272,18 +276,21 @@ class SFTRun:
             "checkpoint": "checkpoint",
         }
         if cfg.num_trials:
-            backend = "transformers" if vllm_obstacle(cfg.output / "checkpoint") else "vllm"
-            summary["evaluation"] = evaluate(
-                EvaluateConfig(
-                    model=cfg.output / "checkpoint",
-                    output=cfg.output / "evaluate",
-                    env=cfg.env,
-                    episode=EpisodeConfig(temperature=0.0),
-                    sampler=SamplerConfig(backend=backend),
-                    num_trials=cfg.num_trials,
-                )
-            )
+            with interrupts.immediate():
+                summary["evaluation"] = evaluate(self._evaluation())
         write_json(cfg.output / "summary.json", summary)
+
+    def _evaluation(self) -> EvaluateConfig:
+        """Of the checkpoint that is there."""
+        cfg = self._cfg
+        return EvaluateConfig(
+            model=cfg.output / "checkpoint",
+            output=cfg.output / "evaluate",
+            env=cfg.env,
+            episode=EpisodeConfig(temperature=0.0),
+            sampler=SamplerConfig(backend="transformers" if vllm_obstacle(cfg.output / "checkpoint") else "vllm"),
+            num_trials=cfg.num_trials,
+        )
 
     def _is_due(self, step: int, every: int) -> bool:
         return (step + 1) % every == 0 or step + 1 == self._cfg.num_steps
