@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +34,7 @@ def appear_sealed(path: Path) -> Iterator[Path]:
     with folder_appears_whole(path) as aside:
         yield aside
         sync_tree(aside)  # before the manifest, which says that all of it is there
-        write_json(aside / MANIFEST, {"sha256": _digests(aside)})
+        write_json(aside / MANIFEST, {"sha256": _digests(aside, _content(aside))})
     sync(path.parent)
     sync(path.parent.parent)  # who may have got `path.parent` just now
 
@@ -57,13 +57,30 @@ def _difference(folder: Path) -> str:
         return f"its {MANIFEST} cannot be read: {error!r}"
     if not isinstance(expected, dict):
         return f"its {MANIFEST} cannot be read: sha256 is no object"
-    found = _digests(folder)
+    found = _digests(folder, _content(folder))
     for name, digest in expected.items():
         if name not in found:
             return f"{name} is missing"
         if found[name] != digest:
             return f"{name} has another checksum than when it was written"
     return ""
+
+
+def identity(checkpoint: Path) -> str:
+    """What tells a policy from another one that lay or will lie in the same folder.
+
+    Args:
+        checkpoint: one that `appear_sealed`, whose manifest says what is in it; or any other Hugging Face folder, whose
+            weights and settings are read, as they are for the sampler next.
+
+    Returns:
+        Hex digits.
+    """
+    manifest = checkpoint / MANIFEST
+    if manifest.is_file():
+        return _digest(manifest)
+    files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")]
+    return hashlib.sha256(json.dumps(_digests(checkpoint, files), sort_keys=True).encode()).hexdigest()
 
 
 def newest_whole(states: Path) -> tuple[int, Path] | None:
@@ -108,9 +125,13 @@ def _by_step(states: Path) -> dict[int, Path]:
     return {int(name[1]): path for name, path in found if name}
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 by relative path of every file but the manifest."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+def _content(folder: Path) -> list[Path]:
+    """Every file of a folder but the manifest."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+
+
+def _digests(folder: Path, files: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of files in a folder by relative path."""
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return {path.relative_to(folder).as_posix(): d for path, d in zip(files, pool.map(_digest, files), strict=True)}
 

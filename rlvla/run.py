@@ -157,13 +157,16 @@ class GRPORun:
         self._ledger.add(step, sampled=sampled, learned=learned, resampled=resampled)
 
     def keep(self, step: int, sampled: Sequence[Group], cluster: Cluster, tasks: TaskStream) -> None:
-        """Checkpoint when it is due, and keep some trajectories of the last step for the report."""
+        """Keep some trajectories of the last step for the report, and checkpoint when it is due.
+
+        In this order, since a run that goes on from the state of the last step has none to keep any more.
+        """
         cfg = self._cfg
-        if cfg.save_every and (step + 1) % cfg.save_every == 0:
-            self._checkpoint(step + 1, cluster, tasks)
         if step + 1 == cfg.num_steps:
             trajectories = [t for group in sampled for t in group.trajectories[:1]]
             save_trajectories(cfg.output / "trajectories.jsonl", trajectories[: cfg.save_trajectories])
+        if cfg.save_every and (step + 1) % cfg.save_every == 0:
+            self._checkpoint(step + 1, cluster, tasks)
 
     def finish(self, cluster: Cluster, tasks: TaskStream) -> None:
         """Write the policy and `summary.json`."""

@@ -266,9 +266,12 @@ class SFTRun:
             KeyboardInterrupt: in the evaluation; the checkpoint is there by then.
         """
         cfg = self._cfg
+        if self._validation_loss is None:  # resumed behind the last step
+            self._validation_loss = self._trainer.validate()
         self._together(cfg.output / "checkpoint", self._trainer.save)
         if not self._is_main:
             return
+        (cfg.output / "summary.json").unlink(missing_ok=True)  # it tells of the checkpoint before
         summary: dict[str, Any] = {
             "steps": cfg.num_steps,
             "validation_loss": self._validation_loss,
@@ -277,7 +280,7 @@ class SFTRun:
         }
         if cfg.num_trials:
             with interrupts.immediate():
-                summary["evaluation"] = evaluate(self._evaluation())
+                summary["evaluation"] = evaluate(self._evaluation(), starts_over=True)
         write_json(cfg.output / "summary.json", summary)
 
     def _evaluation(self) -> EvaluateConfig:

@@ -69,16 +69,19 @@ class TrialLog:
     Args:
         path: the file; made when it is not there.
         protocol: what the trials depend on, the first line; a file of another protocol is not continued.
+        starts_over: but begun anew.
 
     Raises:
         ValueError: the file holds trials of another protocol; the message names the keys that differ.
     """
 
-    def __init__(self, path: Path, protocol: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, protocol: Mapping[str, Any], *, starts_over: bool = False) -> None:
         lines = whole_lines(path)
         whole = [json.loads(line) for line in lines]
         if whole and (differ := differences(whole[0]["protocol"], protocol)):
-            raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
+            if not starts_over:
+                raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
+            lines = whole = []
         self.trials = [_read(line) for line in whole[1:]]
         """Those of earlier runs, and whatever was added since."""
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,8 @@ pytestmark = pytest.mark.timeout(600)
 
 ENV = {"id": "lab/Bandit-v0", "imports": ["bandit"]}
 LIMIT_S = 30
+TEE = ("env", "--default-signal=INT", "tee")
+"""Also where whoever started the tests has SIGINT ignored, as a shell does in the background."""
 SECRET = "a-key-that-nobody-may-read"
 
 
@@ -78,7 +80,7 @@ def running(
         )
         started = [process]
         if process.stdout is not None:
-            started += [subprocess.Popen(["tee"], stdin=process.stdout, stdout=log, process_group=process.pid)]
+            started += [subprocess.Popen(TEE, stdin=process.stdout, stdout=log, process_group=process.pid)]
             process.stdout.close()
         try:
             yield process

@@ -124,6 +124,20 @@ def test_a_dropped_rollout_leaves_no_trace_in_the_state(cfg: GRPOConfig, tmp_pat
     assert before["reward"]["count"]["seen"]
 
 
+def test_the_trajectories_of_the_last_step_are_there_before_its_state(cfg: GRPOConfig) -> None:
+    """A run that is killed between the two plays that step again; one that goes on behind it would have none."""
+
+    def die(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    groups = make_groups(cfg.model)
+    run = GRPORun(replace(cfg, save_every=1, num_steps=1), rlvla_reward.build(cfg.reward))
+    tasks, cluster = SimpleNamespace(position=1, surplus=[]), SimpleNamespace(save_state=die)
+    with pytest.raises(KeyboardInterrupt):
+        run.keep(0, groups, cluster, tasks)  # type: ignore[arg-type]
+    assert [t.task for t in load_trajectories(cfg.output / "trajectories.jsonl")] == [group.task for group in groups]
+
+
 def test_a_state_appears_when_the_lines_that_it_counts_are_on_the_disk(
     cfg: GRPOConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,3 +95,10 @@ def test_trials_of_another_evaluation_are_not_continued(tmp_path: Path) -> None:
         TrialLog(path, {**PROTOCOL, "seed": 1})
     assert path.read_text() == before
     assert json.loads(before.splitlines()[0]) == {"protocol": PROTOCOL}
+    with TrialLog(path, PROTOCOL, starts_over=True) as log:
+        assert log.trials == [trial(0)]  # of this one
+    with TrialLog(path, {**PROTOCOL, "seed": 1}, starts_over=True) as log:
+        assert log.trials == []
+        log.add(trial(5))
+    with TrialLog(path, {**PROTOCOL, "seed": 1}) as log:
+        assert log.trials == [trial(5)]
