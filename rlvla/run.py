@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from rlvla.checkpoint import appear_sealed, forget_old, newest_whole
 from rlvla.cluster import Cluster
-from rlvla.config import GRPOConfig, write_resolved
+from rlvla.config import GRPOConfig, to_dict, write_resolved
 from rlvla.files import claim, sync_lines, write_json
 from rlvla.interrupts import Interrupts
 from rlvla.ledger import Ledger
@@ -78,8 +81,8 @@ class GRPORun:
         step, folder = newest
         cluster.load_state(folder / "learner")
         cluster.sync(policy_version=step)
-        tasks.surplus = _regroup(load_trajectories(folder / "surplus.jsonl"))
         driver = json.loads((folder / "driver.json").read_text())
+        tasks.surplus = self._surplus(folder / "surplus.jsonl", scored_by=driver["scored_by"])
         tasks.position = driver["position"]
         self._reward.load_state_dict(driver["reward"])
         set_random_state(driver["random"])
@@ -87,6 +90,20 @@ class GRPORun:
         self._ledger.rewind(step)
         self._saved = step
         return step
+
+    def _surplus(self, file: Path, scored_by: Any) -> list[Group]:
+        """The groups that wait to be learned from; none where the reward has been changed, which gave them theirs."""
+        groups = _regroup(load_trajectories(file))
+        if groups and scored_by != self._reward_config:
+            warnings.warn(
+                f"{file}: {len(groups)} groups were scored by another `reward` and are left out", stacklevel=3
+            )
+            return []
+        return groups
+
+    @property
+    def _reward_config(self) -> Any:
+        return to_dict(self._cfg)["reward"]
 
     def judged(self, judge: Callable[[Group], Group]) -> Callable[[Group], Group]:
         """`judge`; a group that it raises on is kept in `bad_reward.jsonl` before the error goes on."""
@@ -192,6 +209,7 @@ class GRPORun:
             cluster.save_state(folder / "learner")
             save_trajectories(folder / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
             driver = {"position": tasks.position, "reward": self._reward.state_dict(), "random": random_state()}
+            driver["scored_by"] = self._reward_config
             write_json(folder / "driver.json", driver)
         forget_old(self._cfg.output / "state", self._cfg.keep_states, written=step)
         self._saved = step

@@ -54,25 +54,23 @@ class SFTTrainer:
             raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
         learner = cfg.learner
         model = prepare(model, lora=learner.lora, gradient_checkpointing=learner.gradient_checkpointing)
-        optimizer = torch.optim.AdamW(
+        self._adamw = torch.optim.AdamW(
             (p for p in model.parameters() if p.requires_grad),
             lr=learner.lr,
             betas=learner.betas,
             weight_decay=learner.weight_decay,
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate(learner, step, cfg.num_steps) / learner.lr
-        )
         self._trained = [p for p in model.parameters() if p.requires_grad]
-        self.model, _ = self.accelerator.prepare(model.train(), optimizer)
+        self.model, _ = self.accelerator.prepare(model.train(), self._adamw)
         if processor.is_hybrid:
             check_hybrid(self.model, processor)
-        self._scheduler = scheduler
-        self.accelerator.register_for_checkpointing(scheduler)
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the `step`-th batch; skipped where loss or gradient is not finite."""
         started = time.perf_counter()
+        lr = learning_rate(self.cfg.learner, step, self.cfg.num_steps)
+        for group in self._adamw.param_groups:  # a state that was resumed from may hold that of another config
+            group["lr"] = lr
         rows = self._rows(self.batch(step))
         num_tokens = self._sum(sum(row.num_sampled_tokens for row in rows))
         total = 0.0
@@ -82,13 +80,11 @@ class SFTTrainer:
             # DeepSpeed averages over processes; the objective is a sum over tokens, divided by their number.
             self.model.backward(loss * (self.accelerator.num_processes / num_tokens), scale_wrt_gas=False)
             total += float(loss.detach())
-        lr = self._scheduler.get_last_lr()[0]
         grad_norm = update(self.model, self._trained, self.cfg.learner.max_grad_norm)
-        self._scheduler.step()
         seconds = time.perf_counter() - started
         return {
             "loss": self._sum(total) / num_tokens,
-            "lr": float(lr),
+            "lr": lr,
             "tokens_per_s": num_tokens / seconds,
             "skipped_updates": float(not math.isfinite(grad_norm)),
         }

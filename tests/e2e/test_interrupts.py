@@ -165,8 +165,10 @@ def test_sigterm_saves_the_state_that_the_same_command_goes_on_from(
     assert json.loads((state / "driver.json").read_text())["position"] == steps  # a dropped rollout's task comes again
     # It is complete when the next signal comes, which finds it closing its actors: no reason to end otherwise.
     closing = struck("__exit__", "_close_actors", signal.SIGTERM)
-    recipe("grpo", config | {"num_steps": steps + 2}, tmp_path, launcher=closing)
+    changed = {"num_steps": steps + 2, "learner": config["learner"] | {"lr": 5e-4}}
+    recipe("grpo", config | changed, tmp_path, launcher=closing)
     assert [line["step"] for line in read_metrics(output / "metrics.jsonl")] == list(range(steps + 2))
+    assert [line["lr"] for line in read_metrics(output / "metrics.jsonl")] == [1e-3] * steps + [5e-4] * 2
     assert (output / "checkpoint/model.safetensors").is_file()
     assert files_with("groups_per_step", tmp_path)  # the search finds what is there
     assert files_with(SECRET, tmp_path, logs) == []
@@ -280,6 +282,10 @@ def test_a_signal_saves_a_cold_start(launcher: tuple[str, ...], dataset: Path, t
         code, _ = end(process, process.terminate if launcher else lambda: os.killpg(process.pid, signal.SIGINT))
     assert [state.name for state in (output / "state").iterdir()] == [f"step-{num_steps(output):06d}"]
     assert code == (1 if launcher else 128 + signal.SIGINT)  # torchrun ends with a code of its own
+    if not launcher:  # it goes on, for a step, with what has been changed
+        steps = num_steps(output)
+        recipe("sft", config | {"num_steps": steps + 1, "learner": {"lr": 0.0123}}, tmp_path)
+        assert [line["lr"] for line in read_metrics(output / "metrics.jsonl")] == [2e-5] * steps + [0.0123]
 
 
 def test_a_signal_in_the_final_checkpoint_of_a_cold_start_loses_nothing_but_its_evaluation(

@@ -15,7 +15,7 @@ import pytest
 
 import rlvla_reward
 from rlvla.advantage import with_advantages
-from rlvla.config import AdvantageConfig, GRPOConfig, LearnerConfig, RewardTermConfig
+from rlvla.config import AdvantageConfig, GRPOConfig, LearnerConfig, RewardTermConfig, to_dict
 from rlvla.random_state import random_state, seed_random
 from rlvla.run import GRPORun
 from rlvla.skipping import SkipCount
@@ -108,6 +108,7 @@ def test_a_dropped_rollout_leaves_no_trace_in_the_state(cfg: GRPOConfig, tmp_pat
     judged(make_groups(cfg.model)[0])
     seed_random(5)
     before = json.loads(json.dumps({"position": 1, "reward": reward.state_dict(), "random": random_state()}))
+    before |= {"scored_by": to_dict(cfg)["reward"]}
 
     interrupts = SimpleNamespace(immediate=nullcontext)
 
@@ -150,6 +151,28 @@ def test_a_state_appears_when_the_lines_that_it_counts_are_on_the_disk(
     run.keep(0, [], cluster, tasks)  # type: ignore[arg-type]
     before = deeds[: deeds.index(("appear", cfg.output / "state/step-000001"))]
     assert {("sync", path) for path in (*lines, cfg.output)} <= {*before}
+
+
+def test_surplus_that_another_reward_has_scored_is_left_out(cfg: GRPOConfig) -> None:
+    """A reward that was mended is learned from at once; the same reward goes on with its groups."""
+    groups = make_groups(cfg.model)
+    tasks, cluster = (
+        SimpleNamespace(position=1, surplus=groups),
+        SimpleNamespace(
+            save_state=lambda folder: folder.mkdir(), load_state=lambda folder: None, sync=lambda policy_version: None
+        ),
+    )
+    GRPORun(replace(cfg, save_every=1), rlvla_reward.build(cfg.reward)).keep(0, [], cluster, tasks)  # type: ignore[arg-type]
+    with GRPORun(cfg, rlvla_reward.build(cfg.reward)) as run:
+        run.resume(cluster, tasks)  # type: ignore[arg-type]
+    assert [group.task for group in tasks.surplus] == [groups[0].task]  # both of one task
+    mended = (RewardTermConfig(fn="success"),)
+    with (
+        GRPORun(replace(cfg, reward=mended), rlvla_reward.build(mended)) as run,
+        pytest.warns(UserWarning, match=r"surplus\.jsonl: 1 groups were scored by another `reward`"),
+    ):
+        run.resume(cluster, tasks)  # type: ignore[arg-type]
+    assert tasks.surplus == []
 
 
 def test_old_states_make_room(cfg: GRPOConfig) -> None:
