@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 
 @contextmanager
@@ -118,6 +120,47 @@ def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
             f"{key}: {folder} is on a disk with {free / 1e6:.0f} MB free, and the run writes at least "
             f"{num_bytes / 1e6:.0f} MB there: make room, or name another folder",
         )
+
+
+def hold(folder: Path, key: str = "output") -> None:
+    """Keep an output folder for this process, which may hold it already, until it ends in whatever way.
+
+    Raises:
+        ValueError: another run writes there; the message names key, folder and process.
+    """
+    try:
+        if folder.resolve() not in _HELD:
+            _HELD[folder.resolve()] = lock(folder)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+_HELD: dict[Path, IO[str]] = {}
+"""What `hold` holds, by folder. A child that runs another program, as all of Ray's do, does not inherit it."""
+
+
+def lock(folder: Path) -> IO[str]:
+    """The file whose closing, or whose process's death, lets another process write in the folder.
+
+    Raises:
+        ValueError: another process writes there; the message names folder and process.
+    """
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise ValueError(
+            f"{folder}: process {owner} is writing there; wait for it, end it, or name another output folder"
+        ) from None
+    except OSError as error:  # Lustre, say, where it is mounted without them
+        warnings.warn(f"{folder} has no locks ({error.strerror}): start no second run there", stacklevel=3)
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
 
 
 def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:

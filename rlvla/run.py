@@ -1,6 +1,6 @@
 """The output folder of a GRPO run: resolved config, metrics, checkpoints to resume from, the finished policy.
 
-outputs/grpo/config.yaml provenance.json metrics.jsonl ids.jsonl summary.json trajectories.jsonl checkpoint/
+outputs/grpo/config.yaml provenance.json metrics.jsonl ids.jsonl summary.json trajectories.jsonl checkpoint/ lock
              state/step-000050/ (driver.json surplus.jsonl learner/ manifest.json)
 """
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from rlvla.checkpoint import appear_sealed, forget_old, newest_whole
 from rlvla.cluster import Cluster
 from rlvla.config import GRPOConfig, to_dict, write_resolved
-from rlvla.files import claim, sync_lines, write_json
+from rlvla.files import claim, hold, sync_lines, write_json
 from rlvla.interrupts import Interrupts
 from rlvla.ledger import Ledger
 from rlvla.metrics import MetricsLogger, PhaseTimer, read_metrics
@@ -50,6 +50,7 @@ class GRPORun:
         Raises:
             FileNotFoundError: there is no checkpoint to start from; the message names `model`.
             OSError: `output` cannot be written to, or its disk is too full; the message names it.
+            ValueError: another run writes there; likewise.
         """
         if not (cfg.model / "config.json").is_file():
             raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py first")
@@ -60,6 +61,7 @@ class GRPORun:
         self._saved = 0
         self._skipped = SkipCount(cfg.learner.max_skipped_steps)
         claim(cfg.output, num_bytes=_least_bytes(cfg))
+        hold(cfg.output)
         write_resolved(cfg, cfg.output)
 
     def __enter__(self) -> GRPORun:

@@ -16,6 +16,7 @@ import pytest
 import rlvla_reward
 from rlvla.advantage import with_advantages
 from rlvla.config import AdvantageConfig, GRPOConfig, LearnerConfig, RewardTermConfig, to_dict
+from rlvla.files import lock
 from rlvla.random_state import random_state, seed_random
 from rlvla.run import GRPORun
 from rlvla.skipping import SkipCount
@@ -123,6 +124,19 @@ def test_a_dropped_rollout_leaves_no_trace_in_the_state(cfg: GRPOConfig, tmp_pat
         play()
     assert json.loads((cfg.output / "state/step-000003/driver.json").read_text()) == before
     assert before["reward"]["count"]["seen"]
+
+
+def test_a_run_touches_nothing_where_another_one_writes(cfg: GRPOConfig) -> None:
+    left = cfg.output / "state/incomplete-step-000001"
+    left.mkdir(parents=True)
+    with (
+        lock(cfg.output),
+        pytest.raises(ValueError, match=r"^output: .*run: process \d+ is writing there; wait for it"),
+    ):
+        GRPORun(cfg, rlvla_reward.build(cfg.reward))
+    assert sorted(path.name for path in cfg.output.iterdir()) == ["lock", "state"]
+    assert left.is_dir()
+    GRPORun(cfg, rlvla_reward.build(cfg.reward))  # it has ended
 
 
 def test_the_trajectories_of_the_last_step_are_there_before_its_state(cfg: GRPOConfig) -> None:
