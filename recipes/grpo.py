@@ -36,7 +36,7 @@ def main(cfg: GRPOConfig) -> None:
         for step in run.progress(first):
             timer = PhaseTimer()
             with timer.phase("rollout"), run.droppable(step, cluster, tasks, interrupts):
-                groups, sampled = collect(cluster.play, tasks, run.judged(judge), cfg)
+                groups, sampled = collect(run.counted(step, cluster.play), tasks, run.judged(judge), cfg)
             with timer.phase("learn"):
                 learned = cluster.learn(groups)
             with timer.phase("sync"):

@@ -209,7 +209,7 @@ def require_sinks(log: LogConfig) -> None:
         _require("wandb", f"log.wandb_project is {log.wandb_project!r}")
 
 
-def forget_steps(path: Path, step: int) -> None:
+def forget_steps(path: Path, step: float) -> None:
     """Keep the lines of a file, if it is there, whose `step` is below `step`; warns where some cannot be read."""
     if path.exists():
         whole = whole_lines(path)

@@ -1,11 +1,12 @@
 """The output folder of a GRPO run: resolved config, metrics, checkpoints to resume from, the finished policy.
 
-outputs/grpo/config.yaml provenance.json metrics.jsonl ids.jsonl summary.json trajectories.jsonl checkpoint/ lock
-             state/step-000050/ (driver.json surplus.jsonl learner/ manifest.json)
+outputs/grpo/config.yaml provenance.json metrics.jsonl ids.jsonl started.jsonl summary.json trajectories.jsonl lock
+             checkpoint/ state/step-000050/ (driver.json surplus.jsonl learner/ manifest.json)
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -27,7 +28,7 @@ from rlvla.metrics import MetricsLogger, PhaseTimer, read_metrics
 from rlvla.prompt import note_trained
 from rlvla.protocols import Stateful
 from rlvla.random_state import random_state, seed_random, set_random_state
-from rlvla.rollout import TaskStream
+from rlvla.rollout import Job, Play, TaskStream
 from rlvla.skipping import SkipCount
 from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.types import Group, Trajectory
@@ -106,6 +107,16 @@ class GRPORun:
     @property
     def _reward_config(self) -> Any:
         return to_dict(self._cfg)["reward"]
+
+    def counted(self, step: int, play: Play) -> Play:
+        """`play`, and before that the ids of what it plays are written down."""
+        batches = itertools.count()
+
+        def counted(jobs: Sequence[Job]) -> list[Trajectory]:
+            self._ledger.start(step, next(batches), [(job.task, job.member) for job in jobs])
+            return play(jobs)
+
+        return counted
 
     def judged(self, judge: Callable[[Group], Group]) -> Callable[[Group], Group]:
         """`judge`; a group that it raises on is kept in `bad_reward.jsonl` before the error goes on."""

@@ -24,7 +24,8 @@ from rlvla.env_process import EnvPool, RemoteEnv
 from rlvla.env_thread import EnvCrashError, EnvThread
 from rlvla.episode import Decider
 from rlvla.prompt import PolicyProcessor
-from rlvla.rollout import Job, play_job
+from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.rollout import Job, SamplerLostError, play_job
 from rlvla.tools import load_tools
 from rlvla.types import EndReason, TaskSpec, Trajectory
 from tests.look_then_act import LookThenAct, assert_same_play
@@ -81,8 +82,12 @@ def impatient(pool: EnvPool, config: EnvConfig) -> EnvThread:
     return EnvThread(partial(RemoteEnv, replace(config, reset_deadline_s=DEADLINE_S), pool._processes[0], 0))
 
 
+async def not_lost() -> None:
+    raise AssertionError("this sampler does not die")
+
+
 def play(decider: Decider, env: EnvThread, max_attempts: int = 3, member: int = 0) -> Trajectory:
-    return asyncio.run(play_job(decider, env, Job(task=TASK, member=member), max_attempts))
+    return asyncio.run(play_job(decider, env, Job(task=TASK, member=member), max_attempts, not_lost))
 
 
 def made(folder: Path, suffix: str = "made") -> list[int]:
@@ -102,7 +107,7 @@ def test_a_process_that_is_killed_or_stops_is_replaced_and_the_episode_replayed(
     plant(tmp_path, where, "wait")
 
     async def meanwhile() -> tuple[Trajectory, int, float]:
-        episode = asyncio.create_task(play_job(decider, env, Job(task=TASK, member=0), 3))
+        episode = asyncio.create_task(play_job(decider, env, Job(task=TASK, member=0), 3, not_lost))
         pid = await asyncio.to_thread(meet, tmp_path, where, sent)
         sent_at, longest = time.monotonic(), 0.0
         while not episode.done():
@@ -157,6 +162,36 @@ def test_after_its_attempts_an_episode_ends_as_env_error(
     assert (again.end, again.num_crashes) == (EndReason.SUCCESS, 2)
 
 
+class LostOnce(LookThenAct):
+    """A sampler that dies under its third request."""
+
+    num_requests = 0
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        self.num_requests += 1
+        if self.num_requests == 3:
+            raise SamplerLostError
+        return await super().sample(request)
+
+
+def test_what_an_env_has_crashed_before_its_sampler_died_is_counted(
+    decider: Decider, pool: EnvPool, tiny_policy: Path, tmp_path: Path
+) -> None:
+    """A decision is two requests: the first attempt ends in its chunk, the second in the request behind it."""
+    unbroken = play(decider, pool.envs[0])
+    plant(tmp_path, "step_chunk", "raise")
+    told: list[str] = []
+
+    async def lost() -> None:
+        told.append("lost")
+
+    dying = replace(decider, sampler=LostOnce(tiny_policy))
+    trajectory = asyncio.run(play_job(dying, pool.envs[0], Job(task=TASK, member=0), 3, lost))
+    assert told == ["lost"]
+    assert_same_play(trajectory, unbroken)
+    assert (trajectory.num_crashes, trajectory.num_replays) == (1, 1)
+
+
 def test_a_neighbour_in_the_process_is_replayed_at_no_cost_of_its_own(
     decider: Decider, config: EnvConfig, tmp_path: Path
 ) -> None:
@@ -167,12 +202,12 @@ def test_a_neighbour_in_the_process_is_replayed_at_no_cost_of_its_own(
         plant(tmp_path, "zoom", "hang")
 
         async def both() -> list[Trajectory]:
-            hanging = asyncio.create_task(play_job(decider, pool.envs[0], Job(task=TASK, member=0), 2))
+            hanging = asyncio.create_task(play_job(decider, pool.envs[0], Job(task=TASK, member=0), 2, not_lost))
             while not list(tmp_path.glob("*.taken")):
                 await asyncio.sleep(0.01)
             plant(tmp_path, "step_chunk", "hang")  # the neighbour is in a call too when its process is killed
             await asyncio.sleep(0.1 * DEADLINE_S)
-            other = play_job(decider, pool.envs[1], Job(task=TASK, member=0), 1)
+            other = play_job(decider, pool.envs[1], Job(task=TASK, member=0), 1, not_lost)
             return [await other, await hanging]
 
         other, hanging = asyncio.run(both())

@@ -158,7 +158,7 @@ def test_a_state_appears_when_the_lines_that_it_counts_are_on_the_disk(
 ) -> None:
     run = GRPORun(replace(cfg, save_every=1), rlvla_reward.build(cfg.reward))
     tasks, cluster = SimpleNamespace(position=1, surplus=[]), SimpleNamespace(save_state=lambda folder: folder.mkdir())
-    lines = [cfg.output / name for name in ("metrics.jsonl", "ids.jsonl")]
+    lines = [cfg.output / name for name in ("metrics.jsonl", "ids.jsonl", "started.jsonl")]
     for file in lines:
         file.write_text('{"step": 0}\n')
     deeds = recorded(monkeypatch)
