@@ -218,6 +218,24 @@ def test_a_neighbour_in_the_process_is_replayed_at_no_cost_of_its_own(
         assert len({*made(tmp_path)}) == 2
 
 
+def test_envs_of_a_process_that_dies_are_each_charged_an_attempt(
+    decider: Decider, config: EnvConfig, tmp_path: Path
+) -> None:
+    """Either may have been the one that killed it."""
+    with opened(config, num_envs=2, envs_per_process=2) as pool:
+        plant(tmp_path, "zoom", "wait")
+
+        async def both() -> list[Trajectory]:
+            jobs = [play_job(decider, env, Job(task=TASK, member=0), 2, not_lost) for env in pool.envs]
+            waiting = asyncio.create_task(jobs[0])
+            while not (tmp_path / "zoom.at").exists():
+                await asyncio.sleep(0.01)
+            plant(tmp_path, "step_chunk", "die")
+            return [await jobs[1], await waiting]
+
+        assert [(t.end, t.num_crashes, t.num_replays) for t in asyncio.run(both())] == [(EndReason.SUCCESS, 1, 1)] * 2
+
+
 def test_an_env_of_a_new_process_is_not_taken_for_the_one_that_was_lost(config: EnvConfig, tmp_path: Path) -> None:
     """Between two calls nobody waits for an answer that would not come."""
     with opened(config, num_envs=2, envs_per_process=2) as pool:
