@@ -249,6 +249,22 @@ def test_an_env_of_a_new_process_is_not_taken_for_the_one_that_was_lost(config: 
             asyncio.run(pool.envs[0].call(lambda e: e.zoom(0, (0, 0, 9, 9))))
 
 
+def test_a_pid_that_has_become_somebody_elses_is_not_killed(pool: EnvPool, tmp_path: Path) -> None:
+    """What is killed is the child of the server's, not who has a number that it had."""
+    asyncio.run(pool.envs[0].call(lambda e: e.reset()))
+    link, env = pool._processes[0].link(), psutil.Process(*made(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
+        link._pid = bystander.pid
+        link._kill(EnvCrashError("killed"))
+        assert psutil.wait_procs([env], timeout=30)[1] == []
+        assert bystander.poll() is None
+        with suppress(EnvCrashError):  # of the env that is gone
+            asyncio.run(pool.envs[0].call(lambda e: e.reset()))
+        asyncio.run(pool.envs[0].call(lambda e: e.reset()))
+        link._end_by_force()  # a child that has ended: the one in its place has another number
+        asyncio.run(pool.envs[0].call(lambda e: e.zoom(0, (0, 0, 9, 9))))
+
+
 def test_an_answer_that_cannot_be_sent_is_a_crash(pool: EnvPool, tmp_path: Path) -> None:
     plant(tmp_path, "zoom", "return a function")
     asyncio.run(pool.envs[0].call(lambda e: e.reset()))
