@@ -25,6 +25,11 @@ def struck(caller: str, function: str, number: int, count: int = 1) -> tuple[str
     return str(Path(__file__).with_name("struck.py")), caller, function, str(count), str(int(number))
 
 
+def noted(caller: str, function: str, file: Path) -> tuple[str, ...]:
+    """A launcher: the file gets a byte whenever `caller` calls `function`."""
+    return str(Path(__file__).with_name("struck.py")), caller, function, "0", str(file)
+
+
 def environment() -> dict[str, str]:
     """That of a process of its own, which finds our packages and no learner's rank."""
     paths = [ROOT, ROOT / "envs", ROOT / "reward", Path(__file__).parent]

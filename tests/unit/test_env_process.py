@@ -29,13 +29,14 @@ from rlvla.rollout import Job, SamplerLostError, play_job
 from rlvla.tools import load_tools
 from rlvla.types import EndReason, TaskSpec, Trajectory
 from tests.look_then_act import LookThenAct, assert_same_play
-from tests.unit.faulty_env import meet, plant
+from tests.unit.faulty_env import meet, plant, plant_in_turn
 
 pytestmark = pytest.mark.timeout(120)
 
 TASK = TaskSpec(suite="faulty", task_id=0, init_state_id=3, seed=7)
 PLACES = ("reset", "step_chunk", "zoom")
-DEADLINE_S = 1.0
+DEADLINE_S = 4.0
+"""Far above what a healthy call takes on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -99,33 +100,40 @@ def made(folder: Path, suffix: str = "made") -> list[int]:
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["SIGKILL", "SIGSTOP"])
 def test_a_process_that_is_killed_or_stops_is_replaced_and_the_episode_replayed(
-    decider: Decider, pool: EnvPool, config: EnvConfig, tmp_path: Path, where: str, sent: signal.Signals
+    decider: Decider, config: EnvConfig, tmp_path: Path, where: str, sent: signal.Signals
 ) -> None:
-    unbroken = play(decider, pool.envs[0])
-    assert (unbroken.error, unbroken.end, len(unbroken.turns), unbroken.num_crashes) == ("", EndReason.SUCCESS, 2, 0)
-    env = impatient(pool, config) if where == "reset" else pool.envs[0]
-    plant(tmp_path, where, "wait")
+    """Meanwhile another episode is played, which a process that hangs does not keep waiting."""
+    with opened(config, num_envs=2) as pool:
+        unbroken = play(decider, pool.envs[0])
+        assert (unbroken.error, unbroken.end, len(unbroken.turns), unbroken.num_crashes) == (
+            "",
+            EndReason.SUCCESS,
+            2,
+            0,
+        )
+        env = impatient(pool, config) if where == "reset" else pool.envs[0]
+        plant(tmp_path, where, "wait")
 
-    async def meanwhile() -> tuple[Trajectory, int, float]:
-        episode = asyncio.create_task(play_job(decider, env, Job(task=TASK, member=0), 3, not_lost))
-        pid = await asyncio.to_thread(meet, tmp_path, where, sent)
-        sent_at, longest = time.monotonic(), 0.0
-        while not episode.done():
-            before = time.monotonic()
-            await asyncio.sleep(0.01)
-            longest = max(longest, time.monotonic() - before)
-        assert time.monotonic() - sent_at > (0.9 * DEADLINE_S if sent == signal.SIGSTOP else 0)
-        return await episode, pid, longest
+        async def meanwhile() -> tuple[Trajectory, Trajectory, int]:
+            episode = asyncio.create_task(play_job(decider, env, Job(task=TASK, member=0), 3, not_lost))
+            pid = await asyncio.to_thread(meet, tmp_path, where, sent)
+            sent_at = time.monotonic()
+            other = await play_job(decider, pool.envs[1], Job(task=TASK, member=0), 3, not_lost)
+            assert sent != signal.SIGSTOP or not episode.done()
+            trajectory = await episode
+            assert time.monotonic() - sent_at > (0.9 * DEADLINE_S if sent == signal.SIGSTOP else 0)
+            return trajectory, other, pid
 
-    trajectory, pid, longest_wait = asyncio.run(meanwhile())
-    assert_same_play(trajectory, unbroken)
-    assert (trajectory.num_crashes, trajectory.num_replays) == (1, 1)
-    assert made(tmp_path)[0] == pid != made(tmp_path)[1]
-    until = time.monotonic() + 30
-    while psutil.pid_exists(pid):  # the kernel takes its time
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    assert longest_wait < 0.5 * DEADLINE_S  # the event loop, hence every other episode, went on
+        trajectory, other, pid = asyncio.run(meanwhile())
+        for played, num in ((trajectory, 1), (other, 0)):
+            assert_same_play(played, unbroken)
+            assert (played.num_crashes, played.num_replays) == (num, num)
+        assert made(tmp_path)[0] == pid
+        assert len(made(tmp_path)) == len({*made(tmp_path)}) == 3
+        until = time.monotonic() + 30
+        while psutil.pid_exists(pid):  # the kernel takes its time
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -147,13 +155,14 @@ def test_an_env_that_raises_is_closed_and_made_anew(
     [
         ("raise", r"RuntimeError: the step_chunk broke.*Traceback.*faulty_env.py"),
         ("die", r"the env process \d+ ended"),
-        ("hang", r"step_chunk took longer than 1 s; the process was killed"),
+        ("hang", rf"step_chunk took longer than {DEADLINE_S:g} s; the process was killed"),
     ],
 )
 def test_after_its_attempts_an_episode_ends_as_env_error(
     decider: Decider, pool: EnvPool, tmp_path: Path, fault: str, error: str
 ) -> None:
-    plant(tmp_path, "step_chunk", fault, times=4)
+    later = "raise" if fault == "hang" else fault  # two deadlines are enough to wait for
+    plant_in_turn(tmp_path, "step_chunk", fault, fault, later, later)
     trajectory = play(decider, pool.envs[0], max_attempts=2)
     assert (trajectory.end, trajectory.num_crashes, trajectory.num_replays) == (EndReason.ENV_ERROR, 2, 1)
     assert re.search(error, trajectory.error, re.DOTALL)
@@ -303,14 +312,13 @@ def test_the_server_is_replaced_too(decider: Decider, pool: EnvPool, tmp_path: P
 
 
 def test_closing_closes_envs_and_kills_what_hangs(config: EnvConfig, tmp_path: Path) -> None:
-    started = time.monotonic()
+    """It ends, though one of them never would."""
     with opened(config, num_envs=2) as pool:
         for env in pool.envs:
             asyncio.run(env.call(lambda e: e.reset()))
         stopped, other = made(tmp_path)
         os.kill(stopped, signal.SIGSTOP)
     assert made(tmp_path, "closed") == [other]
-    assert time.monotonic() - started < 30
     with pytest.raises(EnvCrashError, match="closed"):
         asyncio.run(EnvThread(partial(RemoteEnv, config, pool._processes[0], 0)).call(lambda e: e.reset()))
 

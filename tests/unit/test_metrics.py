@@ -112,14 +112,14 @@ def test_wilson_interval_at_the_ends() -> None:
 
 
 def test_phases_add_up_and_end_when_they_raise() -> None:
-    timer = PhaseTimer()
+    timer, started = PhaseTimer(), time.perf_counter()
     for _ in range(2):
         with timer.phase("learn"):
             time.sleep(0.01)
     with pytest.raises(KeyError), timer.phase("sync"):
         raise KeyError
     assert timer.metrics().keys() == {"time/learn_s", "time/sync_s"}
-    assert 0.02 <= timer.seconds["learn"] < 0.5
+    assert 0.02 <= timer.seconds["learn"] < time.perf_counter() - started
 
 
 def test_every_step_is_a_line_at_once(tmp_path: Path) -> None:
