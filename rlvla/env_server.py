@@ -115,8 +115,9 @@ def main(descriptor: int) -> None:
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                for descriptor in (control.fileno(), ended, wakeup):
-                    os.close(descriptor)
+                control.close()
+                os.close(ended)
+                os.close(wakeup)
                 _run_child(Connection(pipe), config, num_envs)
             os.close(pipe)
             pids[child] = pid

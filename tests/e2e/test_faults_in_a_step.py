@@ -51,7 +51,8 @@ def test_what_fails_is_counted_and_refilled_and_what_dies_is_begun_again(tmp_pat
         assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-3000:]
     (line,) = [json.loads(line) for line in (output / "ids.jsonl").read_text().splitlines()]
     assert len({*line["sampled"]}) == 3
-    assert line["resampled"] == line["sampled"][1:]  # under the sampler that died, and in the actor that did
+    # Under the sampler that died, and in the actor that did: twice, where Ray was asked too early for its successor.
+    assert list(dict.fromkeys(line["resampled"])) == line["sampled"][1:]
     assert line["failed"] == 1
     assert balance(output) == ({"started": 3, "failed": 1, "finished": 2, "dropped": 0}, [])
     started = [json.loads(line)["ids"] for line in (output / "started.jsonl").read_text().splitlines()]
