@@ -8,7 +8,7 @@ from __future__ import annotations
 from rlvla import plan
 from rlvla.config import EvaluateConfig, load
 from rlvla.evaluation import evaluate, line
-from rlvla.files import claim
+from rlvla.files import claim, hold
 from rlvla.interrupts import Interrupts
 from rlvla.preflight import check_evaluate
 
@@ -20,6 +20,7 @@ def main(cfg: EvaluateConfig) -> None:
         return
     check_evaluate(cfg)
     claim(cfg.output, num_bytes=0)
+    hold(cfg.output)
     with Interrupts():
         summary = evaluate(cfg)
     for name, result in summary["tasks"].items():

@@ -30,12 +30,13 @@ def main(cfg: GRPOConfig) -> None:
     def judge(group: Group) -> Group:
         return with_advantages(reward.score(group), cfg.advantage, reward.weights)
 
-    with Interrupts() as interrupts, GRPORun(cfg, reward) as run, Cluster(cfg) as cluster, interrupts.deferred():
+    with Interrupts() as interrupts, GRPORun(cfg, reward) as run, Cluster(cfg) as cluster:
+        interrupts.defer()
         first = run.resume(cluster, tasks)
         for step in run.progress(first):
             timer = PhaseTimer()
             with timer.phase("rollout"), run.droppable(step, cluster, tasks, interrupts):
-                groups, sampled = collect(cluster.play, tasks, run.judged(judge), cfg)
+                groups, sampled = collect(run.counted(step, cluster.play), tasks, run.judged(judge), cfg)
             with timer.phase("learn"):
                 learned = cluster.learn(groups)
             with timer.phase("sync"):

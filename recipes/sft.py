@@ -7,10 +7,12 @@ python recipes/sft.py --config ... --dry-run                         (memory, to
 
 from __future__ import annotations
 
+import os
+
 from rlvla import dataset, plan
 from rlvla.cold_start import start_policy
 from rlvla.config import SFTConfig, load
-from rlvla.files import claim
+from rlvla.files import claim, hold
 from rlvla.interrupts import Interrupts
 from rlvla.preflight import check_sft
 from rlvla.sft import SFTRun, SFTTrainer
@@ -23,17 +25,20 @@ def main(cfg: SFTConfig) -> None:
         return
     check_sft(cfg)
     claim(cfg.output, num_bytes=0)
+    if os.environ.get("RANK", "0") == "0":  # of `accelerate launch`: one process for all
+        hold(cfg.output)
     with Interrupts() as interrupts:
         demonstrations = dataset.read(cfg.dataset)
         model, processor = start_policy(cfg, demonstrations)
         claim(cfg.output, num_bytes=model.get_memory_footprint())
         trainer = SFTTrainer(cfg, model, processor, demonstrations)
-        with SFTRun(cfg, trainer) as run, interrupts.deferred():
+        with SFTRun(cfg, trainer) as run:
+            interrupts.defer()
             for step in run.progress(run.resume()):
                 loss = trainer.step(step)
                 run.log(step, loss)
                 run.keep(step, interrupts)
-        run.finish()
+        run.finish(interrupts)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,13 +34,20 @@ def appear_sealed(path: Path) -> Iterator[Path]:
     with folder_appears_whole(path) as aside:
         yield aside
         sync_tree(aside)  # before the manifest, which says that all of it is there
-        write_json(aside / MANIFEST, {"sha256": _digests(aside)})
+        write_json(aside / MANIFEST, {"sha256": _digests(aside, _content(aside))})
     sync(path.parent)
     sync(path.parent.parent)  # who may have got `path.parent` just now
 
 
 def damage(folder: Path) -> str:
     """In words, why a folder is not what `appear_sealed` left; empty where it is. Reads every byte of it."""
+    try:
+        return _difference(folder)
+    except OSError as error:  # of the disk, or of who may read it
+        return f"it cannot be read: {error}"
+
+
+def _difference(folder: Path) -> str:
     file = folder / MANIFEST
     if not file.is_file():
         return f"it has no {MANIFEST}"
@@ -49,13 +57,30 @@ def damage(folder: Path) -> str:
         return f"its {MANIFEST} cannot be read: {error!r}"
     if not isinstance(expected, dict):
         return f"its {MANIFEST} cannot be read: sha256 is no object"
-    found = _digests(folder)
+    found = _digests(folder, _content(folder))
     for name, digest in expected.items():
         if name not in found:
             return f"{name} is missing"
         if found[name] != digest:
             return f"{name} has another checksum than when it was written"
     return ""
+
+
+def identity(checkpoint: Path) -> str:
+    """What tells a policy from another one that lay or will lie in the same folder.
+
+    Args:
+        checkpoint: one that `appear_sealed`, whose manifest says what is in it; or any other Hugging Face folder, whose
+            weights and settings are read, as they are for the sampler next.
+
+    Returns:
+        Hex digits.
+    """
+    manifest = checkpoint / MANIFEST
+    if manifest.is_file():
+        return _digest(manifest)
+    files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")]
+    return hashlib.sha256(json.dumps(_digests(checkpoint, files), sort_keys=True).encode()).hexdigest()
 
 
 def newest_whole(states: Path) -> tuple[int, Path] | None:
@@ -68,7 +93,7 @@ def newest_whole(states: Path) -> tuple[int, Path] | None:
         (step, folder) of the newest that is whole; None where there is none. Newer ones that are damaged are left as
         they are, each with a warning that names it and what is wrong.
     """
-    by_step = {_step(path): path for path in states.glob("step-*")}
+    by_step = _by_step(states)
     for step in sorted(by_step, reverse=True):
         if not (reason := damage(by_step[step])):
             return step, by_step[step]
@@ -78,20 +103,35 @@ def newest_whole(states: Path) -> tuple[int, Path] | None:
     return None
 
 
-def forget_old(states: Path, keep: int) -> None:
-    """Remove all `step-<number>` folders but the newest `keep`."""
-    by_step = sorted(states.glob("step-*"), key=_step)
-    for path in by_step[:-keep]:
-        shutil.rmtree(path)
+def forget_old(states: Path, keep: int, written: int) -> None:
+    """Remove all `step-<number>` folders up to the one just written but the newest `keep`.
+
+    Later ones are damaged, else the run would have gone on from them: they count for nothing, and stay to be looked at
+    until the run gets there.
+
+    Args:
+        states: folder of `step-<number>` folders.
+        keep: how many, the one just written among them.
+        written: step of that one.
+    """
+    by_step = _by_step(states)
+    for step in sorted(step for step in by_step if step <= written)[:-keep]:
+        shutil.rmtree(by_step[step])
 
 
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+def _by_step(states: Path) -> dict[int, Path]:
+    """The folders that are named as states are; a copy that somebody has put beside them is none."""
+    found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in states.glob("step-*") if path.is_dir())
+    return {int(name[1]): path for name, path in found if name}
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 by relative path of every file but the manifest."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+def _content(folder: Path) -> list[Path]:
+    """Every file of a folder but the manifest."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+
+
+def _digests(folder: Path, files: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of files in a folder by relative path."""
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return {path.relative_to(folder).as_posix(): d for path, d in zip(files, pool.map(_digest, files), strict=True)}
 

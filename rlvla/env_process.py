@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from multiprocessing import Pipe, reduction
@@ -98,21 +98,25 @@ class _Server:
     def __init__(self, config: EnvConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
+        self._sending = threading.Lock()  # apart, since a process that hangs is killed while another one starts
         self._process: subprocess.Popen[bytes] | None = None
         self._control: Any = None
+        self._children = itertools.count()
 
-    def fork(self, num_envs: int) -> tuple[int, Connection]:
-        """Start an env process; its pid and pipe. Raises EnvCrashError when that takes longer than a reset may."""
+    def fork(self, num_envs: int) -> _Link:
+        """Start an env process. Raises EnvCrashError when that takes longer than a reset may."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
             ours, theirs = Pipe()
+            child = next(self._children)
             try:
-                self._control.send(num_envs)
-                reduction.send_handle(self._control, theirs.fileno(), None)
+                with self._sending:
+                    self._control.send((child, num_envs))
+                    reduction.send_handle(self._control, theirs.fileno(), None)
                 if not self._control.poll(self._config.reset_deadline_s):
                     raise TimeoutError(f"no process after {self._config.reset_deadline_s:g} s")
-                return self._control.recv(), ours
+                return _Link(self._control.recv(), ours, kill=partial(self._kill, child))
             except (OSError, EOFError) as error:
                 ours.close()
                 self._stop()
@@ -120,9 +124,14 @@ class _Server:
             finally:
                 theirs.close()
 
+    def _kill(self, child: int) -> None:
+        """End an env process, also one that is stopped, if it has not ended: with a server that is lost it has."""
+        with self._sending, contextlib.suppress(OSError):
+            self._control.send((child, 0))
+
     def _start(self) -> None:
         self._stop()
-        self._control, theirs = Pipe()
+        control, theirs = Pipe()
         command = [sys.executable, "-m", "rlvla.env_server", str(theirs.fileno())]
         paths = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
@@ -132,19 +141,25 @@ class _Server:
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
-        self._control.send(self._config)
+        control.send(self._config)
+        with self._sending:
+            self._control = control
 
     def _stop(self) -> None:
         if self._process is not None:
-            self._control.close()
+            self._hang_up()
             self._process.kill()
             self._process.wait()
+
+    def _hang_up(self) -> None:
+        with self._sending:
+            self._control.close()
 
     def close(self) -> None:
         """End it, with what it has forked."""
         with self._lock:
             if self._process is not None:
-                self._control.close()
+                self._hang_up()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(CLOSE_S)
             self._stop()
@@ -165,7 +180,7 @@ class _Process:
             if self._is_closed:
                 raise EnvCrashError("the envs are closed")
             if self._link is None or self._link.is_lost:
-                self._link = _Link(*self._server.fork(self._num_envs))
+                self._link = self._server.fork(self._num_envs)
             return self._link
 
     def end(self) -> None:
@@ -184,8 +199,8 @@ class _Process:
 class _Link:
     """The pipe to one env process: any number of threads may call, each waits for its own answer."""
 
-    def __init__(self, pid: int, pipe: Connection) -> None:
-        self._pid, self._pipe = pid, pipe
+    def __init__(self, pid: int, pipe: Connection, kill: Callable[[], None]) -> None:
+        self._pid, self._pipe, self._end_by_force = pid, pipe, kill
         self._lock = threading.Lock()
         self._sending = threading.Lock()  # its holder may wait for a process that hangs, hence not the lock to kill it
         self._ids = itertools.count()
@@ -235,8 +250,7 @@ class _Link:
         with self._lock:
             if self._loss is None:
                 self._loss = loss
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._pid, signal.SIGKILL)
+                self._end_by_force()
 
     def _read(self) -> None:
         """Hand each answer to who waits for it, until the process ends."""

@@ -15,6 +15,7 @@ import faulthandler
 import importlib
 import inspect
 import os
+import select
 import signal
 import sys
 import threading
@@ -38,6 +39,9 @@ CLOSE_S = 5.0
 """How long the envs of a process may take to close, seconds; then it ends without."""
 _PR_SET_PDEATHSIG = 1
 
+Order = tuple[int, int]
+"""To the server: the number of a child, which no other one has had, and how many envs it is to be started with: the end
+of its pipe comes next, and its pid goes back. Or 0: it is to be killed, unless it has ended."""
 Request = tuple[int, str, tuple[Any, ...], dict[str, Any]]
 """Message id, name of the env's method, its arguments."""
 Answer = Callable[[int, bool, Any], None]
@@ -78,27 +82,55 @@ def _creator(entry_point: Any) -> Any:
 
 
 def main(descriptor: int) -> None:
-    """Load the simulator, then fork a child for each request, until the parent is gone.
+    """Load the simulator, then fork and kill children as asked, until the parent is gone.
+
+    Kill as well, since a pid is a child's for as long as nobody has reaped it: only who reaps knows for how long.
 
     Args:
-        descriptor: of a socket, on which the EnvConfig comes first, and for each child its number of envs and the end
-            of its pipe; its pid goes back.
+        descriptor: of a socket, on which the EnvConfig comes first, then orders.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when we end
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps children
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # that it came is read from the pipe
+    ended, wakeup = os.pipe()
+    for end in (ended, wakeup):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     control = Connection(descriptor)
+    pids: dict[int, int] = {}
     with contextlib.suppress(EOFError, OSError):
         config: EnvConfig = control.recv()
         preload(config)
         while True:
-            num_envs: int = control.recv()
+            select.select([control, ended], [], [])
+            _reap(ended, pids)
+            if not control.poll():
+                continue
+            order: Order = control.recv()
+            child, num_envs = order
+            if not num_envs:
+                if child in pids:
+                    os.kill(pids[child], signal.SIGKILL)
+                continue
             pipe = reduction.recv_handle(control)
             pid = os.fork()
             if pid == 0:
+                signal.set_wakeup_fd(-1)
                 control.close()
+                os.close(ended)
+                os.close(wakeup)
                 _run_child(Connection(pipe), config, num_envs)
             os.close(pipe)
+            pids[child] = pid
             control.send(pid)
+
+
+def _reap(ended: int, pids: dict[int, int]) -> None:
+    """Forget the children that have ended; only then may their pids become somebody else's."""
+    with contextlib.suppress(BlockingIOError):
+        os.read(ended, 4096)
+    for child, pid in list(pids.items()):
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            del pids[child]
 
 
 def preload(config: EnvConfig) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rlvla.checkpoint import identity
 from rlvla.cluster import Cluster
 from rlvla.config import EvaluateConfig, provenance, write_resolved
 from rlvla.env_server import made_with
@@ -16,27 +17,37 @@ from rlvla.episode import derive_seed
 from rlvla.prompt import read_trained
 from rlvla.protocols import Env
 from rlvla.rollout import Job, make_env, task_ids, trial_states
-from rlvla.storage import save_trajectories
+from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.trials import TrialLog, summarise, to_trial
-from rlvla.types import TaskSpec, Trajectory
+from rlvla.types import TaskSpec
+
+_SHOWN = "trajectories.jsonl"
+"""The trajectories that are kept for the report, half of them failures where there are."""
 
 
-def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
+def evaluate(cfg: EvaluateConfig, *, starts_over: bool = False) -> dict[str, Any]:
     """Play `cfg.num_trials` initial states of every task; write `summary.json` and some trajectories.
 
-    Every trial is on the disk as soon as it has ended: called again with the same config after a kill, it plays only
-    what is missing.
+    Every trial is on the disk as soon as it has ended: called again with the same config and checkpoint after a kill,
+    it plays only what is missing.
+
+    Args:
+        cfg: of the evaluation.
+        starts_over: trials of another evaluation, such as of the checkpoint before this one, are removed.
 
     Raises:
         FileNotFoundError: `model` names no checkpoint.
-        ValueError: the env offers too few states, or some that were also trained on; or the output folder holds the
-            trials of another evaluation.
+        ValueError: the env offers too few states, or some that were also trained on; or, unless it `starts_over`, the
+            output folder holds the trials of another evaluation.
     """
     if not (cfg.model / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py or recipes/grpo.py first")
     names, tasks, said = _tasks(cfg)
     protocol = _protocol(cfg, list(names.values()), said)
-    with TrialLog(cfg.output / "trials.jsonl", protocol) as log:
+    with TrialLog(cfg.output / "trials.jsonl", protocol, starts_over=starts_over) as log:
+        if not log.trials:
+            for name in ("summary.json", _SHOWN):  # of trials that are no more
+                (cfg.output / name).unlink(missing_ok=True)
         write_resolved(cfg, cfg.output)
         ended = {trial.key for trial in log.trials}
         missing = [task for task in tasks if (task.task_id, task.init_state_id) not in ended]
@@ -51,19 +62,21 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
 
 
 def _play(cfg: EvaluateConfig, tasks: Sequence[TaskSpec], log: TrialLog, num_ended: int) -> float:
-    """Play the tasks, logging each as it ends; returns the seconds that it took."""
-    shown: list[Trajectory] = []
+    """Play the tasks, logging each as it ends, and before that keeping it if it is shown; returns the seconds taken."""
+    file = cfg.output / _SHOWN
+    shown = list(load_trajectories(file)) if file.is_file() else []
+    save_trajectories(file, shown)
     with Cluster(cfg) as cluster, tqdm(total=num_ended + len(tasks), initial=num_ended, desc="evaluate") as bar:
         started = time.perf_counter()
         for trajectory in cluster.stream([Job(task=task, member=0) for task in tasks]):
-            log.add(to_trial(trajectory))
+            shown = [t for t in shown if t.task != trajectory.task]  # its trial was not logged any more
             if sum(t.success == trajectory.success for t in shown) < cfg.save_trajectories // 2:
                 shown.append(trajectory)
+                save_trajectories(file, sorted(shown, key=lambda t: not t.success))
+            log.add(to_trial(trajectory))
             bar.update()
             bar.set_postfix(success=f"{sum(t.success for t in log.trials) / len(log.trials):.3f}")
-        seconds = time.perf_counter() - started
-    save_trajectories(cfg.output / "trajectories.jsonl", sorted(shown, key=lambda t: not t.success))
-    return seconds
+        return time.perf_counter() - started
 
 
 def line(name: str, result: dict[str, Any]) -> str:
@@ -123,6 +136,7 @@ def _protocol(cfg: EvaluateConfig, tasks: Sequence[str], said: Mapping[str, Any]
         **said,
         "allow_trained_states": cfg.allow_trained_states,
         "model": str(cfg.model),
+        "checkpoint": identity(cfg.model),
         "env": cfg.env.id,
         "tasks": list(tasks),
         "trials_per_task": cfg.num_trials,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import itertools
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 
 @contextmanager
@@ -119,10 +122,90 @@ def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
         )
 
 
+def hold(folder: Path, key: str = "output") -> None:
+    """Keep an output folder for this process, which may hold it already, until it ends in whatever way.
+
+    Raises:
+        ValueError: another run writes there; the message names key, folder and process.
+    """
+    try:
+        if folder.resolve() not in _HELD:
+            _HELD[folder.resolve()] = lock(folder)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+_HELD: dict[Path, IO[str]] = {}
+"""What `hold` holds, by folder. A child that runs another program, as all of Ray's do, does not inherit it."""
+
+
+def lock(folder: Path) -> IO[str]:
+    """The file whose closing, or whose process's death, lets another process write in the folder.
+
+    Raises:
+        ValueError: another process writes there; the message names folder and process.
+    """
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise ValueError(
+            f"{folder}: process {owner} is writing there; wait for it, end it, or name another output folder"
+        ) from None
+    except OSError as error:  # Lustre, say, where it is mounted without them
+        warnings.warn(f"{folder} has no locks ({error.strerror}): start no second run there", stacklevel=3)
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
 def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:
     """A JSON file that `appear_whole`."""
     with appear_whole(path) as file:
         file.write((json.dumps(content, indent=2, sort_keys=sort_keys) + "\n").encode())
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append a JSON object to a file of lines; it outlives `kill -9`, and a power failure once it was synced.
+
+    Raises:
+        OSError: there is no room, say; the message names `output` and the file.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(content, allow_nan=False) + "\n")
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"output: cannot write to {path} ({error.strerror}): make room there, then run the same command again",
+        ) from error
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file of JSON objects, up to the first that is none; no file has none.
+
+    A kill or a full disk may cut the last line short, and a power failure leave zeros where it had not been synced.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return list(itertools.takewhile(_is_object, lines))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def sync_lines(folder: Path) -> None:
+    """`sync` all files of lines in a folder, as must be before a state that counts their lines is whole."""
+    for path in folder.glob("*.jsonl"):
+        sync(path)
+    sync(folder)
 
 
 def sync(path: Path) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+from typing import Any
 
 import psutil
 
@@ -26,9 +28,10 @@ GRACE_S = 25.0
 class Interrupts:
     """A context manager around a run, in the main thread.
 
-    A signal raises KeyboardInterrupt where the main thread is, except inside `deferred`. Where that, or any other
-    error after a signal, leaves this context, all descendants of the process are killed; KeyboardInterrupt becomes the
-    exit code, other errors go on. A run that completes after a signal ends as if there had been none.
+    A signal raises KeyboardInterrupt where the main thread is, until `defer`. Where that, or any other error after a
+    signal, leaves this context, all descendants of the process are killed; KeyboardInterrupt becomes the exit code,
+    other errors go on. A run that completes after a signal ends as if there had been none. Of `recipe 2>&1 | tee log`
+    Ctrl-C ends `tee`, too: what is said from then on is lost, and breaks nothing.
 
     Args:
         grace_s: seconds after which a run that has not ended is given up, with whatever it was writing.
@@ -43,6 +46,8 @@ class Interrupts:
         self._is_deferred = False
 
     def __enter__(self) -> Interrupts:
+        self._streams: tuple[Any, Any] = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = map(_Output, self._streams)  # type: ignore[assignment]
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
@@ -65,6 +70,7 @@ class Interrupts:
         if is_ended:
             # Handlers stay, and so does the watch: at exit, libraries still wait for this and that.
             raise SystemExit(128 + (self._number or self._watched or signal.SIGTERM)) from None
+        sys.stdout, sys.stderr = self._streams
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
@@ -77,18 +83,13 @@ class Interrupts:
         """Whether a signal has come."""
         return bool(self._number or self._watched)
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Inside, nothing is raised: whoever is there looks at `is_asked`, or enters `immediate` now and then."""
-        before, self._is_deferred = self._is_deferred, True
-        try:
-            yield
-        finally:
-            self._is_deferred = before
+    def defer(self) -> None:
+        """From here to the end nothing is raised: look at `is_asked`, or enter `immediate` now and then."""
+        self._is_deferred = True
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Inside of `deferred`, a stretch where a signal raises KeyboardInterrupt, also one that came before."""
+        """Behind `defer`, a stretch where a signal raises KeyboardInterrupt, also one that came before."""
         self._is_deferred = False
         try:
             if self.is_asked:
@@ -119,13 +120,49 @@ class Interrupts:
                 if self._watched:
                     self._end()
                 self._watched, deadline = number, time.monotonic() + self._grace_s
-                # Not print: the main thread may hold its lock.
-                name = signal.Signals(number).name
-                os.write(2, f"\n{name}: ending within {self._grace_s:g} s; once more: at once\n".encode())
+                _say(f"\n{signal.Signals(number).name}: ending within {self._grace_s:g} s; once more: at once\n")
 
     def _end(self) -> None:
         _kill_descendants()
         os._exit(128 + self._watched)
+
+
+class _Output:
+    """A standard stream that can be written to when nobody reads it any more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As of the stream."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        """As of the stream; Python asks for it at exit, too."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """What the stream still holds back has to go somewhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _say(text: str) -> None:
+    """To standard error, unless nobody reads it. Not print: the main thread may hold its lock."""
+    with suppress(OSError):
+        if select.select([], [2], [], 0)[1]:  # else it is full, and writing would wait
+            os.write(2, text.encode())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvla.config import LogConfig
-from rlvla.files import appear_whole
+from rlvla.files import appear_whole, append_line, whole_lines
 from rlvla.types import EndReason, Group, SegmentKind, Trajectory, Turn
 
 METRICS = {
@@ -179,8 +180,7 @@ class MetricsLogger:
             self.rewind(step)
         values = {name: float(value) for name, value in metrics.items()}
         line = {"step": step, **{name: v if math.isfinite(v) else None for name, v in values.items()}}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        append_line(self.path, line)
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -198,7 +198,7 @@ class MetricsLogger:
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
     """The lines of a `metrics.jsonl`, step by step; a last line cut short by an interruption is left out."""
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in whole_lines(path)]
 
 
 def require_sinks(log: LogConfig) -> None:
@@ -209,13 +209,14 @@ def require_sinks(log: LogConfig) -> None:
         _require("wandb", f"log.wandb_project is {log.wandb_project!r}")
 
 
-def forget_steps(path: Path, step: int) -> None:
-    """Keep the lines of a file, if it is there, whose `step` is below `step`."""
+def forget_steps(path: Path, step: float) -> None:
+    """Keep the lines of a file, if it is there, whose `step` is below `step`; warns where some cannot be read."""
     if path.exists():
-        # An interrupted run may have left half a line at the end.
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        whole = whole_lines(path)
+        if sum(map(len, whole)) < path.stat().st_size:
+            warnings.warn(f"{path}: what stands behind line {len(whole)} cannot be read and is left out", stacklevel=2)
         with appear_whole(path) as file:
-            file.write("".join(line for line in whole if json.loads(line)["step"] < step).encode())
+            file.writelines(line for line in whole if json.loads(line)["step"] < step)
 
 
 def _require(package: str, reason: str) -> None:

@@ -27,8 +27,12 @@ from rlvla.turn_context import require_action_temperature
 _MAY_CHANGE = (
     *("output", "num_steps", "validate_every", "save_every", "keep_states", "save_trajectories", "num_trials"),
     *("log", "cluster", "sampler", "plan", "dry_run"),
+    # After a fault: the reward or the loss was not finite, memory did not do, envs hung or crashed.
+    *("reward", "learner.lr", "learner.max_grad_norm", "learner.max_skipped_steps"),
+    *("learner.micro_batch_rows", "learner.gradient_checkpointing"),
+    *("env.deadline_s", "env.reset_deadline_s", "env.max_attempts", "max_refills"),
 )
-"""Keys of a run that its saved states do not depend on, or that say how far it goes."""
+"""Keys of a run, with all below them, that its saved states do not depend on, or that say how far it goes."""
 _MUST_STAY = ("cluster.num_learners",)
 """The ones among them that states do depend on: each rank has saved its share of the optimizer."""
 
@@ -158,7 +162,8 @@ def _check_resume(cfg: GRPOConfig | SFTConfig, output: Path) -> None:
 
 
 def _may_change(key: str) -> bool:
-    return key.split(".")[0] in _MAY_CHANGE and key not in _MUST_STAY
+    parts = key.split(".")
+    return key not in _MUST_STAY and any(".".join(parts[:n]) in _MAY_CHANGE for n in range(1, len(parts) + 1))
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -7,9 +7,9 @@ batches over all of them and a finished env takes the next episode at once.
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,9 @@ class Job:
     member: int
 
 
-async def play_job(decider: Decider, env: EnvThread, job: Job, max_attempts: int) -> Trajectory:
+async def play_job(
+    decider: Decider, env: EnvThread, job: Job, max_attempts: int, sampler_lost: Callable[[], Awaitable[None]]
+) -> Trajectory:
     """Play one episode, and again from the same state with the same seeds when the simulator crashed.
 
     Args:
@@ -128,14 +130,20 @@ async def play_job(decider: Decider, env: EnvThread, job: Job, max_attempts: int
         job: what to play.
         max_attempts: after as many crashes of its own the trajectory ends as ENV_ERROR, with the turns and the error of
             the last attempt. A loss that another env of the same process caused is replayed and does not count.
+        sampler_lost: called when the sampler died under the episode, which is played again when this returns; no fault
+            of the env's, of which the count goes on.
     """
-    num_crashes = 0
-    for num_replays in itertools.count():
-        trajectory = await run_episode(decider, env, job.task, member=job.member)
+    num_crashes = num_replays = 0
+    while True:
+        try:
+            trajectory = await run_episode(decider, env, job.task, member=job.member)
+        except SamplerLostError:
+            await sampler_lost()
+            continue
         num_crashes += trajectory.num_crashes
         if trajectory.end is not EndReason.ENV_ERROR or num_crashes == max_attempts:
             return replace(trajectory, num_crashes=num_crashes, num_replays=num_replays)
-    raise AssertionError("unreachable: the loop has no end")
+        num_replays += 1
 
 
 class RolloutActor:
@@ -173,12 +181,15 @@ class RolloutActor:
         pending = iter(enumerate(jobs))
         ended: asyncio.Queue[tuple[int, Trajectory | None] | None] = asyncio.Queue()
 
+        async def sampler_lost(index: int) -> None:
+            await ended.put((index, None))
+            await self._sampler.wait_open()
+
         async def drive(env: EnvThread) -> None:
             try:
                 for index, job in pending:
-                    while (trajectory := await self._play(env, job)) is None:
-                        await ended.put((index, None))
-                        await self._sampler.wait_open()
+                    lost = partial(sampler_lost, index)
+                    trajectory = await play_job(self._decider, env, job, self._max_attempts, lost)
                     await ended.put((index, trajectory))
             finally:
                 await ended.put(None)
@@ -192,13 +203,6 @@ class RolloutActor:
             else:
                 yield item
         await asyncio.gather(*drivers)  # raises what a driver raised
-
-    async def _play(self, env: EnvThread, job: Job) -> Trajectory | None:
-        """One episode; None when the sampler died under it."""
-        try:
-            return await play_job(self._decider, env, job, self._max_attempts)
-        except SamplerLostError:
-            return None
 
     async def close(self) -> None:
         """Close every env and end its process."""

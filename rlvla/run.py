@@ -1,30 +1,34 @@
 """The output folder of a GRPO run: resolved config, metrics, checkpoints to resume from, the finished policy.
 
-outputs/grpo/config.yaml provenance.json metrics.jsonl ids.jsonl summary.json trajectories.jsonl checkpoint/
-             state/step-000050/ (driver.json surplus.jsonl learner/ manifest.json)
+outputs/grpo/config.yaml provenance.json metrics.jsonl ids.jsonl started.jsonl summary.json trajectories.jsonl lock
+             checkpoint/ state/step-000050/ (driver.json surplus.jsonl learner/ manifest.json)
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from rlvla.checkpoint import appear_sealed, forget_old, newest_whole
 from rlvla.cluster import Cluster
-from rlvla.config import GRPOConfig, write_resolved
-from rlvla.files import claim, write_json
+from rlvla.config import GRPOConfig, to_dict, write_resolved
+from rlvla.files import claim, hold, sync_lines, write_json
 from rlvla.interrupts import Interrupts
 from rlvla.ledger import Ledger
 from rlvla.metrics import MetricsLogger, PhaseTimer, read_metrics
 from rlvla.prompt import note_trained
 from rlvla.protocols import Stateful
 from rlvla.random_state import random_state, seed_random, set_random_state
-from rlvla.rollout import TaskStream
+from rlvla.rollout import Job, Play, TaskStream
 from rlvla.skipping import SkipCount
 from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.types import Group, Trajectory
@@ -47,6 +51,7 @@ class GRPORun:
         Raises:
             FileNotFoundError: there is no checkpoint to start from; the message names `model`.
             OSError: `output` cannot be written to, or its disk is too full; the message names it.
+            ValueError: another run writes there; likewise.
         """
         if not (cfg.model / "config.json").is_file():
             raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py first")
@@ -57,6 +62,7 @@ class GRPORun:
         self._saved = 0
         self._skipped = SkipCount(cfg.learner.max_skipped_steps)
         claim(cfg.output, num_bytes=_least_bytes(cfg))
+        hold(cfg.output)
         write_resolved(cfg, cfg.output)
 
     def __enter__(self) -> GRPORun:
@@ -78,8 +84,8 @@ class GRPORun:
         step, folder = newest
         cluster.load_state(folder / "learner")
         cluster.sync(policy_version=step)
-        tasks.surplus = _regroup(load_trajectories(folder / "surplus.jsonl"))
         driver = json.loads((folder / "driver.json").read_text())
+        tasks.surplus = self._surplus(folder / "surplus.jsonl", scored_by=driver["scored_by"])
         tasks.position = driver["position"]
         self._reward.load_state_dict(driver["reward"])
         set_random_state(driver["random"])
@@ -87,6 +93,30 @@ class GRPORun:
         self._ledger.rewind(step)
         self._saved = step
         return step
+
+    def _surplus(self, file: Path, scored_by: Any) -> list[Group]:
+        """The groups that wait to be learned from; none where the reward has been changed, which gave them theirs."""
+        groups = _regroup(load_trajectories(file))
+        if groups and scored_by != self._reward_config:
+            warnings.warn(
+                f"{file}: {len(groups)} groups were scored by another `reward` and are left out", stacklevel=3
+            )
+            return []
+        return groups
+
+    @property
+    def _reward_config(self) -> Any:
+        return to_dict(self._cfg)["reward"]
+
+    def counted(self, step: int, play: Play) -> Play:
+        """`play`, and before that the ids of what it plays are written down."""
+        batches = itertools.count()
+
+        def counted(jobs: Sequence[Job]) -> list[Trajectory]:
+            self._ledger.start(step, next(batches), [(job.task, job.member) for job in jobs])
+            return play(jobs)
+
+        return counted
 
     def judged(self, judge: Callable[[Group], Group]) -> Callable[[Group], Group]:
         """`judge`; a group that it raises on is kept in `bad_reward.jsonl` before the error goes on."""
@@ -157,13 +187,16 @@ class GRPORun:
         self._ledger.add(step, sampled=sampled, learned=learned, resampled=resampled)
 
     def keep(self, step: int, sampled: Sequence[Group], cluster: Cluster, tasks: TaskStream) -> None:
-        """Checkpoint when it is due, and keep some trajectories of the last step for the report."""
+        """Keep some trajectories of the last step for the report, and checkpoint when it is due.
+
+        In this order, since a run that goes on from the state of the last step has none to keep any more.
+        """
         cfg = self._cfg
-        if cfg.save_every and (step + 1) % cfg.save_every == 0:
-            self._checkpoint(step + 1, cluster, tasks)
         if step + 1 == cfg.num_steps:
             trajectories = [t for group in sampled for t in group.trajectories[:1]]
             save_trajectories(cfg.output / "trajectories.jsonl", trajectories[: cfg.save_trajectories])
+        if cfg.save_every and (step + 1) % cfg.save_every == 0:
+            self._checkpoint(step + 1, cluster, tasks)
 
     def finish(self, cluster: Cluster, tasks: TaskStream) -> None:
         """Write the policy and `summary.json`."""
@@ -184,12 +217,14 @@ class GRPORun:
 
     def _checkpoint(self, step: int, cluster: Cluster, tasks: TaskStream) -> None:
         """Write all that an exact resume needs; interrupted at any moment, it is not there."""
+        sync_lines(self._cfg.output)
         with appear_sealed(self._cfg.output / "state" / f"step-{step:06d}") as folder:
             cluster.save_state(folder / "learner")
             save_trajectories(folder / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
             driver = {"position": tasks.position, "reward": self._reward.state_dict(), "random": random_state()}
+            driver["scored_by"] = self._reward_config
             write_json(folder / "driver.json", driver)
-        forget_old(self._cfg.output / "state", self._cfg.keep_states)
+        forget_old(self._cfg.output / "state", self._cfg.keep_states, written=step)
         self._saved = step
 
 

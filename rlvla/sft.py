@@ -24,7 +24,7 @@ from rlvla.collate import Row, to_batch, to_row
 from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig, SFTConfig, write_resolved
 from rlvla.dataset import DemonstrationSet
 from rlvla.evaluation import evaluate
-from rlvla.files import aside_of, write_json
+from rlvla.files import aside_of, sync_lines, write_json
 from rlvla.hybrid_mask import check_hybrid
 from rlvla.interrupts import Interrupts
 from rlvla.learner import learning_rate
@@ -54,25 +54,23 @@ class SFTTrainer:
             raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
         learner = cfg.learner
         model = prepare(model, lora=learner.lora, gradient_checkpointing=learner.gradient_checkpointing)
-        optimizer = torch.optim.AdamW(
+        self._adamw = torch.optim.AdamW(
             (p for p in model.parameters() if p.requires_grad),
             lr=learner.lr,
             betas=learner.betas,
             weight_decay=learner.weight_decay,
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate(learner, step, cfg.num_steps) / learner.lr
-        )
         self._trained = [p for p in model.parameters() if p.requires_grad]
-        self.model, _ = self.accelerator.prepare(model.train(), optimizer)
+        self.model, _ = self.accelerator.prepare(model.train(), self._adamw)
         if processor.is_hybrid:
             check_hybrid(self.model, processor)
-        self._scheduler = scheduler
-        self.accelerator.register_for_checkpointing(scheduler)
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the `step`-th batch; skipped where loss or gradient is not finite."""
         started = time.perf_counter()
+        lr = learning_rate(self.cfg.learner, step, self.cfg.num_steps)
+        for group in self._adamw.param_groups:  # a state that was resumed from may hold that of another config
+            group["lr"] = lr
         rows = self._rows(self.batch(step))
         num_tokens = self._sum(sum(row.num_sampled_tokens for row in rows))
         total = 0.0
@@ -82,13 +80,11 @@ class SFTTrainer:
             # DeepSpeed averages over processes; the objective is a sum over tokens, divided by their number.
             self.model.backward(loss * (self.accelerator.num_processes / num_tokens), scale_wrt_gas=False)
             total += float(loss.detach())
-        lr = self._scheduler.get_last_lr()[0]
         grad_norm = update(self.model, self._trained, self.cfg.learner.max_grad_norm)
-        self._scheduler.step()
         seconds = time.perf_counter() - started
         return {
             "loss": self._sum(total) / num_tokens,
-            "lr": float(lr),
+            "lr": lr,
             "tokens_per_s": num_tokens / seconds,
             "skipped_updates": float(not math.isfinite(grad_norm)),
         }
@@ -231,9 +227,11 @@ class SFTRun:
 
     def _save(self, step: int) -> None:
         """A state to resume from, which appears whole."""
+        if self._is_main:
+            sync_lines(self._cfg.output)
         self._together(self._cfg.output / "state" / f"step-{step + 1:06d}", self._trainer.save_state)
         if self._is_main:
-            forget_old(self._cfg.output / "state", self._cfg.keep_states)
+            forget_old(self._cfg.output / "state", self._cfg.keep_states, written=step + 1)
 
     def _together(self, path: Path, write: Callable[[Path], None]) -> None:
         """Let all processes write into one folder, which then appears whole under its name."""
@@ -257,12 +255,19 @@ class SFTRun:
             write_json(file, {"dataset": str(self._cfg.dataset), "rows": self._trainer.batch(step).tolist()})
         self._skipped.add(step, file)
 
-    def finish(self) -> None:
-        """Write the checkpoint and `summary.json`, with success on held-out states when `num_trials` asks for it."""
+    def finish(self, interrupts: Interrupts) -> None:
+        """Write the checkpoint and `summary.json`, with success on held-out states when `num_trials` asks for it.
+
+        Raises:
+            KeyboardInterrupt: in the evaluation; the checkpoint is there by then.
+        """
         cfg = self._cfg
+        if self._validation_loss is None:  # resumed behind the last step
+            self._validation_loss = self._trainer.validate()
         self._together(cfg.output / "checkpoint", self._trainer.save)
         if not self._is_main:
             return
+        (cfg.output / "summary.json").unlink(missing_ok=True)  # it tells of the checkpoint before
         summary: dict[str, Any] = {
             "steps": cfg.num_steps,
             "validation_loss": self._validation_loss,
@@ -270,18 +275,21 @@ class SFTRun:
             "checkpoint": "checkpoint",
         }
         if cfg.num_trials:
-            backend = "transformers" if vllm_obstacle(cfg.output / "checkpoint") else "vllm"
-            summary["evaluation"] = evaluate(
-                EvaluateConfig(
-                    model=cfg.output / "checkpoint",
-                    output=cfg.output / "evaluate",
-                    env=cfg.env,
-                    episode=EpisodeConfig(temperature=0.0),
-                    sampler=SamplerConfig(backend=backend),
-                    num_trials=cfg.num_trials,
-                )
-            )
+            with interrupts.immediate():
+                summary["evaluation"] = evaluate(self._evaluation(), starts_over=True)
         write_json(cfg.output / "summary.json", summary)
+
+    def _evaluation(self) -> EvaluateConfig:
+        """Of the checkpoint that is there."""
+        cfg = self._cfg
+        return EvaluateConfig(
+            model=cfg.output / "checkpoint",
+            output=cfg.output / "evaluate",
+            env=cfg.env,
+            episode=EpisodeConfig(temperature=0.0),
+            sampler=SamplerConfig(backend="transformers" if vllm_obstacle(cfg.output / "checkpoint") else "vllm"),
+            num_trials=cfg.num_trials,
+        )
 
     def _is_due(self, step: int, every: int) -> bool:
         return (step + 1) % every == 0 or step + 1 == self._cfg.num_steps

@@ -35,5 +35,5 @@ class SkipCount:
             raise FloatingPointError(
                 f"reward, loss or gradient was not finite in {self._in_a_row} steps in a row, the last of them step "
                 f"{step}, and learner.max_skipped_steps is {self._allowed}: look at what it was to learn from in "
-                f"{file}; mend the reward, lower learner.lr, or raise the key"
+                f"{file}; mend the reward, lower learner.lr, or raise the key, then start again, from the last state"
             )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.files import differences
+from rlvla.files import differences, whole_lines
 from rlvla.metrics import wilson_interval
 from rlvla.types import EndReason, SegmentKind, Trajectory
 
@@ -69,22 +69,24 @@ class TrialLog:
     Args:
         path: the file; made when it is not there.
         protocol: what the trials depend on, the first line; a file of another protocol is not continued.
+        starts_over: but begun anew.
 
     Raises:
         ValueError: the file holds trials of another protocol; the message names the keys that differ.
     """
 
-    def __init__(self, path: Path, protocol: Mapping[str, Any]) -> None:
-        text = path.read_bytes() if path.is_file() else b""
-        text = text[: text.rfind(b"\n") + 1]  # a kill may cut the last line short
-        whole = [json.loads(line) for line in text.splitlines()]
+    def __init__(self, path: Path, protocol: Mapping[str, Any], *, starts_over: bool = False) -> None:
+        lines = whole_lines(path)
+        whole = [json.loads(line) for line in lines]
         if whole and (differ := differences(whole[0]["protocol"], protocol)):
-            raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
+            if not starts_over:
+                raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
+            lines = whole = []
         self.trials = [_read(line) for line in whole[1:]]
         """Those of earlier runs, and whatever was added since."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a")
-        self._file.truncate(len(text))
+        self._file.truncate(sum(map(len, lines)))
         if not whole:
             self._write({"protocol": dict(protocol)})
 

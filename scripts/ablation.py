@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,7 @@ def without_cold_start(demo: Path, folder: Path, seed: int) -> dict[str, Any]:
             str(run),
             *flags,
         )
+        shutil.rmtree(folder / "evaluate", ignore_errors=True)  # trials of a checkpoint before this one
         evaluate(run / "checkpoint", folder / "evaluate", seed)
     summary = json.loads(done.read_text())
     return {key: summary[key] for key in ("rate", "low", "high", "num_trials")}

@@ -9,13 +9,14 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import rlvla_reward
-from rlvla.config import EnvConfig, GRPOConfig, SamplerConfig
-from rlvla.files import folder_appears_whole
+from rlvla.config import EnvConfig, GRPOConfig, LearnerConfig, LoraConfig, SamplerConfig
+from rlvla.metrics import PhaseTimer
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/grpo.py"
 DISK = 2 << 20
@@ -38,7 +39,8 @@ def command(case: str, folder: Path, checkpoint: Path) -> list[str]:
 
 def main(case: str, folder: Path, checkpoint: Path) -> None:
     """Print what is left on the disk after the error, and the error."""
-    cases = {"checkpoint": _checkpoint, "policy": _policy, "full": _full, "read-only": _read_only, "room": _room}
+    cases = {"state": _state, "line": _line, "policy": _policy}
+    cases |= {"full": _full, "read-only": _read_only, "room": _room}
     try:
         cases[case](folder, checkpoint)
     except OSError as error:
@@ -48,14 +50,33 @@ def main(case: str, folder: Path, checkpoint: Path) -> None:
     raise AssertionError(f"{case} went through")
 
 
-def _checkpoint(folder: Path, checkpoint: Path) -> None:
-    """State after state, until one does not fit."""
+def _state(folder: Path, checkpoint: Path) -> None:
+    """State after state of a run, until one does not fit."""
+    from rlvla.run import GRPORun
     from tests.learning import make_learner
 
     learner = make_learner(checkpoint)
+    cluster: Any = SimpleNamespace(save_state=lambda path: learner.save_state(path))
+    tasks: Any = SimpleNamespace(position=0, surplus=[])
+    # Of LoRA's states nobody knows beforehand how large they are: the disk is not refused at once.
+    lora = LearnerConfig(lora=LoraConfig())
+    cfg = replace(_config(folder, checkpoint, save_every=1), keep_states=10, learner=lora)
+    run = GRPORun(cfg, rlvla_reward.build(cfg.reward))
     for step in range(10):
-        with folder_appears_whole(folder / f"state/step-{step:06d}") as aside:
-            learner.save_state(aside / "learner")
+        run.keep(step, [], cluster, tasks)
+
+
+def _line(folder: Path, checkpoint: Path) -> None:
+    """Steps on a disk that is full."""
+    from rlvla.run import GRPORun
+
+    cfg, timer = _config(folder, checkpoint), PhaseTimer()
+    timer.seconds["rollout"] = 1.0
+    with GRPORun(cfg, rlvla_reward.build(cfg.reward)) as run:
+        run.log(0, {"num_trajectories": 1.0}, timer)
+        _fill(folder, all_but=0)
+        for step in range(1, 100):  # as long as the page that the file has
+            run.log(step, {"num_trajectories": 1.0}, timer)
 
 
 def _policy(folder: Path, checkpoint: Path) -> None:

@@ -43,7 +43,7 @@ def run(phase: str, checkpoint: Path, output: Path, variant: str, **where: Any) 
     steps = []
     for step in range(SAVED_AFTER if is_resumed else 0, NUM_STEPS):
         metrics = learner.step(make_groups(checkpoint, seed=step))
-        timeless = {name: value for name, value in metrics.items() if "_s" not in name}
+        timeless = {name: value for name, value in metrics.items() if not name.endswith("_s")}
         steps.append({"step": step, "draws": draw(), **timeless})
         if not is_resumed and step + 1 == SAVED_AFTER:
             learner.save_state(state)

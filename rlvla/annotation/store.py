@@ -15,15 +15,13 @@ annotator is fast: a power failure may tear the takes of the last half minute, w
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,7 +29,7 @@ from rlvla.annotation.answers import AnswerLog, checked, verified
 from rlvla.annotation.take import Tally
 from rlvla.dataset import Writer
 from rlvla.dataset_rows import DatasetError, encode, require_same
-from rlvla.files import appear_whole, differences, sync, sync_tree, write_json
+from rlvla.files import appear_whole, differences, lock, sync, sync_tree, write_json
 from rlvla.types import Demonstration
 
 
@@ -65,7 +63,7 @@ class Store:
         if output.exists() and not self._folder.is_dir():
             raise FileExistsError(f"{output} exists already: name another output folder, or remove it")
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self._folder)
+        self._lock = lock(self._folder)
         try:
             self._open(json.loads(json.dumps(protocol)))  # as it is read back: tuples become lists
         except BaseException:
@@ -244,24 +242,6 @@ class Store:
         (self._folder / "lock").unlink()
         self._folder.rmdir()
         self.is_finished = True
-
-
-def _lock(folder: Path) -> IO[str]:
-    """The file whose closing, or whose process's death, lets another process write in the folder."""
-    file = (folder / "lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip()
-        file.close()
-        raise ValueError(
-            f"{folder}: process {owner} is writing there; wait for it, end it, or name another output folder"
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
 
 
 def _pack(table: pa.Table) -> bytes:

@@ -35,8 +35,9 @@ def main(config: Path, num_kills: int) -> list[str]:
         output = cfg.output.with_name(f"{cfg.output.name}-{len(folders)}")
         while True:
             child = fork(replace(cfg, output=output))
-            time.sleep(rng.uniform(0.0, 0.5) * took_s if num_kills > 0 else 10 * took_s)
-            os.kill(child, signal.SIGKILL)
+            if num_kills:
+                time.sleep(rng.uniform(0.0, 0.5) * took_s)
+                os.kill(child, signal.SIGKILL)
             if is_over(child):
                 break
             num_kills -= 1

@@ -20,6 +20,16 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 """What `accelerate launch` starts ranks with on GPUs; on a CPU it would start one, and pass no signal on."""
 
 
+def struck(caller: str, function: str, number: int, count: int = 1) -> tuple[str, ...]:
+    """A launcher: the script gets a signal when `caller` calls `function`, in its main thread, for the n-th time."""
+    return str(Path(__file__).with_name("struck.py")), caller, function, str(count), str(int(number))
+
+
+def noted(caller: str, function: str, file: Path) -> tuple[str, ...]:
+    """A launcher: the file gets a byte whenever `caller` calls `function`."""
+    return str(Path(__file__).with_name("struck.py")), caller, function, "0", str(file)
+
+
 def environment() -> dict[str, str]:
     """That of a process of its own, which finds our packages and no learner's rank."""
     paths = [ROOT, ROOT / "envs", ROOT / "reward", Path(__file__).parent]

@@ -12,9 +12,10 @@ import psutil
 import pytest
 import yaml
 
+from rlvla.storage import load_trajectories
 from tests.e2e.run import ROOT, environment, recipe
 
-NUM_TRIALS = 24
+NUM_TRIALS, NUM_SHOWN = 24, 6
 
 
 def lines(path: Path) -> list[str]:
@@ -45,12 +46,17 @@ def test_a_killed_evaluation_loses_and_repeats_no_trial(tiny_policy: Path, tmp_p
         "episode": {"temperature": 0.0, "max_turn_tokens": 192, "max_think_tokens": 16},
         "cluster": {"envs_per_actor": 2},
         "num_trials": NUM_TRIALS,
+        "save_trajectories": NUM_SHOWN,
     }
     file, trials = tmp_path / "evaluate.yaml", tmp_path / "evaluate/trials.jsonl"
     file.write_text(yaml.safe_dump(config))
     kill_after(trials, 3, [sys.executable, str(ROOT / "recipes/evaluate.py"), "--config", str(file)])
     before = [line for line in lines(trials) if line.endswith("\n")]
     assert 3 < len(before) <= NUM_TRIALS
+    shown = load_trajectories(tmp_path / "evaluate/trajectories.jsonl")
+    logged = [json.loads(line)["init_state_id"] for line in before[1:]]
+    # Those to show are on the disk before their trials are logged: a kill behind the last trial leaves them there.
+    assert {t.task.init_state_id for t in shown} >= {*logged[: NUM_SHOWN // 2]}
     recipe("evaluate", config, tmp_path)
     after = lines(trials)
     assert after[: len(before)] == before
@@ -58,3 +64,6 @@ def test_a_killed_evaluation_loses_and_repeats_no_trial(tiny_policy: Path, tmp_p
     assert len(states) == len(set(states)) == NUM_TRIALS
     summary = json.loads((tmp_path / "evaluate/summary.json").read_text())
     assert summary["num_trials"] + summary["num_env_errors"] == NUM_TRIALS
+    again = load_trajectories(tmp_path / "evaluate/trajectories.jsonl")
+    assert {t.task.init_state_id for t in again} >= {*logged[: NUM_SHOWN // 2]}
+    assert len({t.task.init_state_id for t in again}) == len(again) <= NUM_SHOWN

@@ -35,11 +35,19 @@ def run(case: str, folder: Path, checkpoint: Path) -> tuple[str, str]:
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_ones_before_it(checkpoint: Path, tmp_path: Path) -> None:
-    message, files = run("checkpoint", tmp_path, checkpoint)
+    message, files = run("state", tmp_path, checkpoint)
+    assert f"{tmp_path}/run/state/step-00000" in message
     assert "could not be written" in message
     assert "bytes were free" in message
-    assert "'state/step-000000/learner/rank_0.pt'" in files
+    assert "'run/state/step-000001/learner/rank_0.pt'" in files
+    assert "'run/state/step-000001/manifest.json'" in files
     assert "incomplete" not in files
+
+
+def test_a_line_that_does_not_fit_names_the_file(checkpoint: Path, tmp_path: Path) -> None:
+    message, files = run("line", tmp_path, checkpoint)
+    assert f"output: cannot write to {tmp_path}/run/metrics.jsonl (No space left on device): make room" in message
+    assert "'run/metrics.jsonl'" in files
 
 
 def test_a_policy_that_does_not_fit_leaves_the_one_before_it(checkpoint: Path, tmp_path: Path) -> None:

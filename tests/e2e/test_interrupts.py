@@ -20,14 +20,18 @@ import psutil
 import pytest
 import yaml
 
+from rlvla.checkpoint import damage
+from rlvla.interrupts import GRACE_S
 from rlvla.metrics import read_metrics
-from tests.e2e.run import ROOT, TORCHRUN, environment, recipe
+from tests.e2e.run import ROOT, TORCHRUN, environment, noted, recipe, struck
 from tests.learning import make_checkpoint
 
 pytestmark = pytest.mark.timeout(600)
 
 ENV = {"id": "lab/Bandit-v0", "imports": ["bandit"]}
 LIMIT_S = 30
+TEE = ("env", "--default-signal=INT", "tee")
+"""Also where whoever started the tests has SIGINT ignored, as a shell does in the background."""
 SECRET = "a-key-that-nobody-may-read"
 
 
@@ -60,21 +64,31 @@ def demos(output: Path) -> dict[str, Any]:
 
 @contextmanager
 def running(
-    name: str, config: dict[str, Any], folder: Path, launcher: Sequence[str] = ()
+    name: str, config: dict[str, Any], folder: Path, launcher: Sequence[str] = (), *, with_tee: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A recipe in a session of its own, as a terminal would start it."""
+    """A recipe in a group of processes of its own, as a terminal would start it; or `recipe 2>&1 | tee log`."""
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config))
     command = [sys.executable, *launcher, str(ROOT / f"recipes/{name}.py"), "--config", str(file)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, env=environment(), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environment(),
+            cwd=ROOT,
+            stdout=subprocess.PIPE if with_tee else log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
         )
+        started = [process]
+        if process.stdout is not None:
+            started += [subprocess.Popen(TEE, stdin=process.stdout, stdout=log, process_group=process.pid)]
+            process.stdout.close()
         try:
             yield process
         finally:
-            process.kill()
-            process.wait()
+            for each in started:
+                each.kill()
+                each.wait()
 
 
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:
@@ -150,8 +164,12 @@ def test_sigterm_saves_the_state_that_the_same_command_goes_on_from(
     (state,) = (output / "state").iterdir()
     assert state.name == f"step-{steps:06d}"
     assert json.loads((state / "driver.json").read_text())["position"] == steps  # a dropped rollout's task comes again
-    recipe("grpo", config | {"num_steps": steps + 2}, tmp_path)
+    # It is complete when the next signal comes, which finds it closing its actors: no reason to end otherwise.
+    closing = struck("__exit__", "_close_actors", signal.SIGTERM)
+    changed = {"num_steps": steps + 2, "learner": config["learner"] | {"lr": 5e-4}}
+    recipe("grpo", config | changed, tmp_path, launcher=closing)
     assert [line["step"] for line in read_metrics(output / "metrics.jsonl")] == list(range(steps + 2))
+    assert [line["lr"] for line in read_metrics(output / "metrics.jsonl")] == [1e-3] * steps + [5e-4] * 2
     assert (output / "checkpoint/model.safetensors").is_file()
     assert files_with("groups_per_step", tmp_path)  # the search finds what is there
     assert files_with(SECRET, tmp_path, logs) == []
@@ -188,10 +206,16 @@ def test_control_c_ends_annotation_and_keeps_what_is_annotated(tmp_path: Path) -
     assert not (tmp_path / "demos").exists()
 
 
-def sft(folder: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dataset")
     recipe("annotate", demos(folder / "demos") | {"num_episodes": 20}, folder)
+    return folder / "demos"
+
+
+def sft(dataset: Path, folder: Path) -> dict[str, Any]:
     return {
-        "dataset": str(folder / "demos"),
+        "dataset": str(dataset),
         "output": str(folder / "run"),
         "tiny": {"hidden_size": 64, "num_layers": 1, "vision_layers": 1, "image_size": 32},
         "num_bins": 8,
@@ -202,8 +226,8 @@ def sft(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_a_cold_start_that_diverges_stops_with_what_it_was_to_learn_from(tmp_path: Path) -> None:
-    config = sft(tmp_path) | {"learner": {"lr": 1e30, "max_skipped_steps": 2}}
+def test_a_cold_start_that_diverges_stops_with_what_it_was_to_learn_from(dataset: Path, tmp_path: Path) -> None:
+    config = sft(dataset, tmp_path) | {"learner": {"lr": 1e30, "max_skipped_steps": 2}}
     with running("sft", config, tmp_path) as process:
         assert process.wait(timeout=200) == 1
     log = (tmp_path / "log").read_text()
@@ -216,47 +240,71 @@ def test_a_cold_start_that_diverges_stops_with_what_it_was_to_learn_from(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "actor", ["LearnerActor", "SamplerActor"], ids=["while-it-learns", "while-it-synchronises-weights"]
+    ("actor", "number", "asked"),
+    [("LearnerActor", signal.SIGINT, ("main", "learn")), ("SamplerActor", signal.SIGTERM, ("sync_weights", "get_all"))],
+    ids=["control-c-while-it-learns", "sigterm-while-it-synchronises-weights"],
 )
 def test_a_step_that_a_signal_finds_behind_its_rollout_is_finished(
-    actor: str, checkpoint: Path, tmp_path: Path
+    actor: str, number: signal.Signals, asked: tuple[str, str], checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The learner is stopped before it learns, or the sampler before it takes weights, until the signal was sent."""
+    """The learner is stopped before it learns, or the sampler before it takes weights, until the signal was sent.
+
+    SIGTERM to the recipe alone; SIGINT as a terminal sends it, to all of `recipe 2>&1 | tee log`: `tee` ends at once.
+    """
+    is_control_c, calls = number == signal.SIGINT, tmp_path / "calls"
     output = tmp_path / "run"
     reward = {"fn": f"{Path(__file__).parent}/freezing.py:freeze", "kwargs": {"actor": actor, "folder": str(tmp_path)}}
-    with running("grpo", grpo(checkpoint, output) | {"reward": [reward]}, tmp_path) as process:
+    config = grpo(checkpoint, output) | {"reward": [reward]}
+    with running("grpo", config, tmp_path, noted(*asked, calls), with_tee=is_control_c) as process:
         wait_until(lambda: num_steps(output) >= 1, process, tmp_path)
         (tmp_path / "freeze").touch()
         wait_until((tmp_path / "frozen").exists, process, tmp_path)
-        time.sleep(2)  # the rest of the scores, and a step's learning, take milliseconds
+        wait_until(lambda: calls.stat().st_size > num_steps(output), process, tmp_path)  # of the actor that is stopped
         steps = num_steps(output)
 
         def send() -> None:
-            process.terminate()
+            os.killpg(process.pid, number) if is_control_c else process.send_signal(number)
             time.sleep(1)
             assert process.poll() is None
             assert num_steps(output) == steps
             psutil.Process(int((tmp_path / "frozen").read_text())).resume()
 
         code, _ = end(process, send)
-    assert code == 128 + signal.SIGTERM
+    assert code == 128 + number
     assert num_steps(output) == steps + 1  # of a rollout that was dropped there would be no line
     assert [state.name for state in (output / "state").iterdir()] == [f"step-{steps + 1:06d}"]
 
 
-@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "two-ranks"])
-def test_sigterm_saves_a_cold_start(launcher: tuple[str, ...], tmp_path: Path) -> None:
-    config, output = sft(tmp_path), tmp_path / "run"
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["control-c-alone", "sigterm-two-ranks"])
+def test_a_signal_saves_a_cold_start(launcher: tuple[str, ...], dataset: Path, tmp_path: Path) -> None:
+    config, output = sft(dataset, tmp_path), tmp_path / "run"
     with running("sft", config, tmp_path, launcher) as process:
         wait_until(lambda: num_steps(output) >= 3, process, tmp_path)
-        code, _ = end(process, process.terminate)
+        code, _ = end(process, process.terminate if launcher else lambda: os.killpg(process.pid, signal.SIGINT))
     assert [state.name for state in (output / "state").iterdir()] == [f"step-{num_steps(output):06d}"]
-    assert code == (1 if launcher else 128 + signal.SIGTERM)  # torchrun ends with a code of its own
+    assert code == (1 if launcher else 128 + signal.SIGINT)  # torchrun ends with a code of its own
+    if not launcher:  # it goes on, for a step, with what has been changed
+        steps = num_steps(output)
+        recipe("sft", config | {"num_steps": steps + 1, "learner": {"lr": 0.0123}}, tmp_path)
+        assert [line["lr"] for line in read_metrics(output / "metrics.jsonl")] == [2e-5] * steps + [0.0123]
+
+
+def test_a_signal_in_the_final_checkpoint_of_a_cold_start_loses_nothing_but_its_evaluation(
+    dataset: Path, tmp_path: Path
+) -> None:
+    config, output = sft(dataset, tmp_path) | {"num_steps": 2, "env": ENV, "num_trials": 1}, tmp_path / "run"
+    with running("sft", config, tmp_path, struck("save", "save_policy", signal.SIGTERM)) as process:
+        assert process.wait(timeout=200) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()[-3000:]
+    assert damage(output / "checkpoint") == ""
+    assert not (output / "evaluate").exists()
+    assert not (output / "summary.json").exists()
 
 
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "two-ranks"])
-def test_a_cold_start_that_is_killed_ends_where_an_unbroken_one_ends(launcher: tuple[str, ...], tmp_path: Path) -> None:
-    config, output = sft(tmp_path) | {"num_steps": 40, "save_every": 3}, tmp_path / "run"
+def test_a_cold_start_that_is_killed_ends_where_an_unbroken_one_ends(
+    launcher: tuple[str, ...], dataset: Path, tmp_path: Path
+) -> None:
+    config, output = sft(dataset, tmp_path) | {"num_steps": 40, "save_every": 3}, tmp_path / "run"
     recipe("sft", config | {"output": str(tmp_path / "unbroken")}, tmp_path, launcher=launcher)
     with running("sft", config, tmp_path, launcher) as process:
         wait_until(lambda: (output / "state/step-000006").is_dir(), process, tmp_path)
@@ -292,9 +340,10 @@ def test_a_second_signal_ends_a_run_that_is_stuck(checkpoint: Path, tmp_path: Pa
         family = psutil.Process(process.pid).children(recursive=True)
         (learner,) = [member for member in family if member.name().startswith("ray::LearnerActor")]
         learner.suspend()
+        asked = time.monotonic()
         process.terminate()
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=3)
-        code, seconds = end(process, process.terminate)
+        code, _ = end(process, process.terminate)
+        assert time.monotonic() < asked + GRACE_S  # it was not the time that ended it
     assert code == 128 + signal.SIGTERM
-    assert seconds < 5

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rlvla.checkpoint import identity
 from rlvla.metrics import read_metrics
 from rlvla.storage import load_trajectories
 from tests.e2e.run import TORCHRUN, recipe, script
@@ -76,8 +77,12 @@ def test_sft_writes_a_policy_and_what_it_can_do(sft: Path) -> None:
 
 
 def test_sft_resumed_equals_sft_unbroken(demos: Path, sft: Path, tmp_path: Path) -> None:
+    """And its evaluation is of its own checkpoint, though the trials of another one lie there."""
     again = resumed(sft, tmp_path / "again")
-    recipe("sft", sft_config(demos, again), tmp_path)
+    shutil.copytree(sft / "evaluate", again / "evaluate")
+    recipe("sft", {**sft_config(demos, again), "env": ENV, "num_trials": 1}, tmp_path)
+    evaluation = json.loads((again / "summary.json").read_text())["evaluation"]
+    assert (evaluation["num_trials"], evaluation["protocol"]["checkpoint"]) == (1, identity(again / "checkpoint"))
     for name, weight in weights(sft / "checkpoint").items():
         assert np.array_equal(weight, weights(again / "checkpoint")[name]), name
     assert [line["step"] for line in read_metrics(again / "metrics.jsonl")] == [2, 3]

@@ -71,12 +71,14 @@ def kill_in_the_midst(pid: int) -> threading.Timer:
     return timer
 
 
-def wait_until_idle(pid: int) -> None:
-    """Return when a process has computed next to nothing for a second."""
-    process, before = psutil.Process(pid), -1.0
-    while (now := sum(process.cpu_times()[:2])) > before + 0.1:
-        before = now
-        time.sleep(1)
+def wait_until_all_wait_for_envs(actors: Sequence[Any]) -> None:
+    """Return when each episode of these rollout actors has asked its env for something: none asks the sampler."""
+
+    def has_asked(actor: Any) -> bool:
+        return all(process._link is not None and process._link._waiting for process in actor._pool._processes)
+
+    while not all(ray.get([actor.__ray_call__.remote(has_asked) for actor in actors])):
+        time.sleep(0.1)
 
 
 def tokens(trajectory: Trajectory) -> tuple[object, ...]:
@@ -167,7 +169,8 @@ def test_a_killed_actor_loses_and_repeats_nothing(
     resampled = cluster.take_resampled()
     assert set(resampled) <= set(jobs)
     # The sampler took with it what was in flight, the rollout actor what was left of its half: not what had ended.
-    assert 1 < len(resampled) < len(jobs)
+    # Some of it twice, where Ray, asked too early, says of the actor's successor that it was restarted.
+    assert 1 < len(set(resampled)) < len(jobs)
     for name, old in before.items():
         assert len(old - set(pids(name))) == 1  # and Ray started another in its place
 
@@ -208,9 +211,8 @@ def test_a_sampler_killed_while_nobody_asks_it_has_the_weights_when_somebody_doe
     assert len(envs) == 2 * (1 + 2)  # of each actor a server and two envs
     for env in envs:
         env.suspend()
-    sampler = pids("SamplerActor")[0]
-    wait_until_idle(sampler)  # it has answered: all episodes now wait for their envs
-    kill(sampler)
+    wait_until_all_wait_for_envs(cluster._rollout_actors)  # which are stopped, so that they go on doing so
+    kill(pids("SamplerActor")[0])
 
     def resume_once_it_serves() -> None:
         ray.get(wait_for(cluster.samplers[0].wait_open))

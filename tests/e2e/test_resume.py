@@ -1,7 +1,7 @@
-"""A GRPO run whose driver and learner are killed, and whose checkpoint is damaged, ends where an unbroken one ends.
+"""A GRPO run whose driver is killed, and whose checkpoint is damaged, ends where an unbroken one ends.
 
-Bit for bit: weights, metrics, and the ids of what was sampled and learned from. Likewise, without a kill, one that
-trains LoRA under ZeRO-2 on two learners.
+Bit for bit: weights, metrics, and the ids of what was sampled and learned from. Likewise one that trains LoRA under
+ZeRO-2 on two learners, one of which is killed.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from rlvla.ledger import balance
 from rlvla.metrics import read_metrics
-from tests.e2e.run import ROOT, environment, recipe
+from rlvla.storage import load_trajectories
+from tests.e2e.run import ROOT, environment, recipe, struck
 from tests.learning import make_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -56,11 +58,11 @@ def config(folder: Path) -> dict[str, Any]:
 class Run:
     """The recipe in a process of its own, with its standard error kept, to be killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cfg: dict[str, Any] | None = None, launcher: Sequence[str] = ()) -> None:
         file = folder / "grpo.yaml"
-        file.write_text(yaml.safe_dump(config(folder)))
-        self.output, self._said = folder / "run", folder / "stderr"
-        command = [sys.executable, str(ROOT / "recipes/grpo.py"), "--config", str(file)]
+        file.write_text(yaml.safe_dump(cfg or config(folder)))
+        self._said = folder / "stderr"
+        command = [sys.executable, *launcher, str(ROOT / "recipes/grpo.py"), "--config", str(file)]
         with self._said.open("w") as said:
             self._process = subprocess.Popen(
                 command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said
@@ -87,11 +89,21 @@ class Run:
 
     def kill_when(self, condition: Callable[[], bool]) -> None:
         """SIGKILL to the driver alone; the rest must end by itself."""
-        self.wait_until(lambda: len(self.actors()) == 3, every_s=0.5)
-        actors = self.actors()  # before, since it takes longer than to write a checkpoint
+        actors = self._all_actors()
         self.wait_until(condition)
         self._process.kill()
-        self._process.wait(30)
+        self._wait_until_killed(actors)
+
+    def wait_until_killed(self) -> None:
+        """By its launcher; the rest must end by itself."""
+        self._wait_until_killed(self._all_actors())
+
+    def _all_actors(self, num: int = 3) -> list[psutil.Process]:
+        self.wait_until(lambda: len(self.actors()) == num, every_s=0.5)
+        return self.actors()
+
+    def _wait_until_killed(self, actors: list[psutil.Process]) -> None:
+        assert self._process.wait(240) == -signal.SIGKILL, self.said[-3000:]
         _, alive = psutil.wait_procs(actors, timeout=60)
         assert not alive, "processes that outlive their driver"
 
@@ -100,9 +112,11 @@ class Run:
         assert self._process.wait(400) == 0, self.said[-3000:]
         return self.said
 
-    def kill_learner(self) -> str:
-        """SIGKILL to the learner; what the driver says when it has ended."""
-        (learner,) = (p for p in self.actors() if "LearnerActor" in p.cmdline()[0])
+    def kill_learner(self, num_learners: int, condition: Callable[[], bool]) -> str:
+        """SIGKILL to one of them; what the driver says when it has ended."""
+        actors = self._all_actors(2 + num_learners)  # before, since steps go on meanwhile
+        learner, *_ = (actor for actor in actors if "LearnerActor" in actor.cmdline()[0])
+        self.wait_until(condition)
         learner.kill()
         assert self._process.wait(120) != 0
         return self.said
@@ -114,7 +128,7 @@ def states(output: Path) -> list[Path]:
 
 def metrics(run: Path) -> list[dict[str, float | None]]:
     """Of each step, all but how long things took."""
-    return [{k: v for k, v in line.items() if "_s" not in k} for line in read_metrics(run / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in read_metrics(run / "metrics.jsonl")]
 
 
 def ids(run: Path) -> list[dict[str, Any]]:
@@ -149,32 +163,30 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     output = folder / "run"
 
-    def is_writing() -> bool:
-        return any((output / "state").glob("incomplete-*"))
+    # In the middle of writing a checkpoint.
+    Run(folder, launcher=struck("_checkpoint", "save_trajectories", signal.SIGKILL, count=2)).wait_until_killed()
+    assert any((output / "state").glob("incomplete-*"))
 
-    for _ in range(3):  # in the middle of writing a checkpoint, unless this process was not quick enough
-        Run(folder).kill_when(is_writing)
-        if is_writing():
-            break
-    assert is_writing()
-
-    run, before = Run(folder), len(states(output))  # anywhere in a step
+    # In a weight sync, that of the resume or of the first step; anywhere in a step.
+    sync = struck("sync_weights", "get_all", signal.SIGKILL, count=rng.randint(1, 2))
+    Run(folder, launcher=sync).wait_until_killed()
+    run, before = Run(folder), len(states(output))
     run.wait_until(lambda: len(states(output)) > before)
     moment = time.monotonic() + rng.uniform(0, 0.8)
     run.kill_when(lambda: time.monotonic() > moment)
-
-    run, before = Run(folder), len(states(output))  # the learner, while steps are run
-    run.wait_until(lambda: len(states(output)) > before)
-    said = run.kill_learner()
-    assert "died: start the same command again, and the run resumes from its last checkpoint" in said
 
     newest = states(output)[-1]
     file = newest / "learner/rank_0.pt"
     data = bytearray(file.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     file.write_bytes(data)
-    said = Run(folder).finish()
-    assert f"{newest.name} is damaged (learner/rank_0.pt has another checksum" in said
+
+    # In the middle of writing the policy, or behind it.
+    run = Run(folder, launcher=struck("finish", rng.choice(["note_trained", "write_json"]), signal.SIGKILL))
+    run.wait_until_killed()
+    assert f"{newest.name} is damaged (learner/rank_0.pt has another checksum" in run.said
+    assert not (output / "summary.json").exists()
+    Run(folder).finish()
     return output
 
 
@@ -186,6 +198,7 @@ def test_the_metrics_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) 
     expected, found = metrics(unbroken), metrics(broken)
     assert [line["step"] for line in expected] == list(range(NUM_STEPS))
     assert len({line["reward/moods"] for line in expected}) > 1
+    assert {"num_env_steps", "groups_without_signal", "end/max_env_steps"} <= expected[0].keys()
     assert expected == found
 
 
@@ -200,20 +213,40 @@ def test_every_id_is_accounted_for(unbroken: Path, broken: Path) -> None:
     assert set(learned) <= set(sampled)
     is_from_surplus = [set(line["learned"]) - set(line["sampled"]) for line in found]
     assert any(is_from_surplus)  # surplus groups went through the checkpoints
+    num = len(sampled)
+    assert balance(unbroken) == ({"started": num, "failed": 0, "finished": num, "dropped": 0}, [])
+    counts, problems = balance(broken)
+    assert problems == []
+    assert (counts["finished"], counts["failed"]) == (num, 0)
+    assert counts["dropped"] > 0
 
 
-def test_two_and_two_steps_equal_four_with_lora_under_zero_on_two_learners(tmp_path: Path) -> None:
-    policy, unbroken, resumed = make_checkpoint(tmp_path / "policy"), tmp_path / "run", tmp_path / "resumed"
+def test_the_files_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) -> None:
+    shown = [load_trajectories(run / "trajectories.jsonl") for run in (unbroken, broken)]
+    tokens = [[(t.task, t.reward, [turn.token_ids.tobytes() for turn in t.turns]) for t in kept] for kept in shown]
+    assert tokens[0] == tokens[1]
+    assert tokens[0]
+    summaries = [json.loads((run / "summary.json").read_text()) | {"minutes": 0} for run in (unbroken, broken)]
+    assert summaries[0] == summaries[1]
+
+
+def test_one_of_two_learners_is_killed_with_lora_under_zero(tmp_path: Path) -> None:
+    """The same command goes on with two steps from the state of the first two."""
+    policy, unbroken, broken = make_checkpoint(tmp_path / "policy"), tmp_path / "run", tmp_path / "broken"
     # With this seed groups are left over from the second step.
-    four: dict[str, Any] = config(tmp_path) | {"num_steps": 4, "save_every": 2, "seed": 1}
+    four: dict[str, Any] = config(tmp_path) | {"num_steps": 4, "save_every": 2, "seed": 3}
     four["cluster"] |= {"num_learners": 2, "learner_cpus": 0.3}
     four["learner"] |= {"lora": {"rank": 4, "alpha": 8.0}, "zero_stage": 2}
     recipe("grpo", four, tmp_path)
     assert all(line["num_rows"] for line in metrics(unbroken))  # every step learned something
-    state = shutil.copytree(unbroken / "state/step-000002", resumed / "state/step-000002")
+    four["output"] = str(broken)
+    said = Run(tmp_path, four).kill_learner(2, (broken / "state/step-000002").is_dir)
+    assert "died: start the same command again, and the run resumes from its last checkpoint" in said
+    (state,) = states(broken)
     assert len(list(state.rglob("rank_*.pt"))) == 2
     assert (state / "surplus.jsonl").stat().st_size
-    recipe("grpo", four | {"output": str(resumed)}, tmp_path)
-    assert metrics(resumed) == metrics(unbroken)[2:]
-    assert ids(resumed) == ids(unbroken)[2:]
-    assert_same_learned_weights(unbroken / "checkpoint", resumed / "checkpoint", policy)
+    recipe("grpo", four, tmp_path)
+    assert metrics(broken) == metrics(unbroken)
+    assert ids(broken) == ids(unbroken)
+    assert balance(broken)[1] == []
+    assert_same_learned_weights(unbroken / "checkpoint", broken / "checkpoint", policy)

@@ -21,6 +21,18 @@ def plant(folder: Path, where: str, fault: str, times: int = 1) -> None:
         (folder / f"{where}-{i}.fault").write_text(fault)
 
 
+def plant_in_turn(folder: Path, where: str, *faults: str) -> None:
+    """One for each call from now on; `go` lets the next one do nothing."""
+    for i, fault in enumerate(faults):
+        (folder / f"{where}-{i}.fault").write_text(fault)
+
+
+def let_go(folder: Path, where: str) -> None:
+    """What `meet` does, without a signal."""
+    (folder / f"{where}.at").unlink()
+    (folder / f"{where}.go").touch()
+
+
 def meet(folder: Path, where: str, signal: int) -> int:
     """Wait until a call of `where` has begun, signal its process by its id, let the call go on; returns the id."""
     at = folder / f"{where}.at"
@@ -53,6 +65,12 @@ class FaultyEnv(gymnasium.Env):
     @classmethod
     def preload(cls, folder: str) -> None:
         (Path(folder) / f"{os.getpid()}.preloaded").touch()
+
+    def init_state_ids(self, task_id: int, split: str) -> range:
+        return range(10)
+
+    def max_env_steps(self, task_id: int) -> int:
+        return 100
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self._chunks = 0
@@ -102,6 +120,4 @@ class FaultyEnv(gymnasium.Env):
             (self._folder / f"{where}.go").unlink()
 
 
-gymnasium.register(
-    id="lab/Faulty-v0", entry_point="faulty_env:FaultyEnv", disable_env_checker=True, order_enforce=False
-)
+gymnasium.register(id="lab/Faulty-v0", entry_point=FaultyEnv, disable_env_checker=True, order_enforce=False)

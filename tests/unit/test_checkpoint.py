@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rlvla.checkpoint import MANIFEST, appear_sealed, damage, forget_old, newest_whole
+from rlvla.checkpoint import MANIFEST, appear_sealed, damage, forget_old, identity, newest_whole
 from rlvla.files import aside_of
 from tests.unit.checkpoint_writer import NUM_FILES, content
 
@@ -34,6 +39,38 @@ def test_a_sealed_folder_is_whole_and_nothing_else_is_left(tmp_path: Path) -> No
     assert damage(folder) == ""
     assert {path.name for path in folder.iterdir()} == {"learner", "driver.json", MANIFEST}
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-000004"]
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """From now on: what is written through to the disk, by its path, and which names appear, in order."""
+    deeds: list[tuple[str, Path]] = []
+    fsync = os.fsync
+
+    def noting_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        deeds.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+
+    def noting(rename: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+        return lambda source, target: (rename(source, target), deeds.append(("appear", Path(target))))[0]
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name)))
+    return deeds
+
+
+def test_a_folder_appears_when_all_of_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure finds every byte behind a manifest, and a whole folder behind the name."""
+    deeds = recorded(monkeypatch)
+    folder = write(tmp_path / "state", 1)
+    aside = aside_of(folder)
+    manifest, name = (deeds.index(("appear", path)) for path in (aside / MANIFEST, folder))
+    content = {("sync", aside / path) for path in ("learner/rank_0.pt", "driver.json", "learner", "")}
+    assert content <= {*deeds[:manifest]}
+    assert ("sync", aside) in deeds[manifest:name]  # the manifest's name
+    (written,) = [path for deed, path in deeds[:manifest] if MANIFEST in path.name]  # aside, as its pid is in its name
+    assert written.parent == aside
+    assert {("sync", path) for path in (folder.parent, tmp_path)} <= {*deeds[name:]}
 
 
 def test_a_folder_whose_writer_failed_does_not_appear(tmp_path: Path) -> None:
@@ -77,6 +114,23 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_found(tmp_path: Path) -> None
         assert damage(folder), f"bit {position % 8} of byte {position} ({whole[position : position + 1]!r})"
         manifest.write_bytes(whole)
     assert damage(folder) == ""
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_another_policy_in_the_same_folder_is_another_one(tmp_path: Path, is_sealed: bool) -> None:
+    """Sealed as our recipes leave them, or as a hub's files come."""
+
+    def policy(weights: bytes, settings: str = "{}") -> str:
+        with appear_sealed(tmp_path / "checkpoint") as aside:
+            (aside / "model-1.safetensors").write_bytes(weights)
+            (aside / "config.json").write_text(settings)
+        if not is_sealed:
+            (tmp_path / "checkpoint" / MANIFEST).unlink()
+        return identity(tmp_path / "checkpoint")
+
+    one, another, same = policy(b"1"), policy(b"2"), policy(b"1")
+    assert one == same != another
+    assert policy(b"1", '{"num_bins": 8}') != one
 
 
 def test_a_torn_or_missing_file_is_found(tmp_path: Path) -> None:
@@ -142,7 +196,45 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: P
 def test_old_checkpoints_go_and_the_newest_stay(tmp_path: Path) -> None:
     for step in (9, 10, 2, 100):
         write(tmp_path, step)
-    forget_old(tmp_path, 2)
+    forget_old(tmp_path, 2, written=100)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000100"]
-    forget_old(tmp_path, 3)
+    forget_old(tmp_path, 3, written=100)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_damaged_newer_ones_take_no_room_from_the_one_just_written(tmp_path: Path) -> None:
+    """The run went on from 2, as 8 and 9 were damaged: what it writes next must not be what is removed."""
+    for step in (1, 2):
+        write(tmp_path, step)
+    for step in (8, 9):
+        flip(write(tmp_path, step) / "driver.json", 3)
+    for step in (3, 4):
+        write(tmp_path, step)
+        forget_old(tmp_path, 2, written=step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-00000{step}" for step in (3, 4, 8, 9)]
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert newest_whole(tmp_path) == (4, tmp_path / "step-000004")
+
+
+def test_what_is_no_state_is_neither_taken_nor_removed(tmp_path: Path) -> None:
+    """A copy that somebody has put aside, and a file."""
+    whole = [write(tmp_path, step) for step in (1, 2)]
+    others = [shutil.copytree(whole[1], tmp_path / "step-000004.bak"), tmp_path / "step-000009"]
+    others[1].touch()
+    assert newest_whole(tmp_path) == (2, whole[1])
+    forget_old(tmp_path, 1, written=2)
+    assert sorted(tmp_path.iterdir()) == [whole[1], *others]
+
+
+def test_a_state_that_cannot_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older, newer = write(tmp_path, 1), write(tmp_path, 2)
+    read = hashlib.file_digest
+
+    def fail(file: Any, name: Any) -> Any:
+        if Path(file.name).is_relative_to(newer):
+            raise OSError(errno.EIO, "Input/output error", file.name)
+        return read(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with pytest.warns(UserWarning, match=r"step-000002 is damaged \(it cannot be read: .*Input/output error"):
+        assert newest_whole(tmp_path) == (1, older)

@@ -12,7 +12,8 @@ import pytest
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig
 from rlvla.evaluation import _protocol, _tasks, evaluate, line
 from rlvla.prompt import note_trained
-from rlvla.trials import TrialLog
+from rlvla.testing import make_trajectory
+from rlvla.trials import TrialLog, to_trial
 
 LAB: dict[str, Any] = {"id": "lab/Noted-v0", "imports": ("leaky_env",)}
 
@@ -35,6 +36,22 @@ def test_a_missing_checkpoint_and_too_many_trials_are_named(tmp_path: Path, tiny
         evaluate(
             EvaluateConfig(model=tiny_policy, output=tmp_path / "out", env=EnvConfig(tasks=("press",)), num_trials=5000)
         )
+
+
+def test_the_result_of_an_earlier_checkpoint_is_not_that_of_a_later_one_in_its_place(
+    tmp_path: Path, tiny_policy: Path
+) -> None:
+    model = shutil.copytree(tiny_policy, tmp_path / "policy")
+    cfg = EvaluateConfig(model=model, output=tmp_path / "out", env=EnvConfig(tasks=("press",)), num_trials=1)
+    with TrialLog(tmp_path / "out/trials.jsonl", protocol(cfg)) as log:
+        (task,) = _tasks(cfg)[1]
+        log.add(to_trial(make_trajectory(task=task)))
+    assert evaluate(cfg)["rate"] == 1.0  # all is there, and nothing to play
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ValueError, match=r"trials of another evaluation \(checkpoint was '\w+', is '\w+'\): name"):
+        evaluate(cfg)
 
 
 def test_states_that_are_trained_on_are_refused(

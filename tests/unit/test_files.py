@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from rlvla.files import appear_whole, differences, folder_appears_whole
+from rlvla.files import appear_whole, differences, folder_appears_whole, hold
 
 ROOT = Path(__file__).resolve().parents[2]
 REPLACE = """
@@ -72,6 +74,32 @@ def test_a_folder_that_is_replaced_is_at_no_moment_half_there(tmp_path: Path) ->
     assert codes == [-signal.SIGKILL] * (len(codes) - 1) + [0]
     # Before and between the two renames, before each of the three steps that remove the old one, and not at all.
     assert left_behind == [OLD, {}, NEW, NEW, NEW, NEW]
+
+
+HOLD = """
+import subprocess, sys, time
+from pathlib import Path
+from rlvla.files import hold
+hold(Path(sys.argv[1]))
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    """The second may go on the moment the first is killed, whatever the first had started lives on."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        child = int(first.stdout.readline())
+        with pytest.raises(ValueError, match=rf"^output: {tmp_path}: process {first.pid} is writing there; wait"):
+            hold(tmp_path)
+        first.kill()
+        first.wait()
+        hold(tmp_path)
+        assert psutil.Process(child).is_running()
+        os.kill(child, signal.SIGKILL)
+    hold(tmp_path / "../" / tmp_path.name)  # it holds it already
 
 
 def test_differences_name_the_keys() -> None:

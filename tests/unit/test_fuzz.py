@@ -27,17 +27,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_second_of_every_target_finds_nothing(name: str) -> None:
+def test_a_few_runs_of_every_target_find_nothing(name: str) -> None:
+    """More of the fast ones: about a second each."""
     target = TARGETS[name]
     target.run(target.seeds[0])  # imports what it needs
     watch = fuzz.Watch(run=target.run, cpu_s=5.0, memory_mb=512.0)
     rng = random.Random(0)
-    started = time.monotonic()
     for seed in target.seeds:
         watch(seed)
-    while time.monotonic() - started < 1.0:
+    num_mutated = max(400, 50 * target.share)
+    for _ in range(num_mutated):
         watch(fuzz.mutate(rng, target.seeds, target.tokens, target.max_bytes))
-    assert watch.num_runs > len(target.seeds)
+    assert watch.num_runs == len(target.seeds) + num_mutated
 
 
 def reads_openvla(data: bytes) -> bool:

@@ -114,14 +114,14 @@ def test_wilson_interval_at_the_ends() -> None:
 
 
 def test_phases_add_up_and_end_when_they_raise() -> None:
-    timer = PhaseTimer()
+    timer, started = PhaseTimer(), time.perf_counter()
     for _ in range(2):
         with timer.phase("learn"):
             time.sleep(0.01)
     with pytest.raises(KeyError), timer.phase("sync"):
         raise KeyError
     assert timer.metrics().keys() == {"time/learn_s", "time/sync_s"}
-    assert 0.02 <= timer.seconds["learn"] < 0.5
+    assert 0.02 <= timer.seconds["learn"] < time.perf_counter() - started
 
 
 def test_every_step_is_a_line_at_once(tmp_path: Path) -> None:
@@ -133,16 +133,23 @@ def test_every_step_is_a_line_at_once(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl")[1] == {"step": 1, "loss": None, "kl": None}
 
 
-def test_resuming_drops_the_steps_that_are_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "torn",
+    [b'{"step": 5, "lo', b"\0" * 4096, b"\0" * 40 + b"\n", b'\0\0p": 5}\n{"step": 6}\n', b"5\n", b"\xff\n"],
+    ids=["killed", "zeros", "a-line-of-zeros", "zeros-within", "a-number", "no-text"],
+)
+def test_resuming_drops_the_steps_that_are_run_again(tmp_path: Path, torn: bytes) -> None:
+    """And what a kill or a power failure left at the end of the file."""
     first = MetricsLogger(tmp_path, LogConfig())
     for step in range(5):
         first.log(step, {"loss": float(step)})
     first.close()
     path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text() + '{"step": 5, "lo')  # killed while writing
+    path.write_bytes(path.read_bytes() + torn)
     assert [line["step"] for line in read_metrics(path)] == [0, 1, 2, 3, 4]
     second = MetricsLogger(tmp_path, LogConfig())
-    second.rewind(3)
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: what stands behind line 5 cannot be read"):
+        second.rewind(3)
     second.log(3, {"loss": 33.0})
     second.close()
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [0.0, 1.0, 2.0, 33.0]

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 
 import numpy as np
+import torch
 
 from rlvla.random_state import random_state, seed_random, set_random_state
 
 
 def draw() -> list[float]:
-    return [random.random(), random.gauss(), np.random.rand(), np.random.randn(), float(np.random.randint(10**6))]
+    numbers = [random.random(), random.gauss(), np.random.rand(), np.random.randn(), float(np.random.randint(10**6))]
+    return [*numbers, float(torch.rand(())), float(torch.randn(()))]
 
 
 def test_what_is_drawn_after_a_resume_is_what_would_have_been_drawn() -> None:
@@ -28,3 +32,12 @@ def test_a_seed_decides_all() -> None:
     first = draw()
     seed_random(3)
     assert draw() == first
+
+
+def test_a_driver_without_torch_does_not_load_it() -> None:
+    source = (
+        "import sys; from rlvla.random_state import *; seed_random(3); set_random_state(random_state()); "
+        "print('torch' in sys.modules, *random_state())"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "python", "numpy"]

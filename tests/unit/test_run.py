@@ -15,13 +15,15 @@ import pytest
 
 import rlvla_reward
 from rlvla.advantage import with_advantages
-from rlvla.config import AdvantageConfig, GRPOConfig, LearnerConfig, RewardTermConfig
+from rlvla.config import AdvantageConfig, GRPOConfig, LearnerConfig, RewardTermConfig, to_dict
+from rlvla.files import lock
 from rlvla.random_state import random_state, seed_random
 from rlvla.run import GRPORun
 from rlvla.skipping import SkipCount
 from rlvla.storage import load_trajectories
 from rlvla.types import Group
 from tests.learning import make_checkpoint, make_groups, make_learner, poison
+from tests.unit.test_checkpoint import recorded
 from tests.unit.test_learner import assert_same_weights
 
 
@@ -107,6 +109,7 @@ def test_a_dropped_rollout_leaves_no_trace_in_the_state(cfg: GRPOConfig, tmp_pat
     judged(make_groups(cfg.model)[0])
     seed_random(5)
     before = json.loads(json.dumps({"position": 1, "reward": reward.state_dict(), "random": random_state()}))
+    before |= {"scored_by": to_dict(cfg)["reward"]}
 
     interrupts = SimpleNamespace(immediate=nullcontext)
 
@@ -121,6 +124,69 @@ def test_a_dropped_rollout_leaves_no_trace_in_the_state(cfg: GRPOConfig, tmp_pat
         play()
     assert json.loads((cfg.output / "state/step-000003/driver.json").read_text()) == before
     assert before["reward"]["count"]["seen"]
+
+
+def test_a_run_touches_nothing_where_another_one_writes(cfg: GRPOConfig) -> None:
+    left = cfg.output / "state/incomplete-step-000001"
+    left.mkdir(parents=True)
+    with (
+        lock(cfg.output),
+        pytest.raises(ValueError, match=r"^output: .*run: process \d+ is writing there; wait for it"),
+    ):
+        GRPORun(cfg, rlvla_reward.build(cfg.reward))
+    assert sorted(path.name for path in cfg.output.iterdir()) == ["lock", "state"]
+    assert left.is_dir()
+    GRPORun(cfg, rlvla_reward.build(cfg.reward))  # it has ended
+
+
+def test_the_trajectories_of_the_last_step_are_there_before_its_state(cfg: GRPOConfig) -> None:
+    """A run that is killed between the two plays that step again; one that goes on behind it would have none."""
+
+    def die(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    groups = make_groups(cfg.model)
+    run = GRPORun(replace(cfg, save_every=1, num_steps=1), rlvla_reward.build(cfg.reward))
+    tasks, cluster = SimpleNamespace(position=1, surplus=[]), SimpleNamespace(save_state=die)
+    with pytest.raises(KeyboardInterrupt):
+        run.keep(0, groups, cluster, tasks)  # type: ignore[arg-type]
+    assert [t.task for t in load_trajectories(cfg.output / "trajectories.jsonl")] == [group.task for group in groups]
+
+
+def test_a_state_appears_when_the_lines_that_it_counts_are_on_the_disk(
+    cfg: GRPOConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = GRPORun(replace(cfg, save_every=1), rlvla_reward.build(cfg.reward))
+    tasks, cluster = SimpleNamespace(position=1, surplus=[]), SimpleNamespace(save_state=lambda folder: folder.mkdir())
+    lines = [cfg.output / name for name in ("metrics.jsonl", "ids.jsonl", "started.jsonl")]
+    for file in lines:
+        file.write_text('{"step": 0}\n')
+    deeds = recorded(monkeypatch)
+    run.keep(0, [], cluster, tasks)  # type: ignore[arg-type]
+    before = deeds[: deeds.index(("appear", cfg.output / "state/step-000001"))]
+    assert {("sync", path) for path in (*lines, cfg.output)} <= {*before}
+
+
+def test_surplus_that_another_reward_has_scored_is_left_out(cfg: GRPOConfig) -> None:
+    """A reward that was mended is learned from at once; the same reward goes on with its groups."""
+    groups = make_groups(cfg.model)
+    tasks, cluster = (
+        SimpleNamespace(position=1, surplus=groups),
+        SimpleNamespace(
+            save_state=lambda folder: folder.mkdir(), load_state=lambda folder: None, sync=lambda policy_version: None
+        ),
+    )
+    GRPORun(replace(cfg, save_every=1), rlvla_reward.build(cfg.reward)).keep(0, [], cluster, tasks)  # type: ignore[arg-type]
+    with GRPORun(cfg, rlvla_reward.build(cfg.reward)) as run:
+        run.resume(cluster, tasks)  # type: ignore[arg-type]
+    assert [group.task for group in tasks.surplus] == [groups[0].task]  # both of one task
+    mended = (RewardTermConfig(fn="success"),)
+    with (
+        GRPORun(replace(cfg, reward=mended), rlvla_reward.build(mended)) as run,
+        pytest.warns(UserWarning, match=r"surplus\.jsonl: 1 groups were scored by another `reward`"),
+    ):
+        run.resume(cluster, tasks)  # type: ignore[arg-type]
+    assert tasks.surplus == []
 
 
 def test_old_states_make_room(cfg: GRPOConfig) -> None:

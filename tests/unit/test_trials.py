@@ -75,6 +75,17 @@ def test_a_log_cut_anywhere_goes_on_without_losing_or_repeating(tmp_path: Path, 
         assert sorted(log.trials, key=lambda t: t.init_state_id) == [trial(i) for i in range(3)]
 
 
+def test_what_a_power_failure_left_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    with TrialLog(path, PROTOCOL) as log:
+        log.add(trial(0))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0" * 50 + b"\n")
+    with TrialLog(path, PROTOCOL) as log:
+        assert log.trials == [trial(0)]
+    assert path.read_bytes() == whole
+
+
 def test_trials_of_another_evaluation_are_not_continued(tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
     with TrialLog(path, PROTOCOL) as log:
@@ -84,3 +95,10 @@ def test_trials_of_another_evaluation_are_not_continued(tmp_path: Path) -> None:
         TrialLog(path, {**PROTOCOL, "seed": 1})
     assert path.read_text() == before
     assert json.loads(before.splitlines()[0]) == {"protocol": PROTOCOL}
+    with TrialLog(path, PROTOCOL, starts_over=True) as log:
+        assert log.trials == [trial(0)]  # of this one
+    with TrialLog(path, {**PROTOCOL, "seed": 1}, starts_over=True) as log:
+        assert log.trials == []
+        log.add(trial(5))
+    with TrialLog(path, {**PROTOCOL, "seed": 1}) as log:
+        assert log.trials == [trial(5)]

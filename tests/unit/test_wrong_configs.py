@@ -246,9 +246,10 @@ def test_a_resumed_run_with_another_config_names_the_keys(
     (tmp_path / "run/state/step-000002").mkdir(parents=True)
     before = to_dict(CLASSES[recipe]())
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(before))
-    message = told(recipe, "output: run\nnum_steps: 7\nsave_every: 2\nlearner: {lr: 0.5, lora: {rank: 8}}\nseed: 3")
+    learner = "{lr: 0.5, weight_decay: 0.5, lora: {rank: 8}}"
+    message = told(recipe, f"output: run\nnum_steps: 7\nsave_every: 2\nlearner: {learner}\nseed: 3")
     assert "run holds states of a run with another config" in message
-    keys = ["learner.lr", "seed", "learner.lora.rank", "learner.lora.alpha", "learner.lora.target_modules"]
+    keys = ["learner.weight_decay", "seed", "learner.lora.rank", "learner.lora.alpha", "learner.lora.target_modules"]
     assert re.findall(r"([\w.]+) was .*?, is", message) == keys
 
 
@@ -258,6 +259,25 @@ def test_a_resumed_run_keeps_its_learners(told: Callable[..., str], tmp_path: Pa
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(to_dict(GRPOConfig())))
     message = told("grpo", "output: run\ncluster: {num_learners: 2, num_rollout_actors: 3, learner_cpus: 0.1}")
     assert "another config (cluster.num_learners was 1, is 2): name another output folder" in message
+
+
+def test_a_run_may_go_on_with_what_its_fault_asks_for(told: Callable[..., str], tmp_path: Path) -> None:
+    """The advice of `SkipCount`, deadlines, memory; but not with another env, nor with another optimizer."""
+    (tmp_path / "run/state/step-000002").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(to_dict(GRPOConfig())))
+    changes = [
+        "output: run\nmodel: outputs/sft/checkpoint\nmax_refills: 5",
+        "reward: [{fn: success, weight: 2.0}]",
+        "learner: {lr: 2.0e-7, max_skipped_steps: 9, max_grad_norm: 0.5, micro_batch_rows: 1, %s}",
+        "env: {deadline_s: 5, reset_deadline_s: 50, max_attempts: 9, %s}",
+    ]
+    text = "\n".join(changes)
+    # The next thing that is wrong is found: there is no policy.
+    assert "model: outputs/sft/checkpoint holds no checkpoint" in told(
+        "grpo", text % ("gradient_checkpointing: true", "tasks: []")
+    )
+    message = told("grpo", text % ("betas: [0.5, 0.5]", "tasks: [press]"))
+    assert re.findall(r"([\w.]+) was .*?, is", message) == ["env.tasks", "learner.betas"]
 
 
 def test_a_run_may_go_on_for_longer_and_elsewhere(told: Callable[..., str], tmp_path: Path) -> None:
