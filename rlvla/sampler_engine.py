@@ -45,6 +45,9 @@ def set_environment(threads: int, parallel_actions: bool) -> None:
         os.environ.setdefault(name, value)
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # the first request would compile for 2 s
+        os.environ.setdefault(
+            "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"
+        )  # 1024 by default: 60 MiB, in the course of hours
     if parallel_actions:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # vllm_plugin is written against V1, the CPU's only one
 
