@@ -197,7 +197,7 @@ def damaged(tmp_path: Path, tiny_policy: Path, **changes: Any) -> None:
     ("changes", "message"),
     [
         ({"codec": None}, r"rlvla_policy\.json: not a policy's settings: codec Field required"),
-        ({"action_decoding": "fast"}, r"action_decoding Input should be 'parallel' or 'autoregressive'"),
+        ({"action_decoding": "fast"}, r"action_decoding Input should be 'parallel', 'parallel_causal' or"),
         ({"codec": {"low": [0]}}, r"codec fields missing or unknown: chunk_length, gripper_dim, high, num_bins"),
         ({"prefix_attention": "bidirectional"}, r"set\s+sampler\.backend to transformers"),
         ({"codec": {"low": [0], "high": [1], "num_bins": 10**9, "chunk_length": 1, "gripper_dim": None}}, r"num_bins is 1"),
