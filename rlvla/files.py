@@ -194,6 +194,11 @@ def whole_lines(path: Path) -> list[bytes]:
     return list(itertools.takewhile(_is_object, lines))
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What the `whole_lines` of a file say."""
+    return [json.loads(line) for line in whole_lines(path)]
+
+
 def _is_object(line: bytes) -> bool:
     try:
         return line.endswith(b"\n") and isinstance(json.loads(line), dict)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlvla.files import append_line, whole_lines
+from rlvla.files import append_line, read_lines
 from rlvla.metrics import forget_steps
 from rlvla.types import EndReason, Group, TaskSpec
 
@@ -80,8 +79,8 @@ def balance(folder: Path) -> tuple[dict[str, int], list[str]]:
         attempts at a step that were cut short, or done again as the run went on from an older state, or that are still
         being made. And what is wrong, in words; nothing, where every one that was started is one of the three.
     """
-    attempts, problems = _attempts(_read(folder / _STARTED))
-    steps = _read(folder / _IDS)
+    attempts, problems = _attempts(read_lines(folder / _STARTED))
+    steps = read_lines(folder / _IDS)
     numbers = [line["step"] for line in steps]
     if numbers != list(range(numbers[0], numbers[-1] + 1) if numbers else ()):
         problems.append(f"steps are missing or doubled in {_IDS}")
@@ -105,10 +104,6 @@ def balance(folder: Path) -> tuple[dict[str, int], list[str]]:
     if counts["started"] != counts["finished"] + counts["failed"] + counts["dropped"]:
         problems.append("{started} started, {finished} finished, {failed} failed, {dropped} dropped".format(**counts))
     return counts, problems
-
-
-def _read(path: Path) -> Lines:
-    return [json.loads(line) for line in whole_lines(path)]
 
 
 def _attempts(lines: Lines) -> tuple[dict[int, list[list[str]]], list[str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvla.config import LogConfig
-from rlvla.files import appear_whole, append_line, whole_lines
+from rlvla.files import appear_whole, append_line, read_lines, whole_lines
 from rlvla.types import EndReason, Group, SegmentKind, Trajectory, Turn
 
 METRICS = {
@@ -198,7 +198,7 @@ class MetricsLogger:
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
     """The lines of a `metrics.jsonl`, step by step; a last line cut short by an interruption is left out."""
-    return [json.loads(line) for line in whole_lines(path)]
+    return read_lines(path)
 
 
 def require_sinks(log: LogConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlvla.files import read_lines
 from rlvla.ledger import balance
 from rlvla.svg_chart import COLOURS, new_axes, to_svg
 from soak_run import Sample
@@ -51,7 +51,7 @@ def judge(
         them, and of those `resampled` (begun again as a process died) and `learned`; `orphans`; `exit_codes`;
         `problems` in words.
     """
-    metrics, ids = _json_lines(folder / "metrics.jsonl"), _json_lines(folder / "ids.jsonl")
+    metrics, ids = read_lines(folder / "metrics.jsonl"), read_lines(folder / "ids.jsonl")
     counts, problems = balance(folder)
     finished, failed = (round(sum(line[name] for line in metrics)) for name in ("num_finished", "env_errors"))
     orphans = [name for event in events for name in event.get("orphans", ())]
@@ -89,10 +89,6 @@ def unexplained_ends(events: Sequence[Mapping[str, Any]]) -> list[str]:
                 found.append(f"exit code {event['code']} at {event['second']:g} s")
             allowed = set()
     return found
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def memory_slopes(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:

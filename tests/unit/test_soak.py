@@ -94,6 +94,16 @@ def test_a_trajectory_that_was_started_and_is_nowhere_is_seen(tmp_path):
     assert "step 1 started, and did not sample: x" in judge(folder, [END], {})["problems"]
 
 
+def test_half_a_line_of_a_run_that_was_killed_at_the_end_hides_nothing(tmp_path):
+    folder = write(tmp_path / "run", GOOD)
+    for name in ("metrics", "ids"):
+        with (folder / f"{name}.jsonl").open("a") as file:
+            file.write('{"step": 2, "sam')
+    assert judge(folder, [{**END, "orphans": ["ray::SamplerActor"]}], {})["problems"] == [
+        "1 processes outlived their driver"
+    ]
+
+
 def samples(role, pid, mib, start=0, end=1800):
     return [Sample(second=s, role=role, pid=pid, memory=round(mib(s) * 2**20)) for s in range(start, end, 2)]
 
