@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.metadata import version
 
 BADGES = ("red", "green", "blue")
 
@@ -40,7 +41,7 @@ _MODEL = """
   </default>
   <worldbody>
     <light directional="true" dir="0 0 -1" castshadow="false" diffuse=".5 .5 .5" specular="0 0 0"/>
-    <camera name="top" pos="0 0 1" xyaxes="1 0 0 0 1 0" orthographic="true" fovy="{table_size}"/>
+    <camera name="top" pos="0 0 1" xyaxes="1 0 0 0 1 0" {orthographic} fovy="{table_size}"/>
     <geom type="box" size=".5 .5 .02" pos="0 0 -.02" rgba=".5 .5 .5 1"/>
     <body name="hand" gravcomp="1">
       <joint name="hand_x" type="slide" axis="1 0 0"/>
@@ -98,7 +99,14 @@ def model_xml(task: str) -> str:
         table_size=TABLE_SIZE,
         max_half=MAX_OPENING / 2,
         objects="".join(objects),
+        orthographic=_orthographic(version("mujoco")),
     )
+
+
+def _orthographic(mujoco: str) -> str:
+    """The attribute of an orthographic camera, which MuJoCo 3.5 renamed."""
+    major, minor = (int(part) for part in mujoco.split(".")[:2])
+    return 'projection="orthographic"' if (major, minor) >= (3, 5) else 'orthographic="true"'
 
 
 def _badge_xml(index: int, height: float) -> str:
