@@ -67,9 +67,9 @@ def check_python(version: Sequence[int], system: str) -> Finding:
 
 
 def read_lock(path: Path) -> dict[str, str]:
-    """`name==version` lines of a lock file; comments are skipped."""
+    """`name==version` and `name===version` lines of a lock file; comments are skipped."""
     lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
-    return dict(line.split("==", 1) for line in lines if "==" in line)
+    return {name: version.removeprefix("=") for name, _, version in (line.partition("==") for line in lines) if version}
 
 
 def check_pins(lock: Mapping[str, str], installed: Mapping[str, str | None]) -> Finding:

@@ -143,7 +143,21 @@ install_all() {
     pip_install --no-deps --no-build-isolation --editable .
 }
 
+# The torch that the extra means: a CPU build in the place of a CUDA one runs everything, on no GPU.
+check_torch() {
+    local cuda build
+    begin "checking that torch is the $extra build" "rm -rf .venv, then RLVLA_EXTRA=$extra bash scripts/setup.sh with pip's \
+own index alone: no PIP_FIND_LINKS, PIP_INDEX_URL or PIP_EXTRA_INDEX_URL, and PIP_CONFIG_FILE=/dev/null"
+    cuda="$("$venv/bin/python" -c 'import torch; print(torch.version.cuda or "")' 2>>"$log")"
+    if [ -n "$cuda" ]; then build=gpu; else build=cpu; fi
+    if [ "$build" = "$extra" ]; then return; fi
+    say "torch is a ${build} build (CUDA: ${cuda:-none}), but the environment is for $extra"
+    return 1
+}
+
+# Only beside a torch that is a CPU build on purpose.
 repair_torchvision() {
+    if [ "$extra" != cpu ]; then return; fi
     local answer
     step="torchvision"
     hint="see scripts/torchvision_cpu_hook.py"
@@ -182,6 +196,7 @@ main() {
     : >"$log"
     logging=yes
     install_all
+    check_torch
     repair_torchvision
     compile_bytecode
     echo "$wanted" >"$stamp"
@@ -193,4 +208,4 @@ main() {
     fi
 }
 
-main
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then main; fi

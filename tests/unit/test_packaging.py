@@ -56,7 +56,7 @@ def test_the_wheel_says_its_version_and_licence(wheel: zipfile.ZipFile) -> None:
 def test_every_requirement_is_an_exact_pin(name: str) -> None:
     lines = [line for line in (REQUIREMENTS / name).read_text().splitlines() if line and not line.startswith("#")]
     assert lines
-    assert [line for line in lines if not re.fullmatch(r"[a-z0-9._-]+==[\w.+!]+", line)] == []
+    assert [line for line in lines if not re.fullmatch(r"[a-z0-9._-]+={2,3}[\w.+!]+", line)] == []
 
 
 def test_locks_that_are_installed_together_are_disjoint() -> None:
@@ -94,6 +94,34 @@ def test_setup_refuses_an_unknown_extra() -> None:
     result = run_setup(RLVLA_EXTRA="tpu")
     assert result.returncode == 1
     assert "set RLVLA_EXTRA to cpu or gpu" in result.stdout
+
+
+def test_the_gpu_build_of_torch_is_no_version_that_a_cpu_build_satisfies() -> None:
+    from packaging.requirements import Requirement
+
+    [line] = [line for line in (REQUIREMENTS / "gpu.lock").read_text().splitlines() if line.startswith("torch=")]
+    assert not Requirement(line).specifier.contains("2.13.0+cpu")
+    assert Requirement(line).specifier.contains("2.13.0")
+
+
+@pytest.mark.parametrize(("extra", "cuda"), [("gpu", ""), ("gpu", "13.0"), ("cpu", ""), ("cpu", "13.0")])
+def test_setup_looks_whether_torch_is_the_build_that_the_extra_means(tmp_path: Path, extra: str, cuda: str) -> None:
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\necho '{cuda}'\n")
+    python.chmod(0o755)
+    commands = f"source {ROOT}/scripts/setup.sh; extra={extra}; venv={tmp_path}; log={tmp_path}/log; check_torch"
+    result = subprocess.run(["bash", "-c", commands], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == ((extra == "gpu") != bool(cuda))
+    if result.returncode:
+        assert f"the environment is for {extra}" in result.stdout
+        assert f"CUDA: {cuda or 'none'}" in result.stdout
+        assert f"RLVLA_EXTRA={extra}" in result.stdout
+
+
+def test_the_torchvision_hook_is_not_added_beside_a_gpu_build(tmp_path: Path) -> None:
+    commands = f"source {ROOT}/scripts/setup.sh; extra=gpu; venv={tmp_path}/none; repair_torchvision"
+    subprocess.run(["bash", "-c", commands], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(("version", "expected"), [("0.28.0+cu130", True), ("0.28.0+cpu", False), ("0.28.0", False)])
