@@ -29,7 +29,8 @@ from tests.learning import make_checkpoint
 pytestmark = pytest.mark.timeout(600)
 
 ENV = {"id": "lab/Bandit-v0", "imports": ["bandit"]}
-LIMIT_S = 30
+LIMIT_S = 200
+"""What a signal has not ended by then it does not end; how long a busy machine takes says nothing."""
 TEE = ("env", "--default-signal=INT", "tee")
 """Also where whoever started the tests has SIGINT ignored, as a shell does in the background."""
 SECRET = "a-key-that-nobody-may-read"
@@ -92,7 +93,7 @@ def running(
 
 
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not reached():
         assert process.poll() is None, (folder / "log").read_text()[-3000:]
         assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
@@ -104,16 +105,14 @@ def num_steps(output: Path) -> int:
     return len(read_metrics(file)) if file.is_file() else 0
 
 
-def end(process: subprocess.Popen[bytes], send: Callable[[], None], limit_s: float = LIMIT_S) -> tuple[int, float]:
-    """(exit code, seconds it took); none of what the process had started outlives it."""
+def end(process: subprocess.Popen[bytes], send: Callable[[], None]) -> int:
+    """The exit code; none of what the process had started outlives it."""
     family = psutil.Process(process.pid).children(recursive=True)
-    started = time.monotonic()
     send()
-    code = process.wait(timeout=limit_s)
-    seconds = time.monotonic() - started
-    _, alive = psutil.wait_procs(family, timeout=5)
+    code = process.wait(timeout=LIMIT_S)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
-    return code, seconds
+    return code
 
 
 def strangers_ports(pid: int) -> list[str]:
@@ -157,7 +156,7 @@ def test_sigterm_saves_the_state_that_the_same_command_goes_on_from(
         num_children = len(psutil.Process(process.pid).children(recursive=True))
         assert strangers_ports(process.pid) == []
         logs = ray_logs(process.pid)
-        code, _ = end(process, process.terminate)
+        code = end(process, process.terminate)
     assert num_children >= 5  # Ray's own and three actors: there was something to end
     assert code == 128 + signal.SIGTERM
     steps = num_steps(output)
@@ -188,7 +187,7 @@ def test_control_c_ends_an_evaluation_of_which_all_trials_stay(checkpoint: Path,
     with running("evaluate", config, tmp_path) as process:
         wait_until(lambda: len(lines()) > 3, process, tmp_path)
         assert strangers_ports(process.pid) == []
-        code, _ = end(process, lambda: os.killpg(process.pid, signal.SIGINT))
+        code = end(process, lambda: os.killpg(process.pid, signal.SIGINT))
     assert code == 128 + signal.SIGINT
     assert 3 < len(lines()) < 1001
     assert not (tmp_path / "run/summary.json").exists()
@@ -201,7 +200,7 @@ def test_control_c_ends_annotation_and_keeps_what_is_annotated(tmp_path: Path) -
         least = len(list(takes.glob("*.take"))) + 3
         with running("annotate", config, tmp_path) as process:
             wait_until(lambda least=least: len(list(takes.glob("*.take"))) >= least, process, tmp_path)
-            code, _ = end(process, lambda process=process: os.killpg(process.pid, signal.SIGINT))
+            code = end(process, lambda process=process: os.killpg(process.pid, signal.SIGINT))
         assert code == 128 + signal.SIGINT
     assert not (tmp_path / "demos").exists()
 
@@ -269,7 +268,7 @@ def test_a_step_that_a_signal_finds_behind_its_rollout_is_finished(
             assert num_steps(output) == steps
             psutil.Process(int((tmp_path / "frozen").read_text())).resume()
 
-        code, _ = end(process, send)
+        code = end(process, send)
     assert code == 128 + number
     assert num_steps(output) == steps + 1  # of a rollout that was dropped there would be no line
     assert [state.name for state in (output / "state").iterdir()] == [f"step-{steps + 1:06d}"]
@@ -280,7 +279,7 @@ def test_a_signal_saves_a_cold_start(launcher: tuple[str, ...], dataset: Path, t
     config, output = sft(dataset, tmp_path), tmp_path / "run"
     with running("sft", config, tmp_path, launcher) as process:
         wait_until(lambda: num_steps(output) >= 3, process, tmp_path)
-        code, _ = end(process, process.terminate if launcher else lambda: os.killpg(process.pid, signal.SIGINT))
+        code = end(process, process.terminate if launcher else lambda: os.killpg(process.pid, signal.SIGINT))
     assert [state.name for state in (output / "state").iterdir()] == [f"step-{num_steps(output):06d}"]
     assert code == (1 if launcher else 128 + signal.SIGINT)  # torchrun ends with a code of its own
     if not launcher:  # it goes on, for a step, with what has been changed
@@ -327,7 +326,7 @@ def test_a_cold_start_that_is_killed_ends_where_an_unbroken_one_ends(
 def test_a_signal_while_ray_starts_ends_the_run_at_once(checkpoint: Path, tmp_path: Path) -> None:
     with running("grpo", grpo(checkpoint, tmp_path / "run"), tmp_path) as process:
         wait_until(lambda: bool(psutil.Process(process.pid).children(recursive=True)), process, tmp_path)
-        code, _ = end(process, process.terminate)
+        code = end(process, process.terminate)
     assert code == 128 + signal.SIGTERM
     assert not (tmp_path / "run/state").exists()
 
@@ -344,6 +343,6 @@ def test_a_second_signal_ends_a_run_that_is_stuck(checkpoint: Path, tmp_path: Pa
         process.terminate()
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=3)
-        code, _ = end(process, process.terminate)
+        code = end(process, process.terminate)
         assert time.monotonic() < asked + GRACE_S  # it was not the time that ended it
     assert code == 128 + signal.SIGTERM

@@ -166,8 +166,8 @@ def test_time_grows_linearly() -> None:
         long = replace(takes.thought("a b c d e f g h " * 25), progress=0.5)
         varied = {index: replace(long, thoughts=(long.thoughts[0] + "xyz"[index % 3],)) for index in range(length)}
         take, timeline = takes.take(None, length=length), takes.timeline(takes.idle(length))
-        started = time.perf_counter()
+        started = time.process_time()
         check_course(varied, take, timeline, CheckConfig())
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     assert min(seconds(1000) for _ in range(3)) < 40 * min(seconds(100) for _ in range(3)) + 0.01
