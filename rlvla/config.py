@@ -597,8 +597,8 @@ class SFTConfig:
     """`bidirectional`: the tokens of a turn's prompt, images and instruction, see each other (DeepThinkVLA); all behind
     them stays causal. Goes with both values of `action_decoding`. Kept with the checkpoint, which then takes
     `sampler.backend: transformers`. None: what the policy `model` has, `causal` where it is none yet."""
-    num_steps: PositiveInt = 500
-    """Optimizer steps."""
+    num_steps: NonNegativeInt = 500
+    """Optimizer steps; 0 writes the policy untrained, for GRPO without a cold start."""
     batch_size: PositiveInt = 64
     """Turns per optimizer step, over all processes."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05

@@ -1,6 +1,6 @@
 """The paper's Table 4 at this scale: SFT only, GRPO without a cold start, the full method, and it without its zoom.
 
-python scripts/ablation.py [--demo outputs/demo] [--seeds 0 1 2] [--output outputs/ablation]
+python scripts/ablation.py [--demo outputs/demo] [--seeds 0 1 2] [--output outputs/ablation] [--configs recipes/configs]
 
 For each seed the demo's recipes run from the start (those whose `summary.json` is there already are not run again), and
 GRPO once more from random weights. Prints the table and writes it to `summary.json` and `table.md`.
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from demo import ROOT, evaluate, recipe
+from demo import CONFIGS, ROOT, evaluate, recipe
 
 ROWS = {
     "sft": "SFT only",
@@ -33,57 +33,40 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, help="folder of a demo that has run with the first seed; spares that run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/ablation")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="as of scripts/demo.py")
     args = parser.parse_args()
     results = {}
     for i, seed in enumerate(args.seeds):
         folder = args.output.resolve() / f"seed-{seed}"
         demo = args.demo.resolve() if args.demo and i == 0 else folder / "demo"
-        results[seed] = {**run_demo(demo, seed), "no_cold_start": without_cold_start(demo, folder, seed)}
+        results[seed] = run_demo(args.configs, demo, seed)
+        results[seed]["no_cold_start"] = without_cold_start(args.configs, demo, folder, seed)
     table = render(results)
     (args.output / "summary.json").write_text(json.dumps(results, indent=2) + "\n")
     (args.output / "table.md").write_text(table)
     print(table)
 
 
-def run_demo(folder: Path, seed: int) -> dict[str, Any]:
+def run_demo(configs: Path, folder: Path, seed: int) -> dict[str, Any]:
     """The demo's three results for one seed."""
     if not (folder / "summary.json").is_file():
-        command = [sys.executable, str(ROOT / "scripts/demo.py"), "--output", str(folder), "--seed", str(seed)]
-        subprocess.run(command, check=True)
+        flags = ("--output", str(folder), "--seed", str(seed), "--configs", str(configs))
+        subprocess.run([sys.executable, str(ROOT / "scripts/demo.py"), *flags], check=True)
     summary = json.loads((folder / "summary.json").read_text())
     if summary["seed"] != seed:
         raise SystemExit(f"{folder} ran with seed {summary['seed']}, not {seed}: name its seed first in --seeds")
     return {name: summary[name] for name in ("sft", "grpo", "grpo_no_zoom")}
 
 
-def without_cold_start(demo: Path, folder: Path, seed: int) -> dict[str, Any]:
+def without_cold_start(configs: Path, demo: Path, folder: Path, seed: int) -> dict[str, Any]:
     """Success of GRPO that starts from the same architecture and tokenizer with random weights."""
     done = folder / "evaluate/summary.json"
     if not done.is_file():
-        start, run = folder / "random", folder / "grpo"
-        flags = ("--seed", str(seed))
-        recipe(
-            "sft",
-            "sft_tiny_tabletop.yaml",
-            "--dataset",
-            f"{demo}/demos",
-            "--output",
-            str(start),
-            "--num-steps",
-            "0",
-            *flags,
-        )
-        recipe(
-            "grpo",
-            "grpo_tiny_tabletop.yaml",
-            "--model",
-            f"{start}/checkpoint",
-            "--output",
-            str(run),
-            *flags,
-        )
+        start, run, flags = folder / "random", folder / "grpo", ("--seed", str(seed))
+        recipe("sft", configs, "--dataset", f"{demo}/demos", "--output", str(start), "--num-steps", "0", *flags)
+        recipe("grpo", configs, "--model", f"{start}/checkpoint", "--output", str(run), *flags)
         shutil.rmtree(folder / "evaluate", ignore_errors=True)  # trials of a checkpoint before this one
-        evaluate(run / "checkpoint", folder / "evaluate", seed)
+        evaluate(configs, run / "checkpoint", folder / "evaluate", seed)
     summary = json.loads(done.read_text())
     return {key: summary[key] for key in ("rate", "low", "high", "num_trials")}
 

@@ -62,10 +62,15 @@ class LockstepBatch:
         model: checkpoint folder.
         num_rows: B.
         dtype: of weights and activations.
+
+    Raises:
+        ValueError: the prompts of this policy see themselves, which `generate` cannot do.
     """
 
     def __init__(self, model: Any, num_rows: int, dtype: torch.dtype = torch.float32) -> None:
         self.processor = PolicyProcessor.load(model)
+        if self.processor.prefix_attention != "causal":
+            raise ValueError(f"{model}: generate knows no prefix_attention: {self.processor.prefix_attention}")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = policy.load_model(model, dtype).to(self._device).eval()
         self._pad_id = self.processor.hf_processor.tokenizer.pad_token_id or 0
@@ -100,7 +105,10 @@ class LockstepBatch:
         if not self._waiting or self._waiting.keys() != self._deciding:
             return
         waiting, self._waiting = self._waiting, {}
-        for row, output in self._generate(sorted(waiting)).items():
+        chunks = [row for row in sorted(waiting) if self._requests[row].num_actions]  # type: ignore[union-attr]
+        texts = [row for row in sorted(waiting) if row not in chunks]
+        outputs = (self._generate(texts) if texts else {}) | (self._act(chunks) if chunks else {})
+        for row, output in outputs.items():
             waiting[row].set_result(output)
 
     @torch.no_grad()
@@ -120,16 +128,50 @@ class LockstepBatch:
         sampled = sequences[:, length:].cpu().numpy()
         return {row: _output(contexts[row], sampled[row], requests[row]) for row in live}
 
+    @torch.no_grad()
+    def _act(self, rows: Sequence[int]) -> dict[int, SampleOutput]:
+        """The chunks of these rows out of one forward."""
+        requests = [request for row in rows if (request := self._requests[row]) is not None]
+        contexts = [self.processor.expand(request.prompt_ids, request.images) for request in requests]
+        action_ids, num_actions = list(requests[0].action_ids), requests[0].num_actions
+        first = torch.tensor([[len(context)] for context in contexts])
+        # As the learner scores them: padded on the right, with any action in the place of each.
+        any_actions = np.full(num_actions, action_ids[0], np.int32)
+        ids, mask = self._pad([np.concatenate([context, any_actions]) for context in contexts], left=False)
+        columns = torch.arange(ids.shape[1])[None]
+        is_act = (columns >= first) & (columns < first + num_actions)
+        inputs = self._to_device(self.processor.forward_inputs(ids, mask, is_act), requests)
+        logits = policy.next_logits(self._model, inputs)[:, :, action_ids]  # of the tokens from column 1 on
+        logits = logits[is_act[:, 1:].to(self._device)].view(len(rows), num_actions, len(action_ids))
+        if temperature := requests[0].temperature:
+            probabilities = torch.softmax(logits / temperature, -1).flatten(0, 1)
+            bins = torch.multinomial(probabilities, 1).view(len(rows), num_actions)
+        else:
+            bins = logits.argmax(-1)
+        drawn = np.array(action_ids, np.int32)[bins.cpu().numpy()]
+        return {row: _output(contexts[i], drawn[i], requests[i]) for i, row in enumerate(rows)}
+
     def _inputs(self, contexts: Sequence[np.ndarray], requests: Sequence[SampleRequest]) -> dict[str, torch.Tensor]:
-        """Forward inputs, padded on the left, on the device."""
-        length = max(len(context) for context in contexts)
-        ids = torch.full((len(contexts), length), self._pad_id)
-        mask = torch.zeros((len(contexts), length), dtype=torch.int64)
-        for i, context in enumerate(contexts):
-            ids[i, length - len(context) :] = torch.from_numpy(context)
-            mask[i, length - len(context) :] = 1
-        inputs = self.processor.forward_inputs(ids, mask)
-        inputs |= self.processor.pixel_inputs([request.images for request in requests])
+        """Inputs of `generate`, padded on the left, on the device."""
+        ids, mask = self._pad(contexts, left=True)
+        inputs = self.processor.forward_inputs(ids, mask, torch.zeros_like(ids, dtype=torch.bool))
+        known = ("input_ids", "attention_mask", "mm_token_type_ids")  # the rest is about actions; here are none
+        return self._to_device({name: inputs[name] for name in known if name in inputs}, requests)
+
+    def _pad(self, rows: Sequence[np.ndarray], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, [B, L] each."""
+        length = max(len(row) for row in rows)
+        ids = torch.full((len(rows), length), self._pad_id)
+        mask = torch.zeros((len(rows), length), dtype=torch.int64)
+        for i, row in enumerate(rows):
+            place = slice(length - len(row), None) if left else slice(len(row))
+            ids[i, place] = torch.from_numpy(row)
+            mask[i, place] = 1
+        return ids, mask
+
+    def _to_device(self, inputs: dict[str, torch.Tensor], requests: Sequence[SampleRequest]) -> dict[str, torch.Tensor]:
+        """Inputs and the pixels of the requests' images, where the model is."""
+        inputs = inputs | self.processor.pixel_inputs([request.images for request in requests])
         dtype = self._model.dtype
         return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
 
@@ -139,7 +181,11 @@ class LockstepBatch:
             max_new_tokens=max_tokens,
             do_sample=request.temperature > 0,
             pad_token_id=self._pad_id,
-            suppress_tokens=[*policy.placeholder_ids(self._model.config), *request.banned_ids],
+            suppress_tokens=[
+                *policy.placeholder_ids(self._model.config),
+                *request.banned_ids,
+                *self.processor.vocabulary.slot_ids,
+            ],
             use_cache=True,
             **sampling,
         )

@@ -1,8 +1,8 @@
 """The main job on the built-in simulator: demonstrations, SFT cold start, GRPO, evaluation, report.
 
-python scripts/demo.py [--output outputs/demo] [--seed 0]
+python scripts/demo.py [--output outputs/demo] [--seed 0] [--configs recipes/configs]
 
-Runs the four recipes one after the other with the configs under recipes/configs, and writes `summary.json` with the
+Runs the four recipes one after the other with their `*_tiny_tabletop.yaml`, and writes `summary.json` with the
 success of the SFT policy, of the GRPO policy, and of the GRPO policy without its zoom tool, on the same states.
 """
 
@@ -20,27 +20,18 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes/configs"
 
 
-def recipe(name: str, config: str, *flags: str) -> None:
+def recipe(name: str, configs: Path, *flags: str) -> None:
     """Run one recipe, as a user would; raises SystemExit naming it when it fails."""
-    command = [sys.executable, str(ROOT / f"recipes/{name}.py"), "--config", str(CONFIGS / config), *flags]
+    config = configs.resolve() / f"{name}_tiny_tabletop.yaml"
+    command = [sys.executable, str(ROOT / f"recipes/{name}.py"), "--config", str(config), *flags]
     print(f"\n== {name}: {' '.join(command[1:])}", flush=True)
     if code := subprocess.run(command, check=False, cwd=ROOT).returncode:
         raise SystemExit(f"recipes/{name}.py failed with exit code {code}; its message is above")
 
 
-def evaluate(model: Path, output: Path, seed: int, *flags: str) -> dict[str, Any]:
+def evaluate(configs: Path, model: Path, output: Path, seed: int, *flags: str) -> dict[str, Any]:
     """Success of a checkpoint on the held-out states."""
-    recipe(
-        "evaluate",
-        "evaluate_tiny_tabletop.yaml",
-        "--model",
-        str(model),
-        "--output",
-        str(output),
-        "--seed",
-        str(seed),
-        *flags,
-    )
+    recipe("evaluate", configs, "--model", str(model), "--output", str(output), "--seed", str(seed), *flags)
     summary = json.loads((output / "summary.json").read_text())
     return {key: summary[key] for key in ("rate", "low", "high", "num_trials")}
 
@@ -50,28 +41,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/demo")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of the four recipes' configs")
     args = parser.parse_args()
     output: Path = args.output.resolve()
     if output.exists():
         raise SystemExit(f"{output} exists: move it away, or name another folder with --output")
     started = time.perf_counter()
-    seed = str(args.seed)
-    recipe("annotate", "annotate_tiny_tabletop.yaml", "--output", f"{output}/demos", "--seed", seed)
-    recipe("sft", "sft_tiny_tabletop.yaml", "--dataset", f"{output}/demos", "--output", f"{output}/sft", "--seed", seed)
-    results = {"sft": evaluate(output / "sft/checkpoint", output / "evaluate_sft", args.seed)}
-    recipe(
-        "grpo",
-        "grpo_tiny_tabletop.yaml",
-        "--model",
-        f"{output}/sft/checkpoint",
-        "--output",
-        f"{output}/grpo",
-        "--seed",
-        seed,
-    )
-    trained = output / "grpo/checkpoint"
-    results["grpo"] = evaluate(trained, output / "evaluate_grpo", args.seed)
-    results["grpo_no_zoom"] = evaluate(trained, output / "evaluate_grpo_no_zoom", args.seed, "--episode.mode", "think")
+    configs, seed = args.configs, ("--seed", str(args.seed))
+    start, trained = output / "sft/checkpoint", output / "grpo/checkpoint"
+
+    def rate(model: Path, name: str, *flags: str) -> dict[str, Any]:
+        return evaluate(configs, model, output / f"evaluate_{name}", args.seed, *flags)
+
+    recipe("annotate", configs, "--output", f"{output}/demos", *seed)
+    recipe("sft", configs, "--dataset", f"{output}/demos", "--output", f"{output}/sft", *seed)
+    results = {"sft": rate(start, "sft")}
+    recipe("grpo", configs, "--model", str(start), "--output", f"{output}/grpo", *seed)
+    results["grpo"] = rate(trained, "grpo")
+    results["grpo_no_zoom"] = rate(trained, "grpo_no_zoom", "--episode.mode", "think")
     summary = {**results, "minutes": round((time.perf_counter() - started) / 60, 1), "seed": args.seed}
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report(output)

@@ -154,6 +154,43 @@ def test_a_lockstep_row_gets_what_it_would_get_alone(tiny_policy: Path) -> None:
     assert all(1 <= len(tokens) <= r.max_tokens for tokens, r in zip(together, requests, strict=True))
 
 
+@pytest.mark.parametrize("architecture", ["idefics3", "qwen2_5_vl"])
+def test_lockstep_rows_of_a_parallel_policy_get_what_its_sampler_gives(tmp_path: Path, architecture: str) -> None:
+    """One writes while the others act, behind contexts of different lengths."""
+    from benchmark_lockstep import LockstepBatch
+    from rlvla.hf_sampler import TransformersSampler
+    from rlvla.protocols import SampleOutput, SampleRequest
+    from tests import parallel_policies as policies
+
+    folder = policies.save(architecture, tmp_path)
+    batch, sampler = LockstepBatch(folder, 3), TransformersSampler(folder)
+    vocabulary = batch.processor.vocabulary
+    act = vocabulary.mark_ids["<act>"]
+
+    def request(number: int, instruction: str, *, acts: bool) -> SampleRequest:
+        rest = {"slot_ids": vocabulary.slot_ids, "action_ids": vocabulary.action_ids} if acts else {}
+        return SampleRequest(
+            prompt_ids=(*batch.processor.prompt_ids(instruction, number), *([act] if acts else [])),
+            images=tuple(policies.image(i) for i in range(number)),
+            stop_ids=(act,),
+            max_tokens=6,
+            temperature=0.0,
+            seed=0,
+            **rest,
+        )
+
+    requests = [request(1, "press", acts=True), request(1, "press it", acts=False), request(2, "red it is", acts=True)]
+
+    async def both() -> tuple[list[SampleOutput], list[SampleOutput]]:
+        batch.begin(range(3))
+        together = await asyncio.gather(*(batch.sample(i, r) for i, r in enumerate(requests)))
+        return together, [await sampler.sample(r) for r in requests]
+
+    together, alone = asyncio.run(both())
+    assert [t.token_ids.tolist() for t in together] == [a.token_ids.tolist() for a in alone]
+    assert [len(together[row].token_ids) for row in (0, 2)] == [policies.NUM_ACTIONS] * 2
+
+
 def test_a_row_that_has_acted_is_not_waited_for_and_stays_in_the_batch(tiny_policy: Path) -> None:
     from benchmark_lockstep import LockstepBatch
     from rlvla.protocols import SampleRequest

@@ -94,7 +94,7 @@ VALUES = [
     ("negative learning rate", "sft", "", "--learner.lr -1e-5", r"command line: learner\.lr: .*greater than 0, got -1e-05"),
     ("learning rate that is no number", "grpo", "learner: {lr: .nan}", "", r"learner\.lr: .*finite number, got nan"),
     ("negative seed", "evaluate", "seed: -1", "", r"seed: .*greater than or equal to 0, got -1"),
-    ("no steps", "sft", "num_steps: 0", "", r"num_steps: .*greater than 0, got 0"),
+    ("negative steps of sft", "sft", "num_steps: -1", "", r"num_steps: .*greater than or equal to 0, got -1"),
     ("negative temperature", "evaluate", "episode: {temperature: -0.1}", "", r"episode\.temperature: .*got -0\.1"),
     ("greedy training", "grpo", "episode: {temperature: 0}", "", r"episode\.temperature must be above 0"),
     ("clip of 1", "grpo", "loss: {clip_low: 1.0}", "", r"loss\.clip_low: .*less than 1, got 1\.0"),

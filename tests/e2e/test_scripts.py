@@ -1,0 +1,143 @@
+"""Every script that a user calls, for real and at its smallest, on what `make demo` leaves behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.run import ROOT, script
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SMALL: dict[str, dict[str, Any]] = {
+    "annotate": {"num_episodes": 64},
+    "sft": {
+        "tiny": {"hidden_size": 64, "num_layers": 2, "vision_layers": 1, "image_size": 64, "patch_size": 8},
+        "num_steps": 2,
+        "batch_size": 8,
+        "validate_every": 2,
+        "validation_share": 0.02,
+    },
+    "grpo": {
+        "num_steps": 1,
+        "groups_per_step": 1,
+        "group_size": 2,
+        "max_waves": 1,
+        "minibatch_trajectories": 2,
+        "cluster": {"envs_per_actor": 2, "threads": 1},
+    },
+    "evaluate": {"num_trials": 2, "cluster": {"envs_per_actor": 2, "threads": 1}},
+}
+"""What the demo's configs are overridden with."""
+
+COMMANDS: dict[str, Sequence[str]] = {
+    "ablation.py": ("--demo", "{demo}", "--configs", "{configs}", "--output", "{out}"),
+    "benchmark_annotate.py": (
+        *("--sides", "16", "--frames", "20", "--repeats", "1", "--concurrency", "1", "2", "--latency", "0.01"),
+        *("--seconds", "0.1", "--episodes", "1", "--output", "{out}/result.json", "--chart", "{out}/chart.svg"),
+    ),
+    "benchmark_modes.py": (
+        *("--model", "{demo}/grpo/checkpoint", "--config", "{configs}/evaluate_tiny_tabletop.yaml"),
+        *("--num-decisions", "1", "--rounds", "1", "--num-trajectories", "2", "--output", "{out}/result.json"),
+    ),
+    "check_annotations.py": ("--num-episodes", "2", "--output", "{out}/result.json"),
+    "doctor.py": ("--quiet",),
+    "fuzz.py": ("markup", "calls", "--runs", "200", "--output", "{out}"),
+    "report.py": ("{demo}", "{demo}/sft", "{demo}/grpo", "{demo}/evaluate_grpo", "--output", "{out}/report.html"),
+    "score.py": ("{demo}/grpo/trajectories.jsonl", "--config", "{configs}/grpo_tiny_tabletop.yaml"),
+    "soak.py": (
+        *("--model", "{demo}/sft/checkpoint", "--minutes", "0.3", "--calm", "0.5", "--every", "10"),
+        *("--output", "{out}/soak"),
+    ),
+    "table.py": ("{demo}/evaluate_sft", "{demo}/evaluate_grpo"),
+}
+ON_LIBERO: dict[str, Sequence[str]] = {
+    "benchmark_libero.py": ("--rounds", "1", "--chunks", "1", "--json", "{out}/result.json"),
+    "check_libero.py": ("--suites", "libero_object", "--tasks", "0", "--json", "{out}/result.json"),
+    "check_libero_expert.py": (
+        *("--suites", "libero_object", "--tasks", "0", "--first-state", "1", "--num-states", "1"),
+        *("--json", "{out}/result.json", "--markdown", "{out}/result.md"),
+    ),
+}
+ELSEWHERE = {
+    "audit.py": ".ci/run",  # by `make audit`, before the tests
+    "benchmark.py": "tests/e2e/test_scripts.py",
+    "benchmark_actions.py": "tests/e2e/test_benchmark_actions.py",
+    "benchmark_annotate_run.py": "scripts/benchmark_annotate.py",
+    "benchmark_annotate_server.py": "scripts/benchmark_annotate_run.py",
+    "demo.py": "tests/e2e/test_scripts.py",
+    "torchvision_cpu_hook.py": "tests/unit/test_packaging.py",
+}
+"""Script -> who runs it, and names it."""
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("configs")
+    for name, small in SMALL.items():
+        file = ROOT / f"recipes/configs/{name}_tiny_tabletop.yaml"
+        (folder / file.name).write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | small))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(configs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("demo") / "demo"
+    printed = script("scripts/demo.py", "--output", output, "--configs", configs)
+    assert len(re.findall(r"success .* \(Wilson 95 %, 2 held-out states\)", printed)) == 3
+    assert "<svg" in (output / "report.html").read_text()
+    return output
+
+
+def run(name: str, arguments: Sequence[str], **places: Path) -> str:
+    return script(f"scripts/{name}", *(argument.format(**places) for argument in arguments))
+
+
+def test_every_script_is_run_by_a_test() -> None:
+    scripts = {file.name for file in (ROOT / "scripts").glob("*.py") if '"__main__"' in file.read_text()}
+    assert scripts == {*COMMANDS, *ON_LIBERO, *ELSEWHERE}
+    for name, where in ELSEWHERE.items():
+        assert name.removesuffix(".py") in (ROOT / where).read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_script_runs_on_what_the_demo_leaves(name: str, demo: Path, configs: Path, tmp_path: Path) -> None:
+    run(name, COMMANDS[name], demo=demo, configs=configs, out=tmp_path)
+    for file in tmp_path.rglob("result.json"):
+        assert json.loads(file.read_text())
+
+
+@pytest.mark.libero
+@pytest.mark.parametrize("name", ON_LIBERO)
+def test_a_script_runs_on_libero(name: str, libero_assets: Path, tmp_path: Path) -> None:
+    run(name, ON_LIBERO[name], out=tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())
+
+
+def test_the_benchmark_measures_everything_and_writes_it_down(demo: Path, configs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "results/benchmark.json"
+    printed = script(
+        "scripts/benchmark.py",
+        *("--model", demo / "sft/checkpoint", "--config", configs / "grpo_tiny_tabletop.yaml"),
+        *("--num-trajectories", "2", "--repeats", "1", "--seed", "3", "--json", file),
+    )
+    result = json.loads(file.read_text())
+    for ratio in ("rollout_vs_lockstep", "learner_vs_padded", "learner_vs_longest"):
+        assert result[ratio] > 0
+        assert f"{result[ratio]:.2f}x" in printed
+    assert 0 < result["sync_fraction"] < 1
+    assert result["trl"] or result["trl_reason"]
+    assert len(result["lockstep"]["seconds"]) == 1
+    assert result["seed"] == 3
+    assert result["machine"]["cpu"]
+    assert result["packages"]["torch"]
+    assert result["targets"].keys() == {"rollout_vs_lockstep", "learner_vs_padded", "sync_fraction"}
+    # Both rollouts played the same episodes with the same policy, so that neither got through them by giving up.
+    assert result["rollout"]["decisions_per_trajectory"] >= 1
+    assert result["lockstep"]["decisions_per_trajectory"] >= 1
