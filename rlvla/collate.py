@@ -111,7 +111,7 @@ def rows(groups: Iterable[Group], *, mask_context_full: bool) -> list[Row]:
     """All turns that are learned from, in order.
 
     Left out are trajectories that ended in ENV_ERROR, those that ended in CONTEXT_FULL if `mask_context_full`, and
-    turns without a sampled token. Turns whose advantage is 0 stay: the KL term still acts on them.
+    turns without a token to learn from. Turns whose advantage is 0 stay: the KL term still acts on them.
 
     Raises:
         ValueError: a trajectory has no advantage yet.
@@ -124,7 +124,7 @@ def rows(groups: Iterable[Group], *, mask_context_full: bool) -> list[Row]:
             continue
         if trajectory.advantage is None:
             raise ValueError(f"a trajectory of {trajectory.task} has no advantage: call with_advantages first")
-        turns = (turn for turn in trajectory.turns if turn.num_sampled_tokens)
+        turns = (turn for turn in trajectory.turns if turn.loss_mask.any())
         live += [to_row(turn, advantage=trajectory.advantage, trajectory=number) for turn in turns]
     return live
 

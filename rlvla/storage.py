@@ -128,13 +128,14 @@ def _write_segment(segment: Segment) -> dict[str, Any]:
         "box": [int(v) for v in segment.box] if segment.box else None,
         "error": segment.error,
         "is_reused": segment.is_reused or None,
+        "unexecuted": [int(v) for v in segment.unexecuted] if segment.unexecuted else None,
     }
     return {name: value for name, value in data.items() if value not in ("", None)}
 
 
 def _read_segment(data: dict[str, Any]) -> Segment:
-    box = tuple(data["box"]) if "box" in data else None
-    return Segment(**{**data, "kind": SegmentKind(data["kind"]), "box": box})
+    spans = {name: tuple(data[name]) for name in ("box", "unexecuted") if name in data}
+    return Segment(**{**data, "kind": SegmentKind(data["kind"]), **spans})
 
 
 def _write_array(array: np.ndarray) -> dict[str, Any]:

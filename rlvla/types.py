@@ -67,6 +67,8 @@ class Segment:
     """Why this is MALFORMED, or why the tool call in it was refused."""
     is_reused: bool = False
     """PROMPT: this is the thought of an earlier decision, put here for one that does not think."""
+    unexecuted: tuple[int, int] | None = None
+    """ACT: `turn.token_ids[start:end]` are actions that the env did not take any more, since the episode had ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,9 @@ class Turn:
         for segment in self.segments:
             if segment.start != end or segment.end < segment.start:
                 raise ValueError(f"segments do not tile the turn: {segment} does not start at {end}")
+            first, last = segment.unexecuted or (segment.start, segment.end)
+            if not segment.start <= first <= last <= segment.end:
+                raise ValueError(f"what was not executed is no part of its segment: {segment}")
             end = segment.end
         if not end == len(self.token_ids) == len(self.sampler_logprobs):
             raise ValueError(
@@ -103,10 +108,16 @@ class Turn:
 
     @property
     def loss_mask(self) -> np.ndarray:
-        """[L] bool, True where the policy sampled the token."""
+        """[L] bool, True on what is learned from: sampled tokens, but for actions that were not executed.
+
+        Those could have been any others, and the episode had ended as it did. Its `</act>`, where the policy sampled
+        one, stays: without it nothing of the chunk would have been executed.
+        """
         mask = np.zeros(len(self.token_ids), bool)
         for segment in self.segments:
             mask[segment.start : segment.end] = segment.kind.is_sampled
+            if segment.unexecuted:
+                mask[slice(*segment.unexecuted)] = False
         return mask
 
     @property
@@ -121,7 +132,7 @@ class Turn:
 
     @property
     def num_sampled_tokens(self) -> int:
-        """Tokens that the policy produced in this turn."""
+        """Tokens that the policy produced in this turn, whether or not they are learned from."""
         return sum(s.end - s.start for s in self.segments if s.kind.is_sampled)
 
     @property
