@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from rlvla.types import EndReason, Group, SegmentKind, Turn
+from rlvla.types import Group, SegmentKind, Turn
 
 KINDS = tuple(SegmentKind)
 """`Batch.segment_kind` holds indices into this; padding is a prompt's."""
@@ -110,17 +110,16 @@ def to_row(turn: Turn, *, advantage: float = 0.0, trajectory: int = 0) -> Row:
 def rows(groups: Iterable[Group], *, mask_context_full: bool) -> list[Row]:
     """All turns that are learned from, in order.
 
-    Left out are trajectories that ended in ENV_ERROR, those that ended in CONTEXT_FULL if `mask_context_full`, and
-    turns without a token to learn from. Turns whose advantage is 0 stay: the KL term still acts on them.
+    Left out are trajectories that take no part (`Trajectory.takes_part`), and turns without a token to learn from.
+    Turns whose advantage is 0 stay: the KL term still acts on them.
 
     Raises:
         ValueError: a trajectory has no advantage yet.
     """
-    left_out = {EndReason.ENV_ERROR, EndReason.CONTEXT_FULL} if mask_context_full else {EndReason.ENV_ERROR}
     trajectories = [t for group in groups for t in group.trajectories]
     live: list[Row] = []
     for number, trajectory in enumerate(trajectories):
-        if trajectory.end in left_out:
+        if not trajectory.takes_part(mask_context_full=mask_context_full):
             continue
         if trajectory.advantage is None:
             raise ValueError(f"a trajectory of {trajectory.task} has no advantage: call with_advantages first")

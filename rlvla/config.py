@@ -294,6 +294,10 @@ class RewardTermConfig:
     """In the sum."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function."""
+    makes_signal: bool | None = None
+    """Whether a group in which it alone varies teaches anything. None: what the function's own attribute
+    `makes_signal` says, and true where it has none; `format` says false. Where no term with a weight makes signal, all
+    do. SimpleVLA-RL filters groups by accuracy alone (arXiv 2509.09674)."""
     name: str = ""
     """Under which the unweighted term is kept; empty: the function's name."""
 

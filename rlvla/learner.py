@@ -31,7 +31,7 @@ METRICS = {
     "mismatch_kl": "KL(sampler || learner before the step) per sampled token, k3, nats",
     "grad_norm": "before clipping, mean over the step's updates",
     "lr": "of the step's last update",
-    "skipped_updates": "updates left out, as reward, loss or gradient was not finite, with all that they measured",
+    "skipped_updates": "updates left out, as loss or gradient was not finite, with all that they measured",
     "num_rows": "turns learned from",
     "num_tokens": "sampled tokens learned from",
     "tokens_per_s": "tokens of those turns, context included, times epochs, per second of `time/update_s`",

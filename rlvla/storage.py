@@ -71,6 +71,7 @@ def _write_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         "num_env_steps": int(trajectory.num_env_steps),
         "reward": _number(trajectory.reward),
         "reward_terms": {name: float(value) for name, value in trajectory.reward_terms.items()},
+        "signal": _number(trajectory.signal),
         "advantage": _number(trajectory.advantage),
         "error": trajectory.error,
         "num_crashes": int(trajectory.num_crashes),
@@ -87,6 +88,7 @@ def _read_trajectory(data: dict[str, Any]) -> Trajectory:
         num_env_steps=data["num_env_steps"],
         reward=data["reward"],
         reward_terms=data["reward_terms"],
+        signal=data.get("signal"),  # earlier versions knew none
         advantage=data["advantage"],
         error=data["error"],
         num_crashes=data["num_crashes"],

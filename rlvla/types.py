@@ -5,6 +5,7 @@ Axis letters, everywhere: G group, B rows, L tokens, N images, K chunk length, A
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -166,8 +167,10 @@ class Trajectory:
     """Weighted sum of `reward_terms`, filled by the reward module."""
     reward_terms: Mapping[str, float] = field(default_factory=dict)
     """Unweighted terms by name."""
+    signal: float | None = None
+    """Weighted sum of the reward terms that make signal; None: all of them do, so that it is `reward`."""
     advantage: float | None = None
-    """Group-relative advantage, one for the whole trajectory."""
+    """Group-relative advantage, one for the whole trajectory; None: nothing is learned from it."""
     error: str = ""
     """ENV_ERROR: what the simulator raised in the last attempt."""
     num_crashes: int = 0
@@ -179,6 +182,12 @@ class Trajectory:
     def success(self) -> bool:
         """Whether the simulator's goal predicate held at the end."""
         return self.end is EndReason.SUCCESS
+
+    def takes_part(self, *, mask_context_full: bool) -> bool:
+        """Whether it is learned from and its siblings are held against it; see `GRPOConfig.mask_context_full`."""
+        if self.end is EndReason.CONTEXT_FULL:
+            return not mask_context_full
+        return self.end is not EndReason.ENV_ERROR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +207,16 @@ class Group:
     def has_signal(self) -> bool:
         """Whether some advantage differs from zero, so that the group moves the policy."""
         return any(t.advantage for t in self.trajectories)
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it was judged and no trajectory has an advantage: a reward was not finite, or none took part."""
+        return all(t.advantage is None for t in self.trajectories)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no reward is NaN or infinite."""
+        return all(t.reward is None or math.isfinite(t.reward) for t in self.trajectories)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

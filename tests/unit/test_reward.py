@@ -115,6 +115,53 @@ def test_a_reward_that_is_not_finite_is_nan_and_told(tmp_path: Path, value: str)
     assert math.isnan(scored.reward)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_term_of_weight_0_cannot_poison_the_sum(tmp_path: Path, value: str) -> None:
+    spec = plugin(tmp_path, f"return float('{value}')")
+    reward = rlvla_reward.build([term("success"), term(spec, weight=0.0)])
+    with pytest.warns(UserWarning, match=rf"'mine'.*returned {value}; its weight is 0"):
+        (scored,) = reward.score(group(trajectory())).trajectories
+    assert (scored.reward, scored.signal) == (1.0, 1.0)
+    assert math.isnan(scored.reward_terms["mine"])
+
+
+SHAPING = "def mine(trajectory):\n    return 0.5\n\nmine.makes_signal = {own}\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "key", "signal"),
+    [
+        ("True", None, ("success", "mine")),
+        ("False", None, ("success",)),
+        ("False", True, ("success", "mine")),
+        ("True", False, ("success",)),
+    ],
+)
+def test_a_term_says_whether_it_makes_signal_and_the_config_has_the_last_word(
+    tmp_path: Path, own: str, key: bool | None, signal: tuple[str, ...]
+) -> None:
+    (tmp_path / "mine.py").write_text(SHAPING.format(own=own))
+    spec = f"{tmp_path}/mine.py:mine"
+    reward = rlvla_reward.build([term("success"), term("format", weight=0.1), term(spec, makes_signal=key)])
+    assert reward.signal == signal
+    (scored,) = reward.score(group(trajectory([good_turn()]))).trajectories
+    assert scored.reward == pytest.approx(1.6)
+    assert scored.signal == pytest.approx(1.0 + 0.5 * ("mine" in signal))
+
+
+def test_where_no_term_makes_signal_all_do() -> None:
+    alone = rlvla_reward.build([term("format")])
+    assert alone.signal == ("format",)
+    assert rlvla_reward.build([term("success", weight=0.0), term("format")]).signal == ("format",)
+    assert rlvla_reward.build([term("success"), term("format", makes_signal=True)]).signal == ("success", "format")
+
+
+def test_a_declaration_that_says_neither_is_named_when_the_reward_is_built(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SHAPING.format(own="'no'"))
+    with pytest.raises(RewardError, match=r"'mine'.*mine\.py:mine.*`makes_signal` is 'no': make it True or False"):
+        rlvla_reward.build([term(f"{tmp_path}/mine.py:mine")])
+
+
 def test_wrong_kwargs_are_found_when_the_reward_is_built(tmp_path: Path) -> None:
     spec = plugin(tmp_path, "return scale")
     with pytest.raises(RewardError, match=r"mine\.py:mine.*unexpected keyword argument 'scael'.*scale=1\.0"):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def examples() -> list[Trajectory]:
         replace(
             trajectory([], EndReason.ENV_ERROR), error="RuntimeError: lost the simulator", num_crashes=3, num_replays=4
         ),
-        replace(trajectory([good_turn()]), reward=0.1 + 0.2, reward_terms={"success": 1 / 3}, advantage=-1e-17),
+        replace(
+            trajectory([good_turn()]), reward=0.1 + 0.2, reward_terms={"success": 1 / 3}, signal=0.1, advantage=-1e-17
+        ),
     ]
 
 
@@ -82,6 +85,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         save_trajectories(path, [trajectory(), trajectory([broken])])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def test_a_trajectory_of_before_knows_no_signal(tmp_path: Path) -> None:
+    data = json.loads(line(tmp_path))
+    del data["signal"]
+    (tmp_path / "old.jsonl").write_text(json.dumps(data) + "\n")
+    assert load_trajectories(tmp_path / "old.jsonl")[0].signal is None
 
 
 def test_a_trajectory_of_before_says_nothing_of_what_was_not_executed(tmp_path: Path) -> None:
