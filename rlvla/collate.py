@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
+from rlvla.config import num_minibatches
 from rlvla.types import Group, SegmentKind, Turn
 
 KINDS = tuple(SegmentKind)
@@ -129,10 +130,14 @@ def rows(groups: Iterable[Group], *, mask_context_full: bool) -> list[Row]:
 
 
 def minibatches(rows: Sequence[Row], num_trajectories: int, rng: np.random.Generator) -> list[list[Row]]:
-    """Deal whole trajectories, shuffled, into minibatches of `num_trajectories`; the last may be smaller."""
+    """Deal whole trajectories, shuffled, into `config.num_minibatches`, whose sizes differ by one at most.
+
+    A rest of one trajectory would be an optimizer step as large as that of all the others: AdamW divides by the
+    gradient's size, and each of its tokens would weigh as much as all of them.
+    """
     numbers = rng.permutation(np.unique([row.trajectory for row in rows]))
-    parts = [set(numbers[i : i + num_trajectories].tolist()) for i in range(0, len(numbers), num_trajectories)]
-    return [[row for row in rows if row.trajectory in part] for part in parts]
+    parts = np.array_split(numbers, num_minibatches(len(numbers), num_trajectories))
+    return [[row for row in rows if row.trajectory in part] for part in (set(part.tolist()) for part in parts)]
 
 
 def share(rows: Sequence[Row], rank: int, world: int, max_rows: int) -> list[list[Row]]:
