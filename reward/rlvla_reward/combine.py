@@ -66,11 +66,15 @@ class Term:
             raise RewardError(f"{where}: {type(error).__name__}: {error}") from error
         if not isinstance(value, numbers.Real | np.bool_):
             raise RewardError(f"{where}: returned {type(value).__name__}, not a number; return a float")
-        if not math.isfinite(value):
-            effect = "its group is left out" if self.config.weight else "its weight is 0"
-            warnings.warn(f"{where}: returned {value}; {effect}", stacklevel=2)
-            return math.nan
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond what a float holds
+            number = math.inf
+        if math.isfinite(number):
+            return number
+        effect = "its group is left out" if self.config.weight else "its weight is 0"
+        warnings.warn(f"{where}: returned {number}; {effect}", stacklevel=2)
+        return math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

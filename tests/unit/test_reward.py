@@ -105,10 +105,14 @@ def test_a_plugin_that_fails_stops_the_run_and_is_named(tmp_path: Path, body: st
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_reward_that_is_not_finite_is_nan_and_told(tmp_path: Path, value: str) -> None:
-    reward = rlvla_reward.build([term("success"), term(plugin(tmp_path, f"return float('{value}')"), name="smooth")])
-    with pytest.warns(UserWarning, match=rf"'smooth'.*mine\.py:mine.*task tabletop 0.*returned {value}"):
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [("float('nan')", "nan"), ("float('inf')", "inf"), ("-float('inf')", "-inf"), ("10**400", "inf")],
+)
+def test_a_reward_that_is_not_finite_is_nan_and_told(tmp_path: Path, body: str, value: str) -> None:
+    reward = rlvla_reward.build([term("success"), term(plugin(tmp_path, f"return {body}"), name="smooth")])
+    told = rf"'smooth'.*mine\.py:mine.*task tabletop 0.*returned {value}; its group is left out"
+    with pytest.warns(UserWarning, match=told):
         (scored,) = reward.score(group(trajectory())).trajectories
     assert math.isnan(scored.reward_terms["smooth"])
     assert scored.reward is not None
