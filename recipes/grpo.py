@@ -28,7 +28,8 @@ def main(cfg: GRPOConfig) -> None:
     tasks = TaskStream(config=cfg.env, seed=cfg.seed)
 
     def judge(group: Group) -> Group:
-        return with_advantages(reward.score(group), cfg.advantage, reward.weights)
+        scored = reward.score(group)
+        return with_advantages(scored, cfg.advantage, reward.weights, mask_context_full=cfg.mask_context_full)
 
     with Interrupts() as interrupts, GRPORun(cfg, reward) as run, Cluster(cfg) as cluster:
         interrupts.defer()
@@ -41,9 +42,10 @@ def main(cfg: GRPOConfig) -> None:
                 learned = cluster.learn(groups)
             with timer.phase("sync"):
                 cluster.sync(policy_version=step + 1)
-            run.log(step, {**rollout_metrics(sampled), **learned}, timer)
+            metrics = {**rollout_metrics(sampled), **learned}
+            run.log(step, metrics, timer)
             run.account(step, groups, sampled, cluster)
-            run.guard(step, groups, learned)
+            run.guard(step, groups or sampled, metrics)
             run.keep(step, sampled, cluster, tasks)
         run.finish(cluster, tasks)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from rlvla.types import EndReason, Group, SegmentKind, Turn
+from rlvla.config import num_minibatches
+from rlvla.types import Group, SegmentKind, Turn
 
 KINDS = tuple(SegmentKind)
 """`Batch.segment_kind` holds indices into this; padding is a prompt's."""
@@ -110,30 +111,33 @@ def to_row(turn: Turn, *, advantage: float = 0.0, trajectory: int = 0) -> Row:
 def rows(groups: Iterable[Group], *, mask_context_full: bool) -> list[Row]:
     """All turns that are learned from, in order.
 
-    Left out are trajectories that ended in ENV_ERROR, those that ended in CONTEXT_FULL if `mask_context_full`, and
-    turns without a sampled token. Turns whose advantage is 0 stay: the KL term still acts on them.
+    Left out are trajectories that take no part (`Trajectory.takes_part`), and turns without a token to learn from.
+    Turns whose advantage is 0 stay: the KL term still acts on them.
 
     Raises:
         ValueError: a trajectory has no advantage yet.
     """
-    left_out = {EndReason.ENV_ERROR, EndReason.CONTEXT_FULL} if mask_context_full else {EndReason.ENV_ERROR}
     trajectories = [t for group in groups for t in group.trajectories]
     live: list[Row] = []
     for number, trajectory in enumerate(trajectories):
-        if trajectory.end in left_out:
+        if not trajectory.takes_part(mask_context_full=mask_context_full):
             continue
         if trajectory.advantage is None:
             raise ValueError(f"a trajectory of {trajectory.task} has no advantage: call with_advantages first")
-        turns = (turn for turn in trajectory.turns if turn.num_sampled_tokens)
+        turns = (turn for turn in trajectory.turns if turn.loss_mask.any())
         live += [to_row(turn, advantage=trajectory.advantage, trajectory=number) for turn in turns]
     return live
 
 
 def minibatches(rows: Sequence[Row], num_trajectories: int, rng: np.random.Generator) -> list[list[Row]]:
-    """Deal whole trajectories, shuffled, into minibatches of `num_trajectories`; the last may be smaller."""
+    """Deal whole trajectories, shuffled, into `config.num_minibatches`, whose sizes differ by one at most.
+
+    A rest of one trajectory would be an optimizer step as large as that of all the others: AdamW divides by the
+    gradient's size, and each of its tokens would weigh as much as all of them.
+    """
     numbers = rng.permutation(np.unique([row.trajectory for row in rows]))
-    parts = [set(numbers[i : i + num_trajectories].tolist()) for i in range(0, len(numbers), num_trajectories)]
-    return [[row for row in rows if row.trajectory in part] for part in parts]
+    parts = np.array_split(numbers, num_minibatches(len(numbers), num_trajectories))
+    return [[row for row in rows if row.trajectory in part] for part in (set(part.tolist()) for part in parts)]
 
 
 def share(rows: Sequence[Row], rank: int, world: int, max_rows: int) -> list[list[Row]]:

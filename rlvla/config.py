@@ -218,7 +218,8 @@ class LossConfig:
     kl_coef: NonNegativeFloat = 0.01
     """Weight of KL(policy || reference)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Schulman's estimators, http://joschu.net/blog/kl-approx.html."""
+    """Schulman's estimators, http://joschu.net/blog/kl-approx.html. As a loss `k1` and `k2` have the gradient of
+    KL(policy || reference), `k3`, GRPO's, that of KL(reference || policy); see `rlvla.loss.kl`."""
     average: Literal["token", "trajectory", "constant"] = "token"
     """`token`: every sampled token weighs alike (DAPO); `trajectory`: mean in each trajectory, then over them (GRPO);
     `constant`: sum over tokens / (trajectories * `constant_length`) (Dr.GRPO)."""
@@ -294,6 +295,10 @@ class RewardTermConfig:
     """In the sum."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function."""
+    makes_signal: bool | None = None
+    """Whether a group in which it alone varies teaches anything. None: what the function's own attribute
+    `makes_signal` says, and true where it has none; `format` says false. Where no term with a weight makes signal, all
+    do. SimpleVLA-RL filters groups by accuracy alone (arXiv 2509.09674)."""
     name: str = ""
     """Under which the unweighted term is kept; empty: the function's name."""
 
@@ -674,9 +679,10 @@ class GRPOConfig:
     """Times that the trajectories of a step which ended as ENV_ERROR are replaced by further members of their groups;
     what is still missing then is left out."""
     minibatch_trajectories: PositiveInt = 64
-    """Trajectories per optimizer step; a step that has fewer is one update."""
+    """Trajectories per optimizer step at most: a step's are dealt into as few parts of nearly equal size as that takes,
+    none of a single one."""
     num_epochs: PositiveInt = 1
-    """Passes over a step's trajectories."""
+    """Passes over a step's trajectories, each dealt anew."""
     mask_context_full: bool = True
     """Leave trajectories that outgrew the turn limit out of the loss (masked, not punished)."""
     save_every: NonNegativeInt = 0
@@ -695,7 +701,7 @@ class GRPOConfig:
     @property
     def minibatches_per_step(self) -> int:
         """Optimizer steps in one pass over a full step's trajectories."""
-        return -(-self.groups_per_step * self.group_size // self.minibatch_trajectories)
+        return num_minibatches(self.groups_per_step * self.group_size, self.minibatch_trajectories)
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the two keys that contradict each other."""
@@ -751,6 +757,11 @@ class EvaluateConfig:
     """What `dry_run` assumes."""
     dry_run: bool = False
     """Build everything but weights, print memory, tokens and time of a step, and end."""
+
+
+def num_minibatches(num_trajectories: int, size: int) -> int:
+    """As few as hold at most `size` trajectories each, but none of one, unless `size` is 1 or there is only one."""
+    return max(1, min(-(-num_trajectories // size), num_trajectories // min(size, 2)))
 
 
 def load(cls: type[C], argv: Sequence[str] | None = None) -> C:

@@ -16,7 +16,7 @@ from rlvla.markup import Span, parse
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest, Simulator
 from rlvla.tools import call_tool
-from rlvla.turn_context import Context, Decider, Decision, Recall
+from rlvla.turn_context import Context, Decider, Decision, Recall, executed
 from rlvla.types import Box, EndReason, Observation, Segment, SegmentKind, TaskSpec, Trajectory, Turn
 
 MAX_CALL_TOKENS = 64
@@ -262,7 +262,7 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
                 return _trajectory(task, turns, decision.end or EndReason.MALFORMED, num_env_steps)
             chunk = decision.actions
             raw, rewards, terminated, truncated, info = await env.call(lambda e, chunk=chunk: e.step_chunk(chunk))
-            turns.append(replace(decision.turn, actions=chunk[: len(rewards)]))
+            turns.append(executed(decision.turn, chunk[: len(rewards)], decider.processor))
             num_env_steps += len(rewards)
             end = _env_end(terminated, truncated, info)
             if end is not None:

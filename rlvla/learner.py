@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ METRICS = {
     "mismatch_kl": "KL(sampler || learner before the step) per sampled token, k3, nats",
     "grad_norm": "before clipping, mean over the step's updates",
     "lr": "of the step's last update",
-    "skipped_updates": "updates left out, as reward, loss or gradient was not finite, with all that they measured",
+    "skipped_updates": "updates left out, as loss or gradient was not finite, with all that they measured",
     "num_rows": "turns learned from",
     "num_tokens": "sampled tokens learned from",
     "tokens_per_s": "tokens of those turns, context included, times epochs, per second of `time/update_s`",
@@ -137,14 +138,13 @@ class Learner:
             return {"num_rows": 0.0, "num_tokens": 0.0, "skipped_updates": 0.0}
         totals = _Totals(self._device)
         minibatches = self._minibatches(rows)
-        is_single_update = len(minibatches) * self._num_epochs == 1
+        is_single_update = len(minibatches) == 1
         if not is_single_update:  # before the first update, since old means before it
             minibatches = [
                 [self._scored(b, self._inputs(b), with_old=True) for b in batches] for batches in minibatches
             ]
-        for _ in range(self._num_epochs):
-            for batches in minibatches:
-                self._update(batches, totals, scored=not is_single_update)
+        for batches in minibatches:
+            self._update(batches, totals, scored=not is_single_update)
         return totals.metrics(self._engine) | self._speed(rows, started)
 
     def _speed(self, rows: Sequence[Row], started: float) -> dict[str, float]:
@@ -157,10 +157,10 @@ class Learner:
         }
 
     def _minibatches(self, rows: Sequence[Row]) -> list[list[Batch]]:
-        """This rank's micro-batches of each minibatch, weighted."""
+        """This rank's micro-batches of each minibatch of each epoch, weighted."""
         rng = np.random.default_rng((self._seed, self._num_steps))
-        dealt = collate.minibatches(rows, self._minibatch_trajectories, rng)
-        return [self._micro_batches(minibatch) for minibatch in dealt]
+        epochs = [collate.minibatches(rows, self._minibatch_trajectories, rng) for _ in range(self._num_epochs)]
+        return [self._micro_batches(minibatch) for minibatch in itertools.chain(*epochs)]
 
     def _micro_batches(self, minibatch: Sequence[Row]) -> list[Batch]:
         weights = loss.token_weights(

@@ -34,9 +34,17 @@ class TokenStats:
 def kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
     """Estimate KL(policy || reference) at tokens that the policy sampled (http://joschu.net/blog/kl-approx.html).
 
-    With `r = ref_logprobs - logprobs`: k1 is `-r`, unbiased, may be negative; k2 is `r^2 / 2`; k3 is
-    `exp(r) - r - 1`, unbiased and never negative, as in GRPO (arXiv 2402.03300, equation 4). As a loss k1 is of no use:
-    its gradient is 0 on average, whatever the reference.
+    With `r = ref_logprobs - logprobs`, what each is on average over the policy's tokens:
+
+        name  value             its average                         its gradient's average
+        k1    -r                KL(policy || reference), exactly    that of KL(policy || reference), as it is k2's here
+        k2    r^2 / 2           near it where the two are close     that of KL(policy || reference)
+        k3    exp(r) - r - 1    KL(policy || reference), exactly    that of KL(reference || policy)
+
+    k1's own gradient is 0 on average, whatever the reference: as a loss it would hold nothing. Its value hence passes
+    straight through to k2's gradient (OpenRLHF pull request 1101). k3 is GRPO's (arXiv 2402.03300, equation 4), never
+    negative; its gradient `(1 - exp(r)) * grad logprob` makes the policy cover all that the reference does (verl pull
+    request 2953). All of this holds for tokens drawn from this very policy; later minibatches are a little off it.
 
     Args:
         logprobs: of the policy, any shape.
@@ -47,10 +55,11 @@ def kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> to
         ValueError: another estimator.
     """
     r = ref_logprobs - logprobs
+    half_square = r.square() / 2
     if estimator == "k1":
-        return -r
+        return half_square + (-r - half_square).detach()
     if estimator == "k2":
-        return r.square() / 2
+        return half_square
     if estimator == "k3":
         return torch.expm1(r) - r
     raise ValueError(f"loss.kl_estimator is {estimator!r}: choose k1, k2 or k3")

@@ -19,8 +19,8 @@ from rlvla.types import EndReason, Group, SegmentKind, Trajectory, Turn
 
 METRICS = {
     "success": "share of trajectories that ended in success",
-    "reward": "mean weighted reward",
-    "reward/<name>": "mean unweighted reward term",
+    "reward": "mean weighted reward, of those that are finite",
+    "reward/<name>": "mean unweighted reward term, likewise",
     "num_trajectories": "trajectories started: num_finished + env_errors",
     "num_finished": "trajectories that ended otherwise than by a crashed simulator, those of groups dropped later too",
     "env_errors": "trajectories that ended as ENV_ERROR: the simulator crashed in every attempt",
@@ -33,7 +33,8 @@ METRICS = {
     "tool_calls_per_turn": "tool calls per turn, refused ones included",
     "bad_call_rate": "share of tool calls that were refused",
     "crop_area": "share of the frame that an accepted zoom box covers",
-    "groups_without_signal": "share of groups whose advantages are all zero",
+    "groups_without_signal": "share of groups whose advantages are all zero: no term that makes signal varies",
+    "groups_not_finite": "groups left out, as a reward in them was NaN or infinite",
     "end/<reason>": "share of trajectories that ended for this reason",
     "trajectories_per_s": "num_trajectories per second of `time/rollout_s`",
     "env_steps_per_s": "num_env_steps of each of them, likewise",
@@ -60,7 +61,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "num_turns": _mean(len(t.turns) for t in valid),
         "num_env_steps": _mean(t.num_env_steps for t in valid),
         **_turn_metrics([turn for t in valid for turn in t.turns]),
-        "groups_without_signal": _mean(not g.has_signal for g in groups if _has_advantages(g)),
+        "groups_without_signal": _mean(not g.has_signal for g in groups if not g.is_dropped),
+        "groups_not_finite": float(sum(g.is_dropped and not g.is_finite for g in groups)),
         **_end_metrics(everything),
     }
     return {name: value for name, value in metrics.items() if value is not None}
@@ -70,8 +72,8 @@ def _reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | Non
     scored = [t for t in trajectories if t.reward is not None]
     names = dict.fromkeys(name for t in scored for name in t.reward_terms)
     return {
-        "reward": _mean(t.reward for t in scored),
-        **{f"reward/{name}": _mean(t.reward_terms[name] for t in scored) for name in names},
+        "reward": _mean(filter(math.isfinite, (t.reward for t in scored))),
+        **{f"reward/{name}": _mean(filter(math.isfinite, (t.reward_terms[name] for t in scored))) for name in names},
     }
 
 
@@ -91,10 +93,6 @@ def _end_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
     """Every reason, zeros included, so that curves have no holes."""
     counts = Counter(t.end for t in trajectories)
     return {f"end/{reason}": counts[reason] / len(trajectories) for reason in EndReason} if trajectories else {}
-
-
-def _has_advantages(group: Group) -> bool:
-    return any(t.advantage is not None for t in group.trajectories)
 
 
 def _mean(values: Any) -> float | None:

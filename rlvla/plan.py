@@ -121,7 +121,7 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
         DEVICES[cfg.plan.gpu],
         world=ranks,
         num_epochs=cfg.num_epochs,
-        num_scorings=has_reference + (num_updates > 1),
+        num_scorings=cfg.num_epochs * (has_reference + (num_updates > 1)),
         checkpointing=cfg.learner.gradient_checkpointing,
     )
     shared = 0 < cfg.cluster.sampler_gpus + cfg.cluster.learner_gpus <= 1

@@ -105,7 +105,10 @@ class ActionCodec(Protocol):
 
 
 class RewardFn(Protocol):
-    """A reward term; keyword arguments come from the config."""
+    """A reward term; keyword arguments come from the config.
+
+    One that only shapes has an attribute `makes_signal = False` (`RewardTermConfig.makes_signal`).
+    """
 
     def __call__(self, trajectory: Trajectory, **kwargs: Any) -> float: ...
 

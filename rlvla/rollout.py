@@ -311,7 +311,8 @@ def collect(
 
     With `max_waves` above 1 this is dynamic sampling (DAPO, arXiv 2503.14476 section 3.2): groups whose advantages are
     all zero are dropped and others sampled in their place, wave by wave; groups with signal beyond
-    `groups_per_step` wait in `tasks.surplus` for the next step. Order follows the task stream, never completion.
+    `groups_per_step` wait in `tasks.surplus` for the next step. Order follows the task stream, never completion. Groups
+    without any advantage (`Group.is_dropped`) are never learned from.
 
     Args:
         play: see `rollout`.
@@ -329,7 +330,7 @@ def collect(
 
     if config.max_waves == 1:
         groups = wave()
-        return groups, groups
+        return [group for group in groups if not group.is_dropped], groups
     kept, sampled = list(tasks.surplus), []
     for _ in range(config.max_waves):
         if len(kept) >= config.groups_per_step:

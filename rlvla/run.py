@@ -119,14 +119,18 @@ class GRPORun:
         return counted
 
     def judged(self, judge: Callable[[Group], Group]) -> Callable[[Group], Group]:
-        """`judge`; a group that it raises on is kept in `bad_reward.jsonl` before the error goes on."""
+        """`judge`; the last group that it raised on, or gave a reward that is not finite, is in `bad_reward.jsonl`."""
+        file = self._cfg.output / "bad_reward.jsonl"
 
         def judged(group: Group) -> Group:
             try:
-                return judge(group)
+                group = judge(group)
             except Exception:
-                save_trajectories(self._cfg.output / "bad_reward.jsonl", group.trajectories)
+                save_trajectories(file, group.trajectories)
                 raise
+            if not group.is_finite:
+                save_trajectories(file, group.trajectories)
+            return group
 
         return judged
 
@@ -148,13 +152,15 @@ class GRPORun:
             tqdm.write(f"stopped before step {step}: run the same command again to go on from there", sys.stderr)
             raise
 
-    def guard(self, step: int, groups: Sequence[Group], learned: Mapping[str, float]) -> None:
+    def guard(self, step: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         """Keep what a step's skipped updates were to be made from, in `bad_step_<step>.jsonl`.
+
+        A step that learned nothing, as groups were left out whose rewards are not finite, counts as one that skipped.
 
         Raises:
             FloatingPointError: it is one step in a row too many; the message names the file and the key.
         """
-        if not learned["skipped_updates"]:
+        if not metrics["skipped_updates"] and (metrics["num_rows"] or not metrics["groups_not_finite"]):
             self._skipped.forget()
             return
         file = self._cfg.output / f"bad_step_{step}.jsonl"

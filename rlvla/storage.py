@@ -71,6 +71,7 @@ def _write_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         "num_env_steps": int(trajectory.num_env_steps),
         "reward": _number(trajectory.reward),
         "reward_terms": {name: float(value) for name, value in trajectory.reward_terms.items()},
+        "signal": _number(trajectory.signal),
         "advantage": _number(trajectory.advantage),
         "error": trajectory.error,
         "num_crashes": int(trajectory.num_crashes),
@@ -87,6 +88,7 @@ def _read_trajectory(data: dict[str, Any]) -> Trajectory:
         num_env_steps=data["num_env_steps"],
         reward=data["reward"],
         reward_terms=data["reward_terms"],
+        signal=data.get("signal"),  # earlier versions knew none
         advantage=data["advantage"],
         error=data["error"],
         num_crashes=data["num_crashes"],
@@ -128,13 +130,14 @@ def _write_segment(segment: Segment) -> dict[str, Any]:
         "box": [int(v) for v in segment.box] if segment.box else None,
         "error": segment.error,
         "is_reused": segment.is_reused or None,
+        "unexecuted": [int(v) for v in segment.unexecuted] if segment.unexecuted else None,
     }
     return {name: value for name, value in data.items() if value not in ("", None)}
 
 
 def _read_segment(data: dict[str, Any]) -> Segment:
-    box = tuple(data["box"]) if "box" in data else None
-    return Segment(**{**data, "kind": SegmentKind(data["kind"]), "box": box})
+    spans = {name: tuple(data[name]) for name in ("box", "unexecuted") if name in data}
+    return Segment(**{**data, "kind": SegmentKind(data["kind"]), **spans})
 
 
 def _write_array(array: np.ndarray) -> dict[str, Any]:

@@ -134,6 +134,22 @@ class Context:
         self.policy_version = output.policy_version
 
 
+def executed(turn: Turn, actions: np.ndarray, processor: PolicyProcessor) -> Turn:
+    """A turn whose chunk the env has taken, the whole of it or its first steps; what it did not is marked.
+
+    Args:
+        turn: with one ACT segment, of a whole chunk.
+        actions: [k, A] of its K steps.
+        processor: of the policy.
+    """
+    (index,) = (i for i, segment in enumerate(turn.segments) if segment.kind is SegmentKind.ACT)
+    act = turn.segments[index]
+    first = act.start + int(turn.token_ids[act.start] == processor.vocabulary.mark_ids["<act>"])
+    span = (first + len(actions) * processor.codec.chunk_shape[1], first + processor.num_action_tokens)
+    marked = replace(act, unexecuted=span if span[0] < span[1] else None)
+    return replace(turn, actions=actions, segments=(*turn.segments[:index], marked, *turn.segments[index + 1 :]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     """A finished turn and what it leads to."""

@@ -5,6 +5,7 @@ Axis letters, everywhere: G group, B rows, L tokens, N images, K chunk length, A
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -67,6 +68,8 @@ class Segment:
     """Why this is MALFORMED, or why the tool call in it was refused."""
     is_reused: bool = False
     """PROMPT: this is the thought of an earlier decision, put here for one that does not think."""
+    unexecuted: tuple[int, int] | None = None
+    """ACT: `turn.token_ids[start:end]` are actions that the env did not take any more, since the episode had ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,9 @@ class Turn:
         for segment in self.segments:
             if segment.start != end or segment.end < segment.start:
                 raise ValueError(f"segments do not tile the turn: {segment} does not start at {end}")
+            first, last = segment.unexecuted or (segment.start, segment.end)
+            if not segment.start <= first <= last <= segment.end:
+                raise ValueError(f"what was not executed is no part of its segment: {segment}")
             end = segment.end
         if not end == len(self.token_ids) == len(self.sampler_logprobs):
             raise ValueError(
@@ -103,10 +109,16 @@ class Turn:
 
     @property
     def loss_mask(self) -> np.ndarray:
-        """[L] bool, True where the policy sampled the token."""
+        """[L] bool, True on what is learned from: sampled tokens, but for actions that were not executed.
+
+        Those could have been any others, and the episode had ended as it did. Its `</act>`, where the policy sampled
+        one, stays: without it nothing of the chunk would have been executed.
+        """
         mask = np.zeros(len(self.token_ids), bool)
         for segment in self.segments:
             mask[segment.start : segment.end] = segment.kind.is_sampled
+            if segment.unexecuted:
+                mask[slice(*segment.unexecuted)] = False
         return mask
 
     @property
@@ -121,7 +133,7 @@ class Turn:
 
     @property
     def num_sampled_tokens(self) -> int:
-        """Tokens that the policy produced in this turn."""
+        """Tokens that the policy produced in this turn, whether or not they are learned from."""
         return sum(s.end - s.start for s in self.segments if s.kind.is_sampled)
 
     @property
@@ -155,8 +167,10 @@ class Trajectory:
     """Weighted sum of `reward_terms`, filled by the reward module."""
     reward_terms: Mapping[str, float] = field(default_factory=dict)
     """Unweighted terms by name."""
+    signal: float | None = None
+    """Weighted sum of the reward terms that make signal; None: all of them do, so that it is `reward`."""
     advantage: float | None = None
-    """Group-relative advantage, one for the whole trajectory."""
+    """Group-relative advantage, one for the whole trajectory; None: nothing is learned from it."""
     error: str = ""
     """ENV_ERROR: what the simulator raised in the last attempt."""
     num_crashes: int = 0
@@ -168,6 +182,12 @@ class Trajectory:
     def success(self) -> bool:
         """Whether the simulator's goal predicate held at the end."""
         return self.end is EndReason.SUCCESS
+
+    def takes_part(self, *, mask_context_full: bool) -> bool:
+        """Whether it is learned from and its siblings are held against it; see `GRPOConfig.mask_context_full`."""
+        if self.end is EndReason.CONTEXT_FULL:
+            return not mask_context_full
+        return self.end is not EndReason.ENV_ERROR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +207,16 @@ class Group:
     def has_signal(self) -> bool:
         """Whether some advantage differs from zero, so that the group moves the policy."""
         return any(t.advantage for t in self.trajectories)
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it was judged and no trajectory has an advantage: a reward was not finite, or none took part."""
+        return all(t.advantage is None for t in self.trajectories)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no reward is NaN or infinite."""
+        return all(t.reward is None or math.isfinite(t.reward) for t in self.trajectories)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,8 @@ class Ours:
         )
 
     def _judge(self, group: Group) -> Group:
-        return with_advantages(self._reward.score(group), self._cfg.advantage, self._reward.weights)
+        scored, masks = self._reward.score(group), self._cfg.mask_context_full
+        return with_advantages(scored, self._cfg.advantage, self._reward.weights, mask_context_full=masks)
 
 
 def _rollout_run(groups: Sequence[Group], seconds: float) -> Run:

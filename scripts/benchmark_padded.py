@@ -29,7 +29,7 @@ import torch
 from benchmark_result import Run
 from rlvla import collate, loss, policy
 from rlvla.collate import Batch, Row
-from rlvla.config import GRPOConfig
+from rlvla.config import GRPOConfig, num_minibatches
 from rlvla.prompt import PolicyProcessor
 from rlvla.types import Group
 
@@ -127,9 +127,9 @@ class PaddedLearner:
 
     def _minibatches(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Whole trajectories, in order."""
-        numbers, size = list(dict.fromkeys(row.trajectory for row in rows)), self._cfg.minibatch_trajectories
-        parts = [set(numbers[i : i + size]) for i in range(0, len(numbers), size)]
-        return [[row for row in rows if row.trajectory in part] for part in parts]
+        numbers = list(dict.fromkeys(row.trajectory for row in rows))
+        parts = np.array_split(numbers, num_minibatches(len(numbers), self._cfg.minibatch_trajectories))
+        return [[row for row in rows if row.trajectory in part] for part in (set(part.tolist()) for part in parts)]
 
     def _micro_batches(self, rows: Sequence[Row], length: int) -> list[Batch]:
         weights = loss.token_weights(

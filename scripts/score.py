@@ -9,6 +9,7 @@ Prints each term unweighted, the weighted reward and the success of every trajec
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def score(trajectories: Sequence[Trajectory], reward: rlvla_reward.Reward) -> li
 
 
 def table(trajectories: Sequence[Trajectory], names: Sequence[str]) -> str:
-    """One line a trajectory and one for the means; crashed simulators show `-` and count nowhere."""
+    """One line a trajectory and one for the means of what is finite; crashed simulators show `-` and count nowhere."""
     columns = [*names, "reward", "success"]
     widths = [max(WIDTH, len(column) + 2) for column in columns]
     header = f"{'trajectory':44s}{'end':>14s}" + "".join(f"{c:>{w}s}" for c, w in zip(columns, widths, strict=True))
@@ -65,7 +66,8 @@ def table(trajectories: Sequence[Trajectory], names: Sequence[str]) -> str:
             f"{label:44s}{trajectory.end:>14s}" + "".join(f"{c:>{w}s}" for c, w in zip(cells, widths, strict=True))
         )
     if rows:
-        means = [f"{sum(column) / len(rows):.4g}" for column in zip(*rows, strict=True)]
+        finite = [[value for value in column if math.isfinite(value)] for column in zip(*rows, strict=True)]
+        means = [f"{sum(column) / len(column):.4g}" if column else "-" for column in finite]
         lines.append(
             f"{f'mean of {len(rows)}':58s}" + "".join(f"{c:>{w}s}" for c, w in zip(means, widths, strict=True))
         )

@@ -25,8 +25,8 @@ from rlvla.tiny_vlm import build_tiny
 from rlvla.types import EndReason, Group, SegmentKind, Turn
 
 NUM_BINS = 8
-ONE_BY_ONE = {"minibatch_trajectories": 1}
-"""An update per trajectory, some of one turn, so that the second of two ranks idles."""
+ONE_BY_ONE = {"minibatch_trajectories": 1, "num_epochs": 2}
+"""An update per trajectory, some of one turn, so that the second of two ranks idles; twice, in another order."""
 LOSS = LossConfig(kl_coef=0.1, average="trajectory")
 
 

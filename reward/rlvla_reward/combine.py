@@ -40,6 +40,18 @@ class Term:
     def __str__(self) -> str:
         return f"reward term {self.name!r} ({self.config.fn})"
 
+    @property
+    def makes_signal(self) -> bool:
+        """What the config says, else what the function's own `makes_signal` says, else True.
+
+        Raises:
+            RewardError: the function's own is neither True nor False.
+        """
+        own = getattr(self.fn, "makes_signal", True)
+        if not isinstance(own, bool):
+            raise RewardError(f"{self}: its `makes_signal` is {own!r}: make it True or False")
+        return own if self.config.makes_signal is None else self.config.makes_signal
+
     def __call__(self, trajectory: Trajectory) -> float:
         """The unweighted term; NaN, with a warning, if the function returns NaN or infinity.
 
@@ -54,10 +66,15 @@ class Term:
             raise RewardError(f"{where}: {type(error).__name__}: {error}") from error
         if not isinstance(value, numbers.Real | np.bool_):
             raise RewardError(f"{where}: returned {type(value).__name__}, not a number; return a float")
-        if not math.isfinite(value):
-            warnings.warn(f"{where}: returned {value}; no step learns from it", stacklevel=2)
-            return math.nan
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond what a float holds
+            number = math.inf
+        if math.isfinite(number):
+            return number
+        effect = "its group is left out" if self.config.weight else "its weight is 0"
+        warnings.warn(f"{where}: returned {number}; {effect}", stacklevel=2)
+        return math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +88,16 @@ class Reward:
         """Weight by the term's name, in the config's order."""
         return {term.name: term.config.weight for term in self.terms}
 
+    @property
+    def signal(self) -> tuple[str, ...]:
+        """Names of the terms that make signal (`RewardTermConfig.makes_signal`); where none does, of all."""
+        weighted = [term for term in self.terms if term.config.weight]
+        return tuple(term.name for term in [t for t in weighted if t.makes_signal] or weighted)
+
     def score(self, group: Group) -> Group:
-        """Fill `reward` and `reward_terms` of every trajectory; one whose simulator crashed stays without.
+        """Fill `reward`, `signal` and `reward_terms` of every trajectory; one whose simulator crashed stays without.
+
+        A term of weight 0 is kept among `reward_terms` and has no part in the sums, whatever it is.
 
         Raises:
             RewardError: a term raised, or returned something that is no number.
@@ -118,10 +143,11 @@ class Reward:
 
     def _score_one(self, trajectory: Trajectory) -> Trajectory:
         if trajectory.end is EndReason.ENV_ERROR:
-            return replace(trajectory, reward=None, reward_terms={})
+            return replace(trajectory, reward=None, signal=None, reward_terms={})
         terms = {term.name: term(trajectory) for term in self.terms}
-        total = sum(weight * terms[name] for name, weight in self.weights.items())
-        return replace(trajectory, reward=total, reward_terms=terms)
+        weighted = {name: weight * terms[name] for name, weight in self.weights.items() if weight}
+        signal = sum(weighted[name] for name in self.signal)
+        return replace(trajectory, reward=sum(weighted.values()), signal=signal, reward_terms=terms)
 
 
 def build(terms: Sequence[RewardTermConfig]) -> Reward:
@@ -132,7 +158,7 @@ def build(terms: Sequence[RewardTermConfig]) -> Reward:
 
     Raises:
         RewardError: no term, two terms of one name, something that is not callable, keyword arguments that the
-            function does not take, or a state that is not JSON.
+            function does not take, a `makes_signal` that is no bool, or a state that is not JSON.
         PluginError: `fn` names nothing that exists.
     """
     if not terms:
@@ -143,6 +169,7 @@ def build(terms: Sequence[RewardTermConfig]) -> Reward:
         if names.count(name) > 1:
             raise RewardError(f"two reward terms are named {name!r}: give one of them another `name`")
     reward = Reward(terms=built)
+    _ = reward.signal  # what declares it wrongly is told now
     reward.state_dict()  # a state that no checkpoint can hold is told now
     return reward
 

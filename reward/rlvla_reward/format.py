@@ -19,10 +19,15 @@ def format_score(trajectory: Trajectory) -> float:
 
     A share over turns, and not all or nothing, so that one slip in a long episode costs little. A policy that runs
     without thought (`episode.mode: act`) scores 0 by rule 3: leave the term out there.
+
+    It makes no signal (`RewardTermConfig.makes_signal`): it shapes what a group with both outcomes teaches.
     """
     if not trajectory.turns:
         return 0.0
     return sum(is_well_formed(turn) for turn in trajectory.turns) / len(trajectory.turns)
+
+
+format_score.makes_signal = False  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def is_well_formed(turn: Turn) -> bool:

@@ -6,6 +6,7 @@ import torch
 
 from rlvla import collate
 from rlvla.collate import KINDS, Row
+from rlvla.config import num_minibatches
 from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind
 
@@ -55,9 +56,36 @@ def test_rows_need_advantages():
 def test_minibatches_keep_trajectories_whole_and_lose_none():
     rows = [row(3 + i, trajectory=i // 2) for i in range(10)]
     parts = collate.minibatches(rows, 2, np.random.default_rng(0))
-    assert [len({r.trajectory for r in part}) for part in parts] == [2, 2, 1]
-    assert [len(part) for part in parts] == [4, 4, 2]
+    assert [len({r.trajectory for r in part}) for part in parts] == [3, 2]
+    assert [len(part) for part in parts] == [6, 4]
     assert sorted(len(r.token_ids) for part in parts for r in part) == list(range(3, 13))
+
+
+@pytest.mark.parametrize(
+    ("num_trajectories", "size", "sizes"),
+    [
+        (385, 128, [97, 96, 96, 96]),
+        (512, 128, [128] * 4),
+        (129, 128, [65, 64]),
+        (5, 8, [5]),
+        (3, 2, [3]),
+        (7, 2, [3, 2, 2]),
+        (1, 4, [1]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_minibatches_are_of_nearly_equal_size_and_none_of_a_single_trajectory(num_trajectories, size, sizes):
+    """A rest of one was a step of its own, in which a token weighed a hundred times as much as elsewhere."""
+    parts = collate.minibatches([row(3, i) for i in range(num_trajectories)], size, np.random.default_rng(0))
+    assert [len(part) for part in parts] == sizes
+    assert len({r.trajectory for part in parts for r in part}) == num_trajectories
+    assert num_minibatches(num_trajectories, size) == len(sizes)
+
+
+def test_each_draw_deals_anew():
+    rng, rows = np.random.default_rng(0), [row(3, i) for i in range(8)]
+    first, second = ([{r.trajectory for r in p} for p in collate.minibatches(rows, 4, rng)] for _ in range(2))
+    assert first != second
 
 
 def test_ranks_share_rows_by_length_and_take_as_many_micro_batches():

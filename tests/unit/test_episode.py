@@ -27,13 +27,13 @@ BAD_ZOOM = '<tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [9, 9, 9
 
 
 class CountingEnv:
-    """Ends with success after `length` chunks of actions; may crash."""
+    """Ends with success after `length` chunks of actions, the last of `last_steps` steps; may crash."""
 
     suite = "test"
     task_names = ("count",)
 
-    def __init__(self, length: int = 1, crash_at: str = "") -> None:
-        self.length, self.crash_at, self.chunks = length, crash_at, 0
+    def __init__(self, length: int = 1, crash_at: str = "", last_steps: int | None = None) -> None:
+        self.length, self.crash_at, self.last_steps, self.chunks = length, crash_at, last_steps, 0
 
     def init_state_ids(self, task_id: int, split: str) -> range:
         return range(10)
@@ -49,7 +49,8 @@ class CountingEnv:
             raise RuntimeError("the step broke")
         self.chunks += 1
         ended = self.chunks >= self.length
-        return self._observe(), np.zeros(len(actions), np.float32), ended, False, {"is_success": ended}
+        executed = actions[: self.last_steps] if ended else actions
+        return self._observe(), np.zeros(len(executed), np.float32), ended, False, {"is_success": ended}
 
     def zoom(self, image: int, bbox: Any) -> np.ndarray:
         return np.full((64, 64, 3), 200, np.uint8)
@@ -113,6 +114,31 @@ def test_what_was_sampled_is_what_is_trained_on(tiny_policy: Path, processor: Po
     assert turn.token_ids[turn.loss_mask].tolist() == sampled
     assert (turn.sampler_logprobs[~turn.loss_mask] == 0).all()
     assert (turn.sampler_logprobs[turn.loss_mask] < 0).all()
+
+
+@pytest.mark.parametrize("mode", ["zoom", "think", "act"])
+def test_actions_behind_the_end_of_the_episode_are_not_learned_from(processor: PolicyProcessor, mode: str) -> None:
+    """Of a chunk of [K, A] one step was executed; its A tokens stay, the others leave the loss and its counts."""
+    num_steps, num_dims = processor.codec.chunk_shape
+    actions = "".join(f"<act_{i % 8}>" for i in range(num_steps * num_dims))
+    texts = {"zoom": [f"<think>go</think><act>{actions}</act>"], "think": ["<think>go</think>", f"{actions}</act>"]}
+    texts["act"] = [f"{actions}</act>"]
+    env = CountingEnv(length=2, last_steps=1)
+    trajectory, _ = play_with(processor, texts[mode] * 2, env, mode=mode)
+    whole, cut = trajectory.turns
+    assert (len(whole.actions), len(cut.actions), trajectory.num_env_steps) == (num_steps, 1, num_steps + 1)
+    assert whole.token_ids.tolist() == cut.token_ids.tolist()
+    left_out = (whole.loss_mask & ~cut.loss_mask).nonzero()[0]
+    sampled = processor.vocabulary.decode(whole.token_ids[left_out].tolist())
+    assert sampled.replace(" ", "") == actions[num_dims * len("<act_0>") :]
+    learned = [row.num_sampled_tokens for row in rows([group_of(trajectory)], mask_context_full=True)]
+    assert learned == [whole.num_sampled_tokens, whole.num_sampled_tokens - (num_steps - 1) * num_dims]
+    assert cut.num_sampled_tokens == whole.num_sampled_tokens  # produced all the same
+    assert cut.loss_mask[-1]  # `</act>`, without which nothing would have been executed
+
+
+def group_of(trajectory: Trajectory) -> Group:
+    return Group(task=trajectory.task, trajectories=(replace(trajectory, advantage=1.0),))
 
 
 def test_turns_go_on_until_the_env_ends(tiny_policy: Path, processor: PolicyProcessor) -> None:

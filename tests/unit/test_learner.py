@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla import policy
+from rlvla import collate, policy
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig
 from rlvla.learner import METRICS, learning_rate
 from rlvla.prompt import PolicyProcessor
@@ -159,6 +159,17 @@ def test_a_resumed_learner_goes_on_bit_for_bit(checkpoint, tmp_path, options):
     assert kept[0] == kept[1]
     for name, weight in weights.items():
         np.testing.assert_array_equal(weights_again[name], weight, err_msg=name)
+
+
+def test_each_epoch_deals_the_trajectories_anew(checkpoint):
+    """Two epochs of two minibatches: what stood together in the first does not in the second."""
+    learner = make_learner(checkpoint, minibatch_trajectories=3, num_epochs=2)
+    dealt = learner._minibatches(collate.rows(make_groups(checkpoint), mask_context_full=True))
+    learner.close()
+    lengths = [sum(int(batch.attention_mask.sum()) for batch in batches) for batches in dealt]
+    assert len(dealt) == 4
+    assert sum(lengths[:2]) == sum(lengths[2:])
+    assert {*lengths[:2]} != {*lengths[2:]}
 
 
 def test_with_lora_the_reference_is_the_policy_without_adapter(checkpoint):

@@ -86,6 +86,38 @@ def test_the_three_kl_estimators():
         loss.kl(logprobs, ref, "k4")
 
 
+def test_each_estimators_gradient_is_that_of_a_divergence():
+    """Averaged over a small categorical policy, and held against autograd through the exact divergences."""
+    generator = torch.Generator().manual_seed(0)
+    logits, ref = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(2))
+    logits.requires_grad_()
+    policy, reference = logits.log_softmax(0), ref.log_softmax(0)
+    reverse = (policy.exp() * (policy - reference)).sum()
+    forward = (reference.exp() * (reference - policy)).sum()
+    exact = [torch.autograd.grad(divergence, logits, retain_graph=True)[0] for divergence in (reverse, forward)]
+    for name, gradient in zip(("k1", "k2", "k3"), (exact[0], exact[0], exact[1]), strict=True):
+        average = (policy.exp().detach() * loss.kl(policy, reference, name)).sum()
+        torch.testing.assert_close(torch.autograd.grad(average, logits, retain_graph=True)[0], gradient)
+        assert (average.item() == pytest.approx(reverse.item())) == (name != "k2")
+    assert (exact[0] - exact[1]).abs().max() > 0.1
+    naive = torch.autograd.grad((policy.exp().detach() * (policy - reference)).sum(), logits)[0]
+    assert naive.abs().max() < 1e-12  # why k1 does not have the gradient of its value
+
+
+@pytest.mark.parametrize("name", ["k1", "k2", "k3"])
+def test_every_estimator_leads_back_to_the_reference(name):
+    """From one far away, by the loss alone."""
+    reference = torch.tensor([0.7, 0.2, 0.1]).log()
+    logits = torch.tensor([-1.0, 0.5, 1.0], requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=1.0)
+    for _ in range(200):
+        policy = logits.log_softmax(0)
+        optimizer.zero_grad()
+        (policy.exp().detach() * loss.kl(policy, reference, name)).sum().backward()
+        optimizer.step()
+    assert logits.softmax(0).tolist() == pytest.approx([0.7, 0.2, 0.1], abs=1e-3)
+
+
 def test_kl_and_entropy_are_added_with_their_coefficients():
     cfg = LossConfig(kl_coef=0.1, kl_estimator="k2", entropy_coef=0.01, importance_cap=0.0)
     value, _, stats = cost(logprob=-1.0, old=-1.0, advantage=1.0, ref=-3.0, entropy=5.0, cfg=cfg)

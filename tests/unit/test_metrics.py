@@ -61,6 +61,7 @@ def test_rollout_metrics_by_hand() -> None:
             "bad_call_rate": 1 / 4,
             "crop_area": (0.08 + 0.08 + 0.25) / 3,
             "groups_without_signal": 1 / 2,
+            "groups_not_finite": 0,
             "end/success": 1 / 4,
             "end/failure": 0,
             "end/max_env_steps": 1 / 4,
@@ -69,6 +70,17 @@ def test_rollout_metrics_by_hand() -> None:
             "end/env_error": 1 / 4,
         }
     )
+
+
+def test_a_reward_that_is_not_finite_is_counted_and_spoils_no_mean() -> None:
+    mixed, alone = two_groups()
+    nan = replace(mixed.trajectories[0], reward=float("nan"), reward_terms={"success": 1.0, "format": float("inf")})
+    dropped = Group(task=TASK, trajectories=tuple(replace(t, advantage=None) for t in (nan, mixed.trajectories[1])))
+    metrics = rollout_metrics([dropped, alone])
+    assert metrics["groups_not_finite"] == 1
+    assert metrics["groups_without_signal"] == 1  # of the other group
+    assert metrics["reward"] == pytest.approx(0.1 / 2)
+    assert (metrics["reward/success"], metrics["reward/format"]) == (pytest.approx(1 / 3), 1 / 2)
 
 
 def test_only_documented_names_are_emitted(tmp_path: Path) -> None:
@@ -92,6 +104,7 @@ def test_what_has_no_sample_is_left_out() -> None:
     assert not {"success", "reward", "crop_area", "groups_without_signal", "response_tokens"} & metrics.keys()
     assert "reward" not in rollout_metrics([Group(task=TASK, trajectories=(trajectory([good_turn()]),))])
     nothing = ("num_trajectories", "num_finished", "env_errors", "env_crashes", "env_replays", "bad_call_rate")
+    nothing += ("groups_not_finite",)
     assert rollout_metrics([]) == dict.fromkeys(nothing, 0.0)
 
 

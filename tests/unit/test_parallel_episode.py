@@ -24,7 +24,7 @@ from rlvla.protocols import SampleRequest
 from rlvla.rollout import SamplerActor, SamplerClosedError
 from rlvla.testing import ScriptedSampler
 from rlvla.tools import load_tools
-from rlvla.turn_context import Recall
+from rlvla.turn_context import Recall, executed
 from rlvla.types import Demonstration, EndReason, Observation, SegmentKind
 from rlvla_reward.format import is_well_formed
 from tests import parallel_policies as tiny
@@ -97,6 +97,18 @@ def test_the_policy_chooses_to_act_and_the_block_is_a_request_of_its_own(process
     assert actions.seed not in (text.seed, 0)
     prompt = decision.turn.segments[0]
     assert [request.num_prefix_tokens for request in sampler.requests] == [prompt.end] * 3
+
+
+@pytest.mark.parametrize(("texts", "mode"), [(["<think>press</think><act>", "ACT"], "zoom"), (["ACT"], "act")])
+def test_of_a_block_the_actions_that_were_executed_are_learned_from(processor, texts, mode):
+    """Also where the `<act>` before it is the policy's own, and hence the first token of its segment."""
+    decision, _ = play(processor, texts, mode=mode)
+    assert decision.actions is not None
+    num_dims = decision.actions.shape[1]
+    turn = executed(decision.turn, decision.actions[:1], processor)
+    left_out = turn.token_ids[decision.turn.loss_mask & ~turn.loss_mask]
+    assert processor.vocabulary.bins(left_out.tolist()) == BINS[num_dims:]
+    assert executed(decision.turn, decision.actions, processor).segments == decision.turn.segments
 
 
 def test_without_thought_the_block_is_all_that_is_asked_for(processor):

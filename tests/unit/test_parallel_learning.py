@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rlvla.prompt import PolicyProcessor
 from rlvla.sft import SFTTrainer
 from rlvla.testing import TASK, make_trajectory
 from rlvla.tools import load_tools
-from rlvla.turn_context import Recall
+from rlvla.turn_context import Recall, executed
 from rlvla.types import Demonstration, EndReason, Group, Observation, SegmentKind
 from tests import parallel_policies as tiny
 from tests.learning import free_address
@@ -68,6 +69,26 @@ def test_a_step_is_that_of_the_oracle(checkpoint):
     assert metrics["loss"] == pytest.approx(objective.item(), abs=1e-6)
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
     assert metrics["kl"] == metrics["kl/act"] == 0
+
+
+def test_what_was_not_executed_moves_nothing(checkpoint):
+    """Other actions behind the end of an episode, and the step is the same to the last bit."""
+    processor = PolicyProcessor.load(checkpoint)
+    steps = []
+    for last_bin in (0, 3):
+        turn = tiny.turn(processor, num_zooms=1, seed=0)
+        turn = executed(turn, turn.actions[:1], processor)
+        start, end = turn.of_kind(SegmentKind.ACT)[0].unexecuted
+        token_ids = turn.token_ids.copy()
+        token_ids[start:end] = processor.vocabulary.action_ids[last_bin]
+        turn = replace(turn, token_ids=token_ids)
+        learner = make_learner(checkpoint)
+        metrics = learner.step([Group(task=TASK, trajectories=(make_trajectory([turn], advantage=1.0),))])
+        learner.close()
+        assert metrics["num_tokens"] == turn.num_sampled_tokens - (end - start)
+        steps.append([metrics[name] for name in ("loss", "grad_norm", "mismatch_kl", "entropy", "ratio_max")])
+    assert end - start == tiny.NUM_ACTIONS - processor.codec.chunk_shape[1]
+    assert steps[0] == steps[1]
 
 
 @pytest.mark.parametrize(

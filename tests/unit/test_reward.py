@@ -105,14 +105,65 @@ def test_a_plugin_that_fails_stops_the_run_and_is_named(tmp_path: Path, body: st
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_reward_that_is_not_finite_is_nan_and_told(tmp_path: Path, value: str) -> None:
-    reward = rlvla_reward.build([term("success"), term(plugin(tmp_path, f"return float('{value}')"), name="smooth")])
-    with pytest.warns(UserWarning, match=rf"'smooth'.*mine\.py:mine.*task tabletop 0.*returned {value}"):
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [("float('nan')", "nan"), ("float('inf')", "inf"), ("-float('inf')", "-inf"), ("10**400", "inf")],
+)
+def test_a_reward_that_is_not_finite_is_nan_and_told(tmp_path: Path, body: str, value: str) -> None:
+    reward = rlvla_reward.build([term("success"), term(plugin(tmp_path, f"return {body}"), name="smooth")])
+    told = rf"'smooth'.*mine\.py:mine.*task tabletop 0.*returned {value}; its group is left out"
+    with pytest.warns(UserWarning, match=told):
         (scored,) = reward.score(group(trajectory())).trajectories
     assert math.isnan(scored.reward_terms["smooth"])
     assert scored.reward is not None
     assert math.isnan(scored.reward)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_term_of_weight_0_cannot_poison_the_sum(tmp_path: Path, value: str) -> None:
+    spec = plugin(tmp_path, f"return float('{value}')")
+    reward = rlvla_reward.build([term("success"), term(spec, weight=0.0)])
+    with pytest.warns(UserWarning, match=rf"'mine'.*returned {value}; its weight is 0"):
+        (scored,) = reward.score(group(trajectory())).trajectories
+    assert (scored.reward, scored.signal) == (1.0, 1.0)
+    assert math.isnan(scored.reward_terms["mine"])
+
+
+SHAPING = "def mine(trajectory):\n    return 0.5\n\nmine.makes_signal = {own}\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "key", "signal"),
+    [
+        ("True", None, ("success", "mine")),
+        ("False", None, ("success",)),
+        ("False", True, ("success", "mine")),
+        ("True", False, ("success",)),
+    ],
+)
+def test_a_term_says_whether_it_makes_signal_and_the_config_has_the_last_word(
+    tmp_path: Path, own: str, key: bool | None, signal: tuple[str, ...]
+) -> None:
+    (tmp_path / "mine.py").write_text(SHAPING.format(own=own))
+    spec = f"{tmp_path}/mine.py:mine"
+    reward = rlvla_reward.build([term("success"), term("format", weight=0.1), term(spec, makes_signal=key)])
+    assert reward.signal == signal
+    (scored,) = reward.score(group(trajectory([good_turn()]))).trajectories
+    assert scored.reward == pytest.approx(1.6)
+    assert scored.signal == pytest.approx(1.0 + 0.5 * ("mine" in signal))
+
+
+def test_where_no_term_makes_signal_all_do() -> None:
+    alone = rlvla_reward.build([term("format")])
+    assert alone.signal == ("format",)
+    assert rlvla_reward.build([term("success", weight=0.0), term("format")]).signal == ("format",)
+    assert rlvla_reward.build([term("success"), term("format", makes_signal=True)]).signal == ("success", "format")
+
+
+def test_a_declaration_that_says_neither_is_named_when_the_reward_is_built(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SHAPING.format(own="'no'"))
+    with pytest.raises(RewardError, match=r"'mine'.*mine\.py:mine.*`makes_signal` is 'no': make it True or False"):
+        rlvla_reward.build([term(f"{tmp_path}/mine.py:mine")])
 
 
 def test_wrong_kwargs_are_found_when_the_reward_is_built(tmp_path: Path) -> None:

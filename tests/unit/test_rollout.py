@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from rlvla import collate
+from rlvla.advantage import with_advantages
 from rlvla.config import AdvantageConfig, EnvConfig, GRPOConfig
 from rlvla.metrics import rollout_metrics
 from rlvla.rollout import Job, TaskStream, collect, make_env, rollout, task_ids
@@ -17,10 +21,6 @@ ENV = EnvConfig(tasks=("press", "pick"))
 
 def judge(group: Group) -> Group:
     """Success is the reward, and reward minus mean the advantage."""
-    from dataclasses import replace
-
-    from rlvla.advantage import with_advantages
-
     scored = tuple(replace(t, reward=float(t.success)) for t in group.trajectories)
     return with_advantages(replace(group, trajectories=scored), AdvantageConfig())
 
@@ -114,10 +114,34 @@ def test_refills_are_bounded() -> None:
     assert (len(none.waves), len(groups[0].trajectories)) == (1, 3)
 
 
-def test_a_simulator_that_always_crashes_leaves_a_group_without_signal() -> None:
-    groups, _ = collect(Crashing(range(99)), TaskStream(config=ENV, seed=0), judge, config(max_refills=1))
-    assert [len(group.trajectories) for group in groups] == [6, 6]
-    assert not any(group.has_signal for group in groups)
+def test_a_simulator_that_always_crashes_leaves_nothing_to_learn_from() -> None:
+    groups, sampled = collect(Crashing(range(99)), TaskStream(config=ENV, seed=0), judge, config(max_refills=1))
+    assert groups == []
+    assert [len(group.trajectories) for group in sampled] == [6, 6]
+
+
+@pytest.mark.parametrize(("max_waves", "num_left"), [(1, 1), (3, 2)])
+def test_one_reward_that_is_not_finite_costs_one_group(max_waves: int, num_left: int) -> None:
+    """With dynamic sampling another group takes its place."""
+    seen: list[Group] = []
+
+    def spoil(group: Group) -> Group:
+        seen.append(group)
+        first, *others = (replace(t, reward=float(t.success)) for t in group.trajectories)
+        bad = replace(first, reward=math.nan) if len(seen) == 2 else first
+        return with_advantages(replace(group, trajectories=(bad, *others)), AdvantageConfig())
+
+    def mixed(jobs: Sequence[Job]) -> list[Trajectory]:
+        ends = (EndReason.SUCCESS, EndReason.FAILURE)
+        return [make_trajectory(task=job.task, end=ends[job.member % 2]) for job in jobs]
+
+    groups, sampled = collect(mixed, TaskStream(config=ENV, seed=0), spoil, config(max_waves=max_waves))
+    assert len(groups) == num_left
+    assert all(group.has_signal for group in groups)
+    assert seen[1].task not in [group.task for group in groups]
+    assert rollout_metrics(sampled)["groups_not_finite"] == 1
+    rows = collate.rows(groups, mask_context_full=True)
+    assert all(math.isfinite(row.advantage) for row in rows)
 
 
 def test_one_wave_keeps_every_group() -> None:

@@ -8,15 +8,15 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
 
 import numpy as np
 import pytest
 
 import rlvla_reward
 from rlvla.advantage import with_advantages
-from rlvla.config import AdvantageConfig, GRPOConfig, LearnerConfig, RewardTermConfig, to_dict
+from rlvla.config import GRPOConfig, LearnerConfig, RewardTermConfig, to_dict
 from rlvla.files import lock
+from rlvla.metrics import rollout_metrics
 from rlvla.random_state import random_state, seed_random
 from rlvla.run import GRPORun
 from rlvla.skipping import SkipCount
@@ -56,26 +56,32 @@ def test_no_skipped_step_is_allowed_by_zero() -> None:
         LearnerConfig(max_skipped_steps=-1)
 
 
-@pytest.mark.parametrize("combine", ["sum_first", "normalize_first"])
 @pytest.mark.filterwarnings("ignore:reward term")
-def test_a_reward_that_is_not_finite_skips_its_step(
-    cfg: GRPOConfig, tmp_path: Path, combine: Literal["sum_first"]
-) -> None:
-    """From the plugin to the weights: nothing is learned, the group is kept, and a second such step ends the run."""
+def test_a_step_whose_rewards_are_all_not_finite_counts_as_skipped(cfg: GRPOConfig, tmp_path: Path) -> None:
+    """From the plugin to the weights: nothing is learned, all is kept, and a second such step ends the run."""
     plugin = tmp_path / "plugin.py"
     plugin.write_text("def score(trajectory):\n    return float('nan') if trajectory.success else 0.0\n")
-    cfg = replace(cfg, learner=LearnerConfig(max_skipped_steps=1), advantage=AdvantageConfig(combine=combine))
+    cfg = replace(cfg, learner=LearnerConfig(max_skipped_steps=1))
     reward = rlvla_reward.build([RewardTermConfig(fn="success"), RewardTermConfig(fn=f"{plugin}:score")])
     run, learner = GRPORun(cfg, reward), make_learner(cfg.model)
-    groups = [with_advantages(reward.score(g), cfg.advantage, reward.weights) for g in make_groups(cfg.model)]
-    assert any(group.has_signal for group in groups)
+
+    def judge(group: Group) -> Group:
+        return with_advantages(reward.score(group), cfg.advantage, reward.weights)
+
+    sampled = [run.judged(judge)(group) for group in make_groups(cfg.model)]
+    assert load_trajectories(cfg.output / "bad_reward.jsonl")[0].task == sampled[1].task
+    groups = [group for group in sampled if not group.is_dropped]
     before = learner.weights()
-    run.guard(0, groups, learner.step(groups))
+    metrics = {**rollout_metrics(sampled), **learner.step(groups)}
+    assert (metrics["groups_not_finite"], metrics["num_rows"]) == (2, 0)
     assert_same_weights(learner.weights(), before, atol=0)
-    assert load_trajectories(cfg.output / "bad_step_0.jsonl")[0].task == groups[0].task
-    with pytest.raises(FloatingPointError, match=r"reward, loss.*2 steps in a row.*max_skipped_steps is 1"):
-        run.guard(1, groups, learner.step(groups))
     learner.close()
+    run.guard(0, groups or sampled, metrics)
+    assert load_trajectories(cfg.output / "bad_step_0.jsonl")[0].task == sampled[0].task
+    run.guard(1, sampled, {**metrics, "num_rows": 1.0})  # one group was whole: the step learned from it
+    run.guard(2, sampled, metrics)
+    with pytest.raises(FloatingPointError, match=r"reward, loss.*2 steps in a row.*max_skipped_steps is 1"):
+        run.guard(3, sampled, metrics)
 
 
 def test_a_reward_that_fails_stops_the_run_and_keeps_the_group(cfg: GRPOConfig, tmp_path: Path) -> None:

@@ -39,6 +39,16 @@ def test_the_table(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mean == ["mean", "of", "2", "0.5", "0.75", "0.575", "0.5"]
 
 
+@pytest.mark.filterwarnings("ignore:reward term")
+def test_a_reward_that_is_not_finite_spoils_no_mean(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "odd.py").write_text("def odd(trajectory):\n    return 0.5 if trajectory.success else float('nan')\n")
+    assert score.main([str(saved), "--reward", f"{tmp_path}/odd.py:odd"]) == 0
+    _, good, bad, _, mean = rows(capsys.readouterr().out)
+    assert (good[-3:], bad[-3:], mean[-3:]) == (["0.5", "0.5", "1"], ["nan", "nan", "0"], ["0.5", "0.5", "0.5"])
+
+
 def test_what_is_wrong_is_one_line(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "bad.yaml"
     config.write_text("rewrad: []")

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,15 +32,24 @@ def assert_same(a: Trajectory, b: Trajectory) -> None:
         assert_same_turn(left, right)
 
 
+def cut_turn() -> Turn:
+    """Of its eight tokens of actions the last four were not executed."""
+    whole = turn(act())
+    prompt, action = whole.segments
+    return replace(whole, segments=(prompt, replace(action, unexecuted=(8, 12))))
+
+
 def examples() -> list[Trajectory]:
     refused = turn(think('a "quoted"\nthought, é \ud800'), *zoom(error="error: no"), malformed(), num_cameras=2)
     return [
-        trajectory([good_turn(seed=1), good_turn(seed=2), turn(reused(), act())]),
+        trajectory([good_turn(seed=1), good_turn(seed=2), turn(reused(), act()), cut_turn()]),
         trajectory([refused], EndReason.MALFORMED),
         replace(
             trajectory([], EndReason.ENV_ERROR), error="RuntimeError: lost the simulator", num_crashes=3, num_replays=4
         ),
-        replace(trajectory([good_turn()]), reward=0.1 + 0.2, reward_terms={"success": 1 / 3}, advantage=-1e-17),
+        replace(
+            trajectory([good_turn()]), reward=0.1 + 0.2, reward_terms={"success": 1 / 3}, signal=0.1, advantage=-1e-17
+        ),
     ]
 
 
@@ -77,8 +87,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["t.jsonl"]
 
 
+def test_a_trajectory_of_before_knows_no_signal(tmp_path: Path) -> None:
+    data = json.loads(line(tmp_path))
+    del data["signal"]
+    (tmp_path / "old.jsonl").write_text(json.dumps(data) + "\n")
+    assert load_trajectories(tmp_path / "old.jsonl")[0].signal is None
+
+
+def test_a_trajectory_of_before_says_nothing_of_what_was_not_executed(tmp_path: Path) -> None:
+    whole = line(tmp_path)
+    assert '"unexecuted": [8, 12]' in whole
+    (tmp_path / "old.jsonl").write_text(whole.replace(', "unexecuted": [8, 12]', "") + "\n")
+    old = load_trajectories(tmp_path / "old.jsonl")[0].turns[1]
+    assert (old.loss_mask.sum(), cut_turn().loss_mask.sum()) == (8, 4)
+
+
 def line(tmp_path: Path) -> str:
-    save_trajectories(tmp_path / "good.jsonl", [trajectory([good_turn()])])
+    save_trajectories(tmp_path / "good.jsonl", [trajectory([good_turn(), cut_turn()])])
     return (tmp_path / "good.jsonl").read_text().strip()
 
 
@@ -94,6 +119,8 @@ def line(tmp_path: Path) -> str:
         ('"suite"', '"colour": 1, "suite"'),
         ('"images": ["', '"images": ["AAAA'),
         ("}]", "}"),
+        ('"unexecuted": [8, 12]', '"unexecuted": [8, 13]'),
+        ('"unexecuted": [8, 12]', '"unexecuted": [8]'),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, old: str, new: str) -> None:
