@@ -21,7 +21,7 @@ MOVES = 0.1
 """A dimension moves whose standard deviation is this share of the greatest."""
 FAR, NEVER_AT_REST = 20.0, 0.5
 """Deltas are not this many times longer on average than their steps, with none shorter than this share of the longest:
-a robot that only moves on and on comes to no end."""
+a robot that only moves on and on comes to no end. LIBERO's scripted experts: 11 times, and some rest."""
 
 
 def contradiction(actions: np.ndarray, state: np.ndarray, kind: ActionKind | None) -> str:

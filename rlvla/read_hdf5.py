@@ -20,7 +20,7 @@ import numpy as np
 
 from rlvla.config import ReadConfig
 from rlvla.dataset import DatasetError
-from rlvla.demonstrations import Episode, Source, prepared, see_before_acting
+from rlvla.demonstrations import Episode, Source, prepared, see_before_acting, wrong_instruction
 from rlvla.files import visible
 
 CONTROL_FREQ = 20.0
@@ -41,8 +41,8 @@ def open_hdf5(path: Path, options: ReadConfig) -> Source:
 
     Raises:
         ModuleNotFoundError: h5py is not installed.
-        DatasetError: there is no such file, or one is damaged; the message names it. Later, while reading: an episode
-            is malformed.
+        DatasetError: there is no such file, one is damaged, or has no instruction; the message names it. Later, while
+            reading: an episode is malformed.
     """
     files = [path] if path.is_file() else visible(path, "**/*.hdf5")
     if not files:
@@ -53,6 +53,8 @@ def open_hdf5(path: Path, options: ReadConfig) -> Source:
         with _open(file) as handle, _named(file):
             num_episodes += len(_demos(handle, file))
             rates.add(_control_freq(handle, file))
+            if wrong := wrong_instruction(_instruction(handle, file)):
+                raise DatasetError(f"{file}: {wrong}")
     if len(rates) > 1:
         raise DatasetError(f"{path}: files of different control_freq ({sorted(rates)}): read them one by one")
     fps = rates.pop()
