@@ -53,6 +53,7 @@ def open_hdf5(path: Path, options: ReadConfig) -> Source:
         with _open(file) as handle, _named(file):
             num_episodes += len(_demos(handle, file))
             rates.add(_control_freq(handle, file))
+            _check_kind(handle, file, options)
             if wrong := wrong_instruction(_instruction(handle, file)):
                 raise DatasetError(f"{file}: {wrong}")
     if len(rates) > 1:
@@ -108,6 +109,20 @@ def _control_freq(handle: Any, file: Path) -> float:
     if not isinstance(rate, int | float) or not 0 < rate <= MAX_CONTROL_FREQ:
         raise DatasetError(f"{file}: env_args has no control_freq above 0, but {rate!r}")
     return float(rate)
+
+
+def _check_kind(handle: Any, file: Path, options: ReadConfig) -> None:
+    """Raises DatasetError where robosuite's controller, whose settings LIBERO writes down, took other actions."""
+    settings: Any = _attribute(handle, "env_args", file)
+    for key in ("env_kwargs", "controller_configs"):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    is_delta = settings.get("control_delta") if isinstance(settings, dict) else None
+    kind = {True: "delta", False: "absolute"}.get(is_delta) if isinstance(is_delta, bool) else None
+    if kind not in (None, options.action_kind):
+        raise DatasetError(
+            f"{file}: the actions are read as {options.action_kind}, but env_args has control_delta {is_delta}: set "
+            f"read.actions {kind}"
+        )
 
 
 def _attribute(handle: Any, name: str, file: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def find_key_frames(take: Take, cfg: KeyFrameConfig) -> Timeline:
 
     def meeting(step: int) -> range:
         """Decisions whose chunk holds an env step."""
-        return range(max(0, -(-(step - length + 1) // stride)), step // stride + 1)
+        return range(max(0, -(-(step - length + 1) // stride)), min(num, step // stride + 1))
 
     states, steps = _gripper_states(take, cfg)
     switches: list[Switch] = [""] * num
@@ -42,7 +42,7 @@ def find_key_frames(take: Take, cfg: KeyFrameConfig) -> Timeline:
             switches[i] = "close" if states[at + 1] else "open"
     marked = ends | ({0} if cfg.first else set()) | ({(num - 1) * stride} if cfg.last else set())
     keys = {i for step in marked for i in meeting(step)}
-    bounds = sorted({0, num, *(step // stride + 1 for step in ends)})
+    bounds = sorted({0, num, *(min(num, step // stride + 1) for step in ends)})
     return Timeline(
         is_key=tuple(i in keys for i in range(num)),
         is_closed=tuple(bool(states[i * stride // steps]) for i in range(num)),
@@ -54,7 +54,7 @@ def find_key_frames(take: Take, cfg: KeyFrameConfig) -> Timeline:
 def _gripper_states(take: Take, cfg: KeyFrameConfig) -> tuple[np.ndarray, int]:
     """Whether the gripper is closed at the start, and after each stretch of so many env steps [stretches + 1].
 
-    Commands are known at every step; what the robot reports, before every decision only.
+    Commands are known at every step, to the end of the last chunk; what the robot reports, before every decision only.
     """
     name = "actions" if cfg.gripper == "command" else "proprio"
     size = getattr(take.decisions[0], name).shape[-1]
@@ -62,7 +62,8 @@ def _gripper_states(take: Take, cfg: KeyFrameConfig) -> tuple[np.ndarray, int]:
         raise DatasetError(f"{take.name}: key_frames.gripper_dim is {cfg.gripper_dim}, {name} have {size} dimensions")
     if cfg.gripper == "command":
         steps = 1
-        values = np.concatenate([d.actions[: take.stride, cfg.gripper_dim] for d in take.decisions])
+        *others, last = (d.actions[:, cfg.gripper_dim] for d in take.decisions)
+        values = np.concatenate([*(chunk[: take.stride] for chunk in others), last])
     else:
         steps = take.stride
         values = np.array([d.proprio[cfg.gripper_dim] for d in take.decisions])

@@ -35,7 +35,9 @@ def dense(stride: int, *, proprio: np.ndarray | None = None, switches: Sequence[
     is_closed = np.cumsum(np.isin(np.arange(128 + K), switches)) % 2
     commands = np.where(is_closed, CLOSE, OPEN)
     starts = range(0, 128, stride)
-    every = moving([commands[t : t + K] for t in starts], proprio=None if proprio is None else proprio[::stride])
+    every = moving(
+        [commands[t : t + K].tolist() for t in starts], proprio=None if proprio is None else proprio[::stride]
+    )
     return replace(every, stride=stride)
 
 
@@ -56,6 +58,14 @@ def test_an_episode_meets_every_change_once_from_wherever_it_decides(stride: int
     assert [i * stride for i in np.flatnonzero(timeline.is_closed)] == list(
         range(-(-46 // stride) * stride, 101, stride)
     )
+
+
+def test_a_change_that_only_the_last_chunk_comes_to_is_one() -> None:
+    """An env that ends at success ends inside a chunk: what the chunk was to do is what a policy learns to do."""
+    timeline = find_key_frames(dense(1, switches=(45, 131)), KeyFrameConfig())
+    assert [t for t, is_key in enumerate(timeline.is_key) if is_key] == [*range(38, 46), *range(124, 128)]
+    assert timeline.next_switch(50) == "open"
+    assert [segment.stop for segment in timeline.segments] == [46, 128]
 
 
 def test_stops_readings_and_the_last_decision_are_met_once_likewise() -> None:

@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,6 +176,20 @@ def test_files_of_different_rates_are_not_mixed(tmp_path: Path) -> None:
         handle["data"].attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": 10}})
     with pytest.raises(DatasetError, match=r"different control_freq \(\[10\.0, 20\.0\]\)"):
         open_hdf5(tmp_path, BOTH)
+
+
+@needs_h5py
+@pytest.mark.parametrize(("is_delta", "kind", "other"), [(True, "delta", "absolute"), (False, "absolute", "delta")])
+def test_the_controller_says_what_the_actions_are(tmp_path: Path, is_delta: bool, kind: Any, other: Any) -> None:
+    import h5py
+
+    file = write_hdf5(tmp_path / "a_demo.hdf5", [raw(0, 5)], official=True)
+    with h5py.File(file, "r+") as handle:
+        settings = {"control_freq": 20, "controller_configs": {"type": "OSC_POSE", "control_delta": is_delta}}
+        handle["data"].attrs["env_args"] = json.dumps({"env_kwargs": settings})
+    assert read(file, replace(BOTH, actions=kind))[0].action_kind == kind
+    with pytest.raises(DatasetError, match=rf"a_demo\.hdf5: .*as {other}, but .* {is_delta}: set read\.actions {kind}"):
+        open_hdf5(file, replace(BOTH, actions=other))
 
 
 @needs_h5py
