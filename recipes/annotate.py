@@ -50,7 +50,13 @@ def main(cfg: AnnotateConfig) -> None:
             print(f"{cfg.output} is whole: the run before was killed while it cleaned up")
             return
         source = asyncio.run(annotate_all(cfg, store, thread))
-        count = store.finish(robot=source.robot, fps=source.fps, suites=source.suites, complete=complete)
+        count = store.finish(
+            robot=source.robot,
+            fps=source.fps,
+            suites=source.suites,
+            complete=complete,
+            action_kind=cfg.read.action_kind if cfg.source else None,
+        )
         tally = store.tally
     print(f"{cfg.output}: {count} episodes")
     if cfg.annotator:

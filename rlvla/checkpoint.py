@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlvla.files import folder_appears_whole, sync, sync_tree, write_json
+from rlvla.files import folder_appears_whole, sync, sync_tree, visible, write_json
 
 MANIFEST = "manifest.json"
 """The file of a checkpoint folder that is written last: {"sha256": {relative path: hex digest}} of all others."""
@@ -79,7 +79,7 @@ def identity(checkpoint: Path) -> str:
     manifest = checkpoint / MANIFEST
     if manifest.is_file():
         return _digest(manifest)
-    files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")]
+    files = [*visible(checkpoint, "*.safetensors"), *visible(checkpoint, "*.json")]
     return hashlib.sha256(json.dumps(_digests(checkpoint, files), sort_keys=True).encode()).hexdigest()
 
 

@@ -66,8 +66,11 @@ def _codec(cfg: SFTConfig, demonstrations: DemonstrationSet, config: Any, before
     known = codec_from_dict(before["codec"]) if before else None
     is_open = not cfg.statistics_key and cfg.statistics_kind is None
     if known is not None and is_open and cfg.num_bins in (None, known.num_bins):
+        if isinstance(known, BinCodec):
+            _refuse_other_grippers(cfg, demonstrations)
         return _kept(cfg, demonstrations, known)
     if own_action_ids(config) is not None:
+        _refuse_other_grippers(cfg, demonstrations)
         return _published(cfg, demonstrations, config)
     return _fitted(cfg, demonstrations, cfg.num_bins or (NUM_BINS if known is None else known.num_bins))
 
@@ -100,6 +103,20 @@ def _fitted(cfg: SFTConfig, demonstrations: DemonstrationSet, num_bins: int) -> 
         chunk_length=actions.shape[1],
         gripper_dim=cfg.gripper_dim,
     )
+
+
+def _refuse_other_grippers(cfg: SFTConfig, demonstrations: DemonstrationSet) -> None:
+    """OpenVLA's action tokens hold a share of the way from -1, open, to 1, closed: no gripper that goes from 0 to 1."""
+    if cfg.gripper_dim is None:
+        return
+    values = demonstrations.actions()[..., cfg.gripper_dim]
+    low, high = float(values.min()), float(values.max())
+    if low < -1 or high > 1 or 0 <= low < 1:
+        raise ValueError(
+            f"gripper_dim is {cfg.gripper_dim}, which goes from {low:g} to {high:g} in {cfg.dataset}, but from -1 "
+            "(open) to 1 (closed) with OpenVLA's action tokens: annotate with read.gripper openvla or droid, or set "
+            "gripper_dim null"
+        )
 
 
 def _published(cfg: SFTConfig, demonstrations: DemonstrationSet, config: Any) -> BinCodec:

@@ -38,6 +38,8 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 C = TypeVar("C")
 ActionDecoding = Literal["parallel", "parallel_causal", "autoregressive"]
 """See `SFTConfig.action_decoding`."""
+ActionKind = Literal["delta", "absolute"]
+"""See `ReadConfig.actions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,14 +384,26 @@ class ReadConfig:
     """Turn frames by 180 degrees, as OpenVLA does with what LIBERO renders; None: HDF5 yes, LeRobot no."""
     frames_follow_actions: bool | None = None
     """Frame t was recorded behind action t, as LIBERO's official ones; None: HDF5 tells by its states, LeRobot no."""
-    gripper: Literal["robosuite", "openvla"] = "robosuite"
-    """Convention of the last action component: -1 open, 1 close; or 1 open, 0 close. It becomes robosuite's."""
+    actions: ActionKind | None = None
+    """What all action components but the last are: `delta`, by which the robot moves (LIBERO, its datasets at openpi
+    and OpenVLA), or `absolute`, where it goes to (ALOHA, RoboTwin: joints, rad). Behind the end of an episode a chunk
+    holds still by it: zeros, or the last action again. None: `delta`, and an error where the numbers look absolute."""
+    gripper: Literal["robosuite", "openvla", "droid", "unchanged"] | None = None
+    """Convention of the last action component: `robosuite` -1 open, 1 close; `openvla` 1 open, 0 close; `droid` 0 open,
+    1 close. It becomes robosuite's. `unchanged`: the env takes it as it is. None: robosuite's, and an error where the
+    values leave it open."""
     drop_noops: bool = True
-    """Leave out frames whose action moves nothing, by OpenVLA's rule."""
+    """Leave out frames whose delta moves nothing, by OpenVLA's rule. Of absolute actions none leaves: one that comes
+    again may still be under way."""
     center_crop: bool = True
     """Show the middle 0.9 of the frame's area, as OpenVLA does and as our LIBERO env does by default."""
     view_size: int = 0
     """Side of the policy view, pixels; 0: as recorded."""
+
+    @property
+    def action_kind(self) -> ActionKind:
+        """What actions are taken for."""
+        return self.actions or "delta"
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the key."""
@@ -399,7 +413,7 @@ class ReadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyFrameConfig:
-    """Which decisions are key frames, where the policy learns to look closer."""
+    """Which decisions are key frames, where the policy learns to look closer: those in whose chunk it happens."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
@@ -414,7 +428,8 @@ class KeyFrameConfig:
     closed_above: float = 0.5
     """And as closed once it has come up to this; between the two it stays what it was (hysteresis)."""
     min_gap: int = 1
-    """Env steps between two changes at least; the later of two that are closer is taken for chatter."""
+    """Env steps, whatever `stride`, between two changes of the gripper, or of moving and standing still, at least; the
+    later of two that are closer is taken for chatter."""
     still_speed: float = 0.0
     """Also where the arm slows down to this, units of `still_dims` per second (Chain-of-Action's heuristic); 0: not."""
     still_dims: tuple[int, ...] = (0, 1, 2)

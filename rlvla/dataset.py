@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlvla.config import ActionKind
 from rlvla.dataset_checks import NEEDED, check_rows
 from rlvla.dataset_rows import PLACE, DatasetError, decode, encode, features, require_same
-from rlvla.files import appear_whole, write_json
+from rlvla.files import appear_whole, visible, write_json
 from rlvla.running_stats import RunningStats
 from rlvla.types import Demonstration
 
@@ -68,15 +69,26 @@ class Writer:
         robot: `robot_type` in `info.json`.
         fps: decisions a second.
         suites: see `DemonstrationSet`.
+        action_kind: see `ReadConfig.actions`, kept in `info.json`; None: not known.
 
     Raises:
         FileExistsError: the folder exists; nothing is overwritten.
     """
 
-    def __init__(self, path: Path, *, robot: str, fps: float, suites: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        robot: str,
+        fps: float,
+        suites: Sequence[str] = (),
+        action_kind: ActionKind | None = None,
+    ) -> None:
         path.mkdir(parents=True)
         self._path = path
-        self._source = {"robot_type": robot, "fps": fps, "suites": list(suites)}
+        self._source: dict[str, Any] = {"robot_type": robot, "fps": fps, "suites": list(suites)}
+        if action_kind is not None:
+            self._source["action_kind"] = action_kind
         self._fps = fps
         self._tasks: dict[str, int] = {}
         self._lengths: list[int] = []
@@ -193,7 +205,7 @@ def write(
 
 def data_files(path: Path) -> list[Path]:
     """Of a data set, in the order of the rows."""
-    return sorted((path / "data").glob("chunk-*/file-*.parquet"))
+    return visible(path / "data", "chunk-*/file-*.parquet")
 
 
 def read_tasks(path: Path) -> tuple[str, ...]:

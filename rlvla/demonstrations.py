@@ -7,13 +7,15 @@ it into decisions; what a policy should think at them is the business of an anno
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from rlvla.action_kind import contradiction
+from rlvla.config import ActionKind, ReadConfig
 from rlvla.dataset import DatasetError
 from rlvla.types import Box, Decision
 
@@ -23,6 +25,8 @@ experiments/robot/libero/regenerate_libero_dataset.py."""
 CROP_SIDE = 0.9**0.5
 """Side of the centre crop as a share of the frame's: 0.9 of its area, `center_crop_image` of OpenVLA's
 experiments/robot/openvla_utils.py."""
+_FILE = re.compile(r"\w\.(hdf5|h5|bddl|json|jsonl|parquet|mp4|avi|npz|npy|pkl|pt|txt|yaml)$", re.IGNORECASE)
+"""A word that ends as files of recordings do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +41,16 @@ class Episode:
     state: np.ndarray
     """[T, P] float32, simulator units."""
     actions: np.ndarray
-    """[T, A] float32, simulator units; all but the last are deltas, the last is the gripper (-1 open, +1 close)."""
+    """[T, A] float32, simulator units; the last is the gripper (-1 open, +1 close, once it is `prepared`)."""
     fps: float
     """Env steps a second."""
+    action_kind: ActionKind = "delta"
+    """Of all actions but the gripper's."""
 
     def __post_init__(self) -> None:
         """Raises DatasetError naming the episode and what is wrong with it."""
-        if not self.instruction:
-            raise DatasetError(f"{self.name}: there is no instruction")
+        if wrong := wrong_instruction(self.instruction):
+            raise DatasetError(f"{self.name}: {wrong}")
         if not self.fps > 0:
             raise DatasetError(f"{self.name}: fps is {self.fps}")
         for kind, values in (("actions", self.actions), ("state", self.state)):
@@ -81,19 +87,48 @@ class Source:
     """Once through, in the order of the files; holds one episode in memory."""
 
 
-def prepared(episodes: Iterable[Episode], *, filter_noops: bool) -> Iterator[Episode]:
-    """What every reader ends with: the episodes without their no-ops.
+def wrong_instruction(instruction: str) -> str:
+    """Why a text tells a robot nothing, in words; empty where it may."""
+    if not any(letter.isalpha() for letter in instruction):
+        return f"there is no instruction in words, but {instruction!r}"
+    words = instruction.split()
+    if (len(words) == 1 and re.search(r"[_/\\]", words[0])) or any(_FILE.search(word) for word in words):
+        return f"the instruction {instruction!r} looks like a file's name: put the words there that the policy is told"
+    return ""
+
+
+def prepared(episodes: Iterable[Episode], options: ReadConfig) -> Iterator[Episode]:
+    """What every reader ends with: the episodes with robosuite's gripper and without their no-ops.
 
     Raises:
-        DatasetError: an episode is recorded twice; the message names both places.
+        DatasetError: an episode is recorded twice, the message names both places; or its actions are not of the kind
+            or of the gripper's convention that `options` say or leave to be seen, the message names the key.
     """
     seen: dict[bytes, str] = {}
+    convention = options.gripper
     for episode in episodes:
-        digest = hashlib.blake2b(episode.actions.tobytes() + episode.state.tobytes(), digest_size=16).digest()
+        digest = _digest(episode)
         if digest in seen:
             raise DatasetError(f"{episode.name} repeats {seen[digest]}, action for action: remove one of them")
         seen[digest] = episode.name
-        yield drop_noops(episode) if filter_noops else episode
+        if wrong := contradiction(episode.actions, episode.state, options.actions):
+            raise DatasetError(
+                f"{episode.name}: the actions are read as {episode.action_kind}, but {wrong}. "
+                "Set read.actions to what they are, absolute or delta"
+            )
+        ready = replace(episode, actions=robosuite_gripper(episode.actions, convention, episode.name))
+        if convention is None and (episode.actions[:, -1] < 0).any():
+            convention = "robosuite"  # it has shown itself
+        yield drop_noops(ready) if options.drop_noops and ready.action_kind == "delta" else ready
+
+
+def _digest(episode: Episode) -> bytes:
+    """Of what was told, seen and done: the same motion under other words or pictures is another episode."""
+    content = hashlib.blake2b(episode.instruction.encode(), digest_size=16)
+    for array in (episode.actions, episode.state, *episode.frames.values()):
+        for row in array:  # one by one: frames may be turned, and a copy of all of them is large
+            content.update(np.ascontiguousarray(row).data)
+    return content.digest()
 
 
 def moves(actions: np.ndarray) -> np.ndarray:
@@ -141,30 +176,45 @@ def see_before_acting(episode: Episode) -> Episode:
     )
 
 
-def robosuite_gripper(actions: np.ndarray, convention: Literal["robosuite", "openvla"], name: str) -> np.ndarray:
-    """Actions whose gripper is robosuite's, -1 open and +1 close.
+def robosuite_gripper(actions: np.ndarray, convention: str | None, name: str) -> np.ndarray:
+    """Actions whose gripper is robosuite's, -1 open and +1 close, or is left unchanged.
 
     Args:
-        actions: [T, A], the gripper last; returned as they are when `convention` is `robosuite`.
-        convention: that of `actions`. `openvla`: 1 open, 0 close, as its `libero_dataset_transform` makes them
-            (prismatic/vla/datasets/rlds/oxe/transforms.py).
+        actions: [T, A], the gripper last; returned as they are when it is robosuite's.
+        convention: see `ReadConfig.gripper`. `openvla` as its `libero_dataset_transform` makes them, `droid` as its
+            `droid_baseact_transform` finds them (prismatic/vla/datasets/rlds/oxe/transforms.py).
         name: of the episode, for errors.
 
     Raises:
-        DatasetError: the gripper takes values that the convention does not have.
+        DatasetError: the gripper takes values that the convention does not have, or, where none is named, values that
+            more than one has.
     """
-    gripper = actions[:, -1]
-    if convention == "openvla":
-        if ((gripper < 0) | (gripper > 1)).any():
+    gripper = actions[:, -1:]
+    if convention == "unchanged":
+        return actions
+    told = f"{name}: the gripper goes from {gripper.min():g} to {gripper.max():g}"
+    ways = "openvla if 1 opens, droid if 1 closes, unchanged if the env takes it as it is"
+    if convention in ("openvla", "droid"):
+        if (gripper < 0).any() or (gripper > 1).any():
             raise DatasetError(
-                f"{name}: the gripper goes from {gripper.min()} to {gripper.max()}, "
-                "but with read.gripper openvla it is 0 (close) to 1 (open); try read.gripper robosuite"
+                f"{told}, but with read.gripper {convention} it is 0 to 1; try read.gripper robosuite, or unchanged"
             )
-        return np.concatenate([actions[:, :-1], 1 - 2 * actions[:, -1:]], axis=1)
+        return np.concatenate(
+            [actions[:, :-1], 1 - 2 * gripper if convention == "openvla" else 2 * gripper - 1], axis=1
+        )
     if (np.abs(gripper) > 1).any():
-        raise DatasetError(f"{name}: the gripper goes from {gripper.min()} to {gripper.max()}, need -1 to 1")
-    if np.isin(gripper, (0, 1)).all() and (gripper == 0).any():
-        raise DatasetError(f"{name}: the gripper is 0 or 1, which is OpenVLA's convention: set read.gripper openvla")
+        raise DatasetError(
+            f"{told}, robosuite's from -1 (open) to 1 (close): bring it there, or set read.gripper unchanged if the "
+            "env takes it as it is"
+        )
+    if (gripper < 0).any():
+        return actions
+    if (gripper == 1).all():
+        if convention is None:
+            raise DatasetError(f"{told}, which closes or opens: set read.gripper robosuite or {ways}")
+        return actions
+    if convention is None or np.isin(gripper, (0, 1)).all():
+        raise DatasetError(f"{told}, robosuite's from -1 (open) to 1 (close): set read.gripper {ways}")
     return actions
 
 
@@ -175,7 +225,8 @@ def decisions(
 
     Args:
         episode: T env steps.
-        chunk_length: K. Behind the end of the episode the chunk holds still: no motion, the last gripper.
+        chunk_length: K. Behind the end of the episode the chunk holds still: absolute actions repeat the last one,
+            deltas are zeros and the last gripper.
         stride: env steps from one decision to the next.
         center_crop: see `policy_view`.
         view_size: side of the policy view in pixels; 0: as recorded.
@@ -183,8 +234,9 @@ def decisions(
     Returns:
         ceil(T / stride) decisions.
     """
-    still = np.zeros((chunk_length - 1, episode.actions.shape[1]), np.float32)
-    still[:, -1] = episode.actions[-1, -1]
+    still = np.repeat(episode.actions[-1:], chunk_length - 1, axis=0)
+    if episode.action_kind == "delta":
+        still[:, :-1] = 0
     actions = np.concatenate([episode.actions, still])
 
     def decision(t: int) -> Decision:

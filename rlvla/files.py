@@ -206,6 +206,15 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """What matches a glob pattern in a folder, in order, without what is hidden there or lies in a hidden folder of it.
+
+    Others put such files beside ours: a Mac its `._name` with the same ending, Jupyter its `.ipynb_checkpoints`.
+    """
+    found = ((path, path.relative_to(folder).parts) for path in folder.glob(pattern))
+    return sorted(path for path, parts in found if not any(part.startswith(".") for part in parts))
+
+
 def sync_lines(folder: Path) -> None:
     """`sync` all files of lines in a folder, as must be before a state that counts their lines is whole."""
     for path in folder.glob("*.jsonl"):

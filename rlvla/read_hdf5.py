@@ -20,7 +20,8 @@ import numpy as np
 
 from rlvla.config import ReadConfig
 from rlvla.dataset import DatasetError
-from rlvla.demonstrations import Episode, Source, prepared, robosuite_gripper, see_before_acting
+from rlvla.demonstrations import Episode, Source, prepared, see_before_acting, wrong_instruction
+from rlvla.files import visible
 
 CONTROL_FREQ = 20.0
 """Env steps a second where the file does not say: what LIBERO's scripts/create_dataset.py records with."""
@@ -40,10 +41,10 @@ def open_hdf5(path: Path, options: ReadConfig) -> Source:
 
     Raises:
         ModuleNotFoundError: h5py is not installed.
-        DatasetError: there is no such file, or one is damaged; the message names it. Later, while reading: an episode
-            is malformed.
+        DatasetError: there is no such file, one is damaged, or has no instruction; the message names it. Later, while
+            reading: an episode is malformed.
     """
-    files = [path] if path.is_file() else sorted(path.rglob("*.hdf5"))
+    files = [path] if path.is_file() else visible(path, "**/*.hdf5")
     if not files:
         raise DatasetError(f"{path}: no .hdf5 file here, and no meta/info.json as in a LeRobot data set")
     rates: set[float] = set()
@@ -52,6 +53,9 @@ def open_hdf5(path: Path, options: ReadConfig) -> Source:
         with _open(file) as handle, _named(file):
             num_episodes += len(_demos(handle, file))
             rates.add(_control_freq(handle, file))
+            _check_kind(handle, file, options)
+            if wrong := wrong_instruction(_instruction(handle, file)):
+                raise DatasetError(f"{file}: {wrong}")
     if len(rates) > 1:
         raise DatasetError(f"{path}: files of different control_freq ({sorted(rates)}): read them one by one")
     fps = rates.pop()
@@ -60,7 +64,7 @@ def open_hdf5(path: Path, options: ReadConfig) -> Source:
         robot="panda",
         fps=fps,
         num_episodes=num_episodes,
-        episodes=prepared(episodes, filter_noops=options.drop_noops),
+        episodes=prepared(episodes, options),
     )
 
 
@@ -107,6 +111,20 @@ def _control_freq(handle: Any, file: Path) -> float:
     return float(rate)
 
 
+def _check_kind(handle: Any, file: Path, options: ReadConfig) -> None:
+    """Raises DatasetError where robosuite's controller, whose settings LIBERO writes down, took other actions."""
+    settings: Any = _attribute(handle, "env_args", file)
+    for key in ("env_kwargs", "controller_configs"):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    is_delta = settings.get("control_delta") if isinstance(settings, dict) else None
+    kind = {True: "delta", False: "absolute"}.get(is_delta) if isinstance(is_delta, bool) else None
+    if kind not in (None, options.action_kind):
+        raise DatasetError(
+            f"{file}: the actions are read as {options.action_kind}, but env_args has control_delta {is_delta}: set "
+            f"read.actions {kind}"
+        )
+
+
 def _attribute(handle: Any, name: str, file: Path) -> dict[str, Any]:
     """The JSON object that an attribute of `data` holds, empty where there is none."""
     try:
@@ -119,7 +137,11 @@ def _attribute(handle: Any, name: str, file: Path) -> dict[str, Any]:
 
 
 def _instruction(handle: Any, file: Path) -> str:
-    """In words: of `problem_info`, or of the file's name as LIBERO's benchmark makes it of the same."""
+    """In words: of `problem_info`, or of the file's name as LIBERO's benchmark makes it of the same.
+
+    Raises:
+        DatasetError: there is neither; other files are called what nobody tells a robot.
+    """
     problem = _attribute(handle, "problem_info", file)
     if "language_instruction" in problem:
         # A string, or the list of its pieces (scripts/get_dataset_info.py joins them).
@@ -127,6 +149,11 @@ def _instruction(handle: Any, file: Path) -> str:
         if not isinstance(words, str | list) or not all(isinstance(word, str) for word in words):
             raise DatasetError(f"{file}: problem_info has a language_instruction that is no text: {words!r}")
         return "".join(words).strip().strip('"')
+    if not file.stem.endswith("_demo"):
+        raise DatasetError(
+            f"{file}: no instruction: data has no problem_info with a language_instruction, and the file is not called "
+            "<instruction>_demo.hdf5 as LIBERO's are; rename it"
+        )
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", file.stem.removesuffix("_demo")).replace("_", " ")
 
 
@@ -146,8 +173,15 @@ def _episodes(file: Path, options: ReadConfig, fps: float) -> Iterator[Episode]:
             keys = {camera: f"obs/{camera.removeprefix('robot0_')}_rgb" for camera in cameras}
             frames = {camera: turn(demo.array(key, 4)) for camera, key in keys.items()}
             state = np.concatenate([demo.array(f"obs/{key}", 2) for key in _STATE], axis=1).astype(np.float32)
-            actions = robosuite_gripper(demo.array("actions", 2).astype(np.float32), options.gripper, where)
-            episode = Episode(name=where, instruction=instruction, frames=frames, state=state, actions=actions, fps=fps)
+            episode = Episode(
+                name=where,
+                instruction=instruction,
+                frames=frames,
+                state=state,
+                actions=demo.array("actions", 2).astype(np.float32),
+                fps=fps,
+                action_kind=options.action_kind,
+            )
             is_late = options.frames_follow_actions
             yield see_before_acting(episode) if (demo.is_late() if is_late is None else is_late) else episode
 

@@ -14,6 +14,7 @@ src/lerobot/scripts/convert_dataset_v21_to_v30.py.
 from __future__ import annotations
 
 import json
+import os
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,8 +30,9 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from rlvla.config import ReadConfig
 from rlvla.dataset_rows import DatasetError, decode_picture
-from rlvla.demonstrations import Episode, Source, prepared, robosuite_gripper, see_before_acting
-from rlvla.read_video import FrameReader
+from rlvla.demonstrations import Episode, Source, prepared, see_before_acting
+from rlvla.files import visible
+from rlvla.read_video import FrameReader, first_frames
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 ROWS_PER_BATCH = 64
@@ -56,6 +58,8 @@ class _Layout:
     """Short name -> feature, those to read."""
     state: str
     action: str
+    starts: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    """Feature of a video -> episode -> number of its first frame in the file; empty in version 2."""
 
     @property
     def is_v3(self) -> bool:
@@ -66,10 +70,24 @@ class _Layout:
         """The table with the rows of an episode."""
         return self._file("data_path", episode, "data/")
 
-    def video_file(self, episode: int, feature: str) -> tuple[Path, float]:
-        """The video with the frames of an episode, and the second at which they begin."""
+    def data_files(self) -> list[Path]:
+        """All tables, in the order of the rows.
+
+        LeRobot reads every table of version 3 that is there, `data/*/*.parquet` (`load_nested_dataset` of its
+        io_utils.py), and not where `meta/episodes` says that an episode lies: its converter from version 2.1 has left
+        the first episode of a file with the place of the file before (LeRobot issue 2401).
+        """
+        listed = list(dict.fromkeys(self.data_file(episode) for episode in self.episodes))
+        if not self.is_v3:
+            return listed
+        return sorted({*listed, *_found(self.root, "data/*/*.parquet")})
+
+    def video_file(self, episode: int, feature: str) -> tuple[Path, int, float]:
+        """The video with the frames of an episode, and of the first of them its number and the second it is said at."""
         file = self._file("video_path", episode, f"videos/{feature}/", video_key=feature)
-        return file, float(self.episodes[episode][f"videos/{feature}/from_timestamp"]) if self.is_v3 else 0.0
+        if not self.is_v3:
+            return file, 0, 0.0
+        return file, self.starts[feature][episode], float(self.episodes[episode][f"videos/{feature}/from_timestamp"])
 
     def _file(self, template: str, episode: int, place: str, **names: str) -> Path:
         row = self.episodes[episode]
@@ -96,12 +114,12 @@ def open_lerobot(path: Path, options: ReadConfig) -> Source:
         robot=str(layout.info["robot_type"] or "unknown"),
         fps=float(layout.info["fps"]),
         num_episodes=len(layout.episodes),
-        episodes=prepared(_episodes(layout, options), filter_noops=options.drop_noops),
+        episodes=prepared(_episodes(layout, options), options),
     )
 
 
 def _layout(path: Path, options: ReadConfig) -> _Layout:
-    file = path / "meta/info.json"
+    file = _inside(path, "meta/info.json")
     info = _info(file)
     if info["codebase_version"] not in VERSIONS:
         raise DatasetError(
@@ -119,11 +137,13 @@ def _layout(path: Path, options: ReadConfig) -> _Layout:
     _check_template(file, info["data_path"], numbers)
     if videos:
         _check_template(file, info["video_path"], (*numbers, "video_key"))
+    episodes = _episode_rows(path, videos, is_v3)
     return _Layout(
         root=path,
         info=info,
         tasks=_tasks(path, is_v3),
-        episodes=_episode_rows(path, videos, is_v3),
+        episodes=episodes,
+        starts={video: _starts(path, episodes, video, float(info["fps"])) for video in videos} if is_v3 else {},
         cameras=cameras,
         state=_feature(features, _STATES, file),
         action=_feature(features, _ACTIONS, file),
@@ -198,7 +218,7 @@ def _feature(features: Mapping[str, Any], names: Sequence[str], file: Path) -> s
 
 
 def _tasks(root: Path, is_v3: bool) -> dict[int, str]:
-    file = root / ("meta/tasks.parquet" if is_v3 else "meta/tasks.jsonl")
+    file = _inside(root, "meta/tasks.parquet" if is_v3 else "meta/tasks.jsonl")
     rows = _table(file).to_pylist() if is_v3 else _json_lines(file)
     tasks: dict[int, str] = {}
     for row in rows:
@@ -216,9 +236,9 @@ def _episode_rows(root: Path, videos: Sequence[str], is_v3: bool) -> dict[int, d
     if is_v3:
         needed += ["data/chunk_index", "data/file_index"]
         needed += [f"videos/{v}/{what}" for v in videos for what in ("chunk_index", "file_index", "from_timestamp")]
-        files = sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet"))
+        files = _found(root, "meta/episodes/*/*.parquet")
     else:
-        files = [root / "meta/episodes.jsonl"]
+        files = [_inside(root, "meta/episodes.jsonl")]
     episodes: dict[int, dict[str, Any]] = {}
     for file in files:
         # The statistics, hundreds of columns, stay on disk.
@@ -237,13 +257,29 @@ def _episode_rows(root: Path, videos: Sequence[str], is_v3: bool) -> dict[int, d
     return dict(sorted(episodes.items()))
 
 
+def _starts(root: Path, episodes: Mapping[int, Mapping[str, Any]], feature: str, fps: float) -> dict[int, int]:
+    """By episode, the number of its first frame in the video that holds it among others."""
+    files: dict[tuple[int, int], list[int]] = {}
+    for episode, row in episodes.items():
+        place = row[f"videos/{feature}/chunk_index"], row[f"videos/{feature}/file_index"]
+        files.setdefault(place, []).append(episode)
+    starts: dict[int, int] = {}
+    for place, members in files.items():
+        members.sort(key=lambda episode: episodes[episode][f"videos/{feature}/from_timestamp"])
+        starts_s = [float(episodes[episode][f"videos/{feature}/from_timestamp"]) for episode in members]
+        lengths = [episodes[episode]["length"] for episode in members]
+        name = f"{root / 'meta/episodes'}, {feature}, chunk {place[0]}, file {place[1]}, episodes {members[0]}.."
+        starts |= zip(members, first_frames(starts_s, lengths, fps, name), strict=True)
+    return starts
+
+
 def _episodes(layout: _Layout, options: ReadConfig) -> Iterator[Episode]:
     """Every listed episode once, in the order of the data files."""
     readers = {feature: FrameReader() for feature in layout.cameras.values()}
     images = [f for f in layout.cameras.values() if layout.info["features"][f]["dtype"] == "image"]
     columns = ["episode_index", "frame_index", "task_index", layout.state, layout.action, *images]
     pending = set(layout.episodes)
-    for file in dict.fromkeys(layout.data_file(episode) for episode in layout.episodes):
+    for file in layout.data_files():
         for index, rows in groupby(_rows(file, columns), key=lambda row: row["episode_index"]):
             name = f"{file}, episode {index}"
             if index not in pending:
@@ -275,8 +311,8 @@ def _episode(
     frames = {}
     for camera, feature in layout.cameras.items():
         if layout.info["features"][feature]["dtype"] == "video":
-            file, start_s = layout.video_file(index, feature)
-            stack = readers[feature].take(file, start_s, length, float(layout.info["fps"]))
+            file, first, start_s = layout.video_file(index, feature)
+            stack = readers[feature].take(file, first, start_s, length, float(layout.info["fps"]))
         else:
             stack = _stack([_picture(layout.root, row[feature], f"{name}, {feature}") for row in rows], name, feature)
         frames[camera] = stack[:, ::-1, ::-1] if options.rotate else stack
@@ -285,10 +321,9 @@ def _episode(
         instruction=layout.tasks[tasks.pop()],
         frames=frames,
         state=_array([row[layout.state] for row in rows], name, layout.state),
-        actions=robosuite_gripper(
-            _array([row[layout.action] for row in rows], name, layout.action), options.gripper, name
-        ),
+        actions=_array([row[layout.action] for row in rows], name, layout.action),
         fps=float(layout.info["fps"]),
+        action_kind=options.action_kind,
     )
     return see_before_acting(episode) if options.frames_follow_actions else episode
 
@@ -367,8 +402,29 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _inside(root: Path, relative: str) -> Path:
-    """A path that a file of the data set names; a data set from elsewhere cannot make us read other files."""
+    """A path that a file of the data set names; a data set from elsewhere cannot make us read other files.
+
+    In Hugging Face's cache a set is a folder `<repository>/snapshots/<revision>` of links into `<repository>/blobs`,
+    where the repository's files and no others lie: so a link may lead there, but a path may not.
+    """
     path = root / relative
-    if "\0" in relative or not path.resolve().is_relative_to(root.resolve()):
+    if "\0" in relative or not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
         raise DatasetError(f"{root}: names a file outside of it, {relative!r}")
+    target = path.resolve()
+    homes = [root.resolve(), *(folder.parent.parent / "blobs" for folder in _snapshots(root))]
+    if not any(target.is_relative_to(home) for home in homes):
+        raise DatasetError(f"{root}: names a file outside of it, {relative!r}, which is a link to {target}")
     return path
+
+
+def _snapshots(root: Path) -> Iterator[Path]:
+    """The revision's folder in Hugging Face's cache that a data set is or lies in; none elsewhere."""
+    folder = root.resolve()
+    for revision in (folder, *folder.parents):
+        if revision.parent.name == "snapshots" and revision.parent.parent.name.startswith("datasets--"):
+            yield revision
+
+
+def _found(root: Path, pattern: str) -> list[Path]:
+    """Files of the data set, in order."""
+    return [_inside(root, str(file.relative_to(root))) for file in visible(root, pattern)]

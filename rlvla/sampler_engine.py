@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rlvla.config import SamplerConfig
+from rlvla.files import visible
 from rlvla.vllm_plugin.worker import ActionBlockWorker
 
 
@@ -138,7 +139,7 @@ def weight_names(model: Path) -> frozenset[str]:
     from safetensors import safe_open
 
     names: set[str] = set()
-    for file in sorted(model.glob("*.safetensors")):
+    for file in visible(model, "*.safetensors"):
         with safe_open(file, "pt") as weights:
             names.update(weights.keys())
     if not names:

@@ -270,7 +270,8 @@ class Timeline:
     is_closed: tuple[bool, ...]
     """State of the gripper before the decision."""
     switches: tuple[Switch, ...]
-    """What the gripper does in the decision's executed steps, the last change where there are several."""
+    """What the gripper does in the decision's chunk, the last change where there are several. Where decisions come more
+    often than a chunk is long, several have the same change."""
     segments: tuple[range, ...]
     """Sub-tasks: they tile the take, and each but the last ends with the key frame that completes it."""
 

@@ -1,8 +1,8 @@
 """Recorded episodes for scripts/benchmark_annotate.py: a LeRobot v3 folder, pictures in the tables as PNG.
 
-An episode is a pick and place: the gripper closes after 40 % of the steps and opens after 80 %, so that two of its
-decisions are key frames at stride 1. Pictures look like a simulator's: a textured table, three things, one of which
-moves.
+An episode is a pick and place: the gripper closes after 40 % of the steps and opens after 80 %, so that at stride 1
+twice `chunk_length` of its decisions are key frames. Pictures look like a simulator's: a textured table, three things,
+one of which moves.
 """
 
 from __future__ import annotations

@@ -74,8 +74,7 @@ def play(
     for start in range(0, len(steps) - chunk_length + 1, stride):
         chunk, before = steps[start : start + chunk_length], steps[start - 1] if start else None
         executed = chunk[:stride]
-        intention = _intention(before, executed, names)
-        decisions.append(_decision(env, scene, names, observation, chunk, executed, intention))
+        decisions.append(_decision(env, scene, names, observation, chunk, _intention(before, chunk, names)))
         observation, _, terminated, truncated, info = env.step_chunk(np.stack([step.action for step in executed]))
         if terminated or truncated:
             return decisions if info["is_success"] else None
@@ -102,12 +101,11 @@ def _decision(
     names: dict[str, str],
     observation: Observation,
     chunk: Sequence[Step],
-    executed: Sequence[Step],
     intention: str,
 ) -> Decision:
-    """What is seen before a chunk, the first steps of which are executed."""
+    """What is seen before a chunk."""
     objects = (SceneObject(name=words, box=_box(env, _points(scene, name))) for name, words in names.items())
-    subject = names.get(_subject(executed), "")
+    subject = names.get(_subject(chunk), "")
     return Decision(
         instruction=observation["instruction"],
         images=tuple(observation["images"]),

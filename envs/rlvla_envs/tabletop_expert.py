@@ -68,10 +68,14 @@ def play(
     if not info["is_success"]:
         return None
     steps += steps[-1:] * chunk_length
-    return [
-        replace(decision, actions=_actions(steps[i * stride : i * stride + chunk_length]))
-        for i, decision in enumerate(seen)
-    ]
+    return [_with_chunk(decision, steps[i * stride : i * stride + chunk_length]) for i, decision in enumerate(seen)]
+
+
+def _with_chunk(decision: Decision, steps: Sequence[Step]) -> Decision:
+    """A decision that means and does these steps, also those before which the next decision comes."""
+    assert decision.scene is not None
+    intention = ", then ".join(dict.fromkeys(step.phrase for step in steps))
+    return replace(decision, actions=_actions(steps), scene=replace(decision.scene, intention=intention))
 
 
 def _decision(env: TabletopEnv, observation: Observation, steps: Sequence[Step]) -> Decision:

@@ -91,6 +91,7 @@ def _contents(counts: Counts, tally: Tally, cfg: AnnotateConfig) -> str:
         kept += f"; {tally.num_dropped:,} more were dropped ({percent(tally.num_dropped, tally.num_decisions)})"
     facts = {
         "made of": code(cfg.source.name) if cfg.source else f"what {code(cfg.expert)} does in {code(cfg.env.id)}",
+        **({"actions": f"{cfg.read.action_kind}, but for the gripper's"} if cfg.source else {}),
         "tasks": f"{len(counts.tasks):,}",
         "episodes": f"{counts.num_episodes:,}",
         "decisions": kept,

@@ -19,42 +19,65 @@ from rlvla.types import Switch, Timeline
 def find_key_frames(take: Take, cfg: KeyFrameConfig) -> Timeline:
     """Read the motion of a take.
 
+    A policy executes a chunk of K steps before it decides again, from whatever step an episode brings it to. So what
+    happens at a step belongs to every decision whose chunk holds the step: one of them if decisions are K steps apart,
+    K of them if they are one, and in each episode that decides every K steps just one again.
+
     Raises:
-        DatasetError: a dimension that `cfg` names does not exist; the message names the take and the key.
+        DatasetError: a dimension that `cfg` names does not exist, or the gripper never comes to one of the thresholds;
+            the message names the take and the key.
     """
-    num = len(take.decisions)
+    num, stride, length = len(take.decisions), take.stride, len(take.decisions[0].actions)
+
+    def meeting(step: int) -> range:
+        """Decisions whose chunk holds an env step."""
+        return range(max(0, -(-(step - length + 1) // stride)), min(num, step // stride + 1))
+
     states, steps = _gripper_states(take, cfg)
     switches: list[Switch] = [""] * num
-    for step in np.flatnonzero(states[1:] != states[:-1]):
-        switches[step // steps] = "close" if states[step + 1] else "open"
-    stopped = _stops(take, cfg) if cfg.still_speed else []
-    ends = [i for i in range(num) if switches[i] or i in stopped]
-    bounds = [0, *(i + 1 for i in ends if i + 1 < num), num]
+    ends = {i * stride for i in _stops(take, cfg)} if cfg.still_speed else set[int]()
+    for at in np.flatnonzero(states[1:] != states[:-1]).tolist():
+        ends.add(at * steps)
+        for i in meeting(at * steps):
+            switches[i] = "close" if states[at + 1] else "open"
+    marked = ends | ({0} if cfg.first else set()) | ({(num - 1) * stride} if cfg.last else set())
+    keys = {i for step in marked for i in meeting(step)}
+    bounds = sorted({0, num, *(min(num, step // stride + 1) for step in ends)})
     return Timeline(
-        is_key=tuple(i in ends or (cfg.first and i == 0) or (cfg.last and i == num - 1) for i in range(num)),
-        is_closed=tuple(bool(states[i * steps]) for i in range(num)),
+        is_key=tuple(i in keys for i in range(num)),
+        is_closed=tuple(bool(states[i * stride // steps]) for i in range(num)),
         switches=tuple(switches),
         segments=tuple(range(start, stop) for start, stop in pairwise(bounds)),
     )
 
 
 def _gripper_states(take: Take, cfg: KeyFrameConfig) -> tuple[np.ndarray, int]:
-    """Whether the gripper is closed before each step and behind the last [T + 1], and the steps of a decision.
+    """Whether the gripper is closed at the start, and after each stretch of so many env steps [stretches + 1].
 
-    Commands are known at every step; what the robot reports, before every decision only.
+    Commands are known at every step, to the end of the last chunk; what the robot reports, before every decision only.
     """
     name = "actions" if cfg.gripper == "command" else "proprio"
     size = getattr(take.decisions[0], name).shape[-1]
     if not -size <= cfg.gripper_dim < size:
         raise DatasetError(f"{take.name}: key_frames.gripper_dim is {cfg.gripper_dim}, {name} have {size} dimensions")
     if cfg.gripper == "command":
-        values = np.concatenate([d.actions[: take.stride, cfg.gripper_dim] for d in take.decisions])
+        steps = 1
+        *others, last = (d.actions[:, cfg.gripper_dim] for d in take.decisions)
+        values = np.concatenate([*(chunk[: take.stride] for chunk in others), last])
     else:
+        steps = take.stride
         values = np.array([d.proprio[cfg.gripper_dim] for d in take.decisions])
-    closed = debounce(hysteresis(values * cfg.closed_sign, cfg.open_below, cfg.closed_above), cfg.min_gap)
-    if cfg.gripper == "command":
-        return np.concatenate([closed[:1], closed]), take.stride
-    return np.concatenate([closed, closed[-1:]]), 1
+    values = values * cfg.closed_sign
+    low, high = float(values.min()), float(values.max())
+    if high - low >= cfg.closed_above - cfg.open_below and (low > cfg.open_below or high < cfg.closed_above):
+        raise DatasetError(
+            f"{take.name}: the gripper goes from {low:g} to {high:g} (times key_frames.closed_sign), but is open from "
+            f"key_frames.open_below {cfg.open_below:g} down and closed from key_frames.closed_above "
+            f"{cfg.closed_above:g} up: set them to its values"
+        )
+    closed = debounce(hysteresis(values, cfg.open_below, cfg.closed_above), -(-cfg.min_gap // steps))
+    # A command sets the state behind its step; a reading is the state before its decision.
+    return np.concatenate([closed[:1], closed] if cfg.gripper == "command" else [closed, closed[-1:]]), steps
 
 
 def hysteresis(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -86,5 +109,5 @@ def _stops(take: Take, cfg: KeyFrameConfig) -> list[int]:
         raise DatasetError(f"{take.name}: key_frames.still_dims are {cfg.still_dims}, proprio has {size} dimensions")
     places = np.array([d.proprio for d in take.decisions])[:, list(cfg.still_dims)]
     speeds = np.linalg.norm(np.diff(places, axis=0), axis=1) * take.fps / take.stride
-    is_slow = speeds <= cfg.still_speed
+    is_slow = debounce(speeds <= cfg.still_speed, -(-cfg.min_gap // take.stride))
     return [i for i in range(1, len(is_slow)) if is_slow[i] and not is_slow[i - 1]]

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from rlvla.annotation.answers import AnswerLog, checked, verified
 from rlvla.annotation.take import Tally
+from rlvla.config import ActionKind
 from rlvla.dataset import Writer
 from rlvla.dataset_rows import DatasetError, encode, require_same
 from rlvla.files import appear_whole, differences, lock, sync, sync_tree, write_json
@@ -131,7 +132,15 @@ class Store:
         (self._takes / f"{index:06d}.failed").touch()
         self._failed.add(index)
 
-    def finish(self, *, robot: str, fps: float, suites: Sequence[str], complete: Callable[[Path, Tally], None]) -> int:
+    def finish(
+        self,
+        *,
+        robot: str,
+        fps: float,
+        suites: Sequence[str],
+        complete: Callable[[Path, Tally], None],
+        action_kind: ActionKind | None = None,
+    ) -> int:
         """Make `output` of all complete takes in the order of their indices, and remove the partial folder.
 
         Whatever it was killed at, it is repeated from its beginning. Memory holds one file of rows.
@@ -141,6 +150,7 @@ class Store:
             fps: likewise.
             suites: likewise.
             complete: called with the folder while it lies aside, to add files of one's own.
+            action_kind: see `dataset.Writer`.
 
         Returns:
             Number of episodes.
@@ -152,7 +162,7 @@ class Store:
         folder = self._folder / "assembled"
         if folder.exists():
             shutil.rmtree(folder)
-        writer = Writer(folder, robot=robot, fps=fps, suites=suites)
+        writer = Writer(folder, robot=robot, fps=fps, suites=suites, action_kind=action_kind)
         num_rows = 0
         for index in sorted(self._complete):
             content = _unpack(self._take_file(index))

@@ -19,7 +19,7 @@ from rlvla.annotation.card_counts import COLUMNS, NUM_CELLS, count, quantile
 from rlvla.annotation.markdown import code, fenced, plain, table
 from rlvla.annotation.rows import BATCH_ROWS
 from rlvla.annotation.take import Tally
-from rlvla.config import AnnotateConfig, CheckConfig, OpenAIConfig
+from rlvla.config import AnnotateConfig, CheckConfig, OpenAIConfig, ReadConfig
 from tests.pages import EVIL, Page
 from tests.unit.annotated import peak_memory, row, write_rows
 
@@ -161,6 +161,9 @@ def test_the_config_is_shown_as_far_as_it_was_chosen(folder: Path) -> None:
         expert_kwargs={"note": "x\n```\n\n# y"},
     )
     source = written(folder, cfg=cfg)
+    assert line(source, "actions") == ["delta, but for the gripper's"]
+    absolute = replace(cfg, read=ReadConfig(actions="absolute"))
+    assert line(written(folder, cfg=absolute), "actions") == ["absolute, but for the gripper's"]
     assert "somebody" not in source
     assert "10.0.0.7" not in source
     block = re.search(r"^(`{3,})yaml\n(.*?)\n\1$", source, re.DOTALL | re.MULTILINE)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rlvla.annotation.key_frames import debounce, find_key_frames, hysteresis
+from rlvla.annotation.take import Take
 from rlvla.config import KeyFrameConfig
 from rlvla.dataset import DatasetError
 from tests.takes import moving
@@ -21,6 +25,85 @@ def test_the_gripper_makes_the_key_frames_and_they_end_the_sub_tasks() -> None:
     assert timeline.segments == (range(0, 2), range(2, 4))
     assert [timeline.segment(i) for i in (0, 1, 2)] == [range(0, 2), range(0, 2), range(2, 4)]
     assert [timeline.next_switch(i) for i in range(4)] == ["close", "close", "open", "open"]
+
+
+K = 8
+
+
+def dense(stride: int, *, proprio: np.ndarray | None = None, switches: Sequence[int] = (45, 100)) -> Take:
+    """128 env steps whose gripper changes at some, as decisions with chunks of K; `proprio` is that of every step."""
+    is_closed = np.cumsum(np.isin(np.arange(128 + K), switches)) % 2
+    commands = np.where(is_closed, CLOSE, OPEN)
+    starts = range(0, 128, stride)
+    every = moving(
+        [commands[t : t + K].tolist() for t in starts], proprio=None if proprio is None else proprio[::stride]
+    )
+    return replace(every, stride=stride)
+
+
+def by_phase(is_key: Sequence[bool]) -> list[int]:
+    """Key frames that an episode meets which decides every K steps, from each of the first K steps on."""
+    return [sum(is_key[phase::K]) for phase in range(K)]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_an_episode_meets_every_change_once_from_wherever_it_decides(stride: int) -> None:
+    timeline = find_key_frames(dense(stride), KeyFrameConfig(min_gap=5))
+    assert [sum(timeline.is_key[phase :: K // stride]) for phase in range(K // stride)] == [2] * (K // stride)
+    met = [i * stride for i, is_key in enumerate(timeline.is_key) if is_key]
+    assert met == [t for t in range(0, 128, stride) if t in range(38, 46) or t in range(93, 101)]
+    assert [timeline.switches[t // stride] for t in met] == ["close"] * (K // stride) + ["open"] * (K // stride)
+    # A sub-task ends with the last decision that sees it through, not with the first that meets it.
+    assert [segment.stop for segment in timeline.segments] == [45 // stride + 1, 100 // stride + 1, 128 // stride]
+    assert [i * stride for i in np.flatnonzero(timeline.is_closed)] == list(
+        range(-(-46 // stride) * stride, 101, stride)
+    )
+
+
+def test_a_change_that_only_the_last_chunk_comes_to_is_one() -> None:
+    """An env that ends at success ends inside a chunk: what the chunk was to do is what a policy learns to do."""
+    timeline = find_key_frames(dense(1, switches=(45, 131)), KeyFrameConfig())
+    assert [t for t, is_key in enumerate(timeline.is_key) if is_key] == [*range(38, 46), *range(124, 128)]
+    assert timeline.next_switch(50) == "open"
+    assert [segment.stop for segment in timeline.segments] == [46, 128]
+
+
+def test_stops_readings_and_the_last_decision_are_met_once_likewise() -> None:
+    stops = np.isin(np.arange(128), [*range(30, 40), *range(90, 95)])
+    places = np.cumsum(np.where(stops, 0.0, 1.0))[:, None] * np.array([1, 0, 0])
+    still = KeyFrameConfig(still_speed=1.0)
+    assert by_phase(find_key_frames(dense(1, proprio=places, switches=()), still).is_key) == [2] * K
+    widths = np.where((np.arange(128) >= 50) & (np.arange(128) < 80), 0.03, 0.08)[:, None]
+    reported = KeyFrameConfig(gripper="proprio", closed_sign=-1, open_below=-0.07, closed_above=-0.05)
+    assert by_phase(find_key_frames(dense(1, proprio=widths), reported).is_key) == [2] * K
+    timeline = find_key_frames(dense(1, switches=()), KeyFrameConfig(first=True, last=True))
+    assert [i for i, is_key in enumerate(timeline.is_key) if is_key] == [0, *range(120, 128)]
+    assert timeline.segments == (range(0, 128),)
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_gap_is_so_many_env_steps_whatever_the_stride(stride: int) -> None:
+    """Of readings, too, which are `stride` env steps apart; and of stops."""
+    widths = np.where((np.arange(128) >= 48) & (np.arange(128) < 56), 0.03, 0.08)[:, None]
+    for min_gap, num_changes in ((8, 2), (9, 0)):
+        cfg = KeyFrameConfig(gripper="proprio", closed_sign=-1, open_below=-0.07, closed_above=-0.05, min_gap=min_gap)
+        timeline = find_key_frames(dense(stride, proprio=widths), cfg)
+        assert len(timeline.segments) == 1 + num_changes
+    stops = np.isin(np.arange(128), [*range(40, 48)])
+    places = np.cumsum(np.where(stops, 0.0, 1.0))[:, None] * np.array([1, 0, 0])
+    for min_gap, num_stops in ((4, 1), (12, 0)):
+        cfg = KeyFrameConfig(still_speed=1.0, min_gap=min_gap)
+        assert len(find_key_frames(dense(stride, proprio=places, switches=()), cfg).segments) == 1 + num_stops
+
+
+def test_a_gripper_that_never_comes_to_a_threshold_is_no_gripper_at_rest() -> None:
+    """0 open, 1 closed, left unchanged: it would count as closed for ever."""
+    zero_to_one = moving([[0.0], [0.4], [1.0], [0.0]])
+    with pytest.raises(DatasetError, match=r"take 0: the gripper goes from 0 to 1 .*key_frames\.open_below -0\.5 down"):
+        find_key_frames(zero_to_one, KeyFrameConfig())
+    timeline = find_key_frames(zero_to_one, KeyFrameConfig(open_below=0.2, closed_above=0.8))
+    assert timeline.switches == ("", "", "close", "open")
+    assert not any(find_key_frames(moving([[0.2], [0.9], [0.3]]), KeyFrameConfig()).is_key)
 
 
 def test_what_comes_behind_the_last_change_is_a_sub_task_of_its_own() -> None:

@@ -126,6 +126,7 @@ def test_another_policy_in_the_same_folder_is_another_one(tmp_path: Path, is_sea
             (aside / "config.json").write_text(settings)
         if not is_sealed:
             (tmp_path / "checkpoint" / MANIFEST).unlink()
+            (tmp_path / "checkpoint/._model-1.safetensors").write_bytes(os.urandom(8))  # a Mac's, of no weight
         return identity(tmp_path / "checkpoint")
 
     one, another, same = policy(b"1"), policy(b"2"), policy(b"1")

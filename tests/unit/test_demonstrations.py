@@ -18,6 +18,7 @@ from rlvla import dataset
 from rlvla.annotation.run import unannotated
 from rlvla.annotation.take import Take
 from rlvla.cold_start import to_turn
+from rlvla.config import ReadConfig
 from rlvla.dataset import DatasetError
 from rlvla.demonstrations import (
     Episode,
@@ -54,7 +55,12 @@ def episode(length: int = 5, action_dims: int = 4, **fields: Any) -> Episode:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"instruction": ""}, "no instruction"),
+        ({"instruction": ""}, "no instruction in words, but ''"),
+        ({"instruction": " \n"}, "no instruction in words"),
+        ({"instruction": "12"}, "no instruction in words, but '12'"),
+        ({"instruction": "pick_up_the_block"}, "'pick_up_the_block' looks like a file's name"),
+        ({"instruction": "demos/block"}, "looks like a file's name"),
+        ({"instruction": "pick up the block_demo.hdf5"}, "looks like a file's name"),
         ({"actions": np.zeros((5,), np.float32)}, r"actions have shape \[5\]"),
         ({"actions": np.full((5, 4), np.nan, np.float32)}, "actions hold NaN or infinity at frame 0"),
         ({"state": np.full((5, 2), np.inf, np.float32)}, "state hold NaN"),
@@ -69,6 +75,11 @@ def episode(length: int = 5, action_dims: int = 4, **fields: Any) -> Episode:
 def test_a_malformed_episode_is_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DatasetError, match=rf"^file\.hdf5, demo_3: .*{message}"):
         episode(**fields)
+
+
+@pytest.mark.parametrize("instruction", ["wave", "put it on the left.", "pick up moka_pot 2", "把杯子放到盘子上"])
+def test_what_a_robot_may_be_told_is_an_instruction(instruction: str) -> None:
+    assert episode(instruction=instruction).instruction == instruction
 
 
 def openvla_keeps(actions: np.ndarray) -> list[bool]:
@@ -118,19 +129,29 @@ def test_late_frames_are_put_before_their_actions() -> None:
 
 
 def test_grippers_become_robosuites() -> None:
-    openvla = np.array([[0.3, 1], [0.4, 0], [0.5, 0.25]], np.float32)
-    assert robosuite_gripper(openvla, "openvla", "e")[:, 1].tolist() == [-1, 1, 0.5]
-    assert np.array_equal(robosuite_gripper(openvla, "openvla", "e")[:, 0], openvla[:, 0])
-    robosuite = np.array([[0.3, 1], [0.4, -1]], np.float32)
+    shares = np.array([[0.3, 1], [0.4, 0], [0.5, 0.25]], np.float32)
+    assert robosuite_gripper(shares, "openvla", "e")[:, 1].tolist() == [-1, 1, 0.5]
+    assert robosuite_gripper(shares, "droid", "e")[:, 1].tolist() == [1, -1, -0.5]
+    assert np.array_equal(robosuite_gripper(shares, "openvla", "e")[:, 0], shares[:, 0])
+    robosuite = np.array([[0.3, 1], [0.4, -1], [0.5, 0.2]], np.float32)
     assert robosuite_gripper(robosuite, "robosuite", "e") is robosuite
+    assert robosuite_gripper(robosuite, None, "e") is robosuite
+    for other in (shares, robosuite * 40):
+        assert robosuite_gripper(other, "unchanged", "e") is other
 
 
 @pytest.mark.parametrize(
     ("gripper", "convention", "message"),
     [
-        ([0, 1, 1], "robosuite", "e: .*OpenVLA's convention: set read.gripper openvla"),
-        ([-1, 2, 1], "robosuite", "e: the gripper goes from -1.0 to 2.0"),
-        ([-1, 1, 1], "openvla", "e: the gripper goes from -1.0 to 1.0.*try read.gripper robosuite"),
+        ([0, 1, 1], None, "e: the gripper goes from 0 to 1, .*set read.gripper openvla if 1 opens, droid if 1 closes"),
+        ([0, 1, 1], "robosuite", "e: .*set read.gripper openvla"),
+        ([1, 0.66, 0.33], None, "e: the gripper goes from 0.33 to 1, .*set read.gripper openvla"),
+        ([0.5, 0.5, 0.5], None, "e: the gripper goes from 0.5 to 0.5, .*set read.gripper openvla"),
+        ([1, 1, 1], None, "e: the gripper goes from 1 to 1, .*set read.gripper robosuite or openvla if 1 opens"),
+        ([-1, 2, 1], "robosuite", "e: the gripper goes from -1 to 2"),
+        ([0, 255, 1], None, "e: the gripper goes from 0 to 255.*read.gripper unchanged"),
+        ([-1, 1, 1], "openvla", "e: the gripper goes from -1 to 1.*try read.gripper robosuite"),
+        ([-1, 1, 1], "droid", "e: the gripper goes from -1 to 1.*try read.gripper robosuite"),
     ],
 )
 def test_a_gripper_of_another_convention_is_refused(gripper: list[float], convention: Any, message: str) -> None:
@@ -139,10 +160,97 @@ def test_a_gripper_of_another_convention_is_refused(gripper: list[float], conven
         robosuite_gripper(actions, convention, "e")
 
 
+def test_a_set_that_has_shown_its_gripper_may_keep_it_closed() -> None:
+    closed = episode(name="closed", actions=np.full((5, 4), [0.1, 0.2, 0.3, 1], np.float32))
+    assert [e.actions[0, -1] for e in prepared([episode(), closed], ReadConfig())] == [-1, 1]
+    with pytest.raises(DatasetError, match=r"closed: the gripper goes from 1 to 1, .*set read\.gripper robosuite"):
+        list(prepared([closed, episode()], ReadConfig()))
+    assert len(list(prepared([closed, episode()], ReadConfig(gripper="robosuite")))) == 2
+
+
 def test_an_episode_twice_is_refused_with_both_places() -> None:
-    other = episode(name="copy.hdf5, demo_0", instruction="another")
     with pytest.raises(DatasetError, match=r"copy\.hdf5, demo_0 repeats file\.hdf5, demo_3"):
-        list(prepared([episode(), other], filter_noops=True))
+        list(prepared([episode(), episode(name="copy.hdf5, demo_0")], ReadConfig()))
+
+
+def test_the_same_motion_under_other_words_or_pictures_is_another_episode() -> None:
+    lit = {"agentview": 255 - episode().frames["agentview"]}
+    wrist = {"agentview": episode().frames["agentview"], "wrist": lit["agentview"]}
+    others = [episode(instruction="press it"), episode(frames=lit), episode(frames=wrist)]
+    assert len(list(prepared([episode(), *others], ReadConfig()))) == 4
+
+
+def joints(length: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Absolute actions [T, 7], rad, that wander about a pose, and the joints [T, 6] that follow two steps later."""
+    rng = np.random.default_rng(seed)
+    places = np.array([0.4, -1.0, 1.2, 0.2, -0.6, 0.1]) + np.cumsum(
+        rng.normal(scale=0.02, size=(length + 2, 6)), axis=0
+    )
+    gripper = np.where(np.arange(length) < length // 2, -1, 1)
+    return np.column_stack([places[2:], gripper]).astype(np.float32), places[:length].astype(np.float32)
+
+
+def deltas(length: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """LIBERO-like: commands [T, 7] in -1..1 that change slowly, and the pose [T, 6] that they move, 0.05 a unit."""
+    rng = np.random.default_rng(seed)
+    speeds = np.sin(np.arange(length)[:, None] / 15 + rng.uniform(0, 6, 6)) * rng.uniform(0.2, 0.9, 6)
+    pose = np.array([0.2, 0.1, 1.0, 3.1, 0.0, 0.1]) + 0.05 * np.cumsum(speeds, axis=0) - 0.05 * speeds
+    gripper = np.where(np.arange(length) < length // 2, -1, 1)
+    return np.column_stack([speeds, gripper]).astype(np.float32), pose.astype(np.float32)
+
+
+def kind_of(recorded: tuple[np.ndarray, np.ndarray], **options: Any) -> list[Episode]:
+    actions, state = recorded
+    frames = {"agentview": np.zeros((len(actions), 8, 8, 3), np.uint8)}
+    made = episode(actions=actions, state=state, frames=frames, action_kind=ReadConfig(**options).action_kind)
+    return list(prepared([made], ReadConfig(**options)))
+
+
+@pytest.mark.parametrize("told", [{}, {"actions": "delta"}])
+def test_joints_that_the_state_follows_are_no_deltas(told: dict[str, Any]) -> None:
+    message = r"demo_3: the actions are read as delta, but they are absolute: in 6 of the 6 dimensions .* within 0\.00"
+    with pytest.raises(DatasetError, match=message + r".*Set read\.actions to what they are"):
+        kind_of(joints(), **told)
+    assert kind_of(joints(), actions="absolute")
+
+
+def test_joints_beside_another_state_are_asked_about_and_may_be_told() -> None:
+    actions, _ = joints()
+    recorded = actions, np.random.default_rng(1).normal(size=(len(actions), 8)).astype(np.float32)
+    with pytest.raises(DatasetError, match=r"may be absolute: their mean is 1\.\d+ long, \d+ times their median step"):
+        kind_of(recorded)
+    for kind in ("delta", "absolute"):
+        assert kind_of(recorded, actions=kind)
+
+
+def test_deltas_are_deltas_whoever_says_otherwise() -> None:
+    assert kind_of(deltas())
+    assert kind_of(deltas(), actions="delta")
+    with pytest.raises(DatasetError, match=r"read as absolute, but they are deltas: in 6 of the 6 dimensions"):
+        kind_of(deltas(), actions="absolute")
+
+
+@given(st.integers(0, 10_000), st.integers(2, 80), st.sampled_from([joints, deltas]))
+def test_no_episode_contradicts_what_it_is(seed: int, length: int, recorded: Any) -> None:
+    assert kind_of(recorded(length, seed), actions="absolute" if recorded is joints else "delta")
+
+
+def test_a_robot_that_is_told_to_move_on_and_stops_is_not_asked_about() -> None:
+    """A steady push: long deltas, no steps between them; it ends at rest."""
+    actions = np.full((60, 7), [0.5, 0, 0, 0, 0, 0, -1], np.float32)
+    actions[:, 0] += np.random.default_rng(0).normal(scale=0.005, size=60)
+    actions[-3:, :-1] *= 0.01
+    assert kind_of((actions, np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)))
+
+
+def test_absolute_actions_hold_still_where_they_are_and_none_is_a_noop() -> None:
+    actions, state = joints()
+    actions[10:14] = actions[10]
+    actions[20, :-1] = 0  # upright, and no rest
+    (recorded,) = kind_of((actions, state), actions="absolute")
+    assert np.array_equal(recorded.actions, actions)
+    last = decisions(recorded, chunk_length=5, stride=1)[-1]
+    assert np.array_equal(last.actions, np.repeat(actions[-1:], 5, axis=0))
 
 
 def test_chunks_tile_the_episode_and_hold_still_behind_its_end() -> None:
@@ -231,6 +339,7 @@ def test_the_recipe_turns_a_source_into_our_data_set(tmp_path: Path) -> None:
     assert [read[i].instruction[-1] for i in range(7)] == list("0001100")
     info = json.loads((tmp_path / "demos/meta/info.json").read_text())
     assert (info["robot_type"], info["fps"], info["total_episodes"]) == ("panda", 2.5, 3)
+    assert info["action_kind"] == "delta"
     recipe("annotate", {**config, "output": str(tmp_path / "two"), "num_episodes": 2}, tmp_path)
     assert set(dataset.read(tmp_path / "two").episode_index) == {0, 1}
 
@@ -252,7 +361,7 @@ def test_writing_holds_few_episodes_in_memory(tmp_path: Path, monkeypatch: pytes
         return unannotated(Take(index=0, name=recorded.name, decisions=tuple(cut), stride=4, fps=recorded.fps))
 
     def peak(num_episodes: int) -> int:
-        cut = (demonstrations(e) for e in prepared(recorded(num_episodes), filter_noops=True))
+        cut = (demonstrations(e) for e in prepared(recorded(num_episodes), ReadConfig()))
         tracemalloc.start()
         dataset.write(tmp_path / str(num_episodes), cut, robot="panda", fps=5.0)
         size = tracemalloc.get_traced_memory()[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlvla.files import appear_whole, differences, folder_appears_whole, hold
+from rlvla.files import appear_whole, differences, folder_appears_whole, hold, visible
 
 ROOT = Path(__file__).resolve().parents[2]
 REPLACE = """
@@ -105,3 +105,13 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
 def test_differences_name_the_keys() -> None:
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == "b was 2, is 3, c was None, is 4"
     assert differences({"a": 1}, {"a": 1}) == ""
+
+
+def test_hidden_files_are_no_files_of_ours(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache/set"  # itself hidden, which does not matter
+    for name in ("b.x", "a.x", "in/c.x", "._a.x", "in/.c.x", ".ipynb_checkpoints/d.x", ".DS_Store"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert [str(path.relative_to(folder)) for path in visible(folder, "**/*.x")] == ["a.x", "b.x", "in/c.x"]
+    assert [path.name for path in visible(folder, "*.x")] == ["a.x", "b.x"]
+    assert visible(tmp_path / "nowhere", "*.x") == []

@@ -13,7 +13,7 @@ LAYERS = [
     [
         *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "storage", "prompt"),
         *("action_slots", "checkpoint", "ledger", "random_state", "interrupts", "skipping"),
-        *("dataset", "dataset_rows", "dataset_checks", "running_stats", "demonstrations"),
+        *("dataset", "dataset_rows", "dataset_checks", "running_stats", "demonstrations", "action_kind"),
         *("read_hdf5", "read_lerobot", "read_video"),
         *("html_page", "html_picture", "svg_chart"),
     ],

@@ -155,6 +155,23 @@ def test_statistics_of_the_demonstrations_are_those_that_openvla_oft_would_write
     assert least.codec.low == (*actions.min(0)[:2], -1.0)
 
 
+@pytest.mark.parametrize("key", ["demonstrations", ""])
+def test_a_gripper_from_0_to_1_has_no_place_among_openvla_s_action_tokens(
+    folder: Path, tmp_path: Path, key: str
+) -> None:
+    rng = np.random.default_rng(0)
+    chunks = [np.append(rng.uniform(-0.3, 0.2, (2, 2)), [[0.4], [1.0]], axis=1) for _ in range(4)]
+    dataset.write(tmp_path / "demos", [[demonstration(chunk)] for chunk in chunks], robot="test", fps=1.0)
+    demos = dataset.read(tmp_path / "demos")
+    message = (
+        r"gripper_dim is -1, which goes from 0\.4 to 1 in .*demos, .*read\.gripper openvla or droid, or set gripper"
+    )
+    with pytest.raises(ValueError, match=message):
+        start_policy(config(folder, demos, statistics_key=key), demos)
+    cfg = replace(config(folder, demos, statistics_key="demonstrations"), gripper_dim=None)
+    assert start_policy(cfg, demos)[1].codec.gripper_dim is None
+
+
 def test_statistics_by_hand() -> None:
     stats = statistics_of(np.array([[0.0, -1.0], [2.0, 1.0]]), gripper_dim=1)
     assert (stats["mean"], stats["std"]) == ([1.0, 0.5], [1.0, 0.5])

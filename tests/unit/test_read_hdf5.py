@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,11 +179,60 @@ def test_files_of_different_rates_are_not_mixed(tmp_path: Path) -> None:
 
 
 @needs_h5py
+@pytest.mark.parametrize(("is_delta", "kind", "other"), [(True, "delta", "absolute"), (False, "absolute", "delta")])
+def test_the_controller_says_what_the_actions_are(tmp_path: Path, is_delta: bool, kind: Any, other: Any) -> None:
+    import h5py
+
+    file = write_hdf5(tmp_path / "a_demo.hdf5", [raw(0, 5)], official=True)
+    with h5py.File(file, "r+") as handle:
+        settings = {"control_freq": 20, "controller_configs": {"type": "OSC_POSE", "control_delta": is_delta}}
+        handle["data"].attrs["env_args"] = json.dumps({"env_kwargs": settings})
+    assert read(file, replace(BOTH, actions=kind))[0].action_kind == kind
+    with pytest.raises(DatasetError, match=rf"a_demo\.hdf5: .*as {other}, but .* {is_delta}: set read\.actions {kind}"):
+        open_hdf5(file, replace(BOTH, actions=other))
+
+
+@needs_h5py
 def test_a_copied_file_is_refused_with_both_names(tmp_path: Path) -> None:
     file = write_hdf5(tmp_path / TASK, [raw(0, 7)], official=False)
-    (tmp_path / "Z_SCENE1_copy_demo.hdf5").write_bytes(file.read_bytes())
-    with pytest.raises(DatasetError, match=r"Z_SCENE1_copy_demo\.hdf5, demo_0 repeats .*top_drawer_demo\.hdf5, demo_0"):
+    (tmp_path / "Z_SCENE1_close_the_top_drawer_demo.hdf5").write_bytes(file.read_bytes())
+    with pytest.raises(DatasetError, match=r"Z_SCENE1_.*, demo_0 repeats .*KITCHEN_.*_demo\.hdf5, demo_0"):
         read(tmp_path)
+
+
+@needs_h5py
+def test_one_recording_under_other_words_is_read_twice(tmp_path: Path) -> None:
+    file = write_hdf5(tmp_path / TASK, [raw(0, 7)], official=False)
+    (tmp_path / "shut_the_top_drawer_demo.hdf5").write_bytes(file.read_bytes())
+    assert [e.instruction for e in read(tmp_path)] == ["close the top drawer", "shut the top drawer"]
+
+
+@needs_h5py
+def test_hidden_files_are_left_alone(tmp_path: Path) -> None:
+    write_hdf5(tmp_path / ".cache/set" / TASK, [raw(0, 7)], official=False)
+    folder = tmp_path / ".cache/set"  # itself in a hidden folder, as all that lies in a cache
+    (folder / f"._{TASK}").write_bytes(b"\0\5\x16\7" + bytes(4000))
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / TASK).write_bytes(b"old")
+    assert len(read(folder)) == 1
+
+
+@needs_h5py
+@pytest.mark.parametrize("name", ["demo.hdf5", "low_dim_v141.hdf5", "close_the_drawer.hdf5"])
+def test_a_file_that_is_not_called_by_an_instruction_has_none(tmp_path: Path, name: str) -> None:
+    write_hdf5(tmp_path / name, [raw(0, 7)], official=False)
+    with pytest.raises(DatasetError, match=rf"{name}: no instruction: .*<instruction>_demo\.hdf5"):
+        open_hdf5(tmp_path, BOTH)
+    official = write_hdf5(tmp_path / "official" / name, [raw(0, 7)], official=True)
+    assert read(official)[0].instruction == "pick up object 0"
+
+
+@needs_h5py
+@pytest.mark.parametrize("words", ["", " ", "KITCHEN_SCENE10_close_the_top_drawer"])
+def test_words_that_tell_a_robot_nothing_are_refused(tmp_path: Path, words: str) -> None:
+    file = write_hdf5(tmp_path / TASK, [replace(raw(0, 7), instruction=words)], official=True)
+    with pytest.raises(DatasetError, match=rf"_demo\.hdf5: .*instruction.*'{words.strip()}'"):
+        open_hdf5(file, BOTH)  # before anything is read
 
 
 @needs_h5py
@@ -192,7 +242,7 @@ def test_memory_does_not_grow_with_the_episodes(tmp_path: Path) -> None:
 
     def peak(num_episodes: int) -> int:
         episodes = [raw(i, length, side) for i in range(num_episodes)]
-        file = write_hdf5(tmp_path / f"{num_episodes}_demo.hdf5", episodes, official=False)
+        file = write_hdf5(tmp_path / f"{num_episodes}_things_demo.hdf5", episodes, official=False)
         tracemalloc.start()
         for _ in open_hdf5(file, BOTH).episodes:
             pass

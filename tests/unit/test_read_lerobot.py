@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,102 @@ def test_values_reach_the_decisions(tmp_path: Path) -> None:
     assert np.array_equal(second.proprio, RAW[0].state[4])
 
 
+@pytest.mark.parametrize("claimed", [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]])
+def test_rows_are_found_where_they_lie_whatever_the_list_claims(tmp_path: Path, claimed: list[int]) -> None:
+    """LeRobot issue 2401: behind a roll-over the first episode of a file is listed with the file before."""
+    root = write_v3(tmp_path / "set", RAW)  # 0 and 1, 2 and 3, 4
+    table = root / "meta/episodes/chunk-000/file-000.parquet"
+    for episode, number in enumerate(claimed):
+        edit_rows(table, episode, **{"data/file_index": number})
+    assert_same(read(root), RAW)
+
+
+@pytest.mark.parametrize("drift", [(0.3, -0.6, 0.0, 0.4), (0.1, 0.9, 1.7, 2.5)])
+def test_a_drifting_start_gives_no_frame_of_the_neighbour(tmp_path: Path, drift: tuple[float, ...]) -> None:
+    """LeRobot issue 3177: from_timestamp is a sum of durations, and drifts from the frames."""
+    pytest.importorskip("cv2")
+    root = write_v3(tmp_path / "set", FILMS, video=True, per_file=5)
+    table, key = root / "meta/episodes/chunk-000/file-000.parquet", "videos/observation.images.image/from_timestamp"
+    starts = np.cumsum([len(film.actions) for film in FILMS])
+    for episode, (start, frames) in enumerate(zip(starts, drift, strict=False), 1):
+        edit_rows(table, episode, **{key: float(start + frames) / 10})
+    if max(drift) < 1:
+        assert_same(read(root), FILMS, slack=12)
+    else:
+        with pytest.raises(DatasetError, match=r"file-000\.mp4: no frame at 1\.870 s, the episode's from_timestamp"):
+            read(root)
+
+
+def cached(root: Path) -> Path:
+    """A data set moved to where `snapshot_download` puts it: links into `blobs`."""
+    revision = root.parent / "datasets--lab--set/snapshots/0123abcd"
+    blobs = revision.parent.parent / "blobs"
+    blobs.mkdir(parents=True)
+    for number, file in enumerate(sorted(path for path in root.rglob("*") if path.is_file())):
+        link = revision / file.relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(file.rename(blobs / f"{number:040x}"), link.parent))
+    return revision
+
+
+@pytest.mark.parametrize("layout", ["v2.1", "v3.0", "video"])
+def test_a_set_in_the_hub_s_cache_is_read_through_its_links(tmp_path: Path, layout: str) -> None:
+    if layout == "video":
+        pytest.importorskip("cv2")
+        assert_same(read(cached(write_v2(tmp_path / "set", FILMS, video=True))), FILMS, slack=12)
+    else:
+        write = write_v2 if layout == "v2.1" else write_v3
+        assert_same(read(cached(write(tmp_path / "set", RAW))), RAW)
+
+
+@pytest.mark.parametrize("file", ["data/chunk-000/file-000.parquet", "meta/tasks.parquet", "meta/info.json"])
+def test_a_link_that_leads_elsewhere_is_refused(tmp_path: Path, file: str) -> None:
+    root = cached(write_v3(tmp_path / "set", RAW))
+    private = tmp_path / "private"
+    private.write_bytes((root / file).read_bytes())
+    for target in (private, tmp_path / "datasets--lab--other/blobs/0"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(private.read_bytes())
+        (root / file).unlink()
+        (root / file).symlink_to(target)
+        with pytest.raises(
+            DatasetError, match=rf"names a file outside of it, '{file}', which is a link to .*{target.name}"
+        ):
+            read(root)
+
+
+def test_blobs_are_only_for_links_of_the_cache(tmp_path: Path) -> None:
+    root = cached(write_v2(tmp_path / "set", [RAW[0]]))
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").unlink()
+    (root / "meta/info.json").write_text(json.dumps(info | {"data_path": "../../blobs/{episode_index:040d}"}))
+    with pytest.raises(DatasetError, match=r"names a file outside of it, '\.\./\.\./blobs"):
+        read(root)
+    elsewhere = write_v2(tmp_path / "mine/snapshots/1", [RAW[0]])
+    file = elsewhere / "data/chunk-000/episode_000000.parquet"
+    (tmp_path / "mine/blobs").mkdir()
+    file.symlink_to(file.rename(tmp_path / "mine/blobs/0"))
+    with pytest.raises(DatasetError, match=r"names a file outside of it, 'data/.*, which is a link to"):
+        read(elsewhere)
+
+
+def test_hidden_tables_are_left_alone(tmp_path: Path) -> None:
+    root = write_v3(tmp_path / "set", RAW)
+    for folder in ("data/chunk-000", "meta/episodes/chunk-000"):
+        (root / folder / "._file-000.parquet").write_bytes(b"\0\5\x16\7")
+        (root / folder / ".ipynb_checkpoints").mkdir()
+    (root / "data/.ipynb_checkpoints").mkdir()
+    (root / "data/.ipynb_checkpoints/file-000.parquet").write_bytes(b"old")
+    assert_same(read(root), RAW)
+
+
+@pytest.mark.parametrize("words", ["", " \n", "KITCHEN_SCENE1_pick_it_up", "pick_it_up_demo.hdf5"])
+def test_words_that_tell_a_robot_nothing_are_refused(tmp_path: Path, words: str) -> None:
+    root = write_v3(tmp_path / "set", [RAW[0], replace(RAW[1], instruction=words)])
+    with pytest.raises(DatasetError, match=r"file-000\.parquet, episode 1: .*instruction"):
+        read(root)
+
+
 def test_options_choose_turn_align_and_convert(tmp_path: Path) -> None:
     openvla = replace(RAW[0], actions=RAW[0].actions * [1, 1, 1, 1, 1, 1, -0.5] + [0, 0, 0, 0, 0, 0, 0.5])
     root = write_v2(tmp_path / "set", [openvla])
@@ -90,6 +187,10 @@ def test_options_choose_turn_align_and_convert(tmp_path: Path) -> None:
     assert np.array_equal(turned.actions, default.actions[1:])
     with pytest.raises(DatasetError, match=r"episode_000000\.parquet, episode 0: .*read\.gripper openvla"):
         read(root, ReadConfig())
+    (kept,) = read(root, ReadConfig(gripper="unchanged", actions="absolute"))
+    assert np.array_equal(kept.actions, openvla.actions)
+    (last,) = decisions(kept, chunk_length=9, stride=7)
+    assert np.array_equal(last.actions[6:], openvla.actions[[6, 6, 6]])
 
 
 def test_noops_are_dropped_unless_told_otherwise(tmp_path: Path) -> None:

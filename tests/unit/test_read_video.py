@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rlvla.dataset import DatasetError
-from rlvla.read_video import FrameReader, decode_opencv, decode_pyav
+from rlvla.read_video import FrameReader, decode_opencv, decode_pyav, first_frames
 from tests.unit.recorded import FPS, write_video
 
 has_pyav = importlib.util.find_spec("av") is not None
@@ -47,7 +47,7 @@ def test_frames_come_with_their_times_and_colours(
 def test_stretches_are_found_forwards_backwards_and_with_gaps(video: Path) -> None:
     reader = FrameReader()
     for first, number in ((0, 3), (3, 2), (8, 4), (1, 2), (1, 2)):
-        greys = reader.take(video, first / FPS, number, FPS)[:, 32, 32, 0].astype(int)
+        greys = reader.take(video, first, first / FPS, number, FPS)[:, 32, 32, 0].astype(int)
         assert np.abs(greys - GREYS[first : first + number]).max() <= 8
 
 
@@ -60,16 +60,64 @@ def test_a_file_is_decoded_once_for_all_its_episodes(video: Path) -> None:
 
     reader = FrameReader(counting)
     for first in (0, 4, 8):
-        reader.take(video, first / FPS, 4, FPS)
+        reader.take(video, first, first / FPS, 4, FPS)
     assert opened == [video]
 
 
-def test_a_time_between_frames_takes_the_nearest_and_beyond_the_end_is_an_error(video: Path) -> None:
-    reader = FrameReader()
-    grey = int(reader.take(video, 0.34, 1, FPS)[0, 32, 32, 0])
-    assert abs(grey - GREYS[3]) <= 8
-    with pytest.raises(DatasetError, match=r"v\.mp4: no frame at 1\.200 s"):
-        reader.take(video, 1.1, 2, FPS)
+def film(times: Sequence[float]) -> FrameReader:
+    """A reader of a video whose frame i shows i and is at `times[i]`, in frames."""
+
+    def decode(file: Path) -> Iterator[tuple[float, np.ndarray]]:
+        for number, time in enumerate(times):
+            yield time / FPS, np.full((2, 2, 3), number, np.uint8)
+
+    return FrameReader(decode)
+
+
+def taken(reader: FrameReader, file: Path, first: int, start: float, number: int) -> list[int]:
+    return reader.take(file, first, start / FPS, number, FPS)[:, 0, 0, 0].tolist()
+
+
+def test_a_number_says_which_frame_whatever_the_container_rounds(video: Path) -> None:
+    drifting = film([number * 1.02 for number in range(60)])
+    assert taken(drifting, video, 0, 0, 5) == [0, 1, 2, 3, 4]
+    assert taken(drifting, video, 50, 50.3, 5) == [50, 51, 52, 53, 54]  # at 51 of the clock
+
+
+def test_frames_that_may_be_others_are_refused(video: Path) -> None:
+    lost = [0, 1, 2, 4, 5, 6, 7, 8]  # the fourth is not there
+    with pytest.raises(DatasetError, match=r"v\.mp4: no frame at 0\.300 s: the one that should be is at 0\.400 s"):
+        taken(film(lost), video, 0, 0, 5)
+    with pytest.raises(DatasetError, match=r"v\.mp4: no frame at 0\.500 s, the episode's from_timestamp"):
+        taken(film(lost), video, 5, 5, 2)
+    with pytest.raises(DatasetError, match=r"v\.mp4: no frame at 0\.800 s: the video has 8 frames"):
+        taken(film(range(8)), video, 7, 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("starts", "numbers"),
+    [
+        ([0, 6, 12, 18], [0, 6, 12, 18]),
+        ([0, 6.3, 11.4, 18], [0, 6, 12, 18]),  # late, then early
+        ([0, 6.8, 13.6, 20.4], [0, 6, 12, 18]),  # ever later: durations that were added up
+        ([5, 11, 20, 30], [5, 11, 20, 30]),  # episodes between them are not listed
+        ([0.04, 6.02, 20.01, 25.97], [0, 6, 20, 26]),
+    ],
+)
+def test_episodes_begin_where_the_ones_before_them_end(starts: list[float], numbers: list[int]) -> None:
+    assert first_frames([start / FPS for start in starts], [6, 6, 6, 6], FPS, "v") == numbers
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        ([0, 6, 20.4, 26.4], r"v: episode 2 of the file has from_timestamp 2\.0400 s, which is frame 20\.40, but"),
+        ([0, 6, 11, 17], r"v: episode 2 .* frame 11\.00, but the one before ends with frame 12\.00"),
+    ],
+)
+def test_starts_that_contradict_the_lengths_are_refused(starts: list[float], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        first_frames([start / FPS for start in starts], [6, 6, 6, 6], FPS, "v")
 
 
 def test_av1_without_pyav_says_what_to_do(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from gymnasium.utils.env_checker import check_env as check_gymnasium_env
 
 pytest.importorskip("mujoco")
 
+from rlvla_envs.spec import scene_of
 from rlvla_envs.tabletop import TabletopEnv, policy_view
 from rlvla_envs.tabletop_camera import NATIVE_SIZE, TopCamera
-from rlvla_envs.tabletop_expert import expert_chunk
+from rlvla_envs.tabletop_expert import expert_chunk, play
 from rlvla_envs.tabletop_scene import BADGES, TASKS, Scene, sample_layout
 
 FIRST_EVALUATE_ID = 1_000_000
@@ -50,6 +51,18 @@ def test_expert_solves_the_task(env: TabletopEnv, task: str) -> None:
         start(env, task, init_state_id)
         successes.append(run_expert(env)[0])
     assert np.mean(successes) >= 0.98
+
+
+def test_a_decision_means_its_whole_chunk_however_often_decisions_come(env: TabletopEnv) -> None:
+    task, rng = env.task_names.index("pick"), np.random.default_rng(0)
+    sparse, dense = (play(env, task, 0, chunk_length=5, stride=stride, rng=rng) for stride in (5, 1))
+    assert sparse is not None
+    assert dense is not None
+    for number, decision in enumerate(sparse):
+        same = dense[5 * number]
+        assert np.array_equal(same.actions, decision.actions)
+        assert scene_of(same).intention == scene_of(decision).intention
+    assert scene_of(dense[4]).intention.split(", then ")[1].startswith("grasp")  # one step on, but in its chunk
 
 
 def test_press_takes_one_chunk(env: TabletopEnv) -> None:
