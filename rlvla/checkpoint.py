@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +37,31 @@ def appear_sealed(path: Path) -> Iterator[Path]:
         write_json(aside / MANIFEST, {"sha256": _digests(aside, _content(aside))})
     sync(path.parent)
     sync(path.parent.parent)  # who may have got `path.parent` just now
+
+
+def seen(folder: Path) -> dict[str, int]:
+    """The files of a folder, as they are seen from this machine: bytes by relative path."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in _content(folder)}
+
+
+def require_seen(folder: Path, written: Mapping[str, Mapping[str, int]]) -> None:
+    """Look whether what several processes wrote into a folder is all here, before it is sealed.
+
+    Args:
+        folder: to be sealed.
+        written: what each of them has `seen` in the folder of that name on its machine, by who and where it is.
+
+    Raises:
+        OSError: a file is not here, or of another size; the message says who wrote it.
+    """
+    for who, files in written.items():
+        for name, size in files.items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != size:
+                raise OSError(
+                    f"{name} of {who} ({size} bytes) is not in {folder} here, so that nobody could go on from it: "
+                    "`output` must be a folder that all nodes share"
+                )
 
 
 def damage(folder: Path) -> str:

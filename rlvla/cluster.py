@@ -13,12 +13,13 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray.exceptions import RayActorError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import remove_placement_group
 
+from rlvla.checkpoint import require_seen, seen
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
-from rlvla.dispatch import Dispatcher, get_all, wait_for
+from rlvla.dispatch import GRACE_S, Dispatcher, NoAnswerError, Watch, get_all, wait_for
 from rlvla.interrupts import kept_handlers
+from rlvla.placement import Place, place, reserve
 from rlvla.prompt import vllm_obstacle
 from rlvla.rollout import Job, RolloutActor, SamplerActor, most_images
 from rlvla.types import Group, Trajectory
@@ -30,8 +31,12 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_I
 """Likewise on one machine: what learner ranks and vLLM's workers tell each other stays on it."""
 
 
+CLOSE_S = 60.0
+"""That actors may take to end by themselves; then they are killed."""
+
+
 class ProcessLostError(RuntimeError):
-    """A process died, or could not start, and the run cannot go on without it: the message says which."""
+    """A process died, hangs or could not start, and the run cannot go on without it: the message says which."""
 
 
 class LearnerActor:
@@ -75,9 +80,19 @@ class LearnerActor:
         """Run a method of the learner."""
         return getattr(self._learner, method)(*args)
 
-    def weights(self) -> Any:
-        """See `Learner.weights`."""
-        return self.call("weights")
+    def write(self, method: str, folder: Path) -> tuple[str, dict[str, int]]:
+        """Run a method of the learner that fills a folder; the node, and what is `seen` from it once all ranks have."""
+        self.call(method, folder)
+        return ray.util.get_node_ip_address(), seen(folder)
+
+    def weights(self) -> list[Any]:
+        """A reference to what `Learner.weights` returns; in a list, as Ray would fetch what it refers to else."""
+        return [ray.put(self.call("weights"))]
+
+    @ray.method(concurrency_group="probe")
+    def is_alive(self) -> bool:
+        """True, also while another method runs or waits for other ranks."""
+        return True
 
 
 class Cluster:
@@ -95,40 +110,44 @@ class Cluster:
         if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
             raise ValueError(reason)
         max_images = most_images(cfg.env, cfg.episode)
-        self._owns_ray = start_ray(config)
         num_learners = config.num_learners if isinstance(cfg, GRPOConfig) else 0
-        self._bundles = _bundles(config, num_learners)
-        self.placement = _reserve(self._bundles, config, reserved(config, num_learners))
-        self._next_bundle = 0
-        self._max_restarts = config.max_restarts
+        placement = place(config, num_learners)
+        self._owns_ray = start_ray(config)
+        self.placement = reserve(placement, config)
+        self._config = config
         self._policy_version = 0
         self._names: dict[str, str] = {}
+        self._watch = Watch(config.actor_deadline_s, self._names)
         model = cfg.model.resolve()
+        names = [f"sampler-{i}-{self.placement.id.hex()}" for i in range(config.num_samplers)]
         self.samplers = [
             self._actor(
                 SamplerActor,
+                at,
                 model,
                 cfg.sampler,
+                name=name,
                 max_images=max_images,
                 max_model_len=cfg.episode.max_turn_tokens + 1,  # behind a block of actions vLLM wants to sample a token
                 seed=cfg.seed,
             )
-            for _ in range(config.num_samplers)
+            for name, at in zip(names, placement.samplers, strict=True)
         ]
         self._rollout_actors = [
             self._actor(
                 RolloutActor,
-                self.samplers[i % config.num_samplers],
+                at,
+                names[i % config.num_samplers],
                 model,
                 cfg.env,
                 cfg.episode,
                 num_envs=config.envs_per_actor,
                 envs_per_process=config.envs_per_process,
             )
-            for i in range(config.num_rollout_actors)
+            for i, at in enumerate(placement.rollout_actors)
         ]
-        self._dispatcher = Dispatcher(self._rollout_actors, self._revive_samplers)
-        self._learners: list[Any] = [self._actor(LearnerActor) for _ in range(num_learners)]
+        self._dispatcher = Dispatcher(self._rollout_actors, self._revive_samplers, self._watch)
+        self._learners: list[Any] = [self._actor(LearnerActor, at) for at in placement.learners]
         try:
             self._wait_until_started(cfg)
         except BaseException:
@@ -138,17 +157,18 @@ class Cluster:
     def _wait_until_started(self, cfg: GRPOConfig | EvaluateConfig) -> None:
         with self._naming_the_dead():
             if isinstance(cfg, GRPOConfig):
-                master = ray.get(self._learners[0].address.remote())
+                (master,) = get_all([self._learners[0].address.remote()], self._config.learner_deadline_s)
                 world = len(self._learners)
                 get_all(
                     [
                         learner.start.remote(cfg, rank=rank, world=world, master=master)
                         for rank, learner in enumerate(self._learners)
-                    ]
+                    ],
+                    self._config.learner_deadline_s,
                 )
             # What keeps an actor from starting is told now, not in the first rollout.
             self._revive_samplers()
-            ray.get([wait_for(actor.is_ready) for actor in self._rollout_actors])
+            self._watch.look(self._rollout_actors)
 
     def __enter__(self) -> Cluster:
         return self
@@ -158,23 +178,17 @@ class Cluster:
             self._close_actors()
         self._end()
 
-    def _actor(self, cls: type, *args: Any, **kwargs: Any) -> Any:
-        """Start `cls` as an actor on the next bundle."""
-        bundle = self._bundles[self._next_bundle]
-        options = {
-            "num_cpus": bundle["CPU"],
-            "num_gpus": bundle.get("GPU", 0),
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self.placement, placement_group_bundle_index=self._next_bundle
-            ),
-        }
+    def _actor(self, cls: type, at: Place, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
+        """Start `cls` as an actor in its place."""
+        options = at.options(self.placement)
         if cls is SamplerActor:  # every episode of every rollout actor may wait for it at once
-            options["max_concurrency"] = 10_000
-        if cls is not LearnerActor:  # a rank that is started anew would not find its way into the process group
-            options["max_restarts"] = self._max_restarts
-        actor = ray.remote(cls).options(**options).remote(*args, **kwargs)
-        self._names[actor._actor_id.hex()] = f"{cls.__name__} (cluster bundle {self._next_bundle})"
-        self._next_bundle += 1
+            options |= {"max_concurrency": 10_000, "name": name}
+        if cls is LearnerActor:
+            options["concurrency_groups"] = {"probe": 1}
+        else:  # a rank that is started anew would not find its way into the process group
+            options["max_restarts"] = self._config.max_restarts
+        actor = ray.remote(**options)(cls).remote(*args, **kwargs)
+        self._names[actor._actor_id.hex()] = f"{cls.__name__} (cluster bundle {at.bundle})"
         return actor
 
     def play(self, jobs: Sequence[Job]) -> list[Trajectory]:
@@ -203,11 +217,20 @@ class Cluster:
 
     def _revive_samplers(self) -> None:
         """Return when every sampler serves the current weights: the checkpoint's, or those of the last `sync`."""
-        is_open = ray.get([wait_for(sampler.is_open) for sampler in self.samplers])
-        closed = [sampler for sampler, serves in zip(self.samplers, is_open, strict=True) if not serves]
-        if self._policy_version and closed:
-            sync_weights(self._learners, closed, self._policy_version)
-        ray.get([wait_for(sampler.open) for sampler in closed if not self._policy_version])
+        while stale := self._stale_samplers():
+            if self._policy_version:
+                self._give_weights(stale)
+            else:
+                opening = [wait_for(sampler.open) for sampler in stale]
+                ray.get(ray.wait(opening, num_returns=len(opening), timeout=self._config.actor_deadline_s)[0])
+
+    def _stale_samplers(self) -> list[Any]:
+        serving = zip(self.samplers, self._watch.look(self.samplers), strict=True)
+        return [sampler for sampler, version in serving if version != self._policy_version]
+
+    def _give_weights(self, samplers: Sequence[Any]) -> None:
+        deadlines = {key: getattr(self._config, key) for key in ("learner_deadline_s", "actor_deadline_s")}
+        sync_weights(self._learners, samplers, self._policy_version, **deadlines)
 
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """One learner step over all ranks; rank 0's metrics.
@@ -215,47 +238,67 @@ class Cluster:
         Raises:
             ProcessLostError: a rank died.
         """
-        return self._all_learners("step", ray.put(list(groups)))
+        return self._all_learners("call", "step", ray.put(list(groups)))[0]
 
     def sync(self, policy_version: int) -> None:
         """Give the samplers the learner's weights; raises ProcessLostError as `learn` and `stream` do."""
         self._policy_version = policy_version
         with self._naming_the_dead():
-            sync_weights(self._learners, self.samplers, policy_version)
+            self._give_weights(self.samplers)
+            self._revive_samplers()
 
     def save(self, path: Path) -> None:
-        """Write the policy in Hugging Face format."""
-        self._all_learners("save", path.resolve())
+        """Write the policy in Hugging Face format; errors as of `save_state`."""
+        self._write("save", path.resolve())
 
     def save_state(self, path: Path) -> None:
-        """Write all that an exact resume needs of the learner."""
-        self._all_learners("save_state", path.resolve())
+        """Write all that an exact resume needs of the learner.
+
+        Raises:
+            OSError: what a rank has written is not there as seen from here; the message names rank, node and file.
+        """
+        self._write("save_state", path.resolve())
 
     def load_state(self, path: Path) -> None:
         """Go on from `save_state`."""
-        self._all_learners("load_state", path.resolve())
+        self._all_learners("call", "load_state", path.resolve())
 
-    def _all_learners(self, method: str, *args: Any) -> Any:
+    def _write(self, method: str, folder: Path) -> None:
+        written = self._all_learners("write", method, folder)
+        require_seen(folder, {f"learner rank {i} on {node}": files for i, (node, files) in enumerate(written)})
+
+    def _all_learners(self, method: str, *args: Any) -> list[Any]:
         with self._naming_the_dead():
-            return get_all([learner.call.remote(method, *args) for learner in self._learners])[0]
+            calls = [getattr(learner, method).remote(*args) for learner in self._learners]
+            return get_all(calls, self._config.learner_deadline_s)
 
     @contextmanager
     def _naming_the_dead(self) -> Iterator[None]:
-        """Raise ProcessLostError where Ray says that an actor is gone for good."""
+        """Raise ProcessLostError where Ray says that an actor is gone for good, or a learner hangs."""
+        again = "start the same command again, and the run resumes from its last checkpoint"
         try:
             yield
+        except NoAnswerError as error:
+            names = ", ".join(self._hung_learners())
+            raise ProcessLostError(f"{names}: {error} (cluster.learner_deadline_s): {again}") from error
         except RayActorError as error:
             name = self._names.get(str(error.actor_id), "an actor")
             if error.actor_init_failed:
                 raise ProcessLostError(f"{name} could not start: {error}") from error
             if name.startswith(LearnerActor.__name__):
-                raise ProcessLostError(
-                    f"{name} died: start the same command again, and the run resumes from its last checkpoint. {error}"
-                ) from error
+                raise ProcessLostError(f"{name} died: {again}. {error}") from error
+            reason = self._watch.reasons.get(str(error.actor_id), "its log says why")
             raise ProcessLostError(
-                f"{name} died more than {self._max_restarts} times (cluster.max_restarts): look into its log, then "
-                f"start the same command again, and the run resumes from its last checkpoint. {error}"
+                f"{name} died more than {self._config.max_restarts} times (cluster.max_restarts): {reason}. Once that is "
+                f"mended, {again}. {error}"
             ) from error
+
+    def _hung_learners(self) -> list[str]:
+        """Names of the learners that do not even say that they are alive; of all, where each waits for another."""
+        probes = [learner.is_alive.remote() for learner in self._learners]
+        alive = ray.wait(probes, num_returns=len(probes), timeout=GRACE_S)[0]
+        hung = [learner for learner, probe in zip(self._learners, probes, strict=True) if probe not in alive]
+        return [self._names[learner._actor_id.hex()] for learner in hung or self._learners]
 
     def close(self) -> None:
         """End every actor, give the reservation back, and end Ray if we started it."""
@@ -265,7 +308,7 @@ class Cluster:
     def _close_actors(self) -> None:
         closing = [actor.close.remote() for actor in (*self._rollout_actors, *self.samplers)]
         closing += [learner.call.remote("close") for learner in self._learners]
-        for closed in closing:
+        for closed in ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)[0]:
             with suppress(RayActorError):  # one that has died has nothing left to close
                 ray.get(closed)
 
@@ -315,35 +358,3 @@ def _require_answer(address: str) -> None:
             f"cluster.address is {address!r}, where nothing answers ({error}): start Ray there (ray start --head), or "
             "let the run start its own with cluster.address local"
         ) from error
-
-
-def reserved(config: ClusterConfig, num_learners: int) -> dict[str, float]:
-    """CPUs and GPUs that all actors reserve together, by Ray's names."""
-    counts = (config.num_samplers, config.num_rollout_actors, num_learners)
-    amounts = {
-        "CPU": (config.sampler_cpus, config.rollout_cpus, config.learner_cpus),
-        "GPU": (config.sampler_gpus, 0.0, config.learner_gpus),
-    }
-    return {kind: sum(n * amount for n, amount in zip(counts, each, strict=True)) for kind, each in amounts.items()}
-
-
-def _bundles(config: ClusterConfig, num_learners: int) -> list[dict[str, float]]:
-    """What each actor reserves, in the order in which `Cluster` starts them."""
-    sampler = {"CPU": config.sampler_cpus, "GPU": config.sampler_gpus}
-    rollout = {"CPU": config.rollout_cpus}
-    learner = {"CPU": config.learner_cpus, "GPU": config.learner_gpus}
-    bundles = [sampler] * config.num_samplers + [rollout] * config.num_rollout_actors + [learner] * num_learners
-    return [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
-
-
-def _reserve(bundles: list[dict[str, float]], config: ClusterConfig, wanted: dict[str, float]) -> PlacementGroup:
-    there = ray.cluster_resources()
-    if any(amount > there.get(name, 0) for name, amount in wanted.items()):
-        raise RuntimeError(
-            f"the config reserves {wanted}, the Ray cluster has CPU {there.get('CPU', 0)}, GPU {there.get('GPU', 0)}: "
-            f"lower cluster.*_cpus / *_gpus or the number of actors, or join a larger cluster (cluster.address)"
-        )
-    group = placement_group(bundles, strategy=config.placement)
-    if not group.wait(60):
-        raise RuntimeError(f"Ray could not place {bundles} with cluster.placement {config.placement} within 60 s")
-    return group

@@ -159,7 +159,14 @@ class ClusterConfig:
     """Envs in each process that a rollout actor starts for them. Together they take less memory (an env of the tabletop
     33 MB alone, 17 MB among 8); but one that hangs costs the others' episodes too, which are then played again."""
     max_restarts: NonNegativeInt = 3
-    """Times that each sampler and rollout actor is started anew in a run after its process died; then the run ends."""
+    """Times that each sampler and rollout actor is started anew in a run after it died, failed or hung; then the run
+    ends."""
+    actor_deadline_s: PositiveFloat = 900.0
+    """Seconds in which a sampler or rollout actor starts or answers anybody at all, and a sampler takes new weights;
+    else it is ended and started anew. Ours: loading 7B weights and capturing graphs takes minutes."""
+    learner_deadline_s: PositiveFloat = 3600.0
+    """Seconds in which all learner ranks start, learn from a step, gather their weights or write a state; else the run
+    ends. Ours: a step on 512 trajectories with a 7B policy takes up to about half an hour on 4 GPUs."""
     num_learners: PositiveInt = 1
     """DeepSpeed ranks."""
     sampler_cpus: NonNegativeFloat = 0.5
@@ -169,9 +176,10 @@ class ClusterConfig:
     learner_cpus: NonNegativeFloat = 0.5
     """Ray CPUs that a learner rank reserves."""
     sampler_gpus: NonNegativeFloat = 0.0
-    """Ray GPUs that a sampler reserves; 0.5 with `learner_gpus: 0.5` colocates the two on one GPU."""
+    """Ray GPUs that a sampler reserves, all on one node: `sampler.tensor_parallel_size`, or a share of one."""
     learner_gpus: NonNegativeFloat = 0.0
-    """Ray GPUs that a learner rank reserves."""
+    """Ray GPUs that a learner rank reserves: 1, or a share, which colocates it: then each rank has a GPU together with
+    one sampler, whose share is the rest (0.5 and 0.5). It takes as many samplers as learners."""
     threads: PositiveInt = 2
     """OpenMP threads of a learner rank on the CPU."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -30,17 +32,25 @@ def wait_for(method: Any, *args: Any) -> Any:
     return method.options(max_task_retries=-1).remote(*args)
 
 
-def get_all(calls: Sequence[Any]) -> list[Any]:
+class NoAnswerError(RuntimeError):
+    """Calls that need each other have not all returned in time: one of their actors hangs."""
+
+
+def get_all(calls: Sequence[Any], deadline_s: float) -> list[Any]:
     """What calls that need each other return.
 
     Raises:
         RayActorError: an actor died. At once, since the others may wait for it forever, or may have failed for that
             reason with an error that says less.
+        NoAnswerError: after `deadline_s` not all have returned.
         Exception: what a call raised.
     """
     waiting = list(calls)
+    until = time.monotonic() + deadline_s
     while waiting:
-        ended, waiting = ray.wait(waiting, num_returns=1)
+        ended, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, until - time.monotonic()))
+        if not ended:
+            raise NoAnswerError(f"no answer within {deadline_s:g} s")
         try:
             ray.get(ended)
         except RayTaskError:
@@ -49,6 +59,50 @@ def get_all(calls: Sequence[Any]) -> list[Any]:
                     ray.get(late)
             raise
     return ray.get(list(calls))
+
+
+class Watch:
+    """Ends actors that are of no more use, so that Ray starts them anew, `cluster.max_restarts` times.
+
+    Args:
+        deadline_s: within which an actor must say how it fares, started anew a moment ago or not.
+        names: of the actors by id, for messages.
+    """
+
+    def __init__(self, deadline_s: float, names: Mapping[str, str]) -> None:
+        self._deadline_s, self._names = deadline_s, names
+        self.reasons: dict[str, str] = {}
+        """Why an actor was ended last, by its id."""
+
+    def look(self, actors: Sequence[Any]) -> list[Any]:
+        """Ask each for its `status` (why it is of no more use or nothing, whatever else it says).
+
+        Returns:
+            What else each says; None of one that is ended now, since it gave a reason, or hangs and gave no answer.
+
+        Raises:
+            ActorDiedError: one has died more often than it is started anew.
+        """
+        calls = [wait_for(actor.status, self._deadline_s) for actor in actors]
+        answered = ray.wait(calls, num_returns=len(calls), timeout=self._deadline_s)[0]
+        said = []
+        for actor, call in zip(actors, calls, strict=True):
+            silence = f"it has not answered for {self._deadline_s:g} s (cluster.actor_deadline_s)"
+            reason, rest = ray.get(call) if call in answered else (silence, None)
+            if reason:
+                self.end(actor, reason)
+            said.append(None if reason else rest)
+        return said
+
+    def end(self, actor: Any, reason: str) -> None:
+        """End an actor; returns when its process takes no more calls: the next ones are its successor's."""
+        id_ = actor._actor_id.hex()
+        self.reasons[id_] = reason
+        warnings.warn(f"{self._names[id_]} is ended and started anew: {reason}", stacklevel=2)
+        end = actor.wait_end.remote()
+        ray.kill(actor, no_restart=False)
+        with suppress(RayActorError):
+            ray.get(end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +124,13 @@ class Dispatcher:
     Args:
         actors: RolloutActor handles that Ray starts anew when they die.
         revive_samplers: returns when every sampler serves the current weights; cheap when all do.
+        watch: of these actors.
     """
 
-    def __init__(self, actors: Sequence[Any], revive_samplers: Callable[[], None]) -> None:
+    def __init__(self, actors: Sequence[Any], revive_samplers: Callable[[], None], watch: Watch) -> None:
         self._actors = actors
         self._revive_samplers = revive_samplers
+        self._watch = watch
         self.resampled: list[Job] = []
         """Jobs that were given out again, once for each time."""
 
@@ -91,6 +147,8 @@ class Dispatcher:
             ready = ray.wait([share.stream for share in shares], num_returns=1, timeout=SILENCE_S)[0]
             if not ready:
                 self._revive_samplers()
+                lives = self._watch.look([share.actor for share in shares])
+                shares = [share if alive else self._restart(share) for share, alive in zip(shares, lives, strict=True)]
                 continue
             share = next(share for share in shares if share.stream is ready[0])
             try:
@@ -102,7 +160,7 @@ class Dispatcher:
                 if isinstance(error, RayTaskError):  # raised in the actor, which lives: its sampler is gone for good
                     raise
                 if isinstance(error, ActorUnavailableError):  # it may live, and play on in the same envs
-                    ray.kill(share.actor, no_restart=False)
+                    self._watch.end(share.actor, f"it cannot be reached: {error}")
                 shares.remove(share)
                 shares.append(self._restart(share))
                 continue
@@ -116,7 +174,8 @@ class Dispatcher:
 
     def _restart(self, share: _Share) -> _Share:
         """Give what a dead rollout actor had not finished to its successor."""
-        ray.get(wait_for(share.actor.is_ready))
+        while self._watch.look([share.actor]) == [None]:  # its successor, too, hangs
+            pass
         self.resampled += share.unfinished.values()
         return _start(share.actor, share.unfinished)
 

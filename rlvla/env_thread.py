@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -27,12 +28,20 @@ class EnvThread:
         self._make_env = make_env
         self._env: Simulator | None = None
         self._executor = ThreadPoolExecutor(max_workers=1)
+        self._busy_since: float | None = None
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the call that its thread is in, 0 where there is none."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     async def call(self, function: Callable[[Simulator], T]) -> T:
         """Run `function(env)` in the env's thread; raises EnvCrashError, after which the next call makes a new env."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, function)
 
     def _run(self, function: Callable[[Simulator], T]) -> T:
+        self._busy_since = time.monotonic()
         try:
             if self._env is None:
                 self._env = self._make_env()
@@ -43,6 +52,8 @@ class EnvThread:
         except Exception as error:  # the one intended catch: whatever a simulator, or a tool, raises
             self._env = None
             raise EnvCrashError(f"{type(error).__name__}: {error}") from error
+        finally:
+            self._busy_since = None
 
     def close(self) -> None:
         """Close the env in its thread and end the thread."""

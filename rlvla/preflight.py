@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from rlvla.annotation.run import SERVER
-from rlvla.cluster import reserved
 from rlvla.config import AnnotateConfig, ClusterConfig, EnvConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.files import differences
 from rlvla.metrics import require_sinks
+from rlvla.placement import reserved
 from rlvla.plugins import resolve
 from rlvla.prompt import PolicyProcessor, vllm_obstacle
 from rlvla.rollout import make_env, task_ids, trial_states
@@ -120,13 +120,13 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
             f"sampler.tensor_parallel_size is {tensor_parallel_size}, cluster.sampler_gpus {cluster.sampler_gpus}: "
             "an engine needs a GPU for each"
         )
+    wanted = reserved(cluster, num_learners)
     import ray
 
     if cluster.address != "local" or ray.is_initialized():
         return  # the cluster that is joined says itself what it has
     import torch
 
-    wanted = reserved(cluster, num_learners)
     for kind, name, there in (("CPU", "cpus", os.cpu_count() or 1), ("GPU", "gpus", torch.cuda.device_count())):
         if wanted[kind] > there:
             raise ValueError(
@@ -134,6 +134,12 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
                 f"{num_learners} learners reserve {wanted[kind]:g} {name}, this machine has {there}: lower "
                 f"cluster.*_{name} or their numbers, or join a larger cluster (cluster.address)"
             )
+    if num_learners > 1 and not cluster.learner_gpus and (num_gpus := torch.cuda.device_count()):
+        raise ValueError(
+            f"cluster.learner_gpus is 0: all {num_learners} learner ranks would take the first of this machine's "
+            f"{num_gpus} GPUs, which NCCL refuses: give each one (cluster.learner_gpus 1), or hide them "
+            "(CUDA_VISIBLE_DEVICES=)"
+        )
 
 
 def _check_env(config: EnvConfig, evaluation: EvaluateConfig | None = None) -> None:

@@ -7,14 +7,17 @@ batches over all of them and a finished env takes the next episode at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayActorError
+import ray
+from ray.exceptions import RayActorError, RayTaskError
 
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, SamplerConfig
 from rlvla.env_process import EnvPool
@@ -32,18 +35,21 @@ class SamplerClosedError(RuntimeError):
 
 
 class SamplerLostError(RuntimeError):
-    """The sampler died under a request; the episode can be played again when it is back."""
+    """The sampler died or failed under a request; the episode can be played again when it is back."""
 
 
 class SamplerActor:
     """The sampler that `sampler.backend` names as a Ray actor; the limits are vLLM's.
 
     It serves from `open` or the first `load_weights` on. Started anew by Ray, it holds the weights of the checkpoint on
-    the disk, which may be old ones.
+    the disk, which may be old ones. Once its engine has failed, it serves no more, and `status` says why.
     """
 
     def __init__(self, model: Path, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int) -> None:
         self._opened = asyncio.Event()
+        self._policy_version = 0
+        self._failure = ""
+        self._num_asked, self._asked_since = 0, 0.0
         if config.backend == "transformers":
             import torch
             from transformers.utils import logging
@@ -66,27 +72,58 @@ class SamplerActor:
         )
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
-        """See `protocols.Sampler`; raises SamplerClosedError before it is opened."""
+        """See `protocols.Sampler`; raises SamplerClosedError before it is opened, ValueError of a wrong request."""
         if not self._opened.is_set():
             raise SamplerClosedError("the sampler waits for its weights")
-        return await self._sampler.sample(request)
+        with self._asked():
+            return await self._sampler.sample(request)
 
     async def load_weights(self, weights: dict[str, np.ndarray], policy_version: int) -> None:
-        """Take new weights between two requests, without a restart, and serve."""
-        await asyncio.to_thread(self._sampler.load_weights, weights, policy_version)
+        """Take new weights between two requests, without a restart, and serve; raises ValueError of wrong weights."""
+        with self._asked():
+            await asyncio.to_thread(self._sampler.load_weights, weights, policy_version)
+        self._policy_version = policy_version
         self._opened.set()
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """Note since when the engine answers nobody who asks, and why it failed: all but a ValueError is its fault."""
+        if not self._num_asked:
+            self._asked_since = time.monotonic()
+        self._num_asked += 1
+        try:
+            yield
+        except ValueError:
+            raise
+        except Exception as error:
+            self._failure = self._failure or f"{type(error).__name__}: {error}"
+            self._opened.clear()
+            raise
+        finally:
+            self._num_asked -= 1
+            self._asked_since = time.monotonic()
 
     async def open(self) -> None:
         """Serve with the weights of the checkpoint."""
         self._opened.set()
 
-    async def is_open(self) -> bool:
-        """Whether it serves."""
-        return self._opened.is_set()
+    async def status(self, deadline_s: float) -> tuple[str, int]:
+        """Why it is of no more use, if it is, and the policy version that it serves; -1 before it serves.
+
+        Args:
+            deadline_s: an engine that answers none of those who ask for so long hangs.
+        """
+        if not self._failure and self._num_asked and time.monotonic() - self._asked_since > deadline_s:
+            return f"its engine answers nobody for {deadline_s:g} s (cluster.actor_deadline_s)", -1
+        return self._failure, self._policy_version if self._opened.is_set() else -1
 
     async def wait_open(self) -> None:
         """Return when it serves."""
         await self._opened.wait()
+
+    async def wait_end(self) -> None:
+        """Never return: who waits learns of the end of the process."""
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
         """End the sampler."""
@@ -100,10 +137,15 @@ class RaySampler:
         self._actor = actor
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
-        """See `protocols.Sampler`; raises SamplerLostError when the actor died or was started anew."""
+        """See `protocols.Sampler`; raises SamplerLostError when the actor died, was started anew, or its engine failed.
+
+        A ValueError goes on: it is of the request, which would meet it again.
+        """
         try:
             return await self._actor.sample.remote(request)
-        except (RayActorError, SamplerClosedError) as error:
+        except (RayActorError, RayTaskError) as error:
+            if isinstance(error, ValueError):
+                raise
             raise SamplerLostError(f"the sampler was lost: {error}") from error
 
     async def wait_open(self) -> None:
@@ -147,11 +189,20 @@ async def play_job(
 
 
 class RolloutActor:
-    """Several envs, in processes of their own, and the episodes that are played in them."""
+    """Several envs, in processes of their own, and the episodes that are played in them.
+
+    Args:
+        sampler: name of the SamplerActor. A handle would lie in Ray's object store, where a restart might not find it.
+        model: checkpoint folder.
+        env: which, and its deadlines.
+        episode: how a turn is played.
+        num_envs: hence concurrent episodes.
+        envs_per_process: see `EnvPool`.
+    """
 
     def __init__(
         self,
-        sampler: Any,
+        sampler: str,
         model: Path,
         env: EnvConfig,
         episode: EpisodeConfig,
@@ -159,7 +210,7 @@ class RolloutActor:
         num_envs: int,
         envs_per_process: int = 1,
     ) -> None:
-        self._sampler = RaySampler(sampler)
+        self._sampler = RaySampler(ray.get_actor(sampler))
         self._decider = Decider(
             sampler=self._sampler,
             processor=PolicyProcessor.load(model),
@@ -168,10 +219,21 @@ class RolloutActor:
         )
         self._pool = EnvPool(env, num_envs, envs_per_process)
         self._max_attempts = env.max_attempts
+        self._env_deadline_s = 2 * max(env.deadline_s, env.reset_deadline_s)  # a reset may start a process before
 
-    async def is_ready(self) -> bool:
-        """True, once the actor has started."""
-        return True
+    async def status(self, deadline_s: float) -> tuple[str, bool]:
+        """Why it is of no more use, if it is; and True.
+
+        Args:
+            deadline_s: a call of an env that takes so long beyond the env's own deadlines hangs: in a tool, that is.
+        """
+        limit_s = deadline_s + self._env_deadline_s
+        is_stuck = any(env.busy_s > limit_s for env in self._pool.envs)
+        return f"a tool has not returned for {limit_s:g} s (cluster.actor_deadline_s)" if is_stuck else "", True
+
+    async def wait_end(self) -> None:
+        """Never return: who waits learns of the end of the process."""
+        await asyncio.Event().wait()
 
     async def stream(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Trajectory | None]]:
         """Play all jobs; (index of the job, trajectory) as they end.

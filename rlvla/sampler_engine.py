@@ -89,6 +89,8 @@ def engine_arguments(
         "mm_processor_cache_gb": 0,
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel_size,
+        # Else vLLM, which finds itself in a placement group, would start Ray workers in the bundles of other actors.
+        "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else None,
         "limit_mm_per_prompt": {"image": max_images, "video": 0},
         "generation_config": "vllm",  # not the checkpoint's sampling defaults
         "logprobs_mode": "processed_logprobs",  # of the distribution that was drawn from

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +16,10 @@ import deepspeed
 import numpy as np
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from rlvla.checkpoint import appear_sealed, forget_old, newest_whole
+from rlvla.checkpoint import appear_sealed, forget_old, newest_whole, require_seen, seen
 from rlvla.cold_start import to_turn
 from rlvla.collate import Row, to_batch, to_row
 from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig, SFTConfig, write_resolved
@@ -235,15 +236,20 @@ class SFTRun:
 
     def _together(self, path: Path, write: Callable[[Path], None]) -> None:
         """Let all processes write into one folder, which then appears whole under its name."""
+        accelerator = self._trainer.accelerator
+
+        def write_together(aside: Path) -> None:
+            accelerator.wait_for_everyone()
+            write(aside)
+            accelerator.wait_for_everyone()
+            who = f"rank {accelerator.process_index} on {socket.gethostname()}"
+            require_seen(aside, dict(gather_object([(who, seen(aside))])))
+
         if not self._is_main:
-            self._trainer.accelerator.wait_for_everyone()
-            write(aside_of(path))
-            self._trainer.accelerator.wait_for_everyone()
+            write_together(aside_of(path))
             return
         with appear_sealed(path) as aside:
-            self._trainer.accelerator.wait_for_everyone()
-            write(aside)
-            self._trainer.accelerator.wait_for_everyone()
+            write_together(aside)
 
     def _guard(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep which rows a skipped update was to learn from; too many in a row end the run, on all processes."""

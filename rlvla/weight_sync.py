@@ -5,22 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ray
+from ray.exceptions import RayTaskError
+
 from rlvla.dispatch import get_all
 
 
-def sync_weights(learners: Sequence[Any], samplers: Sequence[Any], policy_version: int) -> None:
-    """Load the learner's weights into every sampler; returns when all of them act with the new version.
+def sync_weights(
+    learners: Sequence[Any],
+    samplers: Sequence[Any],
+    policy_version: int,
+    *,
+    learner_deadline_s: float,
+    actor_deadline_s: float,
+) -> None:
+    """Load the learner's weights into every sampler; returns when those that fare well act with the new version.
 
-    A sampler that dies meanwhile gets them when it has been started anew.
+    A sampler that dies meanwhile gets them when it has been started anew. One that fails or hangs does not have them
+    then, as its `status` says.
 
-    Every learner rank takes part, since under ZeRO-3 each holds a share; rank 0 returns the whole. The driver passes
-    the reference on and never holds the weights itself.
+    Every learner rank takes part, since under ZeRO-3 each holds a share; rank 0 returns a reference to the whole. The
+    driver passes it on and never holds the weights itself.
 
     Args:
         learners: LearnerActor handles, rank 0 first.
         samplers: SamplerActor handles.
         policy_version: learner steps behind these weights.
+        learner_deadline_s: for the learners to gather them.
+        actor_deadline_s: for the samplers to take them.
+
+    Raises:
+        NoAnswerError: of the learners.
+        ValueError: the weights are not those of the samplers' checkpoint.
     """
-    weights, *others = [learner.weights.remote() for learner in learners]
-    loads = [sampler.load_weights.options(max_task_retries=-1) for sampler in samplers]
-    get_all([load.remote(weights, policy_version) for load in loads] + others)
+    (weights,), *_ = get_all([learner.weights.remote() for learner in learners], learner_deadline_s)
+    loads = [sampler.load_weights.options(max_task_retries=-1).remote(weights, policy_version) for sampler in samplers]
+    for loaded in ray.wait(loads, num_returns=len(loads), timeout=actor_deadline_s)[0]:
+        try:
+            ray.get(loaded)
+        except RayTaskError as error:
+            if isinstance(error, ValueError):
+                raise

@@ -24,7 +24,7 @@ LAYERS = [
         *("turn_context", "env_thread", "env_server", "env_process", "episode", "cold_start", "testing"),
     ],
     ["rollout", "learner_engine", "learner"],
-    ["weight_sync", "dispatch", "cluster", "annotation"],
+    ["weight_sync", "dispatch", "placement", "cluster", "annotation"],
     ["preflight", "run", "evaluation", "sft"],
     ["plan_model", "plan_architecture", "plan_memory", "plan_speed", "plan_world", "plan_report", "plan"],
 ]
