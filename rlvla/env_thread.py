@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from rlvla.plugins import PluginError
 from rlvla.protocols import Simulator
 
 T = TypeVar("T")
@@ -29,7 +30,12 @@ class EnvThread:
         self._executor = ThreadPoolExecutor(max_workers=1)
 
     async def call(self, function: Callable[[Simulator], T]) -> T:
-        """Run `function(env)` in the env's thread; raises EnvCrashError, after which the next call makes a new env."""
+        """Run `function(env)` in the env's thread.
+
+        Raises:
+            EnvCrashError: the simulator failed, also below a tool; the next call makes a new env.
+            PluginError: a tool failed by itself.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, function)
 
     def _run(self, function: Callable[[Simulator], T]) -> T:
@@ -37,15 +43,24 @@ class EnvThread:
             if self._env is None:
                 self._env = self._make_env()
             return function(self._env)
-        except EnvCrashError:
+        except Exception as error:  # the one intended catch: whatever a simulator raises
+            crash = _crash_behind(error)
+            if crash is None and isinstance(error, PluginError):
+                raise  # a tool's own fault
             self._env = None
-            raise
-        except Exception as error:  # the one intended catch: whatever a simulator, or a tool, raises
-            self._env = None
-            raise EnvCrashError(f"{type(error).__name__}: {error}") from error
+            if crash is error:
+                raise
+            raise crash or EnvCrashError(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """Close the env in its thread and end the thread."""
         if self._env is not None:
             self._executor.submit(self._env.close).result()
         self._executor.shutdown()
+
+
+def _crash_behind(error: BaseException | None) -> EnvCrashError | None:
+    """The crash that an error comes from, whatever a tool that asked for a zoom has made of it."""
+    while error is not None and not isinstance(error, EnvCrashError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,9 +14,10 @@ import numpy as np
 
 from rlvla.env_thread import EnvCrashError, EnvThread, NeighbourCrashError
 from rlvla.markup import Span, parse
+from rlvla.plugins import wrong
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest, Simulator
-from rlvla.tools import call_tool
+from rlvla.tools import PICTURE, call_tool, is_picture
 from rlvla.turn_context import Context, Decider, Decision, Recall
 from rlvla.types import Box, EndReason, Observation, Segment, SegmentKind, TaskSpec, Trajectory, Turn
 
@@ -279,13 +281,28 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
 
 
 def observe(env: Simulator, raw: Mapping[str, Any]) -> Observation:
-    """The env's observation dict as an Observation, with the env's zoom bound to it."""
+    """The env's observation dict as an Observation, with the env's zoom bound to it.
+
+    What the env raises below a tool is a crash; what a tool asks wrongly is its own fault, hence looked at first.
+    """
+    images = tuple(np.asarray(raw["images"]))
 
     def zoom(image: int, box: Box) -> np.ndarray:
-        return env.zoom(image, box)
+        x1, y1, x2, y2 = map(operator.index, box)
+        if not (0 <= image < len(images) and 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000):
+            raise ValueError(f"zoom({image}, {box}): there are images 0..{len(images) - 1}, a box lies in 0..1000")
+        try:
+            crop = env.zoom(image, box)
+        except EnvCrashError:
+            raise
+        except (Exception, SystemExit) as error:  # of an env in this process; one elsewhere has crashed already
+            raise EnvCrashError(f"{type(error).__name__}: {error}") from error
+        if not is_picture(crop):
+            raise wrong("env.id: zoom", crop, PICTURE)
+        return crop
 
     return Observation(
-        images=tuple(np.asarray(raw["images"])),
+        images=images,
         proprio=np.asarray(raw["proprio"], np.float32),
         instruction=str(raw["instruction"]),
         zoom=zoom,

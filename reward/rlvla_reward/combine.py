@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import numbers
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlvla.config import RewardTermConfig
-from rlvla.plugins import resolve
+from rlvla.plugins import Plugin, PluginError, naming, resolve, wrap
 from rlvla.protocols import Stateful
 from rlvla.types import EndReason, Group, Trajectory
 from rlvla_reward.format import format_score
@@ -24,8 +23,8 @@ BUILTIN = {"success": success, "format": format_score}
 """Terms that a config may name without a module."""
 
 
-class RewardError(ValueError):
-    """A reward term that cannot be built, or that failed; the message names the term and its function."""
+RewardError = PluginError
+"""A reward term that cannot be built, or that failed; the message names the term and its function."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +32,12 @@ class Term:
     """One term, resolved."""
 
     name: str
-    fn: Any
-    """(Trajectory, **kwargs) -> float."""
+    plugin: Plugin
+    """(Trajectory) -> float."""
     config: RewardTermConfig
 
     def __str__(self) -> str:
-        return f"reward term {self.name!r} ({self.config.fn})"
+        return str(self.plugin)
 
     def __call__(self, trajectory: Trajectory) -> float:
         """The unweighted term; NaN, with a warning, if the function returns NaN or infinity.
@@ -47,17 +46,17 @@ class Term:
             RewardError: the function fails or returns no number; the message names the task.
         """
         task = trajectory.task
-        where = f"{self}, task {task.suite} {task.task_id}, initial state {task.init_state_id}, seed {task.seed}"
-        try:
-            value = self.fn(trajectory, **self.config.kwargs)
-        except Exception as error:  # whatever a plugin raises; it stops the run, with the place where it happened
-            raise RewardError(f"{where}: {type(error).__name__}: {error}") from error
+        place = f"task {task.suite} {task.task_id}, initial state {task.init_state_id}, seed {task.seed}"
+        plugin = self.plugin.at(place)
+        value = plugin(trajectory)
         if not isinstance(value, numbers.Real | np.bool_):
-            raise RewardError(f"{where}: returned {type(value).__name__}, not a number; return a float")
+            raise plugin.wrong(value, "a number")
+        with naming(str(plugin)):  # of an integer beyond all floats
+            value = float(value)
         if not math.isfinite(value):
-            warnings.warn(f"{where}: returned {value}; no step learns from it", stacklevel=2)
+            warnings.warn(f"{plugin} returned {value}; no step learns from it", stacklevel=2)
             return math.nan
-        return float(value)
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +82,12 @@ class Reward:
         """State by the name of each term that has one (`rlvla.protocols.Stateful`).
 
         Raises:
-            RewardError: it is not JSON.
+            RewardError: a term raised, or it is not JSON.
         """
-        states = {term.name: term.fn.state_dict() for term in self._stateful}
+        states = {}
         for term in self._stateful:
+            with naming(f"{term}: its state_dict()"):
+                states[term.name] = term.plugin.target.state_dict()
             try:
                 is_same = json.loads(json.dumps(states[term.name])) == states[term.name]
             except (TypeError, ValueError) as error:
@@ -101,7 +102,7 @@ class Reward:
         """Go on from `state_dict`.
 
         Raises:
-            RewardError: other terms have a state now than when it was saved.
+            RewardError: other terms have a state now than when it was saved, or a term raised.
         """
         names = [term.name for term in self._stateful]
         if sorted(names) != sorted(state):
@@ -110,11 +111,12 @@ class Reward:
                 f"{sorted(names)}: resume with the terms that the run began with"
             )
         for term in self._stateful:
-            term.fn.load_state_dict(state[term.name])
+            with naming(f"{term}: its load_state_dict()"):
+                term.plugin.target.load_state_dict(state[term.name])
 
     @property
     def _stateful(self) -> list[Term]:
-        return [term for term in self.terms if isinstance(term.fn, Stateful)]
+        return [term for term in self.terms if isinstance(term.plugin.target, Stateful)]
 
     def _score_one(self, trajectory: Trajectory) -> Trajectory:
         if trajectory.end is EndReason.ENV_ERROR:
@@ -131,9 +133,8 @@ def build(terms: Sequence[RewardTermConfig]) -> Reward:
         terms: `fn` is a name in `BUILTIN`, `"module:function"` or `"path/to/file.py:function"`.
 
     Raises:
-        RewardError: no term, two terms of one name, something that is not callable, keyword arguments that the
-            function does not take, or a state that is not JSON.
-        PluginError: `fn` names nothing that exists.
+        RewardError: no term, two terms of one name, something that is no plain function or does not exist, keyword
+            arguments that the function does not take, half a state, or a state that is not JSON.
     """
     if not terms:
         raise RewardError("reward is empty: name at least one term, for example {fn: success}")
@@ -154,23 +155,10 @@ def _build_term(config: RewardTermConfig) -> Term:
             f"reward term {config.fn!r}: there is no built-in of that name, only {', '.join(BUILTIN)}; "
             f"write a plugin as 'module:function' or 'path/to/file.py:function'"
         )
-    fn = resolve(config.fn) if is_plugin else BUILTIN[config.fn]
-    term = Term(name=config.name or config.fn.rpartition(":")[2], fn=fn, config=config)
-    if not callable(fn):
-        raise RewardError(f"{term}: {type(fn).__name__} is not callable")
-    _check_signature(term)
-    return term
-
-
-def _check_signature(term: Term) -> None:
-    try:
-        signature = inspect.signature(term.fn)
-    except ValueError:  # a C function without one: the first call tells
-        return
-    try:
-        signature.bind(None, **term.config.kwargs)
-    except TypeError as error:
-        raise RewardError(
-            f"{term}: {error}; it is called as {term.name}(trajectory, **kwargs) with kwargs {term.config.kwargs}, "
-            f"and its signature is {signature}"
-        ) from None
+    name = config.name or config.fn.rpartition(":")[2]
+    target = resolve(config.fn) if is_plugin else BUILTIN[config.fn]
+    plugin = wrap(f"reward term {name!r} ({config.fn})", target, ("trajectory",), kwargs=config.kwargs)
+    for method, other in (("state_dict", "load_state_dict"), ("load_state_dict", "state_dict")):
+        if hasattr(target, method) and not hasattr(target, other):
+            raise RewardError(f"{plugin}: has {method}() and no {other}(): a resumed run would score by another state")
+    return Term(name=name, plugin=plugin, config=config)
