@@ -242,7 +242,7 @@ class Cluster:
 
     @contextmanager
     def _naming_the_dead(self) -> Iterator[None]:
-        """Raise ProcessLostError where Ray says that an actor is gone for good; and what a plugin said, as it said it."""
+        """Raise ProcessLostError where Ray says that an actor is gone for good; hand on what a plugin failed with."""
         try:
             yield
         except PluginError as error:  # as Ray hands it on, its text is the traceback of the other process

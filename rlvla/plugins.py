@@ -179,8 +179,8 @@ def _load_file(path: Path, spec: str) -> ModuleType:
     if not path.is_file():
         raise PluginError(f"plugin {spec!r}: there is no file {path}")
     path = path.resolve()
-    # One module object per file, however often it is named, so that its state is shared.
-    name = f"{_package(path.parent)}.{path.stem.replace('.', '%2E')}"
+    # One module object per file, however often it is named, so that its state is shared. No file's name holds a slash.
+    name = f"{_package(path.parent)}.{path.stem.replace('.', '/')}"
     if name in sys.modules:
         return sys.modules[name]
     loader = _Loader(name, str(path))

@@ -60,7 +60,7 @@ def call_tool(tools: Mapping[str, Plugin], observation: Observation, text: str) 
         return result, None
     if not is_picture(result):
         raise tool.wrong(result, f"{PICTURE}, or a text")
-    return np.array(result), None if isinstance(box, str) else box  # a tool may draw into one array again and again
+    return result, None if isinstance(box, str) else box
 
 
 def is_picture(value: Any) -> bool:

@@ -80,6 +80,8 @@ def without_cold_start(demo: Path, folder: Path, seed: int) -> dict[str, Any]:
             f"{start}/checkpoint",
             "--output",
             str(run),
+            "--max-futile-steps",
+            "0",  # random weights: not one executable action, by design
             *flags,
         )
         shutil.rmtree(folder / "evaluate", ignore_errors=True)  # trials of a checkpoint before this one

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlvla.config import RewardTermConfig
-from rlvla.plugins import Plugin, PluginError, naming, resolve, wrap
+from rlvla.plugins import PluginError, load, naming, wrap, wrong
 from rlvla.protocols import Stateful
 from rlvla.types import EndReason, Group, Trajectory
 from rlvla_reward.format import format_score
@@ -24,7 +24,7 @@ BUILTIN = {"success": success, "format": format_score}
 
 
 RewardError = PluginError
-"""A reward term that cannot be built, or that failed; the message names the term and its function."""
+"""Of a reward term that cannot be built, or that failed; the message names the term and its function."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,12 @@ class Term:
     """One term, resolved."""
 
     name: str
-    plugin: Plugin
-    """(Trajectory) -> float."""
+    fn: Any
+    """(Trajectory, **kwargs) -> float."""
     config: RewardTermConfig
 
     def __str__(self) -> str:
-        return str(self.plugin)
+        return f"reward term {self.name!r} ({self.config.fn})"
 
     def __call__(self, trajectory: Trajectory) -> float:
         """The unweighted term; NaN, with a warning, if the function returns NaN or infinity.
@@ -46,15 +46,15 @@ class Term:
             RewardError: the function fails or returns no number; the message names the task.
         """
         task = trajectory.task
-        place = f"task {task.suite} {task.task_id}, initial state {task.init_state_id}, seed {task.seed}"
-        plugin = self.plugin.at(place)
-        value = plugin(trajectory)
+        where = f"{self}, task {task.suite} {task.task_id}, initial state {task.init_state_id}, seed {task.seed}"
+        with naming(where):
+            value = self.fn(trajectory, **self.config.kwargs)
         if not isinstance(value, numbers.Real | np.bool_):
-            raise plugin.wrong(value, "a number")
-        with naming(str(plugin)):  # of an integer beyond all floats
+            raise wrong(where, value, "a number")
+        with naming(where):  # of an integer beyond all floats
             value = float(value)
         if not math.isfinite(value):
-            warnings.warn(f"{plugin} returned {value}; no step learns from it", stacklevel=2)
+            warnings.warn(f"{where}: returned {value}; no step learns from it", stacklevel=2)
             return math.nan
         return value
 
@@ -87,7 +87,7 @@ class Reward:
         states = {}
         for term in self._stateful:
             with naming(f"{term}: its state_dict()"):
-                states[term.name] = term.plugin.target.state_dict()
+                states[term.name] = term.fn.state_dict()
             try:
                 is_same = json.loads(json.dumps(states[term.name])) == states[term.name]
             except (TypeError, ValueError) as error:
@@ -112,11 +112,11 @@ class Reward:
             )
         for term in self._stateful:
             with naming(f"{term}: its load_state_dict()"):
-                term.plugin.target.load_state_dict(state[term.name])
+                term.fn.load_state_dict(state[term.name])
 
     @property
     def _stateful(self) -> list[Term]:
-        return [term for term in self.terms if isinstance(term.plugin.target, Stateful)]
+        return [term for term in self.terms if isinstance(term.fn, Stateful)]
 
     def _score_one(self, trajectory: Trajectory) -> Trajectory:
         if trajectory.end is EndReason.ENV_ERROR:
@@ -133,8 +133,9 @@ def build(terms: Sequence[RewardTermConfig]) -> Reward:
         terms: `fn` is a name in `BUILTIN`, `"module:function"` or `"path/to/file.py:function"`.
 
     Raises:
-        RewardError: no term, two terms of one name, something that is no plain function or does not exist, keyword
-            arguments that the function does not take, half a state, or a state that is not JSON.
+        RewardError: no term, two terms of one name, something that is no plain function, keyword arguments that the
+            function does not take, or a state that is not JSON or only half there.
+        PluginError: `fn` names nothing that exists.
     """
     if not terms:
         raise RewardError("reward is empty: name at least one term, for example {fn: success}")
@@ -156,9 +157,13 @@ def _build_term(config: RewardTermConfig) -> Term:
             f"write a plugin as 'module:function' or 'path/to/file.py:function'"
         )
     name = config.name or config.fn.rpartition(":")[2]
-    target = resolve(config.fn) if is_plugin else BUILTIN[config.fn]
-    plugin = wrap(f"reward term {name!r} ({config.fn})", target, ("trajectory",), kwargs=config.kwargs)
-    for method, other in (("state_dict", "load_state_dict"), ("load_state_dict", "state_dict")):
-        if hasattr(target, method) and not hasattr(target, other):
-            raise RewardError(f"{plugin}: has {method}() and no {other}(): a resumed run would score by another state")
-    return Term(name=name, plugin=plugin, config=config)
+    what, called = f"reward term {name!r}", ("trajectory",)
+    if is_plugin:
+        fn = load(what, config.fn, called, kwargs=config.kwargs).target
+    else:
+        fn = wrap(f"{what} ({config.fn})", BUILTIN[config.fn], called, kwargs=config.kwargs).target
+    term = Term(name=name, fn=fn, config=config)
+    has = [hasattr(fn, method) for method in ("state_dict", "load_state_dict")]
+    if any(has) and not all(has):
+        raise RewardError(f"{term}: has only one of state_dict() and load_state_dict(): its state would be lost")
+    return term

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rlvla.annotation.key_frames import find_key_frames
-from rlvla.annotation.rounds import Annotated, annotate_take, query_seed
+from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take, query_seed
 from rlvla.annotation.take import Query, Reply
 from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig
 from rlvla.types import Annotation
@@ -48,7 +48,8 @@ class Scripted:
 
 def run(annotator: Scripted, cfg: AnnotateConfig = CONFIG) -> Annotated:
     episode = moving(GRIPPERS)
-    return asyncio.run(annotate_take(episode, find_key_frames(episode, KeyFrameConfig()), annotator, cfg))
+    timeline = find_key_frames(episode, KeyFrameConfig())
+    return asyncio.run(annotate_take(episode, timeline, annotator, cfg, FirstAnswers(cfg)))
 
 
 def test_key_frames_come_first_and_the_others_are_told_of_them() -> None:
