@@ -33,8 +33,8 @@ class EnvThread:
         """Run `function(env)` in the env's thread.
 
         Raises:
-            EnvCrashError: the simulator failed, also below a tool; the next call makes a new env.
-            PluginError: a tool failed by itself.
+            EnvCrashError: the simulator failed; the next call makes a new env.
+            PluginError: a tool failed, and the env stays.
         """
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, function)
 
@@ -43,24 +43,17 @@ class EnvThread:
             if self._env is None:
                 self._env = self._make_env()
             return function(self._env)
-        except Exception as error:  # the one intended catch: whatever a simulator raises
-            crash = _crash_behind(error)
-            if crash is None and isinstance(error, PluginError):
-                raise  # a tool's own fault
+        except PluginError:  # of a tool, not of the simulator
+            raise
+        except EnvCrashError:
             self._env = None
-            if crash is error:
-                raise
-            raise crash or EnvCrashError(f"{type(error).__name__}: {error}") from error
+            raise
+        except Exception as error:  # the one intended catch: whatever a simulator raises
+            self._env = None
+            raise EnvCrashError(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """Close the env in its thread and end the thread."""
         if self._env is not None:
             self._executor.submit(self._env.close).result()
         self._executor.shutdown()
-
-
-def _crash_behind(error: BaseException | None) -> EnvCrashError | None:
-    """The crash that an error comes from, whatever a tool that asked for a zoom has made of it."""
-    while error is not None and not isinstance(error, EnvCrashError):
-        error = error.__cause__ or error.__context__
-    return error

@@ -74,7 +74,7 @@ async def decide(
         if num_calls > config.max_tool_calls:
             result, box = "error: too many calls, act now", None
         else:
-            call = partial(call_tool, decider.tools, observation, last.text)
+            call = partial(_use_tool, decider, observation, last.text)
             result, box = await env.call(lambda _, call=call: call())
         segments[-1] = replace(last, box=box, error=result if isinstance(result, str) else "")
         context.add_output(output, segments)
@@ -200,6 +200,32 @@ def _text(decider: Decider, token_ids: list[int], span: Span) -> str:
     return decider.processor.vocabulary.decode(ids)
 
 
+def _use_tool(decider: Decider, observation: Observation, text: str) -> tuple[np.ndarray | str, Box | None]:
+    """`call_tool`; a crash of the simulator in a zoom below it is raised as such, whatever the tool made of it."""
+    crashes: list[EnvCrashError] = []
+
+    def zoom(image: int, box: Box) -> np.ndarray:
+        x1, y1, x2, y2 = map(operator.index, box)
+        if not (0 <= image < len(observation.images) and 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000):
+            there = f"there are images 0..{len(observation.images) - 1}, a box lies in 0..1000"
+            raise ValueError(f"zoom({image}, {box}): {there}")  # the tool's own fault, as is what it makes of a picture
+        try:
+            crop = observation.zoom(image, box)
+        except (Exception, SystemExit) as error:
+            is_told = isinstance(error, EnvCrashError)
+            crashes.append(error if is_told else EnvCrashError(f"{type(error).__name__}: {error}"))
+            raise crashes[-1] from None
+        if not is_picture(crop):
+            raise wrong("env.id: zoom", crop, PICTURE)
+        return crop
+
+    try:
+        return call_tool(decider.tools, replace(observation, zoom=zoom), text)
+    finally:
+        if crashes:
+            raise crashes[0]
+
+
 def _add_result(processor: PolicyProcessor, context: Context, result: np.ndarray | str) -> None:
     is_image = not isinstance(result, str)
     ids = processor.result_ids(image=is_image, text="" if is_image else result)
@@ -281,28 +307,13 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
 
 
 def observe(env: Simulator, raw: Mapping[str, Any]) -> Observation:
-    """The env's observation dict as an Observation, with the env's zoom bound to it.
-
-    What the env raises below a tool is a crash; what a tool asks wrongly is its own fault, hence looked at first.
-    """
-    images = tuple(np.asarray(raw["images"]))
+    """The env's observation dict as an Observation, with the env's zoom bound to it."""
 
     def zoom(image: int, box: Box) -> np.ndarray:
-        x1, y1, x2, y2 = map(operator.index, box)
-        if not (0 <= image < len(images) and 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000):
-            raise ValueError(f"zoom({image}, {box}): there are images 0..{len(images) - 1}, a box lies in 0..1000")
-        try:
-            crop = env.zoom(image, box)
-        except EnvCrashError:
-            raise
-        except (Exception, SystemExit) as error:  # of an env in this process; one elsewhere has crashed already
-            raise EnvCrashError(f"{type(error).__name__}: {error}") from error
-        if not is_picture(crop):
-            raise wrong("env.id: zoom", crop, PICTURE)
-        return crop
+        return env.zoom(image, box)
 
     return Observation(
-        images=images,
+        images=tuple(np.asarray(raw["images"])),
         proprio=np.asarray(raw["proprio"], np.float32),
         instruction=str(raw["instruction"]),
         zoom=zoom,
