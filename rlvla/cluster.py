@@ -19,7 +19,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
 from rlvla.dispatch import Dispatcher, get_all, wait_for
 from rlvla.interrupts import kept_handlers
-from rlvla.plugins import PluginError
 from rlvla.prompt import vllm_obstacle
 from rlvla.rollout import Job, RolloutActor, SamplerActor, most_images
 from rlvla.types import Group, Trajectory
@@ -242,11 +241,9 @@ class Cluster:
 
     @contextmanager
     def _naming_the_dead(self) -> Iterator[None]:
-        """Raise ProcessLostError where Ray says that an actor is gone for good; hand on what a plugin failed with."""
+        """Raise ProcessLostError where Ray says that an actor is gone for good."""
         try:
             yield
-        except PluginError as error:  # as Ray hands it on, its text is the traceback of the other process
-            raise PluginError(str(getattr(error, "cause", error))) from error
         except RayActorError as error:
             name = self._names.get(str(error.actor_id), "an actor")
             if error.actor_init_failed:
