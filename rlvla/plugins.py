@@ -178,13 +178,13 @@ def _load_module(target: str, spec: str) -> ModuleType:
 def _load_file(path: Path, spec: str) -> ModuleType:
     if not path.is_file():
         raise PluginError(f"plugin {spec!r}: there is no file {path}")
-    path = path.resolve()
     # One module object per file, however often it is named, so that its state is shared. No file's name holds a slash.
-    name = f"{_package(path.parent)}.{path.stem.replace('.', '/')}"
+    real = path.resolve()
+    name = f"{_package(real.parent)}.{real.stem.replace('.', '/')}"
     if name in sys.modules:
         return sys.modules[name]
-    loader = _Loader(name, str(path))
-    module_spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    loader = _Loader(name, str(path.absolute()))
+    module_spec = importlib.util.spec_from_file_location(name, loader.path, loader=loader)
     assert module_spec is not None, "it has a loader"
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module

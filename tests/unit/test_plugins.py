@@ -116,6 +116,15 @@ def test_a_file_imports_what_lies_beside_it(tmp_path: Path) -> None:
         importlib.import_module("scale")
 
 
+def test_a_link_to_a_file_is_the_file(tmp_path: Path) -> None:
+    """Beside which its modules lie, as Python has it; `__file__` is the path that was named."""
+    folder(tmp_path / "there", mine="import common\nPLACE = __file__\n", common="")
+    link = tmp_path / "link.py"
+    link.symlink_to(tmp_path / "there/mine.py")
+    assert str(link) == resolve(f"{link}:PLACE")
+    assert resolve(f"{link}:common") is resolve(f"{tmp_path}/there/mine.py:common")
+
+
 def test_folders_may_each_have_a_module_of_one_name(tmp_path: Path) -> None:
     """Also of one of Python's own, or of one that is installed: nobody else gets to see it."""
     for name in ("first", "second"):
