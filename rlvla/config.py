@@ -571,6 +571,9 @@ class AnnotateConfig:
     """What an annotation must hold."""
     max_attempts: int = 3
     """Answers that are asked for at one decision before it is dropped."""
+    max_refused_first: NonNegativeInt = 100
+    """Answers at the start of a run that may all fail the checks; then it ends and says why, before more are paid for.
+    0: it goes on. Our own choice: of an annotator that passes one time in 20, 1 run in 170 would be ended wrongly."""
     num_samples: NonNegativeInt = 24
     """Random decisions on the contact sheet."""
     seed: NonNegativeInt = 0
@@ -698,6 +701,11 @@ class GRPOConfig:
     max_waves: PositiveInt = 1
     """Rollout waves per step: above 1, groups without signal are dropped and refilled (DAPO dynamic sampling), and
     surplus groups are kept for the next step."""
+    max_futile_steps: NonNegativeInt = 10
+    """Steps in a row that may hold no group with signal, unless every trajectory was a success; then the run stops and
+    says what was seen. A first step that has none and no executable action either stops it at once. 0: it never stops.
+    Our own choice: at the defaults 640 trajectories, which a policy that succeeds in 1 of 200 fills with failures in 1
+    run of 25; a policy that starts lower learns nothing to speak of."""
     max_refills: NonNegativeInt = 2
     """Times that the trajectories of a step which ended as ENV_ERROR are replaced by further members of their groups;
     what is still missing then is left out."""

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
+from rlvla.plugins import PluginError
 from rlvla.rollout import Job
 from rlvla.types import Trajectory
 
@@ -139,6 +140,7 @@ class Dispatcher:
 
         Raises:
             RayActorError: a rollout actor or sampler has died more often than it is started anew.
+            PluginError: a tool failed.
         """
         num = len(self._actors)
         dealt = [{k: jobs[k] for k in range(i, len(jobs), num)} for i in range(num)]
@@ -156,6 +158,8 @@ class Dispatcher:
             except StopIteration:
                 shares.remove(share)
                 continue
+            except PluginError as error:  # as Ray hands it on, its text is the traceback of the other process
+                raise PluginError(str(getattr(error, "cause", error))) from error
             except RayActorError as error:
                 if isinstance(error, RayTaskError):  # raised in the actor, which lives: its sampler is gone for good
                     raise

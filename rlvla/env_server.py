@@ -33,6 +33,7 @@ from gymnasium.envs.registration import load_env_creator
 from pydantic_core import to_jsonable_python
 
 from rlvla.config import EnvConfig
+from rlvla.plugins import naming
 from rlvla.protocols import Env
 
 CLOSE_S = 5.0
@@ -53,7 +54,7 @@ def make_env(config: EnvConfig) -> Env:
 
     Raises:
         ModuleNotFoundError: `env.imports` names a module that is not there.
-        gymnasium.error.Error: the id is not registered; the message names it.
+        PluginError: the id is not registered, or its constructor raised; the message names it.
     """
     for module in config.imports:
         try:
@@ -65,7 +66,8 @@ def make_env(config: EnvConfig) -> Env:
                 f"env.imports names {module!r}, and there is no module {error.name!r}: install it, or add its folder "
                 "to PYTHONPATH"
             ) from error
-    return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
+    with naming(f"env.id {config.id!r} with env.kwargs {config.kwargs}"):
+        return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
 
 
 def made_with(env: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from rlvla.plugins import PluginError
 from rlvla.protocols import Simulator
 
 T = TypeVar("T")
@@ -37,7 +38,12 @@ class EnvThread:
         return 0.0 if since is None else time.monotonic() - since
 
     async def call(self, function: Callable[[Simulator], T]) -> T:
-        """Run `function(env)` in the env's thread; raises EnvCrashError, after which the next call makes a new env."""
+        """Run `function(env)` in the env's thread.
+
+        Raises:
+            EnvCrashError: the simulator failed; the next call makes a new env.
+            PluginError: a tool failed, and the env stays.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, function)
 
     def _run(self, function: Callable[[Simulator], T]) -> T:
@@ -46,10 +52,12 @@ class EnvThread:
             if self._env is None:
                 self._env = self._make_env()
             return function(self._env)
+        except PluginError:  # of a tool, not of the simulator
+            raise
         except EnvCrashError:
             self._env = None
             raise
-        except Exception as error:  # the one intended catch: whatever a simulator, or a tool, raises
+        except Exception as error:  # the one intended catch: whatever a simulator raises
             self._env = None
             raise EnvCrashError(f"{type(error).__name__}: {error}") from error
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,9 +14,10 @@ import numpy as np
 
 from rlvla.env_thread import EnvCrashError, EnvThread, NeighbourCrashError
 from rlvla.markup import Span, parse
+from rlvla.plugins import wrong
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest, Simulator
-from rlvla.tools import call_tool
+from rlvla.tools import PICTURE, call_tool, is_picture
 from rlvla.turn_context import Context, Decider, Decision, Recall, executed
 from rlvla.types import Box, EndReason, Observation, Segment, SegmentKind, TaskSpec, Trajectory, Turn
 
@@ -72,7 +74,7 @@ async def decide(
         if num_calls > config.max_tool_calls:
             result, box = "error: too many calls, act now", None
         else:
-            call = partial(call_tool, decider.tools, observation, last.text)
+            call = partial(_use_tool, decider, observation, last.text)
             result, box = await env.call(lambda _, call=call: call())
         segments[-1] = replace(last, box=box, error=result if isinstance(result, str) else "")
         context.add_output(output, segments)
@@ -196,6 +198,32 @@ def _text(decider: Decider, token_ids: list[int], span: Span) -> str:
     if span.kind is not SegmentKind.MALFORMED:
         ids = [id_ for id_ in ids if id_ not in marks]
     return decider.processor.vocabulary.decode(ids)
+
+
+def _use_tool(decider: Decider, observation: Observation, text: str) -> tuple[np.ndarray | str, Box | None]:
+    """`call_tool`; a crash of the simulator in a zoom below it is raised as such, whatever the tool made of it."""
+    crashes: list[EnvCrashError] = []
+
+    def zoom(image: int, box: Box) -> np.ndarray:
+        x1, y1, x2, y2 = map(operator.index, box)
+        if not (0 <= image < len(observation.images) and 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000):
+            there = f"there are images 0..{len(observation.images) - 1}, a box lies in 0..1000"
+            raise ValueError(f"zoom({image}, {box}): {there}")  # the tool's own fault, as is what it makes of a picture
+        try:
+            crop = observation.zoom(image, box)
+        except (Exception, SystemExit) as error:
+            is_told = isinstance(error, EnvCrashError)
+            crashes.append(error if is_told else EnvCrashError(f"{type(error).__name__}: {error}"))
+            raise crashes[-1] from None
+        if not is_picture(crop):
+            raise wrong("env.id: zoom", crop, PICTURE)
+        return crop
+
+    try:
+        return call_tool(decider.tools, replace(observation, zoom=zoom), text)
+    finally:
+        if crashes:
+            raise crashes[0]
 
 
 def _add_result(processor: PolicyProcessor, context: Context, result: np.ndarray | str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlvla.config import LogConfig
 from rlvla.files import appear_whole, append_line, read_lines, whole_lines
+from rlvla.plugins import naming
 from rlvla.types import EndReason, Group, SegmentKind, Trajectory, Turn
 
 METRICS = {
@@ -173,18 +174,24 @@ class MetricsLogger:
         self._is_rewound = True
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one step to every sink; NaN and infinity become null in the file, which stays valid JSON."""
+        """Write one step to every sink; NaN and infinity become null in the file, which stays valid JSON.
+
+        Raises:
+            PluginError: TensorBoard or W&B raised; the message names the key.
+        """
         if not self._is_rewound:
             self.rewind(step)
         values = {name: float(value) for name, value in metrics.items()}
         line = {"step": step, **{name: v if math.isfinite(v) else None for name, v in values.items()}}
         append_line(self.path, line)
         if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
-            self._tensorboard.flush()
+            with naming("log.tensorboard"):
+                for name, value in values.items():
+                    self._tensorboard.add_scalar(name, value, step)
+                self._tensorboard.flush()
         if self._wandb is not None:
-            self._wandb.log(values, step=step)
+            with naming("log.wandb_project"):
+                self._wandb.log(values, step=step)
 
     def close(self) -> None:
         """End the sinks."""
@@ -231,4 +238,5 @@ def _start_tensorboard(output: Path, step: int) -> Any:
 def _start_wandb(output: Path, project: str) -> Any:
     import wandb  # type: ignore[import-not-found]
 
-    return wandb.init(project=project, name=output.name, dir=str(output))
+    with naming(f"log.wandb_project {project!r}"):
+        return wandb.init(project=project, name=output.name, dir=str(output))

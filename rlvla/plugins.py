@@ -1,37 +1,145 @@
-"""Resolve `"module:function"` or `"path/to/file.py:function"` from a config to the object it names."""
+"""What a config names as `"module:function"` or `"path/to/file.py:function"`: found, and named when it fails.
+
+What lies beside a plugin's file can be imported by it, as by a script that Python starts. Such a module belongs to the
+plugin's folder: `sys.path` stays as it is, and two folders may each have a `common.py`.
+"""
 
 from __future__ import annotations
 
+import builtins
+import functools
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+_PREFIX = "rlvla_plugin_"
+_NEVER_BESIDE = ("rlvla", "rlvla_envs", "rlvla_reward", "__main__")
+"""A second copy of our types would be other types."""
+
 
 class PluginError(ValueError):
-    """A plugin string that names nothing usable; the message says which part and what to do."""
+    """A plugin that is not there, cannot be called, or failed; the message says which one and what is wrong."""
 
 
-def _load_file(path: Path, spec: str) -> ModuleType:
-    if not path.is_file():
-        raise PluginError(f"plugin {spec!r}: there is no file {path}")
-    # One module object per file, however often it is named, so that its state is shared.
-    name = f"rlvla_plugin_{path.resolve().as_posix().replace('/', '_').removesuffix('.py')}"
-    if name in sys.modules:
-        return sys.modules[name]
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise PluginError(f"plugin {spec!r}: {path} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Whatever a plugin raises in here becomes a PluginError that begins with `what` and says where it was raised.
+
+    SystemExit too, which would end a process without a word. KeyboardInterrupt and a PluginError stay what they are.
+    """
     try:
-        module_spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
+        yield
+    except PluginError:
         raise
-    return module
+    except (Exception, SystemExit) as error:  # whatever a plugin raises; it stops the run
+        raise PluginError(f"{what} raised {type(error).__name__}: {error}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """File and line that raised; empty where only the interpreter was at work."""
+    frames = traceback.extract_tb(error.__traceback__)
+    seen = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith("<")]
+    return f" ({Path(seen[-1].filename).name}, line {seen[-1].lineno})" if seen else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """A function that a config names; all that goes wrong with it is said with key and name."""
+
+    what: str
+    """Key and name: `episode.tools.zoom_in (rlvla.tools:zoom_in)`."""
+    target: Any
+    """What the config names."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments from the config, in each call."""
+
+    def __str__(self) -> str:
+        return self.what
+
+    def at(self, where: str) -> Plugin:
+        """The same, whose errors also say at what it was called."""
+        return replace(self, what=f"{self.what}, {where},")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it; raises PluginError, see `naming`."""
+        with naming(self.what):
+            return self.target(*args, **kwargs, **self.kwargs)
+
+    def wrong(self, came: Any, wanted: str) -> PluginError:
+        """The error of a plugin that returned `came`."""
+        return wrong(self.what, came, wanted)
+
+
+def wrong(what: str, came: Any, wanted: str) -> PluginError:
+    """The error of something that returned `came`."""
+    return PluginError(f"{what} returned {_describe(came)}: wanted is {wanted}")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} array {list(value.shape)}"
+    name = type(value).__name__
+    return name if type(value).__module__ == "builtins" else f"{type(value).__module__}.{name}"
+
+
+def load(
+    what: str, spec: str, called: Sequence[str], named: Sequence[str] = (), kwargs: Mapping[str, Any] | None = None
+) -> Plugin:
+    """Resolve a function, and see whether it can be called as it will be.
+
+    Args:
+        what: the config's key, which begins every message.
+        spec: see `resolve`.
+        called: names of what it gets by position.
+        named: names of what it gets by keyword, beside `kwargs`.
+        kwargs: from the config.
+
+    Raises:
+        PluginError: there is no such thing, it is no function, it is async, or it takes other arguments.
+    """
+    try:
+        target = resolve(spec)
+    except PluginError as error:
+        raise PluginError(f"{what}: {error}") from error
+    return wrap(f"{what} ({spec})", target, called, named, kwargs)
+
+
+def wrap(
+    what: str, target: Any, called: Sequence[str], named: Sequence[str] = (), kwargs: Mapping[str, Any] | None = None
+) -> Plugin:
+    """As `load`, of a target that is at hand."""
+    kwargs = kwargs or {}
+    if not callable(target):
+        raise PluginError(f"{what}: {type(target).__name__} is not callable")
+    if isinstance(target, type):
+        raise PluginError(f"{what}: is a class: name a function, or an object of the class")
+    if any(is_async(f) for f in (target, type(target).__call__) for is_async in _ASYNC):
+        raise PluginError(f"{what}: is async, and nobody would await it: write a plain function")
+    try:
+        signature = inspect.signature(target)
+    except ValueError:  # a C function without one: the first call tells
+        return Plugin(what=what, target=target, kwargs=kwargs)
+    try:
+        signature.bind(*called, **dict.fromkeys(named), **kwargs)
+    except TypeError as error:
+        call = ", ".join([*called, *(f"{name}=..." for name in (*named, *kwargs))])
+        raise PluginError(f"{what}: {error}; it is called with ({call}), its signature is {signature}") from None
+    return Plugin(what=what, target=target, kwargs=kwargs)
+
+
+_ASYNC: tuple[Callable[[Any], bool], ...] = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 
 def resolve(spec: str) -> Any:
@@ -41,25 +149,105 @@ def resolve(spec: str) -> Any:
         spec: `"package.module:attribute"`, or `"path/to/file.py:attribute"` for a file outside any package.
 
     Raises:
-        PluginError: the spec has no colon, or its module, file or attribute does not exist. An error
-            inside the plugin's own code propagates as it is.
+        PluginError: the spec has no colon, or its module, file or attribute does not exist, or importing it raised.
     """
     target, colon, attribute = spec.rpartition(":")
     if not colon or not target or not attribute:
         raise PluginError(f"plugin {spec!r}: write it as 'module:function' or 'path/to/file.py:function'")
-    if target.endswith(".py"):
-        module = _load_file(Path(target), spec)
-    else:
-        try:
-            module = importlib.import_module(target)
-        except ModuleNotFoundError as error:
-            if error.name is None or not (target + ".").startswith(error.name + "."):
-                raise  # a missing dependency of the plugin, not a missing plugin
-            raise PluginError(
-                f"plugin {spec!r}: no module named {error.name!r}; install it, add its folder to PYTHONPATH, "
-                f"or name the file as 'path/to/file.py:{attribute}'"
-            ) from error
+    with naming(f"plugin {spec!r}, while it was imported,"):
+        module = _load_file(Path(target), spec) if target.endswith(".py") else _load_module(target, spec)
     if not hasattr(module, attribute):
         names = ", ".join(n for n in vars(module) if not n.startswith("_"))
         raise PluginError(f"plugin {spec!r}: {target} has no {attribute!r}; it has: {names}")
     return getattr(module, attribute)
+
+
+def _load_module(target: str, spec: str) -> ModuleType:
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (target + ".").startswith(error.name + "."):
+            raise  # a missing dependency of the plugin, not a missing plugin
+        attribute = spec.rpartition(":")[2]
+        raise PluginError(
+            f"plugin {spec!r}: no module named {error.name!r}; install it, add its folder to PYTHONPATH, "
+            f"or name the file as 'path/to/file.py:{attribute}'"
+        ) from error
+
+
+def _load_file(path: Path, spec: str) -> ModuleType:
+    if not path.is_file():
+        raise PluginError(f"plugin {spec!r}: there is no file {path}")
+    # One module object per file, however often it is named, so that its state is shared. No file's name holds a slash.
+    real = path.resolve()
+    name = f"{_package(real.parent)}.{real.stem.replace('.', '/')}"
+    if name in sys.modules:
+        return sys.modules[name]
+    loader = _Loader(name, str(path.absolute()))
+    module_spec = importlib.util.spec_from_file_location(name, loader.path, loader=loader)
+    assert module_spec is not None, "it has a loader"
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _package(folder: Path) -> str:
+    """The name of a package that stands for a folder with plugins: what lies there are its modules."""
+    name = _PREFIX + hashlib.blake2b(str(folder).encode(), digest_size=8).hexdigest()
+    if name not in sys.modules:
+        package = importlib.util.module_from_spec(ModuleSpec(name, None, is_package=True))
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    return name
+
+
+class _Loader(SourceFileLoader):
+    """Runs a file of a plugin's folder, with an `import` that looks into the folder first."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        package = module.__name__.partition(".")[0]
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": functools.partial(_import, package)}
+        super().exec_module(module)
+
+
+class _Finder:
+    """Has the modules of such a package loaded by `_Loader`."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """See `importlib.abc.MetaPathFinder`."""
+        if path is None or not name.startswith(_PREFIX):
+            return None
+        return FileFinder(next(iter(path)), (_Loader, SOURCE_SUFFIXES)).find_spec(name)
+
+
+sys.meta_path.insert(0, _Finder)
+
+
+def _import(
+    package: str, name: str, globals: Any = None, locals: Any = None, fromlist: Sequence[str] = (), level: int = 0
+) -> ModuleType:
+    """`__import__` of the modules of a plugin's folder."""
+    head = name.partition(".")[0]
+    if level or not _is_beside(package, head):
+        return builtins.__import__(name, globals, locals, fromlist, level)
+    module = builtins.__import__(f"{package}.{name}", globals, locals, fromlist)
+    return module if fromlist else sys.modules[f"{package}.{head}"]
+
+
+@functools.cache
+def _is_beside(package: str, head: str) -> bool:
+    """Whether a name means a file of the folder, and not one that any other module finds under the same name."""
+    folder = Path(sys.modules[package].__path__[0])
+    files = [file for file in (folder / head / "__init__.py", folder / f"{head}.py") if file.is_file()]
+    if not files or head in _NEVER_BESIDE:
+        return False
+    with suppress(ValueError):  # a module that somebody has put together without a spec
+        found = importlib.util.find_spec(head)
+        return not (found and found.origin and Path(found.origin).resolve() == files[0].resolve())
+    return True

@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
+from rlvla.annotation.asking import load_annotator
 from rlvla.annotation.run import SERVER
+from rlvla.annotation.sources import load_expert
 from rlvla.config import AnnotateConfig, ClusterConfig, EnvConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.files import differences
 from rlvla.metrics import require_sinks
 from rlvla.placement import reserved
-from rlvla.plugins import resolve
 from rlvla.prompt import PolicyProcessor, vllm_obstacle
 from rlvla.rollout import make_env, task_ids, trial_states
 from rlvla.tools import load_tools
@@ -30,7 +31,7 @@ _MAY_CHANGE = (
     # After a fault: the reward or the loss was not finite, memory did not do, envs hung or crashed.
     *("reward", "learner.lr", "learner.max_grad_norm", "learner.max_skipped_steps"),
     *("learner.micro_batch_rows", "learner.gradient_checkpointing"),
-    *("env.deadline_s", "env.reset_deadline_s", "env.max_attempts", "max_refills"),
+    *("env.deadline_s", "env.reset_deadline_s", "env.max_attempts", "max_refills", "max_futile_steps"),
 )
 """Keys of a run, with all below them, that its saved states do not depend on, or that say how far it goes."""
 _MUST_STAY = ("cluster.num_learners",)
@@ -45,9 +46,9 @@ def check_annotate(cfg: AnnotateConfig) -> None:
         FileNotFoundError: `source` does not exist.
     """
     if cfg.annotator and cfg.annotator != SERVER:
-        resolve(cfg.annotator)
+        load_annotator(cfg.annotator, cfg.annotator_kwargs)
     if cfg.source is None:
-        resolve(cfg.expert)
+        load_expert(cfg)
         _check_env(cfg.env)
     elif not cfg.source.exists():
         raise FileNotFoundError(f"source: there is no {cfg.source}")

@@ -239,6 +239,9 @@ class RolloutActor:
         """Play all jobs; (index of the job, trajectory) as they end.
 
         Before that (index of the job, None) whenever the sampler died under it, and it is played again from its start.
+
+        Raises:
+            PluginError: a tool failed by itself; what else is being played is given up at once.
         """
         pending = iter(enumerate(jobs))
         ended: asyncio.Queue[tuple[int, Trajectory | None] | None] = asyncio.Queue()
@@ -258,13 +261,19 @@ class RolloutActor:
 
         drivers = [asyncio.create_task(drive(env)) for env in self._pool.envs[: len(jobs)]]
         num_driving = len(drivers)
-        while num_driving:
-            item = await ended.get()
-            if item is None:
+        try:
+            while num_driving:
+                item = await ended.get()
+                if item is not None:
+                    yield item
+                    continue
                 num_driving -= 1
-            else:
-                yield item
-        await asyncio.gather(*drivers)  # raises what a driver raised
+                if any(driver.done() and driver.exception() for driver in drivers):
+                    break
+            await asyncio.gather(*drivers)  # raises what a driver raised
+        finally:
+            for driver in drivers:
+                driver.cancel()
 
     async def close(self) -> None:
         """Close every env and end its process."""

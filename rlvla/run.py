@@ -29,7 +29,7 @@ from rlvla.prompt import note_trained
 from rlvla.protocols import Stateful
 from rlvla.random_state import random_state, seed_random, set_random_state
 from rlvla.rollout import Job, Play, TaskStream
-from rlvla.skipping import SkipCount
+from rlvla.skipping import FutileCount, SkipCount
 from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.types import Group, Trajectory
 
@@ -61,6 +61,7 @@ class GRPORun:
         self._started = time.perf_counter()
         self._saved = 0
         self._skipped = SkipCount(cfg.learner.max_skipped_steps)
+        self._futile = FutileCount(cfg.max_futile_steps)
         claim(cfg.output, num_bytes=_least_bytes(cfg))
         hold(cfg.output)
         write_resolved(cfg, cfg.output)
@@ -151,6 +152,18 @@ class GRPORun:
                 self._checkpoint(step, cluster, tasks)
             tqdm.write(f"stopped before step {step}: run the same command again to go on from there", sys.stderr)
             raise
+
+    def require_signal(self, step: int, groups: Sequence[Group], sampled: Sequence[Group]) -> None:
+        """See that there is something to learn from; where the run stops, what was sampled is kept.
+
+        Raises:
+            RuntimeError: `max_futile_steps` in a row had nothing, or the first one nothing at all; the message says
+                what was seen.
+        """
+        if self._futile.is_too_much(step, [*groups, *sampled]):
+            file = self._cfg.output / f"bad_step_{step}.jsonl"
+            save_trajectories(file, [t for group in sampled for t in group.trajectories])
+            raise self._futile.error(step, sampled, file)
 
     def guard(self, step: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:
         """Keep what a step's skipped updates were to be made from, in `bad_step_<step>.jsonl`.

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rlvla.config import EpisodeConfig
+from rlvla.plugins import Plugin
 from rlvla.prompt import PolicyProcessor
-from rlvla.protocols import SampleOutput, Sampler, Tool
+from rlvla.protocols import SampleOutput, Sampler
 from rlvla.types import EndReason, Segment, SegmentKind, Turn
 
 
@@ -19,7 +20,7 @@ class Decider:
 
     sampler: Sampler
     processor: PolicyProcessor
-    tools: Mapping[str, Tool]
+    tools: Mapping[str, Plugin]
     config: EpisodeConfig
 
     def __post_init__(self) -> None:

@@ -64,7 +64,8 @@ def without_cold_start(configs: Path, demo: Path, folder: Path, seed: int) -> di
     if not done.is_file():
         start, run, flags = folder / "random", folder / "grpo", ("--seed", str(seed))
         recipe("sft", configs, "--dataset", f"{demo}/demos", "--output", str(start), "--num-steps", "0", *flags)
-        recipe("grpo", configs, "--model", f"{start}/checkpoint", "--output", str(run), *flags)
+        futile = ("--max-futile-steps", "0")  # random weights: not one executable action, by design
+        recipe("grpo", configs, "--model", f"{start}/checkpoint", "--output", str(run), *futile, *flags)
         shutil.rmtree(folder / "evaluate", ignore_errors=True)  # trials of a checkpoint before this one
         evaluate(configs, run / "checkpoint", folder / "evaluate", seed)
     summary = json.loads(done.read_text())

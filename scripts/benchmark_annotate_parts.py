@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.openai_annotator import OpenAIAnnotator, request
-from rlvla.annotation.rounds import Annotated, annotate_take
+from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take
 from rlvla.annotation.run import to_demonstrations
 from rlvla.annotation.sources import RecordedSource
 from rlvla.annotation.store import Store
@@ -87,11 +87,11 @@ async def _measure(cfg: AnnotateConfig, takes: Iterator[Take], store: Store, spe
             num_frames += len(take.decisions)
             recorder = _Recorder(annotator)
             timeline = find_key_frames(take, cfg.key_frames)
-            await annotate_take(take, timeline, recorder, cfg)
+            await annotate_take(take, timeline, recorder, cfg, FirstAnswers(cfg))
             memory, queries = _Memory(recorder), [query for query, _ in recorder.asked]
             with _timed(spent, "checks"):
                 timeline = find_key_frames(take, cfg.key_frames)
-                annotated = await annotate_take(take, timeline, memory, cfg)
+                annotated = await annotate_take(take, timeline, memory, cfg, FirstAnswers(cfg))
             with _timed(spent, "request"):
                 for query in queries:
                     request(query, annotator.model, cfg.openai)

@@ -13,8 +13,10 @@ from rlvla.annotation import schema
 from rlvla.config import EvaluateConfig, GRPOConfig, to_dict
 from rlvla.config_file import ConfigError, explain, parse_yaml
 from rlvla.markup import MARKS, ToolCall, parse, parse_call, parse_text, split_text
-from rlvla.tools import call_tool, zoom_in
+from rlvla.tools import call_tool, load_tools
 from rlvla.types import Annotation, Observation, SegmentKind
+
+TOOLS = load_tools({"zoom_in": "rlvla.tools:zoom_in"})
 
 
 def _text(data: bytes) -> str:
@@ -50,7 +52,7 @@ def calls(data: bytes) -> None:
     for call in (text, f'{{"name": "zoom_in", "arguments": {text}}}', boxed):
         parsed = parse_call(call)
         assert isinstance(parsed, ToolCall) or parsed.startswith("error: ")
-        result, box = call_tool({"zoom_in": zoom_in}, _OBSERVATION, call)
+        result, box = call_tool(TOOLS, _OBSERVATION, call)
         if isinstance(result, str):
             assert result.startswith("error: ")
             assert len(result.encode()) < 500

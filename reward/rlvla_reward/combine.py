@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import numbers
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlvla.config import RewardTermConfig
-from rlvla.plugins import resolve
+from rlvla.plugins import PluginError, load, naming, wrap, wrong
 from rlvla.protocols import Stateful
 from rlvla.types import EndReason, Group, Trajectory
 from rlvla_reward.format import format_score
@@ -24,8 +23,8 @@ BUILTIN = {"success": success, "format": format_score}
 """Terms that a config may name without a module."""
 
 
-class RewardError(ValueError):
-    """A reward term that cannot be built, or that failed; the message names the term and its function."""
+RewardError = PluginError
+"""Of a reward term that cannot be built, or that failed; the message names the term and its function."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +59,10 @@ class Term:
         """
         task = trajectory.task
         where = f"{self}, task {task.suite} {task.task_id}, initial state {task.init_state_id}, seed {task.seed}"
-        try:
+        with naming(where):
             value = self.fn(trajectory, **self.config.kwargs)
-        except Exception as error:  # whatever a plugin raises; it stops the run, with the place where it happened
-            raise RewardError(f"{where}: {type(error).__name__}: {error}") from error
         if not isinstance(value, numbers.Real | np.bool_):
-            raise RewardError(f"{where}: returned {type(value).__name__}, not a number; return a float")
+            raise wrong(where, value, "a number")
         try:
             number = float(value)
         except OverflowError:  # an integer beyond what a float holds
@@ -108,10 +105,12 @@ class Reward:
         """State by the name of each term that has one (`rlvla.protocols.Stateful`).
 
         Raises:
-            RewardError: it is not JSON.
+            RewardError: a term raised, or it is not JSON.
         """
-        states = {term.name: term.fn.state_dict() for term in self._stateful}
+        states = {}
         for term in self._stateful:
+            with naming(f"{term}: its state_dict()"):
+                states[term.name] = term.fn.state_dict()
             try:
                 is_same = json.loads(json.dumps(states[term.name])) == states[term.name]
             except (TypeError, ValueError) as error:
@@ -126,7 +125,7 @@ class Reward:
         """Go on from `state_dict`.
 
         Raises:
-            RewardError: other terms have a state now than when it was saved.
+            RewardError: other terms have a state now than when it was saved, or a term raised.
         """
         names = [term.name for term in self._stateful]
         if sorted(names) != sorted(state):
@@ -135,7 +134,8 @@ class Reward:
                 f"{sorted(names)}: resume with the terms that the run began with"
             )
         for term in self._stateful:
-            term.fn.load_state_dict(state[term.name])
+            with naming(f"{term}: its load_state_dict()"):
+                term.fn.load_state_dict(state[term.name])
 
     @property
     def _stateful(self) -> list[Term]:
@@ -157,8 +157,8 @@ def build(terms: Sequence[RewardTermConfig]) -> Reward:
         terms: `fn` is a name in `BUILTIN`, `"module:function"` or `"path/to/file.py:function"`.
 
     Raises:
-        RewardError: no term, two terms of one name, something that is not callable, keyword arguments that the
-            function does not take, a `makes_signal` that is no bool, or a state that is not JSON.
+        RewardError: no term, two terms of one name, something that is no plain function, keyword arguments that the
+            function does not take, a `makes_signal` that is no bool, or a state that is not JSON or only half there.
         PluginError: `fn` names nothing that exists.
     """
     if not terms:
@@ -181,23 +181,14 @@ def _build_term(config: RewardTermConfig) -> Term:
             f"reward term {config.fn!r}: there is no built-in of that name, only {', '.join(BUILTIN)}; "
             f"write a plugin as 'module:function' or 'path/to/file.py:function'"
         )
-    fn = resolve(config.fn) if is_plugin else BUILTIN[config.fn]
-    term = Term(name=config.name or config.fn.rpartition(":")[2], fn=fn, config=config)
-    if not callable(fn):
-        raise RewardError(f"{term}: {type(fn).__name__} is not callable")
-    _check_signature(term)
+    name = config.name or config.fn.rpartition(":")[2]
+    what, called = f"reward term {name!r}", ("trajectory",)
+    if is_plugin:
+        fn = load(what, config.fn, called, kwargs=config.kwargs).target
+    else:
+        fn = wrap(f"{what} ({config.fn})", BUILTIN[config.fn], called, kwargs=config.kwargs).target
+    term = Term(name=name, fn=fn, config=config)
+    has = [hasattr(fn, method) for method in ("state_dict", "load_state_dict")]
+    if any(has) and not all(has):
+        raise RewardError(f"{term}: has only one of state_dict() and load_state_dict(): its state would be lost")
     return term
-
-
-def _check_signature(term: Term) -> None:
-    try:
-        signature = inspect.signature(term.fn)
-    except ValueError:  # a C function without one: the first call tells
-        return
-    try:
-        signature.bind(None, **term.config.kwargs)
-    except TypeError as error:
-        raise RewardError(
-            f"{term}: {error}; it is called as {term.name}(trajectory, **kwargs) with kwargs {term.config.kwargs}, "
-            f"and its signature is {signature}"
-        ) from None

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Annotator, Query, Reply
-from rlvla.plugins import resolve
+from rlvla.plugins import Plugin, load
+from rlvla.types import Annotation
+
+_ANNOTATION, _FIELDS = TypeAdapter(Annotation), fields(Annotation)
+
+
+def load_annotator(name: str, kwargs: Mapping[str, Any]) -> Plugin:
+    """The function that `annotator` names; raises PluginError saying what is wrong with it."""
+    return load("annotator", name, ("decisions", "index"), ("timeline", "rng"), kwargs)
 
 
 class PluginAnnotator:
@@ -19,16 +29,23 @@ class PluginAnnotator:
     model = prompt_hash = ""
 
     def __init__(self, name: str, kwargs: Mapping[str, Any]) -> None:
-        """Raises PluginError naming what does not exist."""
+        """Raises PluginError, see `load_annotator`."""
         self.name = name
-        self._function, self._kwargs = resolve(name), kwargs
+        self._plugin = load_annotator(name, kwargs)
 
     async def annotate(self, query: Query) -> Reply:
-        """See `Annotator`."""
+        """See `Annotator`. Raises PluginError where the function raises, or returns no sound Annotation."""
         rng = np.random.default_rng(query.seed)
         take = query.take
-        annotation = self._function(take.decisions, query.index, timeline=query.timeline, rng=rng, **self._kwargs)
-        return Reply(annotation=annotation)
+        plugin = self._plugin.at(f"{take.name}, decision {query.index}")
+        annotation = plugin(take.decisions, query.index, timeline=query.timeline, rng=rng)
+        if not isinstance(annotation, Annotation):
+            raise plugin.wrong(annotation, "an rlvla.types.Annotation")
+        try:  # numbers of NumPy become Python's, lists tuples: as they are read back of a log of answers
+            return Reply(annotation=_ANNOTATION.validate_python({f.name: getattr(annotation, f.name) for f in _FIELDS}))
+        except ValidationError as error:
+            flaws = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise plugin.wrong(annotation, f"one with other fields: {flaws}") from None
 
 
 class Journal:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rlvla.annotation.checks import check_decision
 from rlvla.annotation.course import check_course
 from rlvla.annotation.take import Annotator, Problem, Query, Reply, Take, Tally
 from rlvla.config import AnnotateConfig
+from rlvla.dataset_rows import DatasetError
 from rlvla.types import Annotation, Provenance, Timeline
 
 
@@ -47,11 +48,49 @@ class Annotated:
     tally: Tally
 
 
-async def annotate_take(take: Take, timeline: Timeline, annotator: Annotator, cfg: AnnotateConfig) -> Annotated:
+class FirstAnswers:
+    """Ends a run whose first answers are all refused, before more of them are paid for.
+
+    Args:
+        cfg: `max_refused_first`.
+        is_over: an answer has been accepted before; nothing is counted then.
+    """
+
+    def __init__(self, cfg: AnnotateConfig, *, is_over: bool = False) -> None:
+        self._cfg = cfg
+        self._is_over = is_over or not cfg.max_refused_first
+        self._num_refused = 0
+        self._failed: Counter[str] = Counter()
+
+    def judged(self, num_accepted: int, refused: Collection[_Asked]) -> None:
+        """Count the answers of a round.
+
+        Raises:
+            DatasetError: there are too many; the message counts the reasons and names the key.
+        """
+        self._is_over = self._is_over or num_accepted > 0
+        if self._is_over or not refused:
+            return
+        self._num_refused += len(refused)
+        self._failed.update(name for one in refused for name in {problem.check for problem in one.problems})
+        if self._num_refused >= self._cfg.max_refused_first:
+            cfg, last = self._cfg, [problem.text for one in refused for problem in one.problems][-1]
+            counts = ", ".join(f"{name} {count} times" for name, count in self._failed.most_common())
+            raise DatasetError(
+                f"annotator {cfg.annotator!r}: not one of the first {self._num_refused} answers passed the checks "
+                f"(max_refused_first is {cfg.max_refused_first}). They failed: {counts}. The last one: {last}. "
+                f"Mend the annotator, its server or checks.*, and remove {cfg.output}.partial, which keeps these "
+                "answers; or set max_refused_first: 0 and go on"
+            )
+
+
+async def annotate_take(
+    take: Take, timeline: Timeline, annotator: Annotator, cfg: AnnotateConfig, first: FirstAnswers
+) -> Annotated:
     """Ask about every decision of a take.
 
     Raises:
-        Exception: what the annotator raises; nothing of the take is kept then.
+        Exception: what the annotator or `first` raises; nothing of the take is kept then.
     """
     asked: dict[int, _Asked] = {}
     accepted: dict[int, Annotation] = {}
@@ -66,8 +105,10 @@ async def annotate_take(take: Take, timeline: Timeline, annotator: Annotator, cf
             replies = await asyncio.gather(*(annotator.annotate(query) for query in queries))
             for i, reply in zip(pending, replies, strict=True):
                 asked[i].replies.append(reply)
-            accepted |= _judge(take, timeline, cfg, {i: asked[i] for i in pending}, accepted)
+            good = _judge(take, timeline, cfg, {i: asked[i] for i in pending}, accepted)
+            accepted |= good
             pending = [i for i in pending if i not in accepted]
+            first.judged(len(good), [asked[i] for i in pending])
     order = sorted(accepted)
     return Annotated(
         take=take,

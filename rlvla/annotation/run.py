@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from rlvla.annotation.asking import Journal, PluginAnnotator
 from rlvla.annotation.key_frames import find_key_frames
-from rlvla.annotation.rounds import Annotated, annotate_take
+from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take
 from rlvla.annotation.sources import TakeSource, open_source
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Annotator, Take, Tally
@@ -70,7 +70,7 @@ async def _annotator(cfg: AnnotateConfig) -> AsyncIterator[Annotator | None]:
 def protocol(cfg: AnnotateConfig) -> dict[str, Any]:
     """What the takes of a run depend on: the config without what only says where, how fast, and how it is shown."""
     given = to_dict(cfg)
-    del given["output"], given["num_samples"]
+    del given["output"], given["num_samples"], given["max_refused_first"]
     given["openai"] = {key: given["openai"][key] for key in ("model", "temperature", "max_tokens")}
     return given
 
@@ -80,6 +80,7 @@ class _Run:
 
     def __init__(self, cfg: AnnotateConfig, store: Store, thread: ThreadPoolExecutor, journal: Journal | None) -> None:
         self._cfg, self._store, self._thread, self._journal = cfg, store, thread, journal
+        self._first = FirstAnswers(cfg, is_over=store.tally.num_decisions > store.tally.num_dropped)
         self._num_takes = 0
         """In work."""
         self._has_room = journal.answered if journal else asyncio.Condition()
@@ -104,7 +105,7 @@ class _Run:
         annotated = None
         if self._journal is not None:
             timeline = find_key_frames(take, self._cfg.key_frames)
-            annotated = await annotate_take(take, timeline, self._journal, self._cfg)
+            annotated = await annotate_take(take, timeline, self._journal, self._cfg, self._first)
         await self._in_thread(_keep, self._store, take, annotated)
         self._num_takes -= 1
         async with self._has_room:

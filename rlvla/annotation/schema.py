@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from string import ascii_letters
 from typing import Any
 
 from rlvla.types import Annotation
@@ -13,6 +14,7 @@ MAX_CHARS = {"subtask": 80, "subject": 60, "observation": 480, "conclusion": 480
 server cuts there is no sentence, so it counts as an error."""
 GRIPPER_STATES = ("open", "closed")
 PERCENT = 100
+_FENCE = "```"
 
 
 def json_schema(*, is_key: bool, num_images: int) -> dict[str, Any]:
@@ -49,7 +51,8 @@ def _integer(most: int) -> dict[str, Any]:
 def read(text: str, *, is_key: bool, num_images: int) -> Annotation | str:
     """An answer, or a text that tells the model everything that is wrong with it; never raises.
 
-    A box of the right type is taken as it is: whether it makes sense is a matter of the checks.
+    A box of the right type is taken as it is: whether it makes sense is a matter of the checks. A code fence around the
+    JSON, and the thoughts of a model before it, are no part of the answer: servers without a parser for them send both.
 
     Args:
         text: any.
@@ -58,7 +61,7 @@ def read(text: str, *, is_key: bool, num_images: int) -> Annotation | str:
     """
     try:
         # Not strict: in strings of bounded length xgrammar lets line breaks and other control characters through.
-        fields = json.loads(text, strict=False)
+        fields = json.loads(_bare(text), strict=False)
     except (ValueError, RecursionError):
         return "the answer is not valid JSON"
     if not isinstance(fields, dict):
@@ -83,6 +86,17 @@ def read(text: str, *, is_key: bool, num_images: int) -> Annotation | str:
         gripper=str(gripper),
         progress=progress / PERCENT,
     )
+
+
+def _bare(text: str) -> str:
+    """An answer without thoughts before it and a fence around it."""
+    text = text.strip()
+    if not text.startswith(("{", _FENCE)):  # a chat template may have put the opening mark into the prompt
+        text = text.partition("</think>")[2].strip() or text
+    if text.startswith(_FENCE):
+        text = text.strip("`")
+        text = text[len(text) - len(text.lstrip(ascii_letters)) :]  # `json`, mostly
+    return text
 
 
 class _Answer:

@@ -13,10 +13,11 @@ from rlvla.annotation.store import Store
 from rlvla.annotation.take import Take
 from rlvla.config import AnnotateConfig
 from rlvla.demonstrations import Source, decisions
-from rlvla.plugins import resolve
+from rlvla.plugins import Plugin, load
 from rlvla.read_hdf5 import open_hdf5
 from rlvla.read_lerobot import open_lerobot
 from rlvla.rollout import make_env, task_ids
+from rlvla.types import Decision
 
 
 class TakeSource(Protocol):
@@ -39,6 +40,12 @@ class TakeSource(Protocol):
         ...
 
 
+def load_expert(cfg: AnnotateConfig) -> Plugin:
+    """The function that `expert` names; raises PluginError saying what is wrong with it."""
+    called, named = ("env", "task_id", "init_state_id"), ("chunk_length", "stride", "rng")
+    return load("expert", cfg.expert, called, named, cfg.expert_kwargs)
+
+
 def open_source(cfg: AnnotateConfig) -> TakeSource:
     """`cfg.source`, or else `cfg.expert` in `cfg.env`."""
     return ExpertSource(cfg) if cfg.source is None else RecordedSource(cfg, cfg.source)
@@ -48,9 +55,9 @@ class ExpertSource:
     """Successful episodes from the train split's initial states, as many as wanted, or as the states allow."""
 
     def __init__(self, cfg: AnnotateConfig) -> None:
-        """Makes the env; raises PluginError naming an expert that does not exist."""
+        """Makes the env; raises PluginError, see `load_expert`."""
         self._cfg = cfg
-        self._expert = resolve(cfg.expert)
+        self._expert = load_expert(cfg)
         self._env: Any = make_env(cfg.env)
         self._stride = cfg.stride or cfg.chunk_length
         self._fps = float(self._env.metadata.get("render_fps") or 1)
@@ -76,18 +83,15 @@ class ExpertSource:
 
     def _play(self, index: int, task: int, state: int) -> Take | None:
         cfg = self._cfg
-        played = self._expert(
-            self._env,
-            task,
-            state,
-            chunk_length=cfg.chunk_length,
-            stride=self._stride,
-            rng=np.random.default_rng((cfg.seed, index)),
-            **cfg.expert_kwargs,
-        )
+        name = f"{self._env.suite}, task {self._env.task_names[task]}, initial state {state}"
+        expert, rng = self._expert.at(name), np.random.default_rng((cfg.seed, index))
+        played = expert(self._env, task, state, chunk_length=cfg.chunk_length, stride=self._stride, rng=rng)
         if played is None:
             return None
-        name = f"{self._env.suite}, task {self._env.task_names[task]}, initial state {state}"
+        is_list = isinstance(played, list | tuple)
+        if not is_list or not played or not all(isinstance(decision, Decision) for decision in played):
+            came = next((d for d in played if not isinstance(d, Decision)), played) if is_list else played
+            raise expert.wrong(came, "a list of at least one rlvla.types.Decision, or None where it failed")
         return Take(index=index, name=name, decisions=tuple(played), stride=self._stride, fps=self._fps)
 
     def _starts(self) -> Iterator[tuple[int, int]]:

@@ -147,3 +147,19 @@ def test_a_config_that_changed_is_not_mixed_into_what_is_there(tmp_path: Path) -
         recipe("annotate", given, tmp_path)
     with pytest.raises(AssertionError, match=r"unfinished run of another kind.*seed was 0, is 1"):
         recipe("annotate", given, tmp_path, "--seed", "1")
+
+
+def test_a_server_none_of_whose_answers_passes_is_not_paid_for_all_of_them(tmp_path: Path) -> None:
+    """It ends early and says why; with the key that it names, the same command goes on from what has been paid for."""
+    given = config(tmp_path, "") | {"max_refused_first": 20}
+    with ScriptedServer(lambda asked: say("I see a bowl.")) as server:
+        given["openai"]["base_url"] = server.url
+        with pytest.raises(
+            AssertionError, match=r"not one of the first \d\d answers.*markup \d\d times.*not valid JSON"
+        ):
+            recipe("annotate", given, tmp_path)
+        assert 20 <= len(server.asked) < 60
+        with pytest.raises(AssertionError, match=r"not one of 79 decisions is left"):
+            recipe("annotate", given, tmp_path, "--max-refused-first", "0")
+        assert len({asked.content for asked in server.asked}) == 237
+        assert len(server.asked) <= 237 + 4  # those in flight when it ended

@@ -15,7 +15,9 @@ import ray
 from rlvla.actions import QuantileCodec
 from rlvla.cluster import start_ray
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, TinyModelConfig
+from rlvla.dispatch import Dispatcher
 from rlvla.metrics import rollout_metrics
+from rlvla.plugins import PluginError
 from rlvla.policy import save_policy
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
@@ -57,10 +59,10 @@ def own_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def start(sampler: type, policy: Path, env: EnvConfig, num_envs: int) -> tuple[Any, Any]:
+def start(sampler: type, policy: Path, env: EnvConfig, num_envs: int, **episode_: Any) -> tuple[Any, Any]:
     """A sampler and an actor that asks it, with as many envs, each in a process of its own."""
     asked = ray.remote(sampler).options(num_cpus=0, max_concurrency=100).remote(policy)
-    episode = EpisodeConfig(max_turn_tokens=1024)
+    episode = EpisodeConfig(max_turn_tokens=1024, **episode_)
     actor = ray.remote(RolloutActor).options(num_cpus=0).remote(asked, policy, env, episode, num_envs=num_envs)
     return asked, actor
 
@@ -114,6 +116,19 @@ def test_a_killed_rollout_actor_leaves_no_process(actor: Any) -> None:
     envs.pop().suspend()
     process.send_signal(signal.SIGKILL)
     assert psutil.wait_procs(everything, timeout=30)[1] == []
+
+
+def test_a_tool_that_fails_reaches_the_driver_by_name(tiny_policy: Path, tmp_path: Path) -> None:
+    """And what lies beside its file is imported in the actor, too; the path is one from where the driver stands."""
+    (tmp_path / "words.py").write_text("WORD = 'gone'\n")
+    (tmp_path / "mine.py").write_text("from words import WORD\ndef f(observation, arguments): raise KeyError(WORD)\n")
+    file = os.path.relpath(tmp_path / "mine.py")
+    _, actor = start(LookThenAct, tiny_policy, ENV, num_envs=2, tools={"zoom_in": f"{file}:f"})
+    jobs = [Job(task=task, member=0) for task in TaskStream(config=ENV, seed=0).take(3)]
+    with pytest.raises(PluginError) as caught:
+        list(Dispatcher([actor], lambda: None).stream(jobs))
+    assert str(caught.value) == f"episode.tools.zoom_in ({file}:f) raised KeyError: 'gone' (mine.py, line 2)"
+    ray.kill(actor)
 
 
 @pytest.fixture(scope="module")

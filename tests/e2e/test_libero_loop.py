@@ -90,6 +90,7 @@ def test_sft_grpo_evaluation_and_report(sft: Path, tmp_path: Path) -> None:
         "reward": [{"fn": "success"}, {"fn": "format", "weight": 0.1}],
         "learner": {"lr": 1e-4, "micro_batch_rows": 8},
         "num_steps": 1,
+        "max_futile_steps": 0,  # four steps of a cold start do not teach how to act
         "groups_per_step": 2,
         "group_size": 2,
         "minibatch_trajectories": 4,

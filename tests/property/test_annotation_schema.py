@@ -58,8 +58,10 @@ def test_any_text_is_read(text: str, is_key: bool) -> None:
 @given(st.data(), st.booleans(), st.integers(1, 3))
 def test_what_keeps_the_schema_is_an_annotation(data: st.DataObject, is_key: bool, num_images: int) -> None:
     fields = data.draw(answers(is_key, num_images))
-    found = read(json.dumps(fields), is_key=is_key, num_images=num_images)
+    text = json.dumps(fields)
+    found = read(text, is_key=is_key, num_images=num_images)
     assert isinstance(found, Annotation)
+    assert read(f"<think>look</think>\n```json\n{text}\n```", is_key=is_key, num_images=num_images) == found
     check(found, is_key=is_key, num_images=num_images)
 
 

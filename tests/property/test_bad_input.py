@@ -20,13 +20,14 @@ from rlvla.annotation import schema
 from rlvla.config import GRPOConfig, to_dict
 from rlvla.config_file import ConfigError, explain, parse_yaml
 from rlvla.markup import MARKS, parse_call, parse_text, print_think
-from rlvla.tools import call_tool, zoom_in
+from rlvla.tools import call_tool, load_tools
 from rlvla.types import Annotation, Observation, SegmentKind
 
 WIDE = "\u202e\u200b\ufeff\u0000\ud800\U0010ffff<\uff1cthink\uff1e\u0130ﬁ"
 """Right-to-left, zero-width, half a pair, full-width brackets, letters that change length with their case."""
 texts = st.text(st.sampled_from([*WIDE, *"<>/thinkacol "]), max_size=40) | st.sampled_from(MARKS)
 numbers = st.integers(-(10**30), 10**30) | st.floats() | st.sampled_from([0, 1, 1000, 1001, True, None, "0"])
+TOOLS = load_tools({"zoom_in": "rlvla.tools:zoom_in"})
 
 
 @given(st.lists(texts, max_size=12).map("".join))
@@ -49,7 +50,7 @@ def test_any_box_camera_and_name_is_run_or_refused(bbox: list[Any], image: Any, 
     seen = Observation(images=(np.zeros((2, 2, 3), np.uint8),), proprio=np.zeros(1), instruction="", zoom=zoom)
     for tool in ("zoom_in", name):
         call = json.dumps({"name": tool, "arguments": {"image": image, "bbox": bbox}})
-        result, box = call_tool({"zoom_in": zoom_in}, seen, call)
+        result, box = call_tool(TOOLS, seen, call)
         assert (box is None) == isinstance(result, str)
         assert not isinstance(result, str) or result.encode()
     assert all(camera == 0 and 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000 for camera, (x1, y1, x2, y2) in looked)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from rlvla.annotation.key_frames import find_key_frames
-from rlvla.annotation.rounds import Annotated, annotate_take, query_seed
+from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take, query_seed
+from rlvla.annotation.run import protocol
 from rlvla.annotation.take import Query, Reply
 from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig
+from rlvla.dataset_rows import DatasetError
 from rlvla.types import Annotation
 from tests.takes import moving
 
@@ -48,7 +52,8 @@ class Scripted:
 
 def run(annotator: Scripted, cfg: AnnotateConfig = CONFIG) -> Annotated:
     episode = moving(GRIPPERS)
-    return asyncio.run(annotate_take(episode, find_key_frames(episode, KeyFrameConfig()), annotator, cfg))
+    timeline = find_key_frames(episode, KeyFrameConfig())
+    return asyncio.run(annotate_take(episode, timeline, annotator, cfg, FirstAnswers(cfg)))
 
 
 def test_key_frames_come_first_and_the_others_are_told_of_them() -> None:
@@ -109,6 +114,49 @@ def test_what_never_passes_is_dropped_and_counted() -> None:
     assert annotated.tally.dropped == {"markup": 1}
     assert annotated.tally.rejected == {"markup": 3}
     assert next(query for query in annotator.queries if query.index == 3).after is None
+
+
+def refuse(query: Query) -> Reply:
+    return Reply(annotation=None, error=f"the answer about {query.index} is not valid JSON")
+
+
+def ended_by(cfg: AnnotateConfig, answer: Callable[[Query], Reply], *, is_over: bool = False) -> tuple[int, str]:
+    """How many answers are asked for in two takes, and the error that ends it; empty: none."""
+    annotator, first = Scripted(answer), FirstAnswers(cfg, is_over=is_over)
+    episode = moving(GRIPPERS)
+    try:
+        for _ in range(2):
+            asyncio.run(annotate_take(episode, find_key_frames(episode, KeyFrameConfig()), annotator, cfg, first))
+    except DatasetError as error:
+        return len(annotator.queries), str(error)
+    return len(annotator.queries), ""
+
+
+def test_a_run_of_which_no_first_answer_passes_ends_and_counts_the_reasons() -> None:
+    """Two key frames and three others: 6 and 9 answers a take are refused, 30 in all."""
+
+    def short(query: Query) -> Reply:
+        return refuse(query) if query.index == 2 else Reply(annotation=Annotation(thoughts=("no", "no"), looks=(LOOK,)))
+
+    num, message = ended_by(replace(CONFIG, max_refused_first=5, output=Path("out/demos")), short)
+    assert num == 6  # the round in which the fifth was
+    for part in (
+        r"annotator 'openai': not one of the first 6 answers passed the checks \(max_refused_first is 5\)",
+        r"failed: (markup 3 times, length 3 times|length 3 times, markup 3 times)\. The last one: thought 2 has 1",
+        r"remove out/demos\.partial",
+        r"max_refused_first: 0",
+    ):
+        assert re.search(part, message), message
+    assert ended_by(replace(CONFIG, max_refused_first=16), refuse)[0] == 17  # in the second take
+    assert ended_by(replace(CONFIG, max_refused_first=31), refuse) == (30, "")
+    assert ended_by(replace(CONFIG, max_refused_first=0), refuse) == (30, "")
+
+
+def test_one_answer_that_passes_is_enough() -> None:
+    cfg = replace(CONFIG, max_refused_first=5)
+    assert ended_by(cfg, lambda query: good(query) if query.index == 2 else refuse(query))[1] == ""
+    assert protocol(cfg) == protocol(CONFIG)  # so that a run that it ended can go on
+    assert ended_by(cfg, refuse, is_over=True) == (30, "")
 
 
 def test_a_decision_that_contradicts_an_accepted_one_is_to_blame() -> None:

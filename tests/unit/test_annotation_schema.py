@@ -48,6 +48,33 @@ def test_what_is_no_json_is_said_to_be_none(text: str) -> None:
     assert read(text, is_key=True, num_images=1) == "the answer is not valid JSON"
 
 
+WRAPPINGS = [
+    "```json\n{}\n```",
+    "```\n{}\n```",
+    "```JSON {} ```",
+    "  \n{}\n\n",
+    "<think>\nI look.\n</think>\n\n{}",
+    "<think></think>{}",
+    "I look, the mark before it stands in the prompt.\n</think>\n{}",
+    '<think>Shall it be {{"gripper": "open"}}, or ```json {{}}```?</think>```json\n{}\n```',
+]
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_what_a_server_puts_around_the_json_is_taken_off(wrapping: str) -> None:
+    for changes in ({}, {"observation": "It says ``` and </think> and {."}):
+        text = json.dumps({**ANSWER, **changes})
+        assert read(wrapping.format(text), is_key=True, num_images=1) == read(text, is_key=True, num_images=1)
+        assert isinstance(read(text, is_key=True, num_images=1), Annotation)
+
+
+@pytest.mark.parametrize(
+    "text", ["<think>I look.", "```json", "```", "</think>", "<think>a</think>", "```json\n{\n```"]
+)
+def test_what_holds_nothing_but_wrapping_is_no_json(text: str) -> None:
+    assert read(text, is_key=True, num_images=1) == "the answer is not valid JSON"
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "null", '"a"', "NaN"])
 def test_what_is_no_object_is_said_to_be_none(text: str) -> None:
     assert read(text, is_key=True, num_images=1) == "the answer is not a JSON object"

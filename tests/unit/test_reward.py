@@ -93,7 +93,7 @@ def test_any_kind_of_number_is_a_reward(tmp_path: Path, value: str) -> None:
     ("body", "message"),
     [
         ("raise KeyError('lost')", "KeyError: 'lost'"),
-        ("return None", "returned NoneType, not a number; return a float"),
+        ("return None", "returned NoneType: wanted is a number"),
         ("return '1.0'", "returned str"),
     ],
 )

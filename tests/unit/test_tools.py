@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from rlvla.plugins import PluginError
-from rlvla.tools import call_tool, load_tools, zoom_in
+from rlvla.tools import call_tool, load_tools
 from rlvla.types import Observation
+
+TOOLS = load_tools({"zoom_in": "rlvla.tools:zoom_in"})
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def call(name: str, **arguments: object) -> str:
 
 
 def test_an_accepted_zoom_returns_the_crop_and_its_box(observation: Observation) -> None:
-    result, box = call_tool({"zoom_in": zoom_in}, observation, call("zoom_in", image=0, bbox=[100, 0, 200, 100]))
+    result, box = call_tool(TOOLS, observation, call("zoom_in", image=0, bbox=[100, 0, 200, 100]))
     assert box == (100, 0, 200, 100)
     assert isinstance(result, np.ndarray)
     assert (result == 10).all()
@@ -49,14 +51,14 @@ def test_an_accepted_zoom_returns_the_crop_and_its_box(observation: Observation)
     ],
 )
 def test_a_refused_call_says_why(observation: Observation, text: str, reason: str) -> None:
-    result, box = call_tool({"zoom_in": zoom_in}, observation, text)
+    result, box = call_tool(TOOLS, observation, text)
     assert box is None
     assert isinstance(result, str)
     assert reason in result
 
 
 def test_tools_come_from_the_config_by_name() -> None:
-    assert load_tools({"zoom_in": "rlvla.tools:zoom_in"}) == {"zoom_in": zoom_in}
+    assert str(TOOLS["zoom_in"]) == "episode.tools.zoom_in (rlvla.tools:zoom_in)"
     with pytest.raises(PluginError, match="zoom_out"):
         load_tools({"zoom_out": "rlvla.tools:zoom_out"})
     with pytest.raises(PluginError, match="not callable"):

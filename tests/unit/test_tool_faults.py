@@ -1,0 +1,174 @@
+"""Whose fault it is when a tool call fails: a tool's own ends the run and names it, the simulator's is played again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlvla.config import EnvConfig, EpisodeConfig
+from rlvla.env_process import EnvPool
+from rlvla.env_thread import EnvThread
+from rlvla.episode import Decider
+from rlvla.plugins import PluginError
+from rlvla.prompt import PolicyProcessor
+from rlvla.rollout import Job, RolloutActor, play_job
+from rlvla.tools import load_tools
+from rlvla.types import EndReason, TaskSpec, Trajectory
+from tests.look_then_act import LookThenAct, assert_same_play
+from tests.unit.faulty_env import FaultyEnv, plant
+
+pytestmark = pytest.mark.timeout(120)
+
+TASK = TaskSpec(suite="faulty", task_id=0, init_state_id=3, seed=7)
+TOOLS = """
+def looks(observation, arguments):
+    return observation.zoom(0, arguments["bbox"])
+
+def wraps(observation, arguments):
+    try:
+        return looks(observation, arguments)
+    except Exception as error:
+        raise RuntimeError("no picture") from error
+
+def stumbles(observation, arguments):
+    try:
+        return looks(observation, arguments)
+    except Exception:
+        return {}["picture"]
+
+def swallows(observation, arguments):
+    try:
+        return looks(observation, arguments)
+    except Exception:
+        return "there is no picture"
+
+def exits(observation, arguments):
+    try:
+        return looks(observation, arguments)
+    except Exception:
+        raise SystemExit(1)
+
+def boom(observation, arguments):
+    return arguments["camera"]
+
+def strays(observation, arguments):
+    return observation.zoom(9, [0, 0, 100, 100])
+
+def leaves(observation, arguments):
+    return observation.zoom(0, [0, 0, 1001, 100])
+
+def halves(observation, arguments):
+    return observation.zoom(0, [0, 0, 0.5, 1])
+"""
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> str:
+    (tmp_path / "tools.py").write_text(TOOLS)
+    return f"{tmp_path}/tools.py"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> EnvConfig:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    return EnvConfig(id="lab/Faulty-v0", imports=("tests.unit.faulty_env",), kwargs={"folder": str(faults)})
+
+
+@pytest.fixture
+def pool(config: EnvConfig) -> Iterator[EnvPool]:
+    pool = EnvPool(config, num_envs=1)
+    yield pool
+    pool.close()
+
+
+def play(policy: Path, env: EnvThread, tool: str) -> Trajectory:
+    async def not_lost() -> None:
+        raise AssertionError("this sampler does not die")
+
+    cfg = EpisodeConfig(tools={"zoom_in": tool}, max_turn_tokens=1024)
+    processor, sampler = PolicyProcessor.load(policy), LookThenAct(policy)
+    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(cfg.tools), config=cfg)
+    return asyncio.run(play_job(decider, env, Job(task=TASK, member=0), 3, not_lost))
+
+
+@pytest.mark.parametrize("tool", ["looks", "wraps", "stumbles", "swallows", "exits"])
+def test_a_crash_in_a_zoom_that_a_tool_asked_for_is_played_again(
+    tiny_policy: Path, pool: EnvPool, tools: str, tmp_path: Path, tool: str
+) -> None:
+    """Whatever the tool makes of it."""
+    unbroken = play(tiny_policy, pool.envs[0], f"{tools}:{tool}")
+    assert (unbroken.end, unbroken.num_crashes, len(unbroken.turns[0].images)) == (EndReason.SUCCESS, 0, 2)
+    plant(tmp_path / "faults", "zoom", "raise")
+    trajectory = play(tiny_policy, pool.envs[0], f"{tools}:{tool}")
+    assert_same_play(trajectory, unbroken)
+    assert (trajectory.end, trajectory.num_crashes) == (EndReason.SUCCESS, 1)
+
+
+@pytest.mark.parametrize(
+    ("tool", "message"),
+    [
+        ("boom", r"raised KeyError: 'camera' \(tools\.py, line \d+\)"),
+        ("strays", r"raised ValueError: zoom\(9, .*there are images 0\.\.0"),
+        ("leaves", r"raised ValueError: zoom\(0, .*a box lies in 0\.\.1000"),
+        ("halves", r"raised TypeError: 'float' object cannot be interpreted as an integer"),
+    ],
+)
+def test_a_fault_of_the_tool_is_named_and_leaves_the_env_alone(
+    tiny_policy: Path, pool: EnvPool, tools: str, tmp_path: Path, tool: str, message: str
+) -> None:
+    with pytest.raises(PluginError, match=rf"^episode\.tools\.zoom_in \(.*tools\.py:{tool}\) {message}"):
+        play(tiny_policy, pool.envs[0], f"{tools}:{tool}")
+    assert play(tiny_policy, pool.envs[0], f"{tools}:looks").num_crashes == 0
+    assert len(list((tmp_path / "faults").glob("*.made"))) == 1
+
+
+def test_an_env_in_this_process_is_judged_likewise(tiny_policy: Path, config: EnvConfig, tools: str) -> None:
+    folder = config.kwargs["folder"]
+    env = EnvThread(lambda: FaultyEnv(folder))  # type: ignore[arg-type, return-value]
+    plant(Path(folder), "zoom", "raise", times=2)
+    assert play(tiny_policy, env, f"{tools}:wraps").num_crashes == 2
+    with pytest.raises(PluginError, match="boom"):
+        play(tiny_policy, env, f"{tools}:boom")
+    env.close()
+
+
+def test_a_zoom_that_returns_no_picture_is_the_envs_fault(tiny_policy: Path, tools: str, tmp_path: Path) -> None:
+    env = FaultyEnv(str(tmp_path))
+    env.zoom = lambda image, bbox: [[1]]  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(PluginError, match=r"^env\.id: zoom returned list: wanted is a uint8 array \[H, W, 3\]"):
+        play(tiny_policy, EnvThread(lambda: env), f"{tools}:looks")  # type: ignore[arg-type, return-value]
+
+
+def test_a_rollout_ends_with_the_tool_that_fails(tiny_policy: Path, config: EnvConfig, tmp_path: Path) -> None:
+    """At once, and not when all others have been played: the env that waits here would raise and be made anew."""
+    (tmp_path / "tools.py").write_text(
+        "import numpy as np\n"
+        "seen = []\n"
+        "def f(observation, arguments):\n"
+        "    seen.append(1)\n"
+        "    if len(seen) == 2: raise KeyError('second')\n"
+        "    return np.zeros((64, 64, 3), np.uint8)\n"
+    )
+    plant(tmp_path / "faults", "step_chunk", "wait")
+    look = LookThenAct(tiny_policy)
+    handle = SimpleNamespace(sample=SimpleNamespace(remote=look.sample))
+    episode = EpisodeConfig(tools={"zoom_in": f"{tmp_path}/tools.py:f"}, max_turn_tokens=1024)
+
+    async def run() -> list[Any]:
+        actor = RolloutActor(handle, tiny_policy, config, episode, num_envs=2)
+        try:
+            jobs = [Job(task=TASK, member=member) for member in range(6)]
+            return [item async for item in actor.stream(jobs)]
+        finally:
+            (tmp_path / "faults/step_chunk.go").touch()
+            await actor.close()
+
+    with pytest.raises(PluginError, match=r"^episode\.tools\.zoom_in \(.*tools\.py:f\) raised KeyError: 'second'"):
+        asyncio.run(run())
+    assert len(list((tmp_path / "faults").glob("*.made"))) == 2
