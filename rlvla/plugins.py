@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,20 @@ def _load_file(path: Path, spec: str) -> ModuleType:
     return module
 
 
+def import_named(name: str) -> ModuleType:
+    """Import a module that a config names; the folder that one stands in counts, behind all others.
+
+    Python searches the folder of the script instead. What is added to `sys.path` reaches env processes, too
+    (`env_process`); actors get the driver's folder from Ray.
+
+    Raises:
+        ModuleNotFoundError: there is no such module; its `name` is the module, or what that imports and is missing.
+    """
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    return importlib.import_module(name)
+
+
 def resolve(spec: str) -> Any:
     """Return the object that `spec` names.
 
@@ -51,7 +66,7 @@ def resolve(spec: str) -> Any:
         module = _load_file(Path(target), spec)
     else:
         try:
-            module = importlib.import_module(target)
+            module = import_named(target)
         except ModuleNotFoundError as error:
             if error.name is None or not (target + ".").startswith(error.name + "."):
                 raise  # a missing dependency of the plugin, not a missing plugin

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,14 @@ def test_an_error_inside_the_plugin_stays_what_it_is(tmp_path: Path) -> None:
     for _ in range(2):  # a failed import leaves nothing behind that a second one would find
         with pytest.raises(ZeroDivisionError):
             resolve(f"{broken}:f")
+
+
+def test_a_module_in_the_folder_that_one_stands_in_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind all others: it cannot stand in for a module that is installed."""
+    (tmp_path / "module_of_here.py").write_text("number = 3\n")
+    (tmp_path / "colorsys.py").write_text("number = 4\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    assert resolve("module_of_here:number") == 3
+    with pytest.raises(PluginError, match="colorsys has no 'number'"):
+        resolve("colorsys:number")
