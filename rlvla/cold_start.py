@@ -58,6 +58,7 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
         action_decoding,
         cfg.prefix_attention or before.get("prefix_attention", "causal"),
         action_ids,
+        demonstrations.views,
     )
 
 

@@ -53,6 +53,11 @@ class DemonstrationSet:
         """[len] int, the episode that each row belongs to."""
         return np.array([row["episode_index"] for row in self.rows])
 
+    @property
+    def views(self) -> tuple[tuple[int, int], ...]:
+        """(H, W) of each camera's picture, the same in all rows."""
+        return tuple((image.shape[0], image.shape[1]) for image in self[0].images)
+
     def actions(self) -> np.ndarray:
         """[len, K, A] float32."""
         return np.array([row["action"] for row in self.rows], np.float32)
@@ -201,6 +206,14 @@ def write(
     for number, episode in enumerate(episodes):
         writer.add(encode(episode, f"{path}, episode {number}"))
     return writer.finish()
+
+
+def read_sizes(path: Path) -> tuple[tuple[tuple[int, int], ...], tuple[int, int]]:
+    """What `meta/info.json` says: (H, W) of each camera's picture, and [K, A] of the actions."""
+    features = json.loads((path / "meta/info.json").read_text())["features"]
+    images = [told["shape"] for name, told in features.items() if name.startswith("observation.images.")]
+    chunk_length, action_size = features["action"]["shape"]
+    return tuple((height, width) for height, width, _ in images), (chunk_length, action_size)
 
 
 def data_files(path: Path) -> list[Path]:

@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
-import importlib
 import inspect
 import os
 import select
@@ -33,7 +32,7 @@ from gymnasium.envs.registration import load_env_creator
 from pydantic_core import to_jsonable_python
 
 from rlvla.config import EnvConfig
-from rlvla.plugins import naming
+from rlvla.plugins import import_named, naming
 from rlvla.protocols import Env
 
 CLOSE_S = 5.0
@@ -53,21 +52,27 @@ def make_env(config: EnvConfig) -> Env:
     """The bare env behind a Gymnasium id.
 
     Raises:
-        ModuleNotFoundError: `env.imports` names a module that is not there.
+        ModuleNotFoundError: `env.imports` or `env.id` names a module that is not there.
         PluginError: the id is not registered, or its constructor raised; the message names it.
     """
-    for module in config.imports:
+    for key, module in _modules(config):
         try:
-            importlib.import_module(module)
+            import_named(module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise  # a missing dependency of the module, not a missing module
             raise ModuleNotFoundError(
-                f"env.imports names {module!r}, and there is no module {error.name!r}: install it, or add its folder "
-                "to PYTHONPATH"
+                f"{key} names {module!r}, and there is no module {error.name!r}: install it, start in its folder, or "
+                "add that to PYTHONPATH"
             ) from error
     with naming(f"env.id {config.id!r} with env.kwargs {config.kwargs}"):
         return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
+
+
+def _modules(config: EnvConfig) -> list[tuple[str, str]]:
+    """(key that names it, module) of all whose import registers ids."""
+    module = config.id.rpartition(":")[0]
+    return [("env.imports", name) for name in config.imports] + ([("env.id", module)] if module else [])
 
 
 def made_with(env: Any) -> dict[str, Any]:
@@ -138,11 +143,9 @@ def _reap(ended: int, pids: dict[int, int]) -> None:
 def preload(config: EnvConfig) -> None:
     """Import what the env's constructor needs; what fails here fails again where an env is made, and is told there."""
     with contextlib.suppress(Exception):
-        for module in config.imports:
-            importlib.import_module(module)
-        module, _, name = config.id.rpartition(":")
-        if module:
-            importlib.import_module(module)
+        for _, module in _modules(config):
+            import_named(module)
+        name = config.id.rpartition(":")[2]
         # Optional: of envs whose constructor imports more than their module does.
         if load := getattr(_creator(gymnasium.spec(name).entry_point), "preload", None):
             load(**config.kwargs)

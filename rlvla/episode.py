@@ -229,7 +229,7 @@ def _use_tool(decider: Decider, observation: Observation, text: str) -> tuple[np
 def _add_result(processor: PolicyProcessor, context: Context, result: np.ndarray | str) -> None:
     is_image = not isinstance(result, str)
     ids = processor.result_ids(image=is_image, text="" if is_image else result)
-    new_images = [result] if is_image else []
+    new_images = [np.array(result)] if is_image else []  # a tool may draw its next picture into the same array
     context.compact_ids += ids
     context.images += new_images
     context.add_context(processor.expand(ids, new_images), SegmentKind.TOOL_RESULT, "" if is_image else result)
@@ -289,10 +289,11 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
                 turns.append(decision.turn)
                 return _trajectory(task, turns, decision.end or EndReason.MALFORMED, num_env_steps)
             chunk = decision.actions
-            raw, rewards, terminated, truncated, info = await env.call(lambda e, chunk=chunk: e.step_chunk(chunk))
-            turns.append(executed(decision.turn, chunk[: len(rewards)], decider.processor))
-            num_env_steps += len(rewards)
-            end = _env_end(terminated, truncated, info)
+            raw, rewards, terminated, truncated, info = await env.call(lambda e, c=chunk: e.step_chunk(c.copy()))
+            num_steps, has_succeeded = _executed(rewards, len(chunk))
+            turns.append(executed(decision.turn, chunk[:num_steps], decider.processor))
+            num_env_steps += num_steps
+            end = EndReason.SUCCESS if has_succeeded else _env_end(terminated, truncated, info)
             if end is not None:
                 return _trajectory(task, turns, end, num_env_steps)
             recall = recall.after(
@@ -307,17 +308,39 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
 
 
 def observe(env: Simulator, raw: Mapping[str, Any]) -> Observation:
-    """The env's observation dict as an Observation, with the env's zoom bound to it."""
+    """The env's observation dict as an Observation, with the env's zoom bound to it.
+
+    Arrays are copies: the env may draw the next picture into the one that it has given.
+    """
 
     def zoom(image: int, box: Box) -> np.ndarray:
-        return env.zoom(image, box)
+        return np.array(env.zoom(image, box))
 
     return Observation(
-        images=tuple(np.asarray(raw["images"])),
-        proprio=np.asarray(raw["proprio"], np.float32),
+        images=tuple(np.array(raw["images"])),
+        proprio=np.array(raw["proprio"], np.float32),
         instruction=str(raw["instruction"]),
         zoom=zoom,
     )
+
+
+def _executed(rewards: np.ndarray, chunk_length: int) -> tuple[int, bool]:
+    """The steps of a chunk up to the episode's end, and whether a reward tells of success there.
+
+    An env that ends neither chunk nor episode at a success may have lost it again by the last step, whose info is all
+    that there is.
+
+    Raises:
+        ValueError: rewards that break the contract of `rlvla_envs.VLAEnv.step_chunk`.
+    """
+    rewards = np.asarray(rewards)
+    if rewards.ndim != 1 or not 0 < len(rewards) <= chunk_length or not np.isin(rewards, (0, 1)).all():
+        raise ValueError(
+            f"the env's step_chunk returns the rewards {rewards.tolist()} for {chunk_length} actions: it has to return "
+            "one for each step executed, 1.0 on success, else 0.0; rlvla_envs.check_env says what else it breaks"
+        )
+    successes = np.flatnonzero(rewards)
+    return (int(successes[0]) + 1, True) if len(successes) else (len(rewards), False)
 
 
 def _env_end(terminated: bool, truncated: bool, info: Mapping[str, Any]) -> EndReason | None:

@@ -16,7 +16,7 @@ from rlvla.env_server import made_with
 from rlvla.episode import derive_seed
 from rlvla.prompt import read_trained
 from rlvla.protocols import Env
-from rlvla.rollout import Job, make_env, task_ids, trial_states
+from rlvla.rollout import Job, make_env, state_ids, task_ids, trial_states
 from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.trials import TrialLog, summarise, to_trial
 from rlvla.types import TaskSpec
@@ -93,7 +93,7 @@ def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[st
     tasks, num_states = [], 0
     names = {task_id: env.task_names[task_id] for task_id in task_ids(env, cfg.env)}
     for task_id in names:
-        num_states += len(env.init_state_ids(task_id, cfg.split))
+        num_states += len(state_ids(env, task_id, cfg.split))
         states = trial_states(env, task_id, cfg)
         _refuse_trained(cfg, env, task_id, states)
         tasks += [
@@ -104,7 +104,7 @@ def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[st
     said: dict[str, Any] = {
         "is_official": cfg.split == "official" and is_complete and cfg.episode.is_greedy,
         "env_kwargs": made_with(env),
-        "max_env_steps": {name: env.max_env_steps(task_id) for task_id, name in names.items()},
+        "max_env_steps": {name: int(env.max_env_steps(task_id)) for task_id, name in names.items()},
     }
     # Optional: only of envs that inherit from `rlvla_envs.VLAEnv`, and of few of those.
     if note := getattr(env, "split_notes", {}).get(cfg.split):
@@ -115,7 +115,7 @@ def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[st
 
 def _refuse_trained(cfg: EvaluateConfig, env: Env, task_id: int, states: Sequence[int]) -> None:
     """Raises ValueError when a state is one to train on: for a held-out split always, else if this policy was."""
-    train = env.init_state_ids(task_id, "train")
+    train = state_ids(env, task_id, "train")
     leaked = [state for state in states if state in train]
     if not leaked or cfg.allow_trained_states:
         return

@@ -58,6 +58,8 @@ class Plan:
 
 def of_sft(cfg: SFTConfig) -> Plan:
     """Plan a cold start."""
+    if cfg.num_trials:
+        plan_world.of_env(cfg)  # it is to be evaluated there
     world = plan_world.of_dataset(cfg.dataset, cfg.plan, cfg.action_decoding or read_decoding(cfg.model))
     figures = figures_of(cfg.model, cfg.plan, lora=cfg.learner.lora, tiny=cfg.tiny, num_bins=cfg.num_bins or NUM_BINS)
     turn = _turn(figures, world, _ANNOTATED)
@@ -104,7 +106,7 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
     """Plan a GRPO run; the recipe has built the reward, whose weights by name are shown."""
     load_tools(cfg.episode.tools)
     ranks = cfg.cluster.num_learners
-    world = plan_world.with_checkpoint(plan_world.of_env(cfg.env, cfg.plan), cfg.model)
+    world = plan_world.with_checkpoint(plan_world.of_env(cfg), cfg.model)
     figures = figures_of(str(cfg.model), cfg.plan, lora=cfg.learner.lora)
     turn = _turn(figures, world, cfg.episode)
     has_reference = cfg.loss.kl_coef != 0
@@ -163,7 +165,7 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
 def of_evaluate(cfg: EvaluateConfig) -> Plan:
     """Plan an evaluation."""
     load_tools(cfg.episode.tools)
-    world = plan_world.with_checkpoint(plan_world.of_env(cfg.env, cfg.plan, cfg), cfg.model)
+    world = plan_world.with_checkpoint(plan_world.of_env(cfg), cfg.model)
     figures = figures_of(str(cfg.model), cfg.plan)
     turn = _turn(figures, world, cfg.episode)
     sampler = sampler_memory(figures, cfg.sampler, plan_report.gpu_bytes(cfg.plan), cfg.episode.max_turn_tokens)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlvla.config import ActionDecoding, EnvConfig, EvaluateConfig, PlanConfig
-from rlvla.prompt import POLICY_FILE, read_decoding
-from rlvla.rollout import make_env, task_ids, trial_states
+from rlvla.config import ActionDecoding, EvaluateConfig, GRPOConfig, PlanConfig, SFTConfig
+from rlvla.dataset import read_sizes
+from rlvla.preflight import check_world
+from rlvla.prompt import read_decoding, read_settings
+from rlvla.rollout import make_env, task_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,25 +49,22 @@ def assumed(plan: PlanConfig, note: str) -> World:
     )
 
 
-def of_env(config: EnvConfig, plan: PlanConfig, evaluation: EvaluateConfig | None = None) -> World:
+def of_env(cfg: EvaluateConfig | GRPOConfig | SFTConfig) -> World:
     """Construct the env, without a reset, and ask it; or say why it is not here and take the config's figures.
 
     Args:
-        config: which env and tasks.
-        plan: figures for an env that is not here, and the chunk length.
-        evaluation: also check that the env has the initial states that it asks for.
+        cfg: which env, tasks and policy, and `plan`: figures for an env that is not here, and the chunk length.
 
     Raises:
-        ValueError: the env refuses its arguments, or lacks a task or initial states.
+        ValueError: the env refuses its arguments, or see `preflight.check_world`.
     """
+    config, plan = cfg.env, cfg.plan
     try:
         env: Any = make_env(config)
     except (ImportError, FileNotFoundError) as error:
         return assumed(plan, f"{config.id} is not here ({str(error).splitlines()[0]}): figures of plan.*")
+    check_world(cfg, env)
     tasks = task_ids(env, config)
-    if evaluation is not None:
-        for task in tasks:
-            trial_states(env, task, evaluation)
     shape = env.observation_space["images"].shape
     splits = ", ".join(f"{len(env.init_state_ids(tasks[0], name))} {name}" for name in ("train", "evaluate"))
     world = World(
@@ -83,16 +82,11 @@ def of_env(config: EnvConfig, plan: PlanConfig, evaluation: EvaluateConfig | Non
 
 
 def with_checkpoint(world: World, model: Path) -> World:
-    """How a checkpoint decodes which chunk, if there is one; raises ValueError if the env cannot execute that."""
-    file = model / POLICY_FILE
-    if not file.is_file():
+    """How a checkpoint decodes which chunk, if there is one."""
+    settings = read_settings(model)
+    if not settings:
         return world
-    codec = json.loads(file.read_text())["codec"]
-    if len(codec["low"]) != world.action_size:
-        raise ValueError(
-            f"{file}: the policy's actions have {len(codec['low'])} dimensions, those of the env {world.action_size}"
-        )
-    return replace(world, chunk_length=codec["chunk_length"], action_decoding=read_decoding(model))
+    return replace(world, chunk_length=settings["codec"]["chunk_length"], action_decoding=read_decoding(model))
 
 
 def of_dataset(path: Path, plan: PlanConfig, action_decoding: ActionDecoding) -> World:
@@ -102,12 +96,11 @@ def of_dataset(path: Path, plan: PlanConfig, action_decoding: ActionDecoding) ->
         note = f"{path} is not here: figures of plan.*"
         return replace(assumed(plan, note), action_decoding=action_decoding)
     info = json.loads(file.read_text())
-    images = [feature["shape"] for name, feature in info["features"].items() if name.startswith("observation.images.")]
-    chunk_length, action_size = info["features"]["action"]["shape"]
+    views, (chunk_length, action_size) = read_sizes(path)
     return World(
         note=f"{path}: {info['total_frames']} decisions of {info['total_episodes']} episodes",
-        num_images=len(images),
-        view_shape=(images[0][0], images[0][1]),
+        num_images=len(views),
+        view_shape=views[0],
         chunk_length=chunk_length,
         action_size=action_size,
         max_env_steps=plan.max_env_steps,

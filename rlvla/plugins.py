@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -142,6 +143,20 @@ def wrap(
 _ASYNC: tuple[Callable[[Any], bool], ...] = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 
+def import_named(name: str) -> ModuleType:
+    """Import a module that a config names; the folder that one stands in counts, behind all others.
+
+    Python searches the folder of the script instead. What is added to `sys.path` reaches env processes, too
+    (`env_process`); actors get the driver's folder from Ray.
+
+    Raises:
+        ModuleNotFoundError: there is no such module; its `name` is the module, or what that imports and is missing.
+    """
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    return importlib.import_module(name)
+
+
 def resolve(spec: str) -> Any:
     """Return the object that `spec` names.
 
@@ -164,7 +179,7 @@ def resolve(spec: str) -> Any:
 
 def _load_module(target: str, spec: str) -> ModuleType:
     try:
-        return importlib.import_module(target)
+        return import_named(target)
     except ModuleNotFoundError as error:
         if error.name is None or not (target + ".").startswith(error.name + "."):
             raise  # a missing dependency of the plugin, not a missing plugin

@@ -7,21 +7,24 @@ whether `output` can be written to, `rlvla.files.claim` tries out next.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from rlvla.annotation.asking import load_annotator
 from rlvla.annotation.run import SERVER
 from rlvla.annotation.sources import load_expert
-from rlvla.config import AnnotateConfig, ClusterConfig, EnvConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
+from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
+from rlvla.dataset import read_sizes
 from rlvla.files import differences
 from rlvla.metrics import require_sinks
 from rlvla.placement import reserved
-from rlvla.prompt import PolicyProcessor, vllm_obstacle
-from rlvla.rollout import make_env, task_ids, trial_states
+from rlvla.prompt import POLICY_FILE, PolicyProcessor, vllm_obstacle
+from rlvla.protocols import Env
+from rlvla.rollout import make_env, state_ids, task_ids, trial_states
 from rlvla.tools import load_tools
 from rlvla.turn_context import require_action_temperature
 
@@ -49,7 +52,7 @@ def check_annotate(cfg: AnnotateConfig) -> None:
         load_annotator(cfg.annotator, cfg.annotator_kwargs)
     if cfg.source is None:
         load_expert(cfg)
-        _check_env(cfg.env)
+        _check_env(cfg)
     elif not cfg.source.exists():
         raise FileNotFoundError(f"source: there is no {cfg.source}")
 
@@ -74,23 +77,22 @@ def check_sft(cfg: SFTConfig) -> None:
     if cfg.model and is_path and not (Path(cfg.model) / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no config.json: name a Hugging Face folder or hub id")
     if cfg.num_trials:
-        _check_env(cfg.env, EvaluateConfig(env=cfg.env, num_trials=cfg.num_trials))
+        _check_env(cfg)
 
 
 def check_grpo(cfg: GRPOConfig) -> None:
-    """The checkpoint fits the config, the machine has what the cluster reserves, and a resumed run is the same one.
-
-    Of the simulator nothing: the TaskStream, which the recipe makes next, asks it for its tasks.
+    """The checkpoint fits config and env, the machine has what the cluster reserves, and a resumed run is the same one.
 
     Raises:
         ValueError: the message names the key.
         FileNotFoundError: `model` is no checkpoint.
-        ModuleNotFoundError: a sink of `log` is not installed.
+        ModuleNotFoundError: a sink of `log`, or a module of `env.imports`, is not installed.
     """
     require_sinks(cfg.log)
     _check_resume(cfg, cfg.output)
     _check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
+    _check_env(cfg)
 
 
 def check_evaluate(cfg: EvaluateConfig) -> None:
@@ -103,7 +105,7 @@ def check_evaluate(cfg: EvaluateConfig) -> None:
     """
     _check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
-    _check_env(cfg.env, cfg)
+    _check_env(cfg)
 
 
 def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
@@ -111,7 +113,6 @@ def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
     if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
         raise ValueError(reason)
-    require_action_temperature(cfg.episode, PolicyProcessor.load(cfg.model))
     load_tools(cfg.episode.tools)
 
 
@@ -143,15 +144,74 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
         )
 
 
-def _check_env(config: EnvConfig, evaluation: EvaluateConfig | None = None) -> None:
-    """Constructs the env, without a reset."""
-    env: Any = make_env(config)
+def _check_env(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig) -> None:
+    env = make_env(cfg.env)
     try:
-        for task in task_ids(env, config):
-            if evaluation is not None:
-                trial_states(env, task, evaluation)
+        check_world(cfg, env)
     finally:
         env.close()
+
+
+def check_world(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, env: Env) -> None:
+    """All that a run, and its `--dry-run`, ask of an env, and of the policy that is to act in it, as far as it is here.
+
+    Args:
+        cfg: of the run.
+        env: constructed; it is not reset.
+
+    Raises:
+        ValueError: the env lacks a task or initial states, or policy and env do not go together; it names what.
+    """
+    evaluation = cfg if isinstance(cfg, EvaluateConfig) else None
+    if isinstance(cfg, SFTConfig):
+        evaluation = EvaluateConfig(env=cfg.env, num_trials=cfg.num_trials)
+    for task in task_ids(env, cfg.env):
+        if evaluation is not None:
+            trial_states(env, task, evaluation)
+        elif not len(state_ids(env, task, "train")):
+            raise ValueError(f"{cfg.env.id} has no train states of task {env.task_names[task]!r}")
+    if isinstance(cfg, SFTConfig) and (cfg.dataset / "meta/info.json").is_file():
+        views, (_, action_size) = read_sizes(cfg.dataset)
+        _check_fit(env, f"dataset: {cfg.dataset}", views, action_size)
+    if isinstance(cfg, EvaluateConfig | GRPOConfig) and (cfg.model / POLICY_FILE).is_file():
+        processor = PolicyProcessor.load(cfg.model)
+        _check_fit(env, f"model: {cfg.model}", processor.views, processor.codec.chunk_shape[1])
+        require_action_temperature(cfg.episode, processor)
+        _check_shortest_turn(env, processor, cfg.episode.max_turn_tokens)
+
+
+def _check_fit(env: Env, source: str, views: Sequence[tuple[int, int]], action_size: int) -> None:
+    """What the policy has learned from is what the env shows and takes. The policy does not read its proprio.
+
+    How long a chunk is, is the policy's own matter: an env takes any.
+    """
+    (there,) = env.action_space.shape
+    if action_size != there:
+        raise ValueError(
+            f"{source}: actions have {action_size} dimensions, those of the env {there}: name the env that they are of"
+        )
+    num_images, *size, _ = env.observation_space["images"].shape
+    shown = [(size[0], size[1])] * num_images
+    if views and [*views] != shown:
+        raise ValueError(
+            f"{source}: learned from views (H x W) {_sizes(views)}, the env shows {_sizes(shown)}: give it the same "
+            "cameras and view_size (env.kwargs), or train on what it shows"
+        )
+
+
+def _sizes(views: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{height} x {width}" for height, width in views)
+
+
+def _check_shortest_turn(env: Env, processor: PolicyProcessor, max_turn_tokens: int) -> None:
+    """Raises ValueError where not even a turn without a thought and without an instruction has room."""
+    num_images, *shape = env.observation_space["images"].shape
+    views = [np.zeros(shape, np.uint8)] * num_images
+    least = len(processor.expand(processor.prompt_ids("", num_images), views)) + processor.num_action_tokens + 2
+    if least > max_turn_tokens:
+        raise ValueError(
+            f"episode.max_turn_tokens is {max_turn_tokens}: prompt and action chunk alone take {least}; raise it"
+        )
 
 
 def _check_resume(cfg: GRPOConfig | SFTConfig, output: Path) -> None:

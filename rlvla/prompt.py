@@ -115,6 +115,8 @@ class PolicyProcessor:
     """See `rlvla.config.SFTConfig`."""
     prefix_attention: PrefixAttention = "causal"
     """Likewise."""
+    views: tuple[tuple[int, int], ...] = ()
+    """(H, W) of each camera's picture that it was trained on, px; empty: its checkpoint is older than this note."""
     _expansions: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
     """(H, W) -> the ids that a placeholder becomes."""
 
@@ -128,6 +130,7 @@ class PolicyProcessor:
         action_decoding: ActionDecoding = "autoregressive",
         prefix_attention: PrefixAttention = "causal",
         action_ids: Sequence[int] | None = None,
+        views: Iterable[tuple[int, int]] = (),
     ) -> PolicyProcessor:
         """Wrap a processor whose tokenizer knows the marks, the action tokens and, to decode in parallel, the slots.
 
@@ -139,6 +142,7 @@ class PolicyProcessor:
             action_decoding: see the field.
             prefix_attention: see the field.
             action_ids: bin -> id, from `own_action_ids`; None: of the tokens that `extend_vocabulary` adds.
+            views: see the field.
 
         Raises:
             ValueError: the model family is not supported, a token is missing, or there are more or fewer action tokens
@@ -165,6 +169,7 @@ class PolicyProcessor:
             trained_suites=tuple(sorted(set(trained_suites))),
             action_decoding=action_decoding,
             prefix_attention=prefix_attention,
+            views=tuple(views),
         )
 
     @classmethod
@@ -187,6 +192,7 @@ class PolicyProcessor:
             settings.get("action_decoding", "autoregressive"),
             settings.get("prefix_attention", "causal"),
             own_action_ids(auto.load_config(path)),
+            settings.get("views", ()),
         )
 
     def save(self, path: Path | str) -> None:
@@ -198,6 +204,7 @@ class PolicyProcessor:
             "trained_suites": list(self.trained_suites),
             "action_decoding": self.action_decoding,
             "prefix_attention": self.prefix_attention,
+            "views": [list(view) for view in self.views],
         }
         (Path(path) / POLICY_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -431,6 +438,7 @@ class _Settings:
     trained_suites: tuple[str, ...] = ()
     action_decoding: ActionDecoding = "autoregressive"
     prefix_attention: PrefixAttention = "causal"
+    views: tuple[tuple[int, int], ...] = ()
 
 
 _SETTINGS = TypeAdapter(_Settings)

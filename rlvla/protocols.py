@@ -85,8 +85,12 @@ class Env(Simulator, Protocol):
     task_names: tuple[str, ...]
     observation_space: Any
     """Gymnasium's Dict; `images` [N, H, W, 3] says how many cameras there are."""
+    action_space: Any
+    """Gymnasium's Box, [A]."""
 
     def init_state_ids(self, task_id: int, split: str) -> Sequence[int]: ...
+
+    def max_env_steps(self, task_id: int) -> int: ...
 
 
 class ActionCodec(Protocol):

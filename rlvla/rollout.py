@@ -7,6 +7,7 @@ batches over all of them and a finished env takes the next episode at once.
 from __future__ import annotations
 
 import asyncio
+import operator
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -298,7 +299,7 @@ class TaskStream:
         env = make_env(self.config)
         self.suite = env.suite
         self._task_ids = task_ids(env, self.config)
-        self._states = {task: env.init_state_ids(task, "train") for task in self._task_ids}
+        self._states = {task: state_ids(env, task, "train") for task in self._task_ids}
         env.close()
 
     def take(self, count: int) -> list[TaskSpec]:
@@ -332,9 +333,26 @@ def most_images(config: EnvConfig, episode: EpisodeConfig) -> int:
     return num_cameras + episode.max_tool_calls
 
 
+def state_ids(env: Env, task_id: int, split: str) -> Sequence[int]:
+    """The initial states of a task for a split, as plain integers, be they NumPy's in the env.
+
+    Raises:
+        ValueError: an id is no integer; the message names it.
+    """
+    ids = env.init_state_ids(task_id, split)
+    if isinstance(ids, range):  # may be long
+        return ids
+    try:
+        return tuple(operator.index(id_) for id_ in ids)
+    except TypeError as error:
+        raise ValueError(
+            f"init_state_ids({task_id}, {split!r}) of suite {env.suite}: {error}: ids are integers"
+        ) from None
+
+
 def trial_states(env: Env, task_id: int, config: EvaluateConfig) -> list[int]:
     """The initial states of a task that an evaluation plays; raises ValueError when its split has fewer."""
-    states = list(env.init_state_ids(task_id, config.split))[: config.num_trials]
+    states = list(state_ids(env, task_id, config.split)[: config.num_trials])
     if len(states) < config.num_trials:
         name = env.task_names[task_id]
         raise ValueError(f"num_trials is {config.num_trials}, task {name!r} has {len(states)} {config.split} states")

@@ -260,6 +260,12 @@ class Decision:
     scene: Scene | None = None
     """None where there is no simulator to ask."""
 
+    def __post_init__(self) -> None:
+        """Copies the arrays: the env that an expert plays in may draw its next picture into the same ones."""
+        object.__setattr__(self, "images", tuple(np.array(image) for image in self.images))
+        object.__setattr__(self, "proprio", np.array(self.proprio))
+        object.__setattr__(self, "actions", np.array(self.actions))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:

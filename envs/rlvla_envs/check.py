@@ -1,196 +1,200 @@
-"""The checks behind `rlvla_envs.spec.check_env`."""
+"""The checks behind `rlvla_envs.spec.check_env`; each message begins with the member of `VLAEnv` whose clause it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from rlvla_envs.spec import EnvContractError
+from rlvla_envs.check_pictures import check_arrays, check_pictures
+from rlvla_envs.check_states import check_apart, check_seeds, check_state, check_states_differ, check_tasks_differ
+from rlvla_envs.probe import NUM_STEPS, actions, require, require_value_error, start
 
-_BAD_BOXES = ((500, 0, 500, 1000), (600, 0, 400, 1000), (-1, 0, 500, 500), (0, 0, 500, 1001))
-_MAX_STEPS_TO_LIMIT = 100
-"""Longer episodes are not run to their end: that would take minutes in some simulators."""
-_NUM_STEPS = 4
+_MAX_STEPS_TO_LIMIT = (1000, 100)
+"""Longer episodes of the first task, and of the others, are not run to their end: that takes minutes in some envs."""
 
 
-def check_contract(env: Any) -> None:
-    """Raises EnvContractError unless the env keeps the contract of `VLAEnv`."""
+def check_contract(env: Any, twin: Any | None = None) -> None:
+    """Raises EnvContractError unless the env keeps the contract of `VLAEnv`.
+
+    Args:
+        env: to check.
+        twin: another one made alike, to check that the two do not depend on each other.
+    """
     _check_names(env)
     _check_spaces(env)
     for task_id in range(len(env.task_names)):
         _check_splits(env, task_id)
         _check_reset(env, task_id)
         _check_steps(env, task_id)
-        _check_state(env, task_id)
+        check_state(env, task_id)
+        check_states_differ(env, task_id)
         _check_limit(env, task_id)
-    _check_pictures(env)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise EnvContractError(message)
-
-
-def _require_value_error(call: Callable[[], object], what: str) -> None:
-    try:
-        call()
-    except ValueError:
-        return
-    raise EnvContractError(f"{what} must raise ValueError")
+    check_seeds(env)
+    check_tasks_differ(env)
+    check_pictures(env)
+    check_arrays(env)
+    if twin is not None:
+        check_apart(env, twin)
 
 
 def _check_names(env: Any) -> None:
-    _require(isinstance(getattr(env, "suite", None), str) and env.suite != "", "suite: not a name")
+    require(isinstance(getattr(env, "suite", None), str) and env.suite != "", "suite: not a name")
     names = getattr(env, "task_names", None)
-    _require(
+    require(
         isinstance(names, tuple) and len(names) > 0 and all(isinstance(n, str) for n in names),
         f"task_names: {names!r} is not a non-empty tuple of str",
+    )
+    assert names is not None
+    require(
+        len(set(names)) == len(names), f"task_names: a name is there twice in {names!r}, and env.tasks goes by name"
     )
 
 
 def _check_spaces(env: Any) -> None:
     space = env.observation_space
     keys = {"images", "proprio", "instruction"}
-    _require(isinstance(space, gymnasium.spaces.Dict), "observation_space: not a Dict")
-    _require(set(space.keys()) == keys, f"observation_space: keys {set(space.keys())}, not {keys}")
+    require(isinstance(space, gymnasium.spaces.Dict), "observation_space: not a Dict")
+    require(set(space.keys()) == keys, f"observation_space: keys {set(space.keys())}, not {keys}")
     images, proprio = space["images"], space["proprio"]
-    _require(images.dtype == np.uint8, f"images: dtype {images.dtype}, not uint8")
-    _require(len(images.shape) == 4 and images.shape[-1] == 3, f"images: {images.shape} is not [N,H,W,3]")
-    _require(proprio.dtype == np.float32, f"proprio: dtype {proprio.dtype}, not float32")
-    _require(len(proprio.shape) == 1, f"proprio: {proprio.shape} is not [P]")
-    _require(isinstance(space["instruction"], gymnasium.spaces.Text), "instruction: not a Text")
+    require(images.dtype == np.uint8, f"observation_space: images of {images.dtype}, not uint8")
+    shape = images.shape
+    require(len(shape) == 4 and shape[-1] == 3, f"observation_space: images of {shape}, not [N,H,W,3]")
+    require(proprio.dtype == np.float32, f"observation_space: proprio of {proprio.dtype}, not float32")
+    require(len(proprio.shape) == 1, f"observation_space: proprio of {proprio.shape}, not [P]")
+    require(isinstance(space["instruction"], gymnasium.spaces.Text), "observation_space: instruction is not a Text")
     action = env.action_space
-    _require(isinstance(action, gymnasium.spaces.Box), "action_space: not a Box")
-    _require(action.dtype == np.float32 and len(action.shape) == 1, "action_space: not float32 [A]")
+    require(isinstance(action, gymnasium.spaces.Box), "action_space: not a Box")
+    require(action.dtype == np.float32 and len(action.shape) == 1, "action_space: not float32 [A]")
 
 
 def _check_splits(env: Any, task_id: int) -> None:
-    train, evaluate = (env.init_state_ids(task_id, split) for split in ("train", "evaluate"))
-    _require(len(train) > 0 and len(evaluate) > 0, f"task {task_id}: a split is empty")
-    shared = set(train) & set(evaluate)
-    _require(not shared, f"task {task_id}: train and evaluate share {sorted(shared)[:5]}")
-    _require_value_error(lambda: env.init_state_ids(task_id, "no such split"), "an unknown split")
+    train, evaluate = (_ids(env, task_id, split) for split in ("train", "evaluate"))
+    shared = train & evaluate
+    require(not shared, f"init_state_ids: task {task_id}: train and evaluate share {sorted(shared)[:5]}")
+    require_value_error(lambda: env.init_state_ids(task_id, "no such split"), "init_state_ids: an unknown split")
+
+
+def _ids(env: Any, task_id: int, split: str) -> set[int]:
+    ids, where = env.init_state_ids(task_id, split), f"init_state_ids({task_id}, {split!r})"
+    require(isinstance(ids, Sequence | np.ndarray), f"{where}: a {type(ids).__name__} is no sequence; return a tuple")
+    require(len(ids) > 0, f"{where}: the split is empty")
+    for id_ in ids:
+        require(hasattr(id_, "__index__"), f"{where}: {id_!r} is no integer; name states by integers from 0 on")
+    plain = {operator.index(id_) for id_ in ids}
+    require(len(plain) == len(ids), f"{where}: an id is there twice, and would be counted twice")
+    return plain
 
 
 def _check_obs(env: Any, obs: Any) -> None:
     for key, space in env.observation_space.items():
-        _require(key in obs, f"obs: no {key!r}")
-        value = obs[key]
-        detail = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else repr(value)
-        _require(space.contains(value), f"obs[{key!r}]: {detail} is not in {space}")
-
-
-def _start(env: Any, task_id: int, seed: int | None = None) -> Any:
-    init_state_id = env.init_state_ids(task_id, "train")[0]
-    options = {"task_id": task_id, "init_state_id": init_state_id}
-    return env.reset(seed=seed, options=options)[0]
+        require(key in obs, f"obs: no {key!r}")
+        value, where = obs[key], f"obs[{key!r}]"
+        if key == "instruction":
+            # Whether a Text space's alphabet has it moves nothing: that of `Text(200)` lacks the blank.
+            is_text = isinstance(value, str) and value.strip() != ""
+            require(is_text, f"{where}: {value!r} is no instruction: the policy reads it, so say what is to be done")
+            continue
+        told = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else repr(value)
+        declared = f"{space.dtype} {space.shape}"
+        require(told == declared, f"{where}: {told}, where observation_space declares {declared}")
+        require(bool(np.isfinite(value).all()), f"{where}: {value.tolist()} is not finite")
+        require(space.contains(value), f"{where}: {value.min()} to {value.max()} leaves the limits of {space}")
 
 
 def _check_reset(env: Any, task_id: int) -> None:
-    first = _start(env, task_id, seed=0)
+    first = start(env, task_id, seed=0)
     _check_obs(env, first)
+    kept = {key: np.array(first[key]) for key in ("images", "proprio")}
     state = env.get_state()
-    _require(state.dtype == np.float64 and state.ndim == 1, f"get_state: {state.dtype} {state.shape}")
-    env.step(_actions(env, 1)[0])
-    again = _start(env, task_id, seed=1)
-    where = f"task {task_id}: two resets to the same ids differ"
-    _require(np.array_equal(env.get_state(), state), f"{where} in the state")
-    for key in ("images", "proprio"):
-        _require(np.array_equal(first[key], again[key]), f"{where} in {key}")
-    _require(first["instruction"] == again["instruction"], f"{where} in the instruction")
-    drawn = []
-    for _ in range(2):
-        _check_obs(env, env.reset(seed=0)[0])
-        drawn.append(env.get_state())
-    _require(np.array_equal(*drawn), "reset: the same seed draws different initial states")
+    require(state.dtype == np.float64 and state.ndim == 1, f"get_state: {state.dtype} {state.shape}, not float64 [S]")
+    state = state.copy()
+    env.step(actions(env, 1)[0])
+    again = start(env, task_id, seed=1)
+    where = f"reset: task {task_id}: two resets to the same ids differ"
+    require(np.array_equal(env.get_state(), state), f"{where} in the state; draw only what `options` leaves out")
+    for key, value in kept.items():
+        require(np.array_equal(value, again[key]), f"{where} in {key}")
+    require(first["instruction"] == again["instruction"], f"{where} in the instruction")
     num_tasks = len(env.task_names)
-    _require_value_error(lambda: env.reset(options={"task_id": num_tasks}), "an unknown task_id")
-
-
-def _actions(env: Any, num: int) -> np.ndarray:
-    """[num, A] reproducible actions; the middle of the box where it is unbounded."""
-    space = env.action_space
-    low, high = (np.clip(limit, -1, 1) for limit in (space.low, space.high))
-    draw = np.random.default_rng(0).uniform(0.4, 0.6, (num, *space.shape))
-    return (low + draw * (high - low)).astype(np.float32)
+    require_value_error(lambda: env.reset(options={"task_id": num_tasks}), "reset: an unknown task_id")
 
 
 def _check_steps(env: Any, task_id: int) -> None:
     """Single steps have the right types, and a chunk does what single steps do."""
-    actions = _actions(env, _NUM_STEPS)
-    _start(env, task_id)
+    chunk = actions(env, NUM_STEPS)
+    instruction = start(env, task_id)["instruction"]
     rewards = []
-    for action in actions:
-        obs, reward, terminated, truncated, info = env.step(action)
+    is_over = False
+    for action in chunk:
+        given = action.copy()
+        obs, reward, terminated, truncated, info = env.step(given)
+        require(np.array_equal(given, action), "step: writes into the action that it is given; work on a copy")
         _check_obs(env, obs)
-        _require(isinstance(info.get("is_success"), bool | np.bool_), "info['is_success']: not a bool")
-        _require(
-            reward == float(info["is_success"]),
-            f"reward {reward} with is_success {info['is_success']}",
+        require(
+            obs["instruction"] == instruction,
+            f"step: the instruction changes from {instruction!r} to {obs['instruction']!r}; it is that of the episode",
         )
-        _require(not (terminated and truncated), "a step is both terminated and truncated")
+        require(isinstance(info.get("is_success"), bool | np.bool_), "step: info['is_success'] is not a bool")
+        require(
+            reward == float(info["is_success"]),
+            f"step: reward {reward} with is_success {info['is_success']}: it is 1.0 on success, else 0.0",
+        )
+        require(not (terminated and truncated), "step: both terminated and truncated")
         rewards.append(reward)
-        if terminated or truncated:
+        is_over = bool(terminated or truncated or info["is_success"])
+        if is_over:
             break
-    state = env.get_state()
-    _start(env, task_id)
-    chunk_obs, chunk_rewards, *ended, _ = env.step_chunk(actions)
-    _require(
+    state = np.array(env.get_state())
+    start(env, task_id)
+    given = chunk.copy()
+    chunk_obs, chunk_rewards, *ended, _ = env.step_chunk(given)
+    require(np.array_equal(given, chunk), "step_chunk: writes into the actions that it is given; work on a copy")
+    require(
         np.array_equal(chunk_rewards, rewards),
-        f"step_chunk: rewards {chunk_rewards}, not {rewards}",
+        f"step_chunk: rewards {chunk_rewards}, not {rewards}: one for each step executed, up to the end or a success",
     )
-    _require(ended == [terminated, truncated], f"step_chunk: ended {ended} unlike single steps")
-    same = np.array_equal(env.get_state(), state)
-    _require(same, "step_chunk: another state than single steps")
-    _require(np.array_equal(chunk_obs["images"], obs["images"]), "step_chunk: other images")
+    require(ended == [terminated, truncated], f"step_chunk: ended {ended} unlike single steps")
+    require(np.array_equal(env.get_state(), state), "step_chunk: another state than single steps")
+    for key in ("images", "proprio"):
+        require(np.array_equal(chunk_obs[key], obs[key]), f"step_chunk: other {key} than behind the last single step")
+    if not is_over:
+        _check_chunk_ends_at_success(env, task_id)
 
 
-def _check_state(env: Any, task_id: int) -> None:
-    """Saving, going on, and restoring in the midst of an episode replays bit for bit."""
-    first, rest = np.split(_actions(env, _NUM_STEPS), [1])
-    _start(env, task_id)
-    _, _, terminated, truncated, _ = env.step_chunk(first)
-    if terminated or truncated:
-        return
-    saved = env.get_state().copy()
-    obs = env.step_chunk(rest)[0]
-    state = env.get_state()
-    _start(env, task_id)
-    env.set_state(saved)
-    restored = np.array_equal(env.get_state(), saved)
-    _require(restored, "set_state: get_state does not return what was set")
-    again = env.step_chunk(rest)[0]
-    _require(np.array_equal(env.get_state(), state), "set_state: the replay differs in the state")
-    _require(np.array_equal(again["images"], obs["images"]), "set_state: the replay looks different")
+def _check_chunk_ends_at_success(env: Any, task_id: int) -> None:
+    """With a `step` whose second call succeeds, and no other: a `step_chunk` that is made of steps ends there."""
+    start(env, task_id)
+    step, calls = env.step, []
+
+    def succeed(action: np.ndarray) -> Any:
+        obs, *_, info = step(action)
+        calls.append(action)
+        is_success = len(calls) == 2
+        return obs, float(is_success), False, False, {**info, "is_success": is_success}
+
+    env.step = succeed
+    try:
+        env.step_chunk(actions(env, NUM_STEPS))
+    finally:
+        del env.step
+    require(
+        len(calls) <= 2,
+        "step_chunk: goes on behind a step that succeeds, so that a success which does not last is lost; end the chunk "
+        "at info['is_success']",
+    )
 
 
 def _check_limit(env: Any, task_id: int) -> None:
     limit = env.max_env_steps(task_id)
-    _require(isinstance(limit, int) and limit > 0, f"max_env_steps: {limit!r} is not a count")
-    if limit > _MAX_STEPS_TO_LIMIT:
+    require(hasattr(limit, "__index__") and limit > 0, f"max_env_steps: {limit!r} is not a count")
+    if limit > _MAX_STEPS_TO_LIMIT[min(task_id, 1)]:
         return
-    _start(env, task_id)
-    _, rewards, terminated, truncated, _ = env.step_chunk(_actions(env, limit + 1))
-    ended = terminated or (truncated and len(rewards) == limit)
-    _require(ended, f"task {task_id}: not truncated after max_env_steps = {limit} env steps")
-
-
-def _check_pictures(env: Any) -> None:
-    obs = _start(env, 0)
-    num_images, height, width, _ = obs["images"].shape
-    frames = env.native_frames()
-    _require(len(frames) == num_images, f"native_frames: {len(frames)} for {num_images} images")
-    for index, frame in enumerate(frames):
-        fits = frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3
-        _require(fits, f"native_frames[{index}]: {frame.dtype} {frame.shape}")
-        crop = env.zoom(index, (250, 250, 750, 750))
-        _require(
-            crop.dtype == np.uint8 and crop.shape == (height, width, 3),
-            f"zoom: {crop.dtype} {crop.shape}, not uint8 {(height, width, 3)}",
-        )
-    for box in _BAD_BOXES:
-        _require_value_error(lambda box=box: env.zoom(0, box), f"zoom({box})")
-    _require_value_error(lambda: env.zoom(num_images, (0, 0, 500, 500)), "an image out of range")
+    start(env, task_id)
+    _, rewards, terminated, truncated, info = env.step_chunk(actions(env, limit + 1))
+    ended = terminated or info["is_success"] or (truncated and len(rewards) == limit)
+    told = f"truncated {truncated} after {len(rewards)} env steps"
+    require(ended, f"max_env_steps: task {task_id}: {told}, not True after max_env_steps = {limit}")

@@ -103,14 +103,15 @@ class VLAEnv(gymnasium.Env[Observation, np.ndarray], abc.ABC):
         """Restores `get_state`: afterwards the same actions give the same states, bit for bit."""
 
     def step_chunk(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, bool, bool, dict[str, Any]]:
-        """Executes a chunk until it or the episode ends. Override it where rendering is dear.
+        """Executes a chunk until it or the episode ends, or a step succeeds. Override it where rendering is dear.
 
         Args:
             actions: float32 [K, A].
 
         Returns:
             The last obs, rewards float32 [k] of the k <= K steps executed, and the last terminated,
-            truncated and info.
+            truncated and info. A success ends the chunk, terminated or not: it counts as the episode's
+            end, and might have passed by the last step.
 
         Raises:
             ValueError: an empty chunk.
@@ -121,7 +122,7 @@ class VLAEnv(gymnasium.Env[Observation, np.ndarray], abc.ABC):
         for action in actions:
             obs, reward, terminated, truncated, info = self.step(action)
             rewards.append(reward)
-            if terminated or truncated:
+            if terminated or truncated or info.get("is_success"):
                 break
         return obs, np.array(rewards, np.float32), terminated, truncated, info
 
@@ -156,7 +157,7 @@ def zoom_later(env: VLAEnv) -> Callable[[int, Box], np.ndarray]:
 
     To be called in the env's thread, and not while an episode is played: it leaves the env in the state looked at.
     """
-    state = env.get_state()
+    state = np.array(env.get_state())
 
     def zoom(image: int, bbox: Box) -> np.ndarray:
         env.set_state(state)
@@ -236,11 +237,12 @@ def check_env(env: str | gymnasium.Env[Any, Any], **kwargs: Any) -> None:
     # Kept apart, so that this file is all that the author of an env has to read.
     from rlvla_envs.check import check_contract
 
-    if isinstance(env, str):
-        made = gymnasium.make(env, **kwargs)
-        try:
-            check_contract(made.unwrapped)
-        finally:
-            made.close()
-    else:
+    if not isinstance(env, str):
         check_contract(env.unwrapped)
+        return
+    made = [gymnasium.make(env, **kwargs) for _ in range(2)]
+    try:
+        check_contract(made[0].unwrapped, twin=made[1].unwrapped)
+    finally:
+        for one in made:
+            one.close()

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from rlvla.annotation.asking import Journal, PluginAnnotator
@@ -140,7 +141,7 @@ def to_demonstrations(annotated: Annotated) -> list[Demonstration]:
             replace(
                 _demonstration(decision, i),
                 texts=texts(annotation),
-                crops=tuple(decision.zoom(image, box) for image, box in annotation.looks),
+                crops=tuple(np.array(decision.zoom(image, box)) for image, box in annotation.looks),
                 carried_thought=carried,
                 annotation=annotation,
                 provenance=annotated.provenance[i],

@@ -16,7 +16,7 @@ from rlvla.demonstrations import Source, decisions
 from rlvla.plugins import Plugin, load
 from rlvla.read_hdf5 import open_hdf5
 from rlvla.read_lerobot import open_lerobot
-from rlvla.rollout import make_env, task_ids
+from rlvla.rollout import make_env, state_ids, task_ids
 from rlvla.types import Decision
 
 
@@ -98,7 +98,7 @@ class ExpertSource:
         """(task id, initial state id) of the train split, each once: task after task in turn."""
         rng = np.random.default_rng(self._cfg.seed)
         tasks = task_ids(self._env, self._cfg.env)
-        states = [[(task, int(s)) for s in rng.permutation(self._env.init_state_ids(task, "train"))] for task in tasks]
+        states = [[(task, int(s)) for s in rng.permutation(state_ids(self._env, task, "train"))] for task in tasks]
         for starts in itertools.zip_longest(*states):
             yield from (start for start in starts if start is not None)
 

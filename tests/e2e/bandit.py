@@ -1,5 +1,7 @@
 """A third party's env, in one file: grey pictures, few steps, and success when an action is high enough.
 
+What tells one initial state from another is the proprio alone.
+
 Registered by its import; nothing of rlvla knows it.
 """
 
@@ -34,7 +36,7 @@ class Bandit(VLAEnv):
             instruction=gymnasium.spaces.Text(20),
         )
         self._length, self._num_cameras = length, num_cameras
-        self._success, self._num_steps = False, 0
+        self._success, self._num_steps, self._init_state_id = False, 0, 0
 
     def init_state_ids(self, task_id: int, split: str) -> range:
         if task_id != 0:
@@ -49,7 +51,9 @@ class Bandit(VLAEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         gymnasium.Env.reset(self, seed=seed)
-        self.init_state_ids((options or {}).get("task_id", 0), "train")
+        options = options or {}
+        self.init_state_ids(options.get("task_id", 0), "train")
+        self._init_state_id = options.get("init_state_id", int(self.np_random.integers(1000)))
         self._success, self._num_steps = False, 0
         return self._observe(), {"is_success": False}
 
@@ -63,15 +67,15 @@ class Bandit(VLAEnv):
         return (np.full((32, 32, 3), 128, np.uint8),) * self._num_cameras
 
     def get_state(self) -> np.ndarray:
-        return np.array([self._success, self._num_steps], np.float64)
+        return np.array([self._success, self._num_steps, self._init_state_id], np.float64)
 
     def set_state(self, state: np.ndarray) -> None:
-        self._success, self._num_steps = bool(state[0]), int(state[1])
+        self._success, self._num_steps, self._init_state_id = bool(state[0]), int(state[1]), int(state[2])
 
     def _observe(self) -> dict[str, Any]:
         return {
             "images": np.stack(self.native_frames()),
-            "proprio": np.zeros(1, np.float32),
+            "proprio": np.array([self._init_state_id / 2000], np.float32),
             "instruction": "push",
         }
 

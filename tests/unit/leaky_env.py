@@ -1,4 +1,4 @@
-"""Envs before anything is played: one whose evaluation states are its training states, one that notes something."""
+"""Envs before anything is played: one evaluates on its training states, one notes something, one counts in NumPy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 
 
 class Leaky(gymnasium.Env):
@@ -40,7 +41,18 @@ class Noted(Leaky):
         return {"train": range(10, 20), "evaluate": range(4), "official": range(4)}[split]
 
 
-for _class in (Leaky, Noted):
+class Numbered(Leaky):
+    """Its ids come out of NumPy; those to evaluate on are no integers."""
+
+    suite = "numbered"
+
+    def init_state_ids(self, task_id: int, split: str) -> np.ndarray:
+        return {"train": np.arange(3), "evaluate": np.array([3.0, 4.0]), "official": np.arange(5, 9, dtype=np.uint8)}[
+            split
+        ]
+
+
+for _class in (Leaky, Noted, Numbered):
     gymnasium.register(
         id=f"lab/{_class.__name__}-v0",
         entry_point=f"leaky_env:{_class.__name__}",

@@ -94,6 +94,7 @@ def test_a_new_tiny_policy_fits_the_data(tmp_path: Path) -> None:
     tiny = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1)
     model, processor = start_policy(SFTConfig(tiny=tiny, num_bins=16), demonstrations)
     assert processor.codec.chunk_shape == (2, 4)
+    assert processor.views == tuple(image.shape[:2] for image in demonstration().images) != ()
     assert len(processor.vocabulary.action_ids) == 16
     assert model.get_input_embeddings().num_embeddings >= len(processor.hf_processor.tokenizer)
     actions = demonstrations[0].actions

@@ -16,7 +16,7 @@ import pytest
 
 import rlvla_envs
 from rlvla_envs import EnvContractError, VLAEnv, check_env
-from rlvla_envs.spec import box_to_pixels, load_manifest, resize
+from rlvla_envs.spec import box_to_pixels, load_manifest, resize, zoom_later
 
 TINY = '''
 """A third party's env, whole: a robot on a line, told to go left or right."""
@@ -28,11 +28,11 @@ from rlvla_envs import VLAEnv
 
 class TinyEnv(VLAEnv):
     suite = "tiny"
-    task_names = ("left", "right")
+    task_names = ("go left", "go right")
     observation_space = gymnasium.spaces.Dict(
         images=gymnasium.spaces.Box(0, 255, (1, 8, 8, 3), np.uint8),
         proprio=gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32),
-        instruction=gymnasium.spaces.Text(8),
+        instruction=gymnasium.spaces.Text(200),
     )
     action_space = gymnasium.spaces.Box(-0.1, 0.1, (1,), np.float32)
 
@@ -151,6 +151,125 @@ def _unseeded_reset(self: Any, *, seed: int | None = None, options: Any = None) 
     return self._reset(options={"init_state_id": next(_DRAWN)} | (options or {}))
 
 
+def _at(self: Any, place: float) -> Any:
+    self.place = place
+    return self.observe()
+
+
+def _same_reset(self: Any, *, seed: int | None = None, options: Any = None) -> Any:
+    """Whatever the ids, one state."""
+    _, info = self._reset(seed=seed, options=options)
+    return _at(self, 0.0), info
+
+
+def _modulo_reset(self: Any, *, seed: int | None = None, options: Any = None) -> Any:
+    """Four states for all ids, those that are held out included."""
+    options = dict(options or {})
+    if "init_state_id" in options:
+        options["init_state_id"] %= 4
+    return self._reset(seed=seed, options=options)
+
+
+def _stubborn_reset(self: Any, *, seed: int | None = None, options: Any = None) -> Any:
+    return self._reset(seed=seed, options={"init_state_id": 3} | (options or {}))
+
+
+def _deaf_reset(self: Any, *, seed: int | None = None, options: Any = None) -> Any:
+    self._reset(seed=seed, options=options)
+    return self._reset(seed=seed, options={**(options or {}), "task_id": 0})
+
+
+def _ids_of(**splits: Any) -> Any:
+    def init_state_ids(self: Any, task_id: int, split: str) -> Any:
+        if split not in splits:
+            raise ValueError(split)
+        return splits[split]
+
+    return init_state_ids
+
+
+def _observe_with(**changes: Any) -> Any:
+    """An `observe` with other entries, each made from the right one."""
+
+    def observe(self: Any) -> Any:
+        right = self._observe()
+        return right | {key: change(self, right[key]) for key, change in changes.items()}
+
+    return observe
+
+
+def _into_a_buffer(self: Any, value: np.ndarray) -> np.ndarray:
+    if not hasattr(self, "buffer"):
+        self.buffer = np.zeros_like(value)
+    self.buffer[...] = value
+    return self.buffer
+
+
+def _buffered_frames(self: Any) -> Any:
+    return (_into_a_buffer(self, self._native_frames()[0]),)
+
+
+def _own(self: Any, images: np.ndarray) -> np.ndarray:
+    return images.copy()
+
+
+def _live_state(self: Any) -> np.ndarray:
+    return _into_a_buffer(self, self._get_state())
+
+
+def _keeping_set_state(self: Any, state: np.ndarray) -> None:
+    """Goes on in the array that it is given."""
+    self._set_state(state)
+    self.buffer = state
+
+
+def _zoom_that_moves(self: Any, image: int, bbox: Any) -> np.ndarray:
+    self.place += 0.01
+    return VLAEnv.zoom(self, image, bbox)
+
+
+def _frames_that_set_state_forgets(self: Any) -> Any:
+    """Where the last reset or step has put the picture, which `set_state` leaves alone."""
+    return (getattr(self, "rendered", self._native_frames()[0]).copy(),)
+
+
+def _observe_and_render(self: Any) -> Any:
+    self.rendered = self._native_frames()[0]
+    return self._observe()
+
+
+def _chunk_past_success(self: Any, actions: np.ndarray) -> Any:
+    rewards = []
+    for action in actions:
+        obs, reward, terminated, truncated, info = self.step(action)
+        rewards.append(reward)
+        if terminated or truncated:
+            break
+    return obs, np.array(rewards, np.float32), terminated, truncated, info
+
+
+def _greedy_step(self: Any, action: np.ndarray) -> Any:
+    result = self._step(action)
+    action *= 0.0
+    return result
+
+
+def _turned_frames(self: Any) -> Any:
+    return (self._native_frames()[0][:, ::-1].copy(),)
+
+
+def _unturned(self: Any, images: np.ndarray) -> np.ndarray:
+    return self._native_frames()[0][None, ::2, ::2]
+
+
+def _red_frame(self: Any) -> Any:
+    return (self._native_frames()[0] * np.array([1, 0, 0], np.uint8),)
+
+
+def _restless_words(self: Any, words: str) -> str:
+    return words if self.num_env_steps < 2 else f"{words}, step {self.num_env_steps}"
+
+
 def _all_ids(self: Any, task_id: int, split: str) -> range:
     if split == "nowhere":
         raise ValueError(split)
@@ -175,13 +294,122 @@ def _all_ids(self: Any, task_id: int, split: str) -> range:
         (breach(max_env_steps=lambda self, task_id: 0), "max_env_steps"),
         (breach(zoom=lambda self, image, bbox: np.zeros((4, 4, 3), np.uint8)), "zoom"),
         (breach(native_frames=lambda self: (np.zeros((16, 16, 3)),)), "images"),
+        # One buffer for all.
+        (breach(observe=_observe_with(images=_into_a_buffer)), "^images: one buffer"),
+        (breach(observe=_observe_with(proprio=_into_a_buffer)), "^proprio: one buffer"),
+        (breach(native_frames=_buffered_frames, observe=_observe_with(images=_own)), "^native_frames.0.: one buffer"),
+        (breach(zoom=lambda self, i, b: _into_a_buffer(self, VLAEnv.zoom(self, i, b))), "^zoom: one buffer"),
+        (breach(get_state=_live_state), "^get_state: its array changes"),
+        (breach(set_state=_keeping_set_state, get_state=_live_state), "^get_state"),
+        # Ids.
+        (
+            breach(init_state_ids=_ids_of(train=(0.0, 1.0), evaluate=(2.0,))),
+            r"init_state_ids\(0, 'train'\): 0.0 is no int",
+        ),
+        (breach(init_state_ids=_ids_of(train=("a", "b"), evaluate=("c",))), "init_state_ids.*'a' is no integer"),
+        (breach(init_state_ids=_ids_of(train={0, 1}, evaluate={2})), "init_state_ids.*a set is no sequence"),
+        (breach(init_state_ids=_ids_of(train=(0, 1, 1), evaluate=(2,))), "init_state_ids.*is there twice"),
+        (breach(task_names=("go left", "go left")), "task_names: a name is there twice"),
+        (breach(reset=_same_reset), "init_state_id does nothing"),
+        (breach(reset=_modulo_reset), "init_state_ids: state 8 of evaluate is state 0 of train"),
+        (breach(reset=_stubborn_reset), "16 seeds draw one"),
+        (breach(reset=_deaf_reset), "task_id does nothing: tasks 0 and 1"),
+        # What is seen.
+        (breach(observe=_observe_with(instruction=_restless_words)), "the instruction changes from 'go left'"),
+        (breach(observe=_observe_with(instruction=lambda self, words: " ")), "' ' is no instruction"),
+        (breach(observe=_observe_with(proprio=lambda self, p: p * np.nan)), "proprio.*is not finite"),
+        (breach(observe=_observe_with(proprio=lambda self, p: p.astype(np.float16))), "float16 .*declares float32"),
+        (breach(observe=_observe_with(images=lambda self, i: i[:, 1:])), r"uint8 \(1, 7, 8, 3\).*declares"),
+        (breach(native_frames=_turned_frames, observe=_observe_with(images=_unturned)), "turned by 180 degrees"),
+        (
+            breach(native_frames=_red_frame, observe=_observe_with(images=lambda self, i: i[..., ::-1])),
+            "red and blue swapped",
+        ),
+        # States that are put back, and a look that moves nothing.
+        (breach(native_frames=_frames_that_set_state_forgets, observe=_observe_and_render), "set_state: native_frames"),
+        (breach(zoom=_zoom_that_moves), "looking changes the state"),
+        # Chunks.
+        (breach(step_chunk=_chunk_past_success), "step_chunk: goes on behind a step that succeeds"),
+        (breach(step=_greedy_step), "step: writes into the action"),
     ],
 )
 def test_a_breach_is_named(tiny: type[VLAEnv], members: dict[str, Any], named: str) -> None:
-    members = {**members, "_step": tiny.step, "_reset": tiny.reset}
+    right = ("step", "reset", "observe", "native_frames", "get_state", "set_state")
+    members = {**members, **{f"_{name}": getattr(tiny, name) for name in right}}
     broken = type("Broken", (tiny,), members)
     with pytest.raises(EnvContractError, match=named):
         check_env(broken())
+
+
+def test_an_env_that_depends_on_another_one_is_named(tiny: type[VLAEnv]) -> None:
+    class Shared(tiny):
+        """Its place is that of its class."""
+
+        place = property(lambda self: type(self)._place, lambda self, value: setattr(type(self), "_place", value))
+
+    class Numbered(tiny):
+        """The second one made starts elsewhere."""
+
+        made: list[Any] = []  # noqa: RUF012
+
+        def __init__(self) -> None:
+            self.made.append(self)
+
+        def observe(self) -> Any:
+            return super().observe() | {"proprio": np.array([self.place + self.made.index(self)], np.float32)}
+
+    for cls, message in ((Shared, "another env of the same class moves"), (Numbered, "two envs different states")):
+        gymnasium.register(f"tiny/{cls.__name__}-v0", entry_point=cls)
+        with pytest.raises(EnvContractError, match=message):
+            check_env(f"tiny/{cls.__name__}-v0")
+
+
+def test_what_does_no_harm_is_not_refused(tiny: type[VLAEnv]) -> None:
+    """NumPy's integers, constants that nobody can write into, a success that does not terminate and does not last."""
+
+    class Harmless(tiny):
+        def init_state_ids(self, task_id: int, split: str) -> Any:
+            return np.array(super().init_state_ids(task_id, split))
+
+        def max_env_steps(self, task_id: int) -> Any:
+            return np.int64(6)
+
+        def step(self, action: np.ndarray) -> Any:
+            obs, _, _, _, info = super().step(action)
+            success = info["is_success"] and self.num_env_steps == 3
+            return obs, float(success), False, self.num_env_steps >= 6, {"is_success": success}
+
+    check_env(Harmless())
+
+
+def test_the_state_looked_at_later_is_the_one_of_then(tiny: type[VLAEnv]) -> None:
+    """Also where `get_state` returns what the env goes on with."""
+
+    class Live(tiny):
+        def get_state(self) -> np.ndarray:
+            return _into_a_buffer(self, super().get_state())
+
+    env = Live()
+    env.reset(options={"task_id": 1, "init_state_id": 0})
+    frame, later = env.native_frames()[0], zoom_later(env)
+    env.step_chunk(np.full((2, 1), 0.1, np.float32))
+    env.get_state()
+    assert not np.array_equal(env.native_frames()[0], frame)
+    assert np.array_equal(later(0, (0, 0, 1000, 1000)), resize(frame, 8, 8))
+
+
+def test_default_chunk_stops_at_a_success_that_does_not_last(tiny: type[VLAEnv]) -> None:
+    class Passing(tiny):
+        def step(self, action: np.ndarray) -> Any:
+            obs, _, _, truncated, _ = super().step(action)
+            success = 0.15 < self.place < 0.25
+            return obs, float(success), False, truncated, {"is_success": success}
+
+    env = Passing()
+    env.reset(options={"task_id": 1, "init_state_id": 0})
+    _, rewards, terminated, truncated, info = env.step_chunk(np.full((5, 1), 0.1, np.float32))
+    assert rewards.tolist() == [0, 1]
+    assert (terminated, truncated, info["is_success"]) == (False, False, True)
 
 
 def test_default_chunk_stops_at_the_end_of_the_episode(tiny: type[VLAEnv]) -> None:

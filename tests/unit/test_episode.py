@@ -61,6 +61,48 @@ class CountingEnv:
         return {"images": np.zeros((1, 64, 64, 3), np.uint8), "proprio": np.zeros(4), "instruction": "press the pad"}
 
 
+class BufferedEnv(CountingEnv):
+    """Draws every picture, and every crop, into the one array that it has for it."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.images, self.proprio = np.zeros((1, 64, 64, 3), np.uint8), np.zeros(4, np.float32)
+        self.crop = np.zeros((64, 64, 3), np.uint8)
+
+    def zoom(self, image: int, bbox: Any) -> np.ndarray:
+        self.crop[...] = bbox[2] // 10
+        return self.crop
+
+    def step_chunk(self, actions: np.ndarray) -> Any:
+        actions *= 0  # its own, it thinks
+        return super().step_chunk(actions)
+
+    def _observe(self) -> dict[str, Any]:
+        self.images[...] = self.proprio[...] = 10 * self.chunks
+        return {"images": self.images, "proprio": self.proprio, "instruction": "press the pad"}
+
+
+class PassingEnv(CountingEnv):
+    """Succeeds in one step of its second chunk and goes on, as a plain env without `VLAEnv.step_chunk` may."""
+
+    def __init__(self, rewards: Any) -> None:
+        super().__init__(length=9)
+        self.rewards = rewards
+
+    def step_chunk(self, actions: np.ndarray) -> Any:
+        obs, rewards, *_ = super().step_chunk(actions)
+        return obs, self.rewards if self.chunks == 2 else rewards, False, False, {"is_success": False}
+
+
+_CANVAS = np.zeros((64, 64, 3), np.uint8)
+
+
+def draw_on_canvas(observation: Any, arguments: Any) -> np.ndarray:
+    """A tool that has one array for all its pictures."""
+    _CANVAS[...] = arguments["bbox"][2] // 10
+    return _CANVAS
+
+
 def act(processor: PolicyProcessor, count: int | None = None) -> str:
     shape = processor.codec.chunk_shape
     return "<act>" + "<act_1>" * (shape[0] * shape[1] if count is None else count) + "</act>"
@@ -139,6 +181,38 @@ def test_actions_behind_the_end_of_the_episode_are_not_learned_from(processor: P
 
 def group_of(trajectory: Trajectory) -> Group:
     return Group(task=trajectory.task, trajectories=(replace(trajectory, advantage=1.0),))
+
+
+def test_what_was_seen_is_kept_where_the_env_draws_into_one_buffer(
+    tiny_policy: Path, processor: PolicyProcessor
+) -> None:
+    far = ZOOM.replace("500, 500", "800, 800")
+    trajectory = play(tiny_policy, [ZOOM, far, act(processor), act(processor), act(processor)], BufferedEnv(length=3))
+    assert [[int(image.max()) for image in turn.images] for turn in trajectory.turns] == [[0, 50, 80], [10], [20]]
+    assert all(np.abs(turn.actions).max() > 0 for turn in trajectory.turns)
+
+
+def test_what_a_tool_showed_is_kept_where_it_draws_into_one_buffer(
+    tiny_policy: Path, processor: PolicyProcessor
+) -> None:
+    far = ZOOM.replace("500, 500", "800, 800")
+    tools = {"zoom_in": "tests.unit.test_episode:draw_on_canvas"}
+    trajectory = play(tiny_policy, [ZOOM, far, act(processor)], tools=tools)
+    assert [int(image.max()) for image in trajectory.turns[0].images] == [0, 50, 80]
+
+
+def test_a_success_that_passes_within_a_chunk_ends_the_episode(tiny_policy: Path, processor: PolicyProcessor) -> None:
+    trajectory = play(tiny_policy, [act(processor)] * 9, PassingEnv(np.array([1, 0], np.float32)))
+    assert trajectory.end is EndReason.SUCCESS
+    assert [len(turn.actions) for turn in trajectory.turns] == [2, 1]
+    assert trajectory.num_env_steps == 3
+
+
+@pytest.mark.parametrize("rewards", [[0.5, 0.0], [np.nan, 0.0], [], [0.0, 0.0, 0.0], 0.0])
+def test_rewards_that_break_the_contract_are_named(tiny_policy: Path, processor: PolicyProcessor, rewards: Any) -> None:
+    """A mistake in the env's code, which would come again: no crash of a simulator, which is played again."""
+    with pytest.raises(ValueError, match=r"step_chunk returns the rewards .* for 2 actions.*check_env"):
+        play(tiny_policy, [act(processor)] * 9, PassingEnv(np.array(rewards, np.float32)))
 
 
 def test_turns_go_on_until_the_env_ends(tiny_policy: Path, processor: PolicyProcessor) -> None:

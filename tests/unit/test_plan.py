@@ -16,6 +16,7 @@ import torch
 from rlvla import plan
 from rlvla.actions import QuantileCodec
 from rlvla.config import (
+    AnnotateConfig,
     EpisodeConfig,
     EvaluateConfig,
     GRPOConfig,
@@ -125,6 +126,18 @@ def test_what_is_assumed_of_a_checkpoint_is_what_its_cold_start_makes(path: Path
         if other.is_file():
             assumed = load(PLANNERS[recipe][0], ["--config", str(other)]).plan
             assert assumed.action_decoding == (cold_start.action_decoding or "autoregressive"), other.name
+
+
+def test_recorded_pictures_are_as_large_as_those_that_a_policy_of_them_is_shown() -> None:
+    """`read.view_size` of a shipped config is the view of the suite's env, as docs/demonstrations.md asks for."""
+    for path in CONFIGS.glob("annotate_*.yaml"):
+        side = load(AnnotateConfig, ["--config", str(path)]).read.view_size
+        if side:
+            suite = path.stem.rsplit("_", 1)[1]
+            shown = [
+                load(EvaluateConfig, ["--config", str(p)]).plan for p in CONFIGS.glob(f"evaluate_[!t]*_{suite}.yaml")
+            ]
+            assert {plan.view_size for plan in shown} == {side}, path.name
 
 
 @pytest.mark.parametrize("recipe", PLANNERS)

@@ -157,3 +157,14 @@ def test_a_plugin_can_be_called_as_it_will_be() -> None:
     with pytest.raises(PluginError, match=r"multiple values for .*'indent'"):
         load("key", "json:dumps", ("obj",), ("indent",), {"indent": 3})
     assert load("key", "json:dumps", ("obj",), (), {"indent": 1})([3]) == "[\n 3\n]"
+
+
+def test_a_module_in_the_folder_that_one_stands_in_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind all others: it cannot stand in for a module that is installed."""
+    (tmp_path / "module_of_here.py").write_text("number = 3\n")
+    (tmp_path / "colorsys.py").write_text("number = 4\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    assert resolve("module_of_here:number") == 3
+    with pytest.raises(PluginError, match="colorsys has no 'number'"):
+        resolve("colorsys:number")

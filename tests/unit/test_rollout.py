@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rlvla import collate
 from rlvla.advantage import with_advantages
-from rlvla.config import AdvantageConfig, EnvConfig, GRPOConfig
+from rlvla.config import AdvantageConfig, EnvConfig, EvaluateConfig, GRPOConfig
 from rlvla.metrics import rollout_metrics
-from rlvla.rollout import Job, TaskStream, collect, make_env, rollout, task_ids
+from rlvla.rollout import Job, TaskStream, collect, make_env, rollout, task_ids, trial_states
 from rlvla.testing import make_trajectory
 from rlvla.types import EndReason, Group, Trajectory
 
@@ -172,3 +174,17 @@ def test_waves_are_bounded() -> None:
     groups, sampled = collect(hopeless, TaskStream(config=ENV, seed=0), judge, config(max_waves=2))
     assert groups == []
     assert len(sampled) == 4
+
+
+def test_ids_are_plain_integers_whatever_the_env_counts_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they go into JSON, and a trial that was read back is the one that was written."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    env = EnvConfig(id="leaky_env:lab/Numbered-v0")
+    (task,) = TaskStream(config=env, seed=0).take(1)
+    assert json.dumps(task.init_state_id) in ("0", "1", "2")
+    official = EvaluateConfig(env=env, split="official", num_trials=2)
+    assert json.dumps(trial_states(make_env(env), 0, official)) == "[5, 6]"
+    with pytest.raises(
+        ValueError, match=r"init_state_ids\(0, 'evaluate'\) of suite numbered: .*float64.*ids are integers"
+    ):
+        trial_states(make_env(env), 0, EvaluateConfig(env=env, num_trials=2))

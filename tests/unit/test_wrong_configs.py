@@ -12,12 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import yaml
 
-from rlvla import preflight
+from rlvla import dataset, preflight
 from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, SFTConfig, load, to_dict
+from rlvla.types import Demonstration
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES: dict[str, Any] = {
@@ -147,6 +149,7 @@ WORLD = [
     ("env module missing", "evaluate", RUN + "env: {imports: [my_lab]}", "", r"env\.imports names 'my_lab'"),
     ("unknown task", "grpo", RUN + "env: {tasks: [dance]}", "", r"env\.tasks names 'dance'; rlvla/Tabletop-v0 has press"),
     ("unknown task, cold start", "sft", "num_trials: 3\nenv: {tasks: [dance]}", "", r"env\.tasks names 'dance'"),
+    ("env module of an id missing", "grpo", RUN + "env: {id: 'my_lab:A-v0'}", "", r"env\.id names 'my_lab', and there is no mod"),
     ("env argument", "grpo", RUN + "env: {kwargs: {colour: red}}", "", r"unexpected keyword argument 'colour'"),
     ("too many trials", "evaluate", RUN + "num_trials: 100000", "", r"num_trials is 100000, task '\w+' has \d+ evaluate"),
     ("too many trials, cold start", "sft", "num_trials: 100000", "", r"num_trials is 100000, task '\w+' has \d+ evaluate"),
@@ -191,6 +194,78 @@ def damaged(tmp_path: Path, tiny_policy: Path, **changes: Any) -> None:
     file = tmp_path / "damaged/rlvla_policy.json"
     settings = {**json.loads(file.read_text()), **changes}
     file.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+
+
+_TWO = {"low": [-1, -1], "high": [1, 1], "num_bins": 16, "chunk_length": 2, "gripper_dim": None}
+
+
+@pytest.mark.parametrize("flags", ["", "--dry-run"], ids=["run", "dry run"])
+@pytest.mark.parametrize("recipe", ["evaluate", "grpo"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codec": _TWO}, r"model: damaged: actions have 2 dimensions, those of the env 4"),
+        (
+            {"views": [[64, 64]] * 2},
+            r"learned from views \(H x W\) 64 x 64, 64 x 64, the env shows 64 x 64: give it the same",
+        ),
+        ({"views": [[128, 96]]}, r"learned from views \(H x W\) 128 x 96, the env shows 64 x 64: .*view_size"),
+    ],
+    ids=["dimensions", "number of views", "size of views"],
+)
+def test_a_policy_of_another_env(
+    told: Callable[..., str],
+    tmp_path: Path,
+    tiny_policy: Path,
+    changes: dict[str, Any],
+    message: str,
+    recipe: str,
+    flags: str,
+) -> None:
+    """A run looks at all that its dry run looks at, and the other way round."""
+    damaged(tmp_path, tiny_policy, **changes)
+    assert re.search(message, told(recipe, "model: damaged", flags))
+
+
+@pytest.mark.parametrize("flags", ["", "--dry-run"], ids=["run", "dry run"])
+@pytest.mark.parametrize(
+    ("actions", "side", "message"),
+    [
+        ((2, 6), 64, r"dataset: demos: actions have 6 dimensions, those of the env 4"),
+        ((2, 4), 32, r"dataset: demos: learned from views \(H x W\) 32 x 32, the env shows 64 x 64"),
+    ],
+)
+def test_demonstrations_of_another_env_than_the_one_to_evaluate_in(
+    told: Callable[..., str], tmp_path: Path, flags: str, actions: tuple[int, int], side: int, message: str
+) -> None:
+    demonstration = Demonstration(
+        instruction="press",
+        images=(np.zeros((side, side, 3), np.uint8),),
+        proprio=np.zeros(4, np.float32),
+        texts=("<think>a</think>",),
+        crops=(),
+        actions=np.zeros(actions, np.float32),
+    )
+    dataset.write(tmp_path / "demos", [[demonstration]], robot="test", fps=1.0)
+    assert re.search(message, told("sft", "dataset: demos\nnum_trials: 2", flags))
+
+
+@pytest.mark.parametrize("flags", ["", "--dry-run"], ids=["run", "dry run"])
+@pytest.mark.parametrize(
+    ("episode", "message"),
+    [
+        (
+            "{max_turn_tokens: 12, max_think_tokens: 4}",
+            r"max_turn_tokens is 12: prompt and action chunk alone take \d\d",
+        ),
+        ("{action_temperature: 1.0}", r"action_temperature is 1\.0: .* like text"),
+        ("{tools: {zoom_in: 'rlvla.tools:zoom'}}", r"rlvla\.tools has no 'zoom'"),
+    ],
+)
+def test_an_episode_that_the_policy_cannot_play(
+    told: Callable[..., str], flags: str, episode: str, message: str
+) -> None:
+    assert re.search(message, told("evaluate", f"model: policy\nepisode: {episode}", flags))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,147 @@
+"""What `check_env` asks of states: that ids and seeds fix them, that they differ, and that they can be put back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rlvla_envs.probe import NUM_STEPS, actions, look, require, start
+
+_NUM_SEEDS = 16
+_NUM_STATES = 4
+"""Of each split that are compared with each other."""
+_PUT_BACK = "put back all that the future and the pictures depend on"
+
+
+def check_seeds(env: Any) -> None:
+    """The seed, and nothing else, draws what `options` leaves out."""
+    drawn: dict[int, np.ndarray] = {}
+    for seed in (0, 0, 1, 0, *range(2, _NUM_SEEDS)):
+        if seed > 1 and _count(drawn) > 1:
+            return
+        env.reset(seed=seed)
+        state = np.array(env.get_state())
+        require(
+            np.array_equal(drawn.setdefault(seed, state), state),
+            f"reset: the same seed ({seed}) draws different initial states: draw from self.np_random, which "
+            "super().reset(seed=seed) seeds",
+        )
+    require(
+        _count(drawn) > 1 or len(env.init_state_ids(0, "train")) == 1,
+        f"reset: {_NUM_SEEDS} seeds draw one and the same initial state: draw the init_state_id that `options` leaves "
+        "out from self.np_random",
+    )
+
+
+def _count(drawn: dict[int, np.ndarray]) -> int:
+    return len({state.tobytes() for state in drawn.values()})
+
+
+def check_states_differ(env: Any, task_id: int) -> None:
+    """`init_state_id` places something, and what is held out is not what is trained on."""
+    train, evaluate = (_some(env.init_state_ids(task_id, split)) for split in ("train", "evaluate"))
+    looks = {id_: look(env, start(env, task_id, id_)) for id_ in (*train, *evaluate)}
+    alike = [
+        (one, other)
+        for one in looks
+        for other in looks
+        if one < other
+        and not looks[one].differences(looks[other])
+        and _goes_on_alike(env, (task_id, one), (task_id, other))
+    ]
+    first = next(iter(looks))
+    num_like_first = 1 + sum(first in pair for pair in alike)
+    require(
+        num_like_first < len(looks),
+        f"reset: init_state_id does nothing: states {sorted(looks)} of task {task_id} look alike and go on alike; make "
+        "the state of options['init_state_id']",
+    )
+    for pair in alike:
+        is_held_out = [id_ in evaluate for id_ in pair]
+        require(
+            is_held_out[0] == is_held_out[1],
+            f"init_state_ids: state {pair[is_held_out.index(True)]} of evaluate is state "
+            f"{pair[is_held_out.index(False)]} of train under another id (task {task_id}): hold states out that differ",
+        )
+
+
+def check_tasks_differ(env: Any) -> None:
+    """`task_id` chooses something."""
+    first = look(env, start(env, 0))
+    for task_id in range(1, len(env.task_names)):
+        is_alike = not first.differences(look(env, start(env, task_id)))
+        require(
+            not (is_alike and _goes_on_alike(env, (0, None), (task_id, None))),
+            f"reset: task_id does nothing: tasks 0 and {task_id} look alike, go on alike, and have the same "
+            "instruction; start the task of options['task_id']",
+        )
+
+
+def check_state(env: Any, task_id: int) -> None:
+    """Saving, going on, and restoring in the midst of an episode replays bit for bit, from wherever the env is."""
+    elsewhere = [(task_id, int(env.init_state_ids(task_id, "train")[-1]))]
+    if task_id == 0 and len(env.task_names) > 1:
+        elsewhere.append((1, int(env.init_state_ids(1, "train")[0])))
+    for place in elsewhere:
+        _check_restoring(env, task_id, place)
+
+
+def _check_restoring(env: Any, task_id: int, elsewhere: tuple[int, int]) -> None:
+    first, rest = np.split(actions(env, NUM_STEPS), [1])
+    start(env, task_id)
+    obs, _, terminated, truncated, info = env.step_chunk(first)
+    if terminated or truncated or info["is_success"]:
+        return
+    saved = env.get_state()
+    kept = saved.copy()
+    before = look(env, obs)
+    require(
+        np.array_equal(env.get_state(), kept),
+        "zoom or native_frames: looking changes the state; leave it as it is, or restore it",
+    )
+    after = env.step_chunk(rest)[0]
+    state = np.array(env.get_state())
+    there = look(env, after)
+    require(np.array_equal(saved, kept), "get_state: its array changes when the env goes on; return a copy")
+    start(env, *elsewhere)
+    env.set_state(saved)
+    restored = np.array_equal(env.get_state(), kept)
+    require(restored, "set_state: get_state does not return what was set")
+    differ = [name for name in look(env, obs).differences(before) if name not in ("images", "proprio")]
+    require(not differ, f"set_state: {', '.join(differ)} differ from when the state was saved; {_PUT_BACK}")
+    again = env.step_chunk(rest)[0]
+    require(np.array_equal(env.get_state(), state), f"set_state: the replay differs in the state; {_PUT_BACK}")
+    differ = look(env, again).differences(there)
+    require(not differ, f"set_state: the replay differs in {', '.join(differ)}; {_PUT_BACK}")
+    require(np.array_equal(saved, kept), "set_state: writes into the array that it was given; take a copy")
+
+
+def check_apart(env: Any, twin: Any) -> None:
+    """Two envs in one process, as rollouts have them: the ids fix the state in both, and none moves the other."""
+    ids = env.init_state_ids(0, "train")
+    before = look(env, start(env, 0, int(ids[0])))
+    state = np.array(env.get_state())
+    start(twin, 0, int(ids[-1]))
+    twin.step_chunk(actions(twin, NUM_STEPS))
+    moved = not np.array_equal(env.get_state(), state)
+    require(
+        not moved, "reset: another env of the same class moves this one: keep the state in the env, not in its class"
+    )
+    differ = look(twin, start(twin, 0, int(ids[0]))).differences(before)
+    require(not differ, f"reset: the same ids give two envs different states, as {', '.join(differ)} show")
+    require(np.array_equal(twin.get_state(), state), "reset: the same ids give two envs different states, by get_state")
+
+
+def _some(ids: Any) -> list[int]:
+    """Up to `_NUM_STATES`, from the first to the last."""
+    return sorted({int(ids[round(place)]) for place in np.linspace(0, len(ids) - 1, _NUM_STATES)})
+
+
+def _goes_on_alike(env: Any, *places: tuple[int, int | None]) -> bool:
+    """Whether the same actions lead to the same from two starts; the state itself may hold their ids."""
+    seen = []
+    for place in places:
+        start(env, *place)
+        seen.append(look(env, env.step_chunk(actions(env, NUM_STEPS))[0]))
+    return not seen[0].differences(seen[1])
