@@ -70,11 +70,12 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def _reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
-    scored = [t for t in trajectories if t.reward is not None]
-    names = dict.fromkeys(name for t in scored for name in t.reward_terms)
+    rewards = [t.reward for t in trajectories if t.reward is not None]
+    terms = [t.reward_terms for t in trajectories if t.reward is not None]
+    names = dict.fromkeys(name for own in terms for name in own)
     return {
-        "reward": _mean(filter(math.isfinite, (t.reward for t in scored))),
-        **{f"reward/{name}": _mean(filter(math.isfinite, (t.reward_terms[name] for t in scored))) for name in names},
+        "reward": _mean(filter(math.isfinite, rewards)),
+        **{f"reward/{name}": _mean(filter(math.isfinite, (own[name] for own in terms))) for name in names},
     }
 
 

@@ -210,7 +210,7 @@ class Group:
 
     @property
     def is_dropped(self) -> bool:
-        """Whether it was judged and no trajectory has an advantage: a reward was not finite, or none took part."""
+        """Whether no trajectory has an advantage, once it is judged: a reward was not finite, or all crashed."""
         return all(t.advantage is None for t in self.trajectories)
 
     @property
