@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, RewardConfig, SFTConfig, load
+from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, load
 from rlvla.testing import make_trajectory
 from rlvla.types import Annotation, Group, Timeline
 from rlvla_reward import build
@@ -63,7 +63,7 @@ def test_a_command_is_understood(
             return
         if "..." in arguments:
             arguments[arguments.index("...")] = f"recipes/configs/{script.stem}_tiny_tabletop.yaml"
-        load(CONFIGS[script.stem], [word for word in arguments if word != "my_grpo.yaml"])
+        load(CONFIGS[script.stem], arguments)
     else:
         source = (ROOT / script).read_text()
         assert [word for word in arguments if word.startswith("--") and f'"{word}"' not in source] == []
@@ -93,7 +93,7 @@ def test_a_reward_of_a_page_is_built_from_its_config(
         terms = yaml.safe_load(blocks(config, "yaml")[0])["reward"]
     else:  # the page has it in a comment
         terms = [yaml.safe_load(python[python.index("{fn:") : python.rindex("}") + 1])]
-    reward = build([RewardConfig(**term) for term in terms])
+    reward = build([RewardTermConfig(**term) for term in terms])
     trajectory = make_trajectory()
     scored = reward.score(Group(task=trajectory.task, trajectories=(trajectory, trajectory)))
     assert name in scored.trajectories[0].reward_terms
