@@ -298,6 +298,28 @@ def test_an_env_that_depends_on_another_one_is_named(tiny: type[VLAEnv]) -> None
             check_env(f"tiny/{cls.__name__}-v0")
 
 
+def test_a_state_that_depends_on_the_process_is_named(
+    tiny: type[VLAEnv], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hash() of a text, as a seed for the layout: members of one group would start from different states."""
+    (tmp_path / "hash_envs.py").write_text(
+        """import gymnasium, my_envs
+
+
+class HashEnv(my_envs.LineEnv):
+    def reset(self, *, seed=None, options=None):
+        _, info = super().reset(seed=seed, options=options)
+        self.place += hash(self.task_names[self.task_id]) % 1000 / 1e5
+        return self.observe(), info
+
+
+gymnasium.register("mine/Hash-v0", entry_point="hash_envs:HashEnv")
+"""
+    )
+    with pytest.raises(EnvContractError, match=r"another state in another process: hash\(\) of a text"):
+        check_env("hash_envs:mine/Hash-v0")
+
+
 def test_what_does_no_harm_is_not_refused(tiny: type[VLAEnv]) -> None:
     """NumPy's integers, constants that nobody can write into, a success that does not terminate and does not last."""
 
