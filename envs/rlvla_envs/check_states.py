@@ -151,7 +151,7 @@ def check_other_process(env: Any) -> None:
     Not looked at where another process cannot import what makes the env: a class in a script or in a function.
     """
     entry_point = env.spec.entry_point
-    make = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    make: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     if make.__module__ == "__main__" or "." in make.__qualname__:
         return
     done = subprocess.run(
