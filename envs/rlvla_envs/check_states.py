@@ -148,15 +148,21 @@ def check_apart(env: Any, twin: Any) -> None:
 def check_other_process(env: Any) -> None:
     """The ids fix the state in another process, too: members of one group are played in several.
 
-    Not looked at where another process cannot import what makes the env: a class in a script or in a function.
+    Not looked at where another process cannot make the env alike: of a class in a script or in a function, or with an
+    argument that cannot be sent.
     """
     entry_point = env.spec.entry_point
     make: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    if make.__module__ == "__main__" or "." in make.__qualname__:
+    name = getattr(make, "__qualname__", "")
+    if not name.isidentifier() or make.__module__ == "__main__":
+        return
+    try:
+        told = pickle.dumps((make.__module__, name, dict(env.spec.kwargs)))
+    except (pickle.PicklingError, AttributeError, TypeError):
         return
     done = subprocess.run(
         [sys.executable, "-c", _OTHER_PROCESS],
-        input=pickle.dumps((make.__module__, make.__qualname__, dict(env.spec.kwargs))),
+        input=told,
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
@@ -165,8 +171,8 @@ def check_other_process(env: Any) -> None:
         capture_output=True,
         check=False,
     )
-    told = done.stderr.decode(errors="replace").strip()[-2000:]
-    require(done.returncode == 0, f"the constructor or reset fails in a process of its own: {told}")
+    error = done.stderr.decode(errors="replace").strip()[-2000:]
+    require(done.returncode == 0, f"the constructor or reset fails in a process of its own: {error}")
     require(
         done.stdout.decode().split()[-1] == fingerprint(env),
         "reset: the same ids give another state in another process: hash() of a text differs between processes, and so "

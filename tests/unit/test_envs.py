@@ -320,6 +320,17 @@ gymnasium.register("mine/Hash-v0", entry_point="hash_envs:HashEnv")
         check_env("hash_envs:mine/Hash-v0")
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"judge": lambda: True}])
+def test_an_env_that_no_other_process_can_make_is_checked_here(tiny: type[VLAEnv], kwargs: dict[str, Any]) -> None:
+    class Judged(tiny):
+        def __init__(self, judge: Any = None) -> None:
+            """Nothing to keep."""
+
+    Judged.__qualname__ = "Judged" if kwargs else Judged.__qualname__
+    gymnasium.register("tiny/Judged-v0", entry_point=Judged, kwargs=kwargs)  # type: ignore[arg-type]
+    check_env("tiny/Judged-v0")
+
+
 def test_what_does_no_harm_is_not_refused(tiny: type[VLAEnv]) -> None:
     """NumPy's integers, constants that nobody can write into, a success that does not terminate and does not last."""
 
