@@ -10,7 +10,14 @@ import gymnasium
 import numpy as np
 
 from rlvla_envs.check_pictures import check_arrays, check_pictures
-from rlvla_envs.check_states import check_apart, check_seeds, check_state, check_states_differ, check_tasks_differ
+from rlvla_envs.check_states import (
+    check_apart,
+    check_other_process,
+    check_seeds,
+    check_state,
+    check_states_differ,
+    check_tasks_differ,
+)
 from rlvla_envs.probe import NUM_STEPS, actions, require, require_value_error, start
 
 _MAX_STEPS_TO_LIMIT = (1000, 100)
@@ -22,7 +29,8 @@ def check_contract(env: Any, twin: Any | None = None) -> None:
 
     Args:
         env: to check.
-        twin: another one made alike, to check that the two do not depend on each other.
+        twin: another one that `gymnasium.make` made alike, to check that envs do not depend on each other, nor on
+            their process.
     """
     _check_names(env)
     _check_spaces(env)
@@ -39,6 +47,7 @@ def check_contract(env: Any, twin: Any | None = None) -> None:
     check_arrays(env)
     if twin is not None:
         check_apart(env, twin)
+        check_other_process(twin)
 
 
 def _check_names(env: Any) -> None:

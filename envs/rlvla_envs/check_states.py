@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 
 from rlvla_envs.probe import NUM_STEPS, actions, look, require, start
 
 _NUM_SEEDS = 16
 _NUM_STATES = 4
 """Of each split that are compared with each other."""
+_OTHER_PROCESS = """
+import importlib, pickle, sys
+module, name, kwargs = pickle.load(sys.stdin.buffer)
+from rlvla_envs.check_states import fingerprint
+print(fingerprint(getattr(importlib.import_module(module), name)(**kwargs)))
+"""
 _PUT_BACK = "put back all that the future and the pictures depend on"
 
 
@@ -131,6 +143,48 @@ def check_apart(env: Any, twin: Any) -> None:
     differ = look(twin, start(twin, 0, int(ids[0]))).differences(before)
     require(not differ, f"reset: the same ids give two envs different states, as {', '.join(differ)} show")
     require(np.array_equal(twin.get_state(), state), "reset: the same ids give two envs different states, by get_state")
+
+
+def check_other_process(env: Any) -> None:
+    """The ids fix the state in another process, too: members of one group are played in several.
+
+    Not looked at where another process cannot make the env alike: of a class in a script or in a function, or with an
+    argument that cannot be sent.
+    """
+    entry_point = env.spec.entry_point
+    make: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    name = getattr(make, "__qualname__", "")
+    if not name.isidentifier() or make.__module__ == "__main__":
+        return
+    try:
+        told = pickle.dumps((make.__module__, name, dict(env.spec.kwargs)))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return
+    done = subprocess.run(
+        [sys.executable, "-c", _OTHER_PROCESS],
+        input=told,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2",
+        },
+        capture_output=True,
+        check=False,
+    )
+    error = done.stderr.decode(errors="replace").strip()[-2000:]
+    require(done.returncode == 0, f"the constructor or reset fails in a process of its own: {error}")
+    require(
+        done.stdout.decode().split()[-1] == fingerprint(env),
+        "reset: the same ids give another state in another process: hash() of a text differs between processes, and so "
+        "may the order of a set; derive the state from the ids alone (zlib.crc32 of a name)",
+    )
+
+
+def fingerprint(env: Any) -> str:
+    """Of what the first train state of the first task is, pictures left out."""
+    observation = start(env, 0)
+    parts = (np.array(env.get_state()).tobytes(), observation["proprio"].tobytes(), observation["instruction"].encode())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _some(ids: Any) -> list[int]:

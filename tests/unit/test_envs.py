@@ -17,85 +17,19 @@ import pytest
 import rlvla_envs
 from rlvla_envs import EnvContractError, VLAEnv, check_env
 from rlvla_envs.spec import box_to_pixels, load_manifest, resize, zoom_later
-
-TINY = '''
-"""A third party's env, whole: a robot on a line, told to go left or right."""
-
-import gymnasium
-import numpy as np
-from rlvla_envs import VLAEnv
-
-
-class TinyEnv(VLAEnv):
-    suite = "tiny"
-    task_names = ("go left", "go right")
-    observation_space = gymnasium.spaces.Dict(
-        images=gymnasium.spaces.Box(0, 255, (1, 8, 8, 3), np.uint8),
-        proprio=gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32),
-        instruction=gymnasium.spaces.Text(200),
-    )
-    action_space = gymnasium.spaces.Box(-0.1, 0.1, (1,), np.float32)
-
-    def init_state_ids(self, task_id, split):
-        splits = {"train": range(8), "evaluate": range(8, 10)}
-        if split not in splits:
-            raise ValueError(f"unknown split {split!r}")
-        return splits[split]
-
-    def max_env_steps(self, task_id):
-        return 6
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        options = options or {}
-        self.task_id = options.get("task_id", 0)
-        if self.task_id not in (0, 1):
-            raise ValueError(f"unknown task_id {self.task_id}")
-        self.place = options.get("init_state_id", self.np_random.integers(8)) / 100
-        self.num_env_steps = 0
-        return self.observe(), {}
-
-    def step(self, action):
-        self.place += float(np.clip(action[0], -0.1, 0.1))
-        self.num_env_steps += 1
-        success = self.place < -0.25 if self.task_id == 0 else self.place > 0.25
-        truncated = not success and self.num_env_steps >= 6
-        return self.observe(), float(success), success, truncated, {"is_success": success}
-
-    def observe(self):
-        return {
-            "images": self.native_frames()[0][None, ::2, ::2],
-            "proprio": np.array([self.place], np.float32),
-            "instruction": self.task_names[self.task_id],
-        }
-
-    def native_frames(self):
-        frame = np.zeros((16, 16, 3), np.uint8)
-        frame[:, int(np.clip(8 + 20 * self.place, 0, 15))] = 255
-        return (frame,)
-
-    def get_state(self):
-        return np.array([self.task_id, self.place, self.num_env_steps])
-
-    def set_state(self, state):
-        self.task_id, self.num_env_steps = int(state[0]), int(state[2])
-        self.place = float(state[1])
-
-
-gymnasium.register("tiny/Tiny-v0", entry_point=TinyEnv)
-'''
+from tests.documents import blocks
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[VLAEnv]:
-    """The class of a third party's env, in a module of its own outside this repository."""
-    (tmp_path / "tiny_envs.py").write_text(TINY)
+    """The guide's env, in a module of its own outside this repository."""
+    (tmp_path / "my_envs.py").write_text(blocks("docs/add_an_env.md", "python")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "tiny_envs", raising=False)
+    monkeypatch.delitem(sys.modules, "my_envs", raising=False)
     monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
-    import tiny_envs
+    import my_envs
 
-    return tiny_envs.TinyEnv
+    return my_envs.LineEnv
 
 
 TESTED_ELSEWHERE = {"rlvla/Libero-v0"}
@@ -117,12 +51,12 @@ def test_tabletop_variants_keep_the_contract(kwargs: dict[str, Any]) -> None:
 
 
 def test_a_third_party_env_is_one_file_and_an_id(tiny: type[VLAEnv]) -> None:
-    check_env("tiny_envs:tiny/Tiny-v0")
+    check_env("my_envs:mine/Line-v0")
     check_env(tiny())
 
 
 def breach(**members: Any) -> dict[str, Any]:
-    """Members of a subclass of TinyEnv that breaks the contract."""
+    """Members of a subclass of the guide's env that breaks the contract."""
     return members
 
 
@@ -362,6 +296,39 @@ def test_an_env_that_depends_on_another_one_is_named(tiny: type[VLAEnv]) -> None
         gymnasium.register(f"tiny/{cls.__name__}-v0", entry_point=cls)
         with pytest.raises(EnvContractError, match=message):
             check_env(f"tiny/{cls.__name__}-v0")
+
+
+def test_a_state_that_depends_on_the_process_is_named(
+    tiny: type[VLAEnv], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hash() of a text, as a seed for the layout: members of one group would start from different states."""
+    (tmp_path / "hash_envs.py").write_text(
+        """import gymnasium, my_envs
+
+
+class HashEnv(my_envs.LineEnv):
+    def reset(self, *, seed=None, options=None):
+        _, info = super().reset(seed=seed, options=options)
+        self.place += hash(self.task_names[self.task_id]) % 1000 / 1e5
+        return self.observe(), info
+
+
+gymnasium.register("mine/Hash-v0", entry_point="hash_envs:HashEnv")
+"""
+    )
+    with pytest.raises(EnvContractError, match=r"another state in another process: hash\(\) of a text"):
+        check_env("hash_envs:mine/Hash-v0")
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"judge": lambda: True}])
+def test_an_env_that_no_other_process_can_make_is_checked_here(tiny: type[VLAEnv], kwargs: dict[str, Any]) -> None:
+    class Judged(tiny):
+        def __init__(self, judge: Any = None) -> None:
+            """Nothing to keep."""
+
+    Judged.__qualname__ = "Judged" if kwargs else Judged.__qualname__
+    gymnasium.register("tiny/Judged-v0", entry_point=Judged, kwargs=kwargs)  # type: ignore[arg-type]
+    check_env("tiny/Judged-v0")
 
 
 def test_what_does_no_harm_is_not_refused(tiny: type[VLAEnv]) -> None:

@@ -145,6 +145,7 @@ def test_state_restores_the_picture_too(env: LiberoEnv) -> None:
         env.set_state(state[:-1])
 
 
+@pytest.mark.slow
 def test_contract(libero_assets: Path) -> None:
     env = gymnasium.make("rlvla/Libero-v0", suite="libero_object", assets=libero_assets, view_size=64).unwrapped
     assert isinstance(env, LiberoEnv)
