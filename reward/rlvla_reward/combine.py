@@ -51,12 +51,10 @@ class Term:
             value = self.fn(trajectory, **self.config.kwargs)
         if not isinstance(value, numbers.Real | np.bool_):
             raise wrong(where, value, "a number")
-        with naming(where):  # of an integer beyond all floats
-            value = float(value)
         if not math.isfinite(value):
             warnings.warn(f"{where}: returned {value}; no step learns from it", stacklevel=2)
             return math.nan
-        return value
+        return float(value)
 
 
 @dataclass(frozen=True, kw_only=True)
