@@ -38,7 +38,7 @@ def main(cfg: GRPOConfig) -> None:
             timer = PhaseTimer()
             with timer.phase("rollout"), run.droppable(step, cluster, tasks, interrupts):
                 groups, sampled = collect(run.counted(step, cluster.play), tasks, run.judged(judge), cfg)
-            run.require_signal(step, groups, sampled)
+            run.require_signal(step, groups, sampled, cluster, tasks)
             with timer.phase("learn"):
                 learned = cluster.learn(groups)
             with timer.phase("sync"):

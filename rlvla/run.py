@@ -153,8 +153,10 @@ class GRPORun:
             tqdm.write(f"stopped before step {step}: run the same command again to go on from there", sys.stderr)
             raise
 
-    def require_signal(self, step: int, groups: Sequence[Group], sampled: Sequence[Group]) -> None:
-        """See that there is something to learn from; where the run stops, what was sampled is kept.
+    def require_signal(
+        self, step: int, groups: Sequence[Group], sampled: Sequence[Group], cluster: Cluster, tasks: TaskStream
+    ) -> None:
+        """See that there is something to learn from; where the run stops, what it has learned and sampled is kept.
 
         Raises:
             RuntimeError: `max_futile_steps` in a row had nothing, or the first one nothing at all; the message says
@@ -163,6 +165,8 @@ class GRPORun:
         if self._futile.is_too_much(step, [*groups, *sampled]):
             file = self._cfg.output / f"bad_step_{step}.jsonl"
             save_trajectories(file, [t for group in sampled for t in group.trajectories])
+            if self._saved != step:  # 0 where nothing has been learned
+                self._checkpoint(step, cluster, tasks)
             raise self._futile.error(step, sampled, file)
 
     def guard(self, step: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> None:

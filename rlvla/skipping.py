@@ -78,7 +78,7 @@ class FutileCount:
             f"no group had signal in {self._in_a_row} steps in a row, the last of them step {step} (max_futile_steps "
             f"is {self._allowed}). Its {len(trajectories)} trajectories ended as: {counts}{mute}. Mean reward terms: "
             f"{_means(trajectories)}. {_example(trajectories)}All of them are in {file}. Train the cold start for "
-            "longer, or mend the reward or the env; max_futile_steps: 0 goes on"
+            "longer, or mend the reward or the env; max_futile_steps: 0 goes on from what has been learned"
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,15 +83,20 @@ def cfg(tmp_path: Path) -> GRPOConfig:
 
 
 def stopped(cfg: GRPOConfig, *steps: Group) -> str:
-    run = GRPORun(cfg, REWARD)
+    """What a run stops with at the last of some steps; it keeps that step, and a state if it has learned anything."""
+    run, tasks = GRPORun(cfg, REWARD), SimpleNamespace(position=1, surplus=[])
+    cluster: Any = SimpleNamespace(save_state=lambda folder: folder.mkdir())
     for step, sampled in enumerate(steps[:-1]):
-        run.require_signal(step, [sampled], [sampled])
+        run.require_signal(step, [sampled], [sampled], cluster, tasks)  # type: ignore[arg-type]
     assert list(cfg.output.glob("bad_step_*")) == []
+    last = len(steps) - 1
     with pytest.raises(RuntimeError) as caught:
-        run.require_signal(len(steps) - 1, [], [steps[-1]])
-    file = cfg.output / f"bad_step_{len(steps) - 1}.jsonl"
+        run.require_signal(last, [], [steps[-1]], cluster, tasks)  # type: ignore[arg-type]
+    file = cfg.output / f"bad_step_{last}.jsonl"
     assert [t.end for t in load_trajectories(file)] == [t.end for t in steps[-1].trajectories]
     assert str(file) in str(caught.value)
+    states = [folder.name for folder in cfg.output.glob("state/*")]
+    assert states == ([f"step-{last:06d}"] if last else [])
     return str(caught.value)
 
 
