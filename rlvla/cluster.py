@@ -289,8 +289,8 @@ class Cluster:
                 raise ProcessLostError(f"{name} died: {again}. {error}") from error
             reason = self._watch.reasons.get(str(error.actor_id), "its log says why")
             raise ProcessLostError(
-                f"{name} died more than {self._config.max_restarts} times (cluster.max_restarts): {reason}. Once that "
-                f"is mended, {again}. {error}"
+                f"{name} died more than {self._config.max_restarts} times (cluster.max_restarts): {reason}. "
+                f"Look into it, then {again}. {error}"
             ) from error
 
     def _hung_learners(self) -> list[str]:
