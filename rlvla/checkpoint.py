@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlvla.files import folder_appears_whole, sync, sync_tree, write_json
+from rlvla.models.adapter import FOLDER as ADAPTER
 
 MANIFEST = "manifest.json"
 """The file of a checkpoint folder that is written last: {"sha256": {relative path: hex digest}} of all others."""
@@ -79,7 +80,8 @@ def identity(checkpoint: Path) -> str:
     manifest = checkpoint / MANIFEST
     if manifest.is_file():
         return _digest(manifest)
-    files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")]
+    folders = (checkpoint, checkpoint / ADAPTER)
+    files = [file for folder in folders for kind in ("*.safetensors", "*.json") for file in folder.glob(kind)]
     return hashlib.sha256(json.dumps(_digests(checkpoint, files), sort_keys=True).encode()).hexdigest()
 
 

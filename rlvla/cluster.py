@@ -75,9 +75,9 @@ class LearnerActor:
         """Run a method of the learner."""
         return getattr(self._learner, method)(*args)
 
-    def weights(self) -> Any:
-        """See `Learner.weights`."""
-        return self.call("weights")
+    def changes(self) -> Any:
+        """See `Learner.changes`."""
+        return self.call("changes")
 
 
 class Cluster:
@@ -112,6 +112,7 @@ class Cluster:
                 max_images=max_images,
                 max_model_len=cfg.episode.max_turn_tokens + 1,  # behind a block of actions vLLM wants to sample a token
                 seed=cfg.seed,
+                lora=cfg.learner.lora if isinstance(cfg, GRPOConfig) else None,
             )
             for _ in range(config.num_samplers)
         ]

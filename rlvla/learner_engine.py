@@ -1,4 +1,4 @@
-"""DeepSpeed behind six verbs: backward, step, total, weights, save_state, load_state. One object is one rank."""
+"""DeepSpeed behind few verbs: backward, step, total, weights, changes, save_state, load_state. An object is a rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed import comm
 from deepspeed.ops import __compatible_ops__ as compatible_ops
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from transformers.utils import logging as hf_logging
 
 from rlvla import policy
 from rlvla.config import LearnerConfig
+from rlvla.models.adapter import Adapter, take
 from rlvla.prompt import PolicyProcessor
 from rlvla.random_state import random_state, set_random_state
 
@@ -113,9 +115,10 @@ class Engine:
         self._adamw = torch.optim.AdamW(
             self._trained.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
         )
-        self._deepspeed: Any = deepspeed.initialize(
-            model=model, optimizer=self._adamw, config=deepspeed_config(cfg), dist_init_required=False
-        )[0]
+        with keeping_masters(self._trained):
+            self._deepspeed: Any = deepspeed.initialize(
+                model=model, optimizer=self._adamw, config=deepspeed_config(cfg), dist_init_required=False
+            )[0]
         self._deepspeed.module.train(cfg.gradient_checkpointing)
         self._rank, self._world = comm.get_rank(), comm.get_world_size()
 
@@ -155,11 +158,19 @@ class Engine:
         comm.all_reduce(values, op=comm.ReduceOp.MAX if largest else comm.ReduceOp.SUM)
         return values.cpu()
 
+    def copy(self) -> dict[str, torch.Tensor]:
+        """What is trained, by name, as it is now on this rank; see `policy.holding`."""
+        return {name: p.detach().clone() for name, p in self._trained.items()}
+
     @contextlib.contextmanager
     def gathered(self) -> Iterator[Any]:
-        """The model with whole weights on rank 0; every rank must enter."""
+        """The model with whole weights on rank 0, of an adapter the float32 ones; every rank must enter."""
         module = self._deepspeed.module
-        with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self._stage == 3):
+        exact = masters(self._trained) if policy.has_adapter(module) else {}
+        with (
+            deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self._stage == 3),
+            policy.holding(module, exact),
+        ):
             yield module
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -168,6 +179,13 @@ class Engine:
             if self._rank:
                 return {}
             return {name: _to_numpy(weight) for name, weight in policy.named_weights(module)}
+
+    def changes(self) -> Adapter | dict[str, np.ndarray]:
+        """What a sampler of the checkpoint lacks: the adapter, or all weights; as `weights`, on rank 0 alone."""
+        if not policy.has_adapter(self._deepspeed.module):
+            return self.weights()
+        with self.gathered() as module:
+            return {} if self._rank else take(module)
 
     def save_policy(self, processor: PolicyProcessor, path: Path) -> None:
         """Write a Hugging Face checkpoint from rank 0; every rank must call."""
@@ -226,6 +244,28 @@ class Engine:
         """Leave the process group."""
         self._deepspeed.destroy()
         comm.destroy_process_group()
+
+
+@contextlib.contextmanager
+def keeping_masters(trained: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
+    """Start DeepSpeed's engine; float32 parameters of a bfloat16 model keep their bits in its float32 masters.
+
+    It takes the masters from parameters that it has rounded before.
+
+    Args:
+        trained: name -> parameter.
+    """
+    exact = {name: p.detach().clone() for name, p in trained.items() if p.dtype == torch.float32}
+    yield
+    for name, value in exact.items():
+        if trained[name].dtype != torch.float32:
+            safe_set_full_fp32_param(trained[name], value.to(trained[name].device))
+
+
+def masters(trained: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Name -> float32 value, which the optimizer updates; not of ZeRO-3. Every rank must call."""
+    full = {name: safe_get_full_fp32_param(p) for name, p in trained.items()}
+    return {name: trained[name].detach() if value is None else value for name, value in full.items()}
 
 
 def poisoned(loss: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from rlvla.cluster import reserved
 from rlvla.config import AnnotateConfig, ClusterConfig, EnvConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.files import differences
 from rlvla.metrics import require_sinks
+from rlvla.models.adapter import require_lora
 from rlvla.plugins import resolve
 from rlvla.prompt import PolicyProcessor, vllm_obstacle
 from rlvla.rollout import make_env, task_ids, trial_states
@@ -72,6 +73,8 @@ def check_sft(cfg: SFTConfig) -> None:
     is_path = Path(cfg.model).exists() or cfg.model.startswith((".", "/")) or cfg.model.count("/") > 1
     if cfg.model and is_path and not (Path(cfg.model) / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no config.json: name a Hugging Face folder or hub id")
+    if cfg.model:
+        require_lora(cfg.model, cfg.learner.lora)
     if cfg.num_trials:
         _check_env(cfg.env, EvaluateConfig(env=cfg.env, num_trials=cfg.num_trials))
 
@@ -89,6 +92,7 @@ def check_grpo(cfg: GRPOConfig) -> None:
     require_sinks(cfg.log)
     _check_resume(cfg, cfg.output)
     _check_policy(cfg)
+    require_lora(cfg.model, cfg.learner.lora)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from ray.exceptions import RayActorError
 
-from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, SamplerConfig
+from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, LoraConfig, SamplerConfig
 from rlvla.env_process import EnvPool
 from rlvla.env_server import make_env
 from rlvla.env_thread import EnvThread
 from rlvla.episode import Decider, derive_seed, run_episode
+from rlvla.models.adapter import Adapter
 from rlvla.prompt import PolicyProcessor, read_decoding
 from rlvla.protocols import Env, SampleOutput, SampleRequest
 from rlvla.tools import load_tools
@@ -42,7 +43,16 @@ class SamplerActor:
     the disk, which may be old ones.
     """
 
-    def __init__(self, model: Path, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: Path,
+        config: SamplerConfig,
+        *,
+        max_images: int,
+        max_model_len: int,
+        seed: int,
+        lora: LoraConfig | None = None,
+    ) -> None:
         self._opened = asyncio.Event()
         if config.backend == "transformers":
             import torch
@@ -63,6 +73,7 @@ class SamplerActor:
             max_model_len=max_model_len,
             seed=seed,
             action_decoding=read_decoding(model),
+            lora=lora,
         )
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
@@ -71,8 +82,8 @@ class SamplerActor:
             raise SamplerClosedError("the sampler waits for its weights")
         return await self._sampler.sample(request)
 
-    async def load_weights(self, weights: dict[str, np.ndarray], policy_version: int) -> None:
-        """Take new weights between two requests, without a restart, and serve."""
+    async def load_weights(self, weights: Adapter | dict[str, np.ndarray], policy_version: int) -> None:
+        """Take new weights, or the adapter of a LoRA policy, between two requests, without a restart, and serve."""
         await asyncio.to_thread(self._sampler.load_weights, weights, policy_version)
         self._opened.set()
 

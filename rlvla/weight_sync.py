@@ -9,7 +9,7 @@ from rlvla.dispatch import get_all
 
 
 def sync_weights(learners: Sequence[Any], samplers: Sequence[Any], policy_version: int) -> None:
-    """Load the learner's weights into every sampler; returns when all of them act with the new version.
+    """Load the learner's weights, or its adapter, into every sampler; returns when all of them act with these.
 
     A sampler that dies meanwhile gets them when it has been started anew.
 
@@ -21,6 +21,6 @@ def sync_weights(learners: Sequence[Any], samplers: Sequence[Any], policy_versio
         samplers: SamplerActor handles.
         policy_version: learner steps behind these weights.
     """
-    weights, *others = [learner.weights.remote() for learner in learners]
+    weights, *others = [learner.changes.remote() for learner in learners]
     loads = [sampler.load_weights.options(max_task_retries=-1) for sampler in samplers]
     get_all([load.remote(weights, policy_version) for load in loads] + others)
