@@ -45,7 +45,7 @@ class AdapterConfig:
     """The update is multiplied by alpha / rank."""
     target_modules: str
     """Regular expression of the layers."""
-    trainable_token_indices: dict[str, list[int]]
+    trainable_token_indices: dict[str, list[Annotated[int, Field(ge=0)]]]
     """{name of an embedding or head in the model: ids whose rows are trained}; none of tied ones but the embedding."""
     peft_type: Literal["LORA"] = "LORA"
 
@@ -92,13 +92,18 @@ def read_config(checkpoint: Path | str) -> AdapterConfig | None:
     if not folder.is_dir():
         return None
     require_adapter(folder)
+    return parse_config((folder / CONFIG).read_bytes(), str(folder / CONFIG))
+
+
+def parse_config(content: bytes, name: str) -> AdapterConfig:
+    """What `CONFIG` says; `name` is for errors. Raises CheckpointError where `Adapter.write` did not write it."""
     try:
-        return TypeAdapter(AdapterConfig).validate_json((folder / CONFIG).read_bytes())
+        return TypeAdapter(AdapterConfig).validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(
-            f"adapter: {folder / CONFIG} is not as rlvla writes it ({'.'.join(map(str, first['loc']))}: "
-            f"{first['msg']}): to merge another adapter, name its folder as adapter of recipes/sft.py"
+            f"adapter: {name} is not as rlvla writes it ({'.'.join(map(str, first['loc']))}: {first['msg']}): to merge "
+            "another adapter, name its folder as adapter of recipes/sft.py"
         ) from None
 
 
@@ -107,9 +112,17 @@ def read_adapter(checkpoint: Path | str) -> Adapter | None:
     config = read_config(checkpoint)
     if config is None:
         return None
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return Adapter(config=config, weights=load_file(Path(checkpoint) / FOLDER / WEIGHTS))
+    file = Path(checkpoint) / FOLDER / WEIGHTS
+    try:
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"adapter: {file} is damaged: {error}") from None
+    if lacking := [layer for layer in config.trainable_token_indices if f"{_PREFIX}{layer}{_ROWS}" not in weights]:
+        raise CheckpointError(f"adapter: {file} lacks the trained rows of {', '.join(lacking)}")
+    return Adapter(config=config, weights=weights)
 
 
 def adapter_config(lora: LoraConfig) -> AdapterConfig:
@@ -249,7 +262,7 @@ def merge(model: Any, folder: Path) -> None:
         missing, unknown = [name for name in result.missing_keys if ".lora_" in name], result.unexpected_keys
     if problems := [p for p in (count("missing", missing), count("unknown", unknown)) if p]:
         raise CheckpointError(f"adapter: {folder / WEIGHTS}: {'; '.join(problems)}")
-    unchanged = _merge(wrapped)
+    unchanged = merge_down(wrapped)
     _require_tied(model, folder)
     if unchanged > LOST:
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -262,7 +275,7 @@ def merge(model: Any, folder: Path) -> None:
         parameter.requires_grad_(name in trained)
 
 
-def _merge(wrapped: Any) -> float:
+def merge_down(wrapped: Any) -> float:
     """Merge and take the adapter off; the share of the adapted weights that rounding left as they were."""
     from peft.tuners.lora import LoraLayer
 
