@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlvla.files import folder_appears_whole, sync, sync_tree, write_json
-from rlvla.models.adapter import FOLDER as ADAPTER
+from rlvla.models.lora import FOLDER as ADAPTER
 
 MANIFEST = "manifest.json"
 """The file of a checkpoint folder that is written last: {"sha256": {relative path: hex digest}} of all others."""

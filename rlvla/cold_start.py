@@ -14,7 +14,7 @@ from rlvla.config import SFTConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, text_corpus
 from rlvla.markup import parse
 from rlvla.models import auto
-from rlvla.models.adapter import read_config
+from rlvla.models.lora import read_config
 from rlvla.prompt import PolicyProcessor, extend_vocabulary, own_action_ids, read_settings
 from rlvla.types import Demonstration, Segment, SegmentKind, Turn
 

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from rlvla import policy
 from rlvla.hybrid_mask import base_model, check_hybrid, model_inputs
-from rlvla.models.adapter import Adapter, config_of, load_adapter, put_on
+from rlvla.models.lora import Adapter, config_of, load_adapter, put_on
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.sampler_engine import refuse_other_adapter, refuse_other_weights, weight_names

@@ -17,7 +17,7 @@ from rlvla.collate import Batch, Row
 from rlvla.config import LearnerConfig, LossConfig
 from rlvla.hybrid_mask import HybridAttentionError, check_hybrid
 from rlvla.learner_engine import DTYPES, Engine, join, poisoned
-from rlvla.models.adapter import Adapter
+from rlvla.models.lora import Adapter
 from rlvla.prompt import PolicyProcessor
 from rlvla.types import Group, SegmentKind
 

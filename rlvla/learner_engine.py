@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed import comm
 from deepspeed.ops import __compatible_ops__ as compatible_ops
-from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from transformers.utils import logging as hf_logging
 
 from rlvla import policy
 from rlvla.config import LearnerConfig
-from rlvla.models.adapter import Adapter, take
+from rlvla.master_weights import keeping_masters, masters
+from rlvla.models.lora import Adapter, take
 from rlvla.prompt import PolicyProcessor
 from rlvla.random_state import random_state, set_random_state
 
@@ -213,7 +213,7 @@ class Engine:
 
         Raises:
             FileNotFoundError: no state for this rank.
-            ValueError: it was saved with another number of ranks or another ZeRO stage.
+            ValueError: it was saved with another number of ranks, another ZeRO stage, or other trained weights.
         """
         file = _state_file(folder, self._rank)
         if not file.is_file():
@@ -224,6 +224,11 @@ class Engine:
                 raise ValueError(
                     f"{file} was saved with {key} {state[key]}, this run has {now}: resume with the former"
                 )
+        if self._stage != 3 and (other := sorted(state["trained"].keys() ^ self._trained.keys())):
+            raise ValueError(
+                f"{file} was saved by a run that trains other weights, such as {other[0]} ({len(other)} differ): go on "
+                "with the version of rlvla that wrote it, or name another output folder"
+            )
         with torch.no_grad():
             for name, weight in state["trained"].items():
                 self._trained[name].copy_(weight)
@@ -244,28 +249,6 @@ class Engine:
         """Leave the process group."""
         self._deepspeed.destroy()
         comm.destroy_process_group()
-
-
-@contextlib.contextmanager
-def keeping_masters(trained: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
-    """Start DeepSpeed's engine; float32 parameters of a bfloat16 model keep their bits in its float32 masters.
-
-    It takes the masters from parameters that it has rounded before.
-
-    Args:
-        trained: name -> parameter.
-    """
-    exact = {name: p.detach().clone() for name, p in trained.items() if p.dtype == torch.float32}
-    yield
-    for name, value in exact.items():
-        if trained[name].dtype != torch.float32:
-            safe_set_full_fp32_param(trained[name], value.to(trained[name].device))
-
-
-def masters(trained: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Name -> float32 value, which the optimizer updates; not of ZeRO-3. Every rank must call."""
-    full = {name: safe_get_full_fp32_param(p) for name, p in trained.items()}
-    return {name: trained[name].detach() if value is None else value for name, value in full.items()}
 
 
 def poisoned(loss: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from rlvla.config import LoraConfig
 from rlvla.hybrid_mask import base_model, model_inputs
 from rlvla.models import auto
-from rlvla.models.adapter import FOLDER, adapter_config, put_on, read_adapter, require_lora, take
+from rlvla.models.lora import FOLDER, adapter_config, put_on, read_adapter, require_lora, take
 from rlvla.prompt import PolicyProcessor
 
 IMAGE_TOKEN_BIAS = -100.0
@@ -31,7 +31,7 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     """Load a checkpoint folder (or hub id), its adapter on it unmerged; neither code nor pickles of it are run.
 
     Args:
-        path: with `config.json` and safetensors, and perhaps an adapter (`rlvla.models.adapter`).
+        path: with `config.json` and safetensors, and perhaps an adapter (`rlvla.models.lora`).
         dtype: of weights and activations; an adapter is float32.
     """
     model, adapter = auto.load_model(path, dtype), read_adapter(path)

@@ -18,7 +18,7 @@ from rlvla.cluster import reserved
 from rlvla.config import AnnotateConfig, ClusterConfig, EnvConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.files import differences
 from rlvla.metrics import require_sinks
-from rlvla.models.adapter import require_lora
+from rlvla.models.lora import require_lora
 from rlvla.plugins import resolve
 from rlvla.prompt import PolicyProcessor, vllm_obstacle
 from rlvla.rollout import make_env, task_ids, trial_states

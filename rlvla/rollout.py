@@ -21,7 +21,7 @@ from rlvla.env_process import EnvPool
 from rlvla.env_server import make_env
 from rlvla.env_thread import EnvThread
 from rlvla.episode import Decider, derive_seed, run_episode
-from rlvla.models.adapter import Adapter
+from rlvla.models.lora import Adapter
 from rlvla.prompt import PolicyProcessor, read_decoding
 from rlvla.protocols import Env, SampleOutput, SampleRequest
 from rlvla.tools import load_tools

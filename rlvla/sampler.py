@@ -21,7 +21,7 @@ import torch
 
 from rlvla.config import ActionDecoding, LoraConfig, SamplerConfig
 from rlvla.markup import known_slot_ids
-from rlvla.models.adapter import Adapter, adapter_config, read_adapter
+from rlvla.models.lora import Adapter, adapter_config, read_adapter
 from rlvla.prompt import vllm_obstacle
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.sampler_engine import (

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rlvla.config import SamplerConfig
-from rlvla.models.adapter import Adapter, AdapterConfig
+from rlvla.models.lora import Adapter, AdapterConfig
 from rlvla.vllm_plugin.adapter import adapter_arguments, pack_head, serve_adapter
 from rlvla.vllm_plugin.worker import ActionBlockWorker
 

@@ -30,14 +30,13 @@ from rlvla.interrupts import Interrupts
 from rlvla.learner import learning_rate
 from rlvla.learner_engine import (  # names the CPU
     deepspeed_config,
-    keeping_masters,
-    masters,
     meet,
     poisoned,
     skip_compilation,
     update,
 )
 from rlvla.loss import sft_token_loss
+from rlvla.master_weights import keeping_masters, masters
 from rlvla.metrics import MetricsLogger
 from rlvla.policy import has_adapter, holding, prepare, save_policy, token_logprobs
 from rlvla.prompt import PolicyProcessor, vllm_obstacle

@@ -12,7 +12,7 @@ import numpy as np
 
 from fuzz_files import FOLDER, spread
 from rlvla.actions import BinCodec, QuantileCodec
-from rlvla.models.adapter import parse_config
+from rlvla.models.lora import parse_config
 from rlvla.models.openvla.shards import CheckpointError, shard_names
 from rlvla.prompt import parse_settings
 

@@ -14,7 +14,8 @@ import torch
 from rlvla import policy
 from rlvla.checkpoint import appear_sealed
 from rlvla.models import auto
-from rlvla.models.adapter import merge_down, read_adapter
+from rlvla.models.adapter import merge_down
+from rlvla.models.lora import read_config
 from rlvla.prompt import PolicyProcessor
 
 
@@ -32,7 +33,7 @@ def merge_checkpoint(checkpoint: Path, output: Path, dtype: torch.dtype | None =
     Raises:
         ValueError: there is no adapter.
     """
-    if read_adapter(checkpoint) is None:
+    if read_config(checkpoint) is None:
         raise ValueError(f"{checkpoint} holds no adapter: there is nothing to merge")
     model = policy.load_model(checkpoint, dtype or auto.load_config(checkpoint).dtype or torch.float32)
     base = policy.base_model(model)

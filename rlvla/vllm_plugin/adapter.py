@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import torch
 
-from rlvla.models.adapter import Adapter, AdapterConfig
+from rlvla.models.lora import Adapter, AdapterConfig
 
 _ID = 1
 """vLLM's number of the one adapter there is; it knows it by that alone, so that another may take its place."""

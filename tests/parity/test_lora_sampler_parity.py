@@ -14,7 +14,7 @@ from rlvla import policy
 from rlvla.collate import to_batch, to_row
 from rlvla.config import LoraConfig, SamplerConfig
 from rlvla.hf_sampler import TransformersSampler
-from rlvla.models.adapter import Adapter, take
+from rlvla.models.lora import Adapter, take
 from rlvla.prompt import PolicyProcessor
 from rlvla.sampler import VLLMSampler
 from rlvla.types import Turn

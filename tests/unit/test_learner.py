@@ -140,6 +140,7 @@ def test_how_the_step_is_computed_does_not_matter(checkpoint, usual, options):
         {"dtype": "bfloat16", "zero_stage": 3},
         {"lora": LORA},
         {"lora": LORA, "zero_stage": 2},
+        {"lora": LORA, "dtype": "bfloat16"},
     ],
     ids=str,
 )
@@ -159,6 +160,17 @@ def test_a_resumed_learner_goes_on_bit_for_bit(checkpoint, tmp_path, options):
     assert kept[0] == kept[1]
     for name, weight in weights.items():
         np.testing.assert_array_equal(weights_again[name], weight, err_msg=name)
+
+
+def test_a_state_of_other_trained_weights_is_refused(checkpoint, tmp_path):
+    """Such as one of LoRA from before rows of the markup were trained."""
+    learner = make_learner(checkpoint, lora=LORA)
+    learner.save_state(tmp_path)
+    learner.close()
+    other = make_learner(checkpoint, lora=LoraConfig(rank=4, target_modules=("q_proj",)))
+    with pytest.raises(ValueError, match=r"rank_0\.pt was saved by a run that trains other weights, such as .*lora_"):
+        other.load_state(tmp_path)
+    other.close()
 
 
 def test_with_lora_the_reference_is_the_policy_that_it_starts_as(checkpoint):

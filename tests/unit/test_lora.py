@@ -21,7 +21,7 @@ from rlvla.dataset import read, write
 from rlvla.hf_sampler import TransformersSampler
 from rlvla.markup import print_think
 from rlvla.models import auto
-from rlvla.models.adapter import Adapter, read_adapter, take
+from rlvla.models.lora import Adapter, read_adapter, take
 from rlvla.models.openvla.shards import CheckpointError
 from rlvla.prompt import PolicyProcessor
 from rlvla.sft import SFTTrainer
