@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlvla.files import folder_appears_whole, sync, sync_tree, visible, write_json
+from rlvla.models.lora import FOLDER as ADAPTER
 
 MANIFEST = "manifest.json"
 """The file of a checkpoint folder that is written last: {"sha256": {relative path: hex digest}} of all others."""
@@ -104,7 +105,8 @@ def identity(checkpoint: Path) -> str:
     manifest = checkpoint / MANIFEST
     if manifest.is_file():
         return _digest(manifest)
-    files = [*visible(checkpoint, "*.safetensors"), *visible(checkpoint, "*.json")]
+    folders, kinds = (checkpoint, checkpoint / ADAPTER), ("*.safetensors", "*.json")
+    files = [file for folder in folders for kind in kinds for file in visible(folder, kind)]
     return hashlib.sha256(json.dumps(_digests(checkpoint, files), sort_keys=True).encode()).hexdigest()
 
 

@@ -85,9 +85,9 @@ class LearnerActor:
         self.call(method, folder)
         return ray.util.get_node_ip_address(), seen(folder)
 
-    def weights(self) -> list[Any]:
-        """A reference to what `Learner.weights` returns; in a list, as Ray would fetch what it refers to else."""
-        return [ray.put(self.call("weights"))]
+    def changes(self) -> list[Any]:
+        """A reference to what `Learner.changes` returns; in a list, as Ray would fetch what it refers to else."""
+        return [ray.put(self.call("changes"))]
 
     @ray.method(concurrency_group="probe")
     def is_alive(self) -> bool:
@@ -130,6 +130,7 @@ class Cluster:
                 max_images=max_images,
                 max_model_len=cfg.episode.max_turn_tokens + 1,  # behind a block of actions vLLM wants to sample a token
                 seed=cfg.seed,
+                lora=cfg.learner.lora if isinstance(cfg, GRPOConfig) else None,
             )
             for name, at in zip(names, placement.samplers, strict=True)
         ]

@@ -14,6 +14,7 @@ from rlvla.config import SFTConfig
 from rlvla.dataset import DatasetError, DemonstrationSet, text_corpus
 from rlvla.markup import parse
 from rlvla.models import auto
+from rlvla.models.lora import read_config
 from rlvla.prompt import PolicyProcessor, extend_vocabulary, own_action_ids, read_settings
 from rlvla.types import Demonstration, Segment, SegmentKind, Turn
 
@@ -36,6 +37,8 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
     if cfg.model:
         import torch
 
+        if cfg.adapter is not None and read_config(cfg.model) is not None:
+            raise ValueError(f"adapter is {cfg.adapter}, and {cfg.model} holds one already: leave adapter out")
         model = auto.load_model(cfg.model, getattr(torch, cfg.learner.dtype), cfg.adapter)
         processor = auto.load_processor(cfg.model)
     else:

@@ -195,7 +195,10 @@ class ClusterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """peft LoRA on the language model; the reference is then the same weights with the adapter off."""
+    """peft LoRA on the language model, and the rows of the markup's tokens; float32, never merged.
+
+    The reference is then the same weights under the adapter that the run started with.
+    """
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
@@ -285,7 +288,7 @@ class LearnerConfig:
     gradient_checkpointing: bool = False
     """Trade compute for activation memory."""
     lora: LoraConfig | None = None
-    """None trains all weights."""
+    """None trains all weights; of a checkpoint with an adapter, which training goes on with, the same as before."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the key."""
@@ -601,7 +604,7 @@ class SFTConfig:
     model: str = ""
     """Hugging Face VLM to start from (path or hub id); empty: build `tiny`."""
     adapter: Path | None = None
-    """Folder of a LoRA adapter (peft), which is merged into `model` first."""
+    """Folder of somebody's LoRA adapter (peft), which is merged into `model` first, and rounded to `learner.dtype`."""
     tiny: TinyModelConfig = field(default_factory=TinyModelConfig)
     """Used when `model` is empty."""
     num_bins: Annotated[int, Field(ge=2)] | None = None

@@ -17,10 +17,11 @@ import torch
 from transformers import DynamicCache
 
 from rlvla import policy
-from rlvla.hybrid_mask import check_hybrid, model_inputs
+from rlvla.hybrid_mask import base_model, check_hybrid, model_inputs
+from rlvla.models.lora import Adapter, config_of, load_adapter, put_on
 from rlvla.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.sampler_engine import refuse_other_weights, weight_names
+from rlvla.sampler_engine import refuse_other_adapter, refuse_other_weights, weight_names
 
 
 class TransformersSampler:
@@ -44,6 +45,7 @@ class TransformersSampler:
     ) -> None:
         self._processor = PolicyProcessor.load(model)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._dtype = dtype
         self._model = policy.load_model(model, dtype).to(self._device).eval()
         self._weight_names = weight_names(Path(model))
         self._policy_version = 0
@@ -61,23 +63,33 @@ class TransformersSampler:
         """
         return await asyncio.to_thread(self._sample, request)
 
-    def load_weights(self, weights: Mapping[str, np.ndarray], policy_version: int) -> None:
+    def load_weights(self, weights: Adapter | Mapping[str, np.ndarray], policy_version: int) -> None:
         """Replace the weights between two requests.
 
         Args:
-            weights: {name in the Hugging Face checkpoint: array}, all of them; see `rlvla.policy.named_weights`.
+            weights: {name in the Hugging Face checkpoint: array}, all of them; see `rlvla.policy.named_weights`. Or
+                the adapter of a LoRA policy, which stays beside the checkpoint's weights, unmerged, in float32.
             policy_version: put on every output from now on.
 
         Raises:
             ValueError: names differ from the checkpoint's; nothing was loaded.
         """
+        with self._lock:
+            self._model = (self._adapted(weights) if isinstance(weights, Adapter) else self._replaced(weights)).eval()
+            self._policy_version = policy_version
+
+    def _adapted(self, adapter: Adapter) -> Any:
+        if not policy.has_adapter(self._model):
+            return put_on(self._model, adapter.config, adapter).to(self._device)
+        refuse_other_adapter(config_of(self._model), adapter.config)
+        load_adapter(self._model, adapter)
+        return self._model
+
+    def _replaced(self, weights: Mapping[str, np.ndarray]) -> Any:
         refuse_other_weights(self._weight_names, weights)
         state = {name: torch.tensor(array) for name, array in weights.items()}
-        with self._lock:
-            old = self._model
-            new = type(old).from_pretrained(None, config=old.config, state_dict=state, dtype=old.dtype)
-            self._model = new.to(self._device).eval()
-            self._policy_version = policy_version
+        old = base_model(self._model)
+        return type(old).from_pretrained(None, config=old.config, state_dict=state, dtype=old.dtype).to(self._device)
 
     def close(self) -> None:
         """Nothing runs that would have to end; here for those who hold any sampler."""
@@ -109,7 +121,7 @@ class TransformersSampler:
         num_prefix_tokens = torch.tensor([request.num_prefix_tokens])
         inputs = self._processor.forward_inputs(input_ids, torch.ones_like(input_ids), is_act, num_prefix_tokens)
         inputs |= self._processor.pixel_inputs([request.images])
-        dtype = self._model.dtype
+        dtype = self._dtype
         return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
 
     def _text(
@@ -120,7 +132,7 @@ class TransformersSampler:
         never = [*policy.placeholder_ids(self._model.config), *request.banned_ids, *slots]
         fed = model_inputs(self._model, self._inputs(context, request, num_actions=0))
         position_ids = fed.get("position_ids")
-        core: Any = getattr(self._model, "model", None)
+        core: Any = getattr(base_model(self._model), "model", None)
         if hasattr(core, "rope_deltas"):  # Qwen-VL's, of the last prompt that had images
             core.rope_deltas = None
         fed["past_key_values"] = DynamicCache(config=self._model.config.get_text_config())

@@ -18,6 +18,7 @@ from rlvla.collate import Batch, Row
 from rlvla.config import LearnerConfig, LossConfig
 from rlvla.hybrid_mask import HybridAttentionError, check_hybrid
 from rlvla.learner_engine import DTYPES, Engine, join, poisoned
+from rlvla.models.lora import Adapter
 from rlvla.prompt import PolicyProcessor
 from rlvla.types import Group, SegmentKind
 
@@ -102,7 +103,13 @@ class Learner:
         }
         self._pad_id = self._processor.hf_processor.tokenizer.pad_token_id or 0
         torch.manual_seed(seed)
-        model = policy.load_model(model_path, DTYPES[cfg.dtype], cfg.lora, cfg.gradient_checkpointing)
+        model = policy.load_to_train(
+            model_path,
+            DTYPES[cfg.dtype],
+            lora=cfg.lora,
+            gradient_checkpointing=cfg.gradient_checkpointing,
+            token_ids=self._processor.vocabulary.own_ids,
+        )
         self._engine = Engine(model, cfg, self._device)
         if self._processor.is_hybrid:
             try:
@@ -111,11 +118,12 @@ class Learner:
                 self._engine.close()  # else this process could join no group any more
                 raise
         self._reference = self._load_reference(model_path)
+        self._start = self._engine.copy() if cfg.lora is not None and loss_cfg.kl_coef else {}
         self._num_steps = 0
         self._num_updates = 0
 
     def _load_reference(self, model_path: Path | str) -> Any:
-        """A frozen copy of the initial policy, unless the adapter turned off is one, or no term asks for it."""
+        """A frozen copy of the initial policy, unless a copy of the adapter will do, or no term asks for it."""
         if self._cfg.lora is not None or self._loss_cfg.kl_coef == 0:
             return None
         model = policy.load_model(model_path, DTYPES[self._cfg.dtype])
@@ -189,7 +197,8 @@ class Learner:
         if self._reference is not None:
             batch = replace(batch, ref_logprobs=policy.token_logprobs(self._reference, inputs, **options)[0])
         elif self._loss_cfg.kl_coef != 0:
-            batch = replace(batch, ref_logprobs=policy.reference_logprobs(self._engine.model, inputs, **options))
+            with policy.holding(self._engine.model, self._start):
+                batch = replace(batch, ref_logprobs=policy.token_logprobs(self._engine.model, inputs, **options)[0])
         if with_old:
             batch = replace(batch, old_logprobs=policy.token_logprobs(self._engine.model, inputs, **options)[0])
         return batch
@@ -239,8 +248,12 @@ class Learner:
         return (token_loss * batch.weights).sum()
 
     def weights(self) -> dict[str, np.ndarray]:
-        """{Hugging Face name: float32 array} on rank 0, empty on the others; every rank must call."""
+        """{Hugging Face name: float32 array}, LoRA merged, on rank 0, empty on the others; every rank must call."""
         return self._engine.weights()
+
+    def changes(self) -> Adapter | dict[str, np.ndarray]:
+        """What samplers of the checkpoint are sent, on rank 0: the adapter, or all weights; every rank must call."""
+        return self._engine.changes()
 
     def save(self, path: Path) -> None:
         """Write the policy as a checkpoint folder; every rank must call."""

@@ -1,4 +1,4 @@
-"""DeepSpeed behind six verbs: backward, step, total, weights, save_state, load_state. One object is one rank."""
+"""DeepSpeed behind few verbs: backward, step, total, weights, changes, save_state, load_state. An object is a rank."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from transformers.utils import logging as hf_logging
 
 from rlvla import policy
 from rlvla.config import LearnerConfig
+from rlvla.master_weights import keeping_masters, masters
+from rlvla.models.lora import Adapter, take
 from rlvla.prompt import PolicyProcessor
 from rlvla.random_state import random_state, set_random_state
 
@@ -113,9 +115,10 @@ class Engine:
         self._adamw = torch.optim.AdamW(
             self._trained.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
         )
-        self._deepspeed: Any = deepspeed.initialize(
-            model=model, optimizer=self._adamw, config=deepspeed_config(cfg), dist_init_required=False
-        )[0]
+        with keeping_masters(self._trained):
+            self._deepspeed: Any = deepspeed.initialize(
+                model=model, optimizer=self._adamw, config=deepspeed_config(cfg), dist_init_required=False
+            )[0]
         self._deepspeed.module.train(cfg.gradient_checkpointing)
         self._rank, self._world = comm.get_rank(), comm.get_world_size()
 
@@ -155,11 +158,19 @@ class Engine:
         comm.all_reduce(values, op=comm.ReduceOp.MAX if largest else comm.ReduceOp.SUM)
         return values.cpu()
 
+    def copy(self) -> dict[str, torch.Tensor]:
+        """What is trained, by name, as it is now on this rank; see `policy.holding`."""
+        return {name: p.detach().clone() for name, p in self._trained.items()}
+
     @contextlib.contextmanager
     def gathered(self) -> Iterator[Any]:
-        """The model with whole weights on rank 0; every rank must enter."""
+        """The model with whole weights on rank 0, of an adapter the float32 ones; every rank must enter."""
         module = self._deepspeed.module
-        with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self._stage == 3):
+        exact = masters(self._trained) if policy.has_adapter(module) else {}
+        with (
+            deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self._stage == 3),
+            policy.holding(module, exact),
+        ):
             yield module
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -168,6 +179,13 @@ class Engine:
             if self._rank:
                 return {}
             return {name: _to_numpy(weight) for name, weight in policy.named_weights(module)}
+
+    def changes(self) -> Adapter | dict[str, np.ndarray]:
+        """What a sampler of the checkpoint lacks: the adapter, or all weights; as `weights`, on rank 0 alone."""
+        if not policy.has_adapter(self._deepspeed.module):
+            return self.weights()
+        with self.gathered() as module:
+            return {} if self._rank else take(module)
 
     def save_policy(self, processor: PolicyProcessor, path: Path) -> None:
         """Write a Hugging Face checkpoint from rank 0; every rank must call."""
@@ -195,7 +213,7 @@ class Engine:
 
         Raises:
             FileNotFoundError: no state for this rank.
-            ValueError: it was saved with another number of ranks or another ZeRO stage.
+            ValueError: it was saved with another number of ranks, another ZeRO stage, or other trained weights.
         """
         file = _state_file(folder, self._rank)
         if not file.is_file():
@@ -206,6 +224,11 @@ class Engine:
                 raise ValueError(
                     f"{file} was saved with {key} {state[key]}, this run has {now}: resume with the former"
                 )
+        if self._stage != 3 and (other := sorted(state["trained"].keys() ^ self._trained.keys())):
+            raise ValueError(
+                f"{file} was saved by a run that trains other weights, such as {other[0]} ({len(other)} differ): go on "
+                "with the version of rlvla that wrote it, or name another output folder"
+            )
         with torch.no_grad():
             for name, weight in state["trained"].items():
                 self._trained[name].copy_(weight)

@@ -197,6 +197,11 @@ class Vocabulary:
     slot_ids: tuple[int, ...] = ()
     """Of `slot_tokens`, K * A of them; none where actions are decoded autoregressively."""
 
+    @property
+    def own_ids(self) -> tuple[int, ...]:
+        """The tokens of the markup, which a model learns here: marks, action bins and slots, in order."""
+        return tuple(sorted({*self.mark_ids.values(), *self.action_ids, *self.slot_ids}))
+
     def banned_ids(self, mode: str) -> tuple[int, ...]:
         """Ids that text cannot hold in a mode (see `EpisodeConfig`): the same ones everywhere in a turn.
 

@@ -162,7 +162,6 @@ def _of_openvla(config: Mapping[str, Any], lora: LoraConfig | None, source: str)
         num_parameters=language + vision,
         num_vision_parameters=vision,
         num_adapter_parameters=layers * lora.rank * sum(a + b for a, b in shapes) if lora else 0,
-        num_adapted_parameters=adapted if lora else 0,
         text=Stack(num_layers=layers, hidden_size=hidden, intermediate_size=inner, is_gated=True, norm_in_float32=True),
         vision=tuple(
             Stack(

@@ -95,7 +95,7 @@ def learner_memory(
         world: ranks.
         batch: the largest micro-batch.
         has_reference: whether a KL term asks for reference logprobs; with LoRA the same weights give them.
-        syncs: whether weights are handed to samplers (GRPO), or only saved (SFT): both gather them.
+        syncs: whether weights are handed to samplers (GRPO), or only saved (SFT): both gather them; an adapter is not.
     """
     stage, size = zero_stage(learner), BYTES[learner.dtype]
     weights = (figures.num_parameters + figures.num_adapter_parameters) * size
@@ -117,9 +117,8 @@ def learner_memory(
         compute += min(LIVE_PARAMETERS * size, weights)
     transient = {"forward and backward": compute, "optimizer step": trained * _FLOAT32 / share}
     gathered = weights if stage == 3 else 0
-    merged = figures.num_adapted_parameters * size  # LoRA is merged into copies
-    if gathered or merged:
-        transient["weight sync" if syncs else "saving"] = gathered + merged
+    if gathered:
+        transient["weight sync" if syncs else "saving"] = gathered
     return LearnerMemory(resident=resident, transient=transient)
 
 
@@ -163,7 +162,7 @@ def sampler_memory(
     the cache of one turn, and the old weights beside the new ones while it loads them.
 
     Args:
-        figures: of the model; an adapter arrives merged.
+        figures: of the model; an adapter is small beside it.
         sampler: see SamplerConfig.
         gpu_memory: of one GPU, bytes; 0: a CPU.
         max_turn_tokens: length of a turn at most.

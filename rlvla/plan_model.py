@@ -39,9 +39,7 @@ class ModelFigures:
     num_vision_parameters: int
     """Those of them that see pixels only."""
     num_adapter_parameters: int
-    """Of LoRA; 0 without."""
-    num_adapted_parameters: int
-    """Of the layers that the adapter changes."""
+    """Of LoRA, but for the rows of the markup's tokens; 0 without."""
     text: Stack
     vision: tuple[Stack, ...]
     """Towers; each sees every patch."""
@@ -86,11 +84,10 @@ def count(
     config, text = model.config, model.config.get_text_config()
     num_parameters = sum(p.numel() for p in model.parameters())
     num_vision = sum(p.numel() for name, p in model.named_parameters() if any(part in name for part in _VISION))
-    adapted = adapter = 0
+    adapter = 0
     if lora is not None:
         named = dict(prepare(model, lora=lora).named_parameters())
         adapter = sum(p.numel() for name, p in named.items() if ".lora_" in name)
-        adapted = sum(p.numel() for name, p in named.items() if name.endswith(".base_layer.weight"))
     vision = config.vision_config
     is_qwen = hasattr(vision, "spatial_merge_size")
     side = vision.patch_size * (vision.spatial_merge_size if is_qwen else 1)
@@ -100,7 +97,6 @@ def count(
         num_parameters=num_parameters,
         num_vision_parameters=num_vision,
         num_adapter_parameters=adapter,
-        num_adapted_parameters=adapted,
         text=Stack(
             num_layers=text.num_hidden_layers,
             hidden_size=text.hidden_size,

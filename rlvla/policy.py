@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +14,86 @@ from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlvla.config import LoraConfig
-from rlvla.hybrid_mask import model_inputs
+from rlvla.hybrid_mask import base_model, model_inputs
 from rlvla.models import auto
+from rlvla.models.lora import FOLDER, adapter_config, put_on, read_adapter, require_lora, take
 from rlvla.prompt import PolicyProcessor
 
 IMAGE_TOKEN_BIAS = -100.0
 """Added to the logits of image and video placeholders, in learner and sampler alike: a sampled placeholder would claim
 pixels that do not exist. vLLM admits logit biases of -100..100."""
 
-_LANGUAGE_MODEL = r".*(?:language_model|text_model)\..*\.(?:{names})"
-"""Vision towers name their projections alike and get no adapter."""
+_ADAPTER = re.compile(r"\.(lora_|trainable_tokens_)")
+"""In the names of what peft adds to a model."""
 
 
-def load_model(
-    path: Path | str,
-    dtype: torch.dtype = torch.float32,
-    lora: LoraConfig | None = None,
-    gradient_checkpointing: bool = False,
-) -> Any:
-    """Load a checkpoint folder (or hub id) and ready it for training; neither code nor pickles of it are run.
+def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a checkpoint folder (or hub id), its adapter on it unmerged; neither code nor pickles of it are run.
 
     Args:
-        path: with `config.json` and safetensors.
-        dtype: of weights and activations.
-        lora: see `prepare`.
-        gradient_checkpointing: see `prepare`.
+        path: with `config.json` and safetensors, and perhaps an adapter (`rlvla.models.lora`).
+        dtype: of weights and activations; an adapter is float32.
     """
-    return prepare(auto.load_model(path, dtype), lora=lora, gradient_checkpointing=gradient_checkpointing)
+    model, adapter = auto.load_model(path, dtype), read_adapter(path)
+    return model if adapter is None else put_on(model, adapter.config, adapter)
 
 
-def prepare(model: Any, *, lora: LoraConfig | None = None, gradient_checkpointing: bool = False) -> Any:
+def load_to_train(
+    path: Path | str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    lora: LoraConfig | None = None,
+    gradient_checkpointing: bool = False,
+    token_ids: Sequence[int] = (),
+) -> Any:
+    """Load a checkpoint folder and ready it for training; see `load_model` and `prepare`."""
+    options: dict[str, Any] = {"gradient_checkpointing": gradient_checkpointing, "token_ids": token_ids}
+    return prepare(auto.load_model(path, dtype), lora=lora, start=path, **options)
+
+
+def prepare(
+    model: Any,
+    *,
+    lora: LoraConfig | None = None,
+    gradient_checkpointing: bool = False,
+    token_ids: Sequence[int] = (),
+    start: Path | str = "",
+) -> Any:
     """Add what training needs to a model in memory.
 
     Args:
         model: Hugging Face VLM.
-        lora: if given, freeze the model and put an adapter on its language model; starts as the identity.
+        lora: if given, freeze the model and put a float32 adapter on its language model; starts as the identity.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        token_ids: tokens whose rows of the embeddings and of the head an adapter trains whole; `Vocabulary.own_ids`.
+        start: checkpoint that the model is from: its adapter, if it has one, is trained further.
+
+    Raises:
+        CheckpointError: that adapter is another one than `lora`; the message says what to do.
     """
+    if start:
+        require_lora(start, lora)
+    adapter = read_adapter(start) if start else None
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     if lora is None:
         return model
-    import peft
+    before = adapter.config.trainable_token_indices if adapter else {}
+    config = adapter_config(lora)
+    rows = {
+        layer: sorted({*token_ids, *before.get(layer, ())})
+        for layer in _row_layers(model)
+        if token_ids or layer in before
+    }
+    return put_on(model, replace(config, trainable_token_indices=rows), adapter)
 
-    names = "|".join(lora.target_modules)
-    config = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
-        lora_dropout=0.0,
-        target_modules=_LANGUAGE_MODEL.format(names=names),
-    )
-    return peft.get_peft_model(model, config)
+
+def _row_layers(model: Any) -> list[str]:
+    """Names of the embeddings and, unless they are tied to them, of the head."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [embedding] if head.weight is embedding.weight else [embedding, head]
+    return [name for name, module in model.named_modules() if module in layers]
 
 
 def unwrap(model: Any) -> Any:
@@ -152,30 +182,23 @@ def _score(
         return logprobs, log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
 
 
-@torch.no_grad()
-def reference_logprobs(
-    model: Any,
-    inputs: Mapping[str, torch.Tensor],
-    *,
-    first: int = 1,
-    temperature: float = 1.0,
-    action_temperature: float | None = None,
-    banned_ids: Sequence[int] = (),
-) -> torch.Tensor:
-    """`token_logprobs` [B, L] of the weights that a LoRA policy started from: the adapter is off meanwhile."""
-    temperatures: dict[str, Any] = {"temperature": temperature, "action_temperature": action_temperature}
-    with adapter_off(model):
-        return token_logprobs(model, inputs, first=first, banned_ids=banned_ids, **temperatures)[0]
-
-
 @contextlib.contextmanager
-def adapter_off(model: Any) -> Iterator[None]:
-    """Run the base weights under a LoRA policy; raises ValueError when there is no adapter to turn off."""
-    bare = unwrap(model)
-    if not _has_adapter(bare):
-        raise ValueError("this policy has no LoRA adapter: its reference must be a model of its own")
-    with bare.disable_adapter():
+def holding(model: Any, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Let parameters have other values for a while: a LoRA policy is its own reference, and its own exact copy.
+
+    Args:
+        model: possibly wrapped.
+        values: {name in the model without DeepSpeed: value}, of any dtype.
+    """
+    parameters = dict(unwrap(model).named_parameters())
+    kept = {name: parameters[name].data for name in values}
+    try:
+        for name, value in values.items():
+            parameters[name].data = value
         yield
+    finally:
+        for name, value in kept.items():
+            parameters[name].data = value
 
 
 def placeholder_ids(config: Any) -> tuple[int, ...]:
@@ -185,42 +208,62 @@ def placeholder_ids(config: Any) -> tuple[int, ...]:
 
 
 def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight under its name in a Hugging Face checkpoint, LoRA merged into a copy; the model stays as it is.
+    """Every weight under its name in a Hugging Face checkpoint, LoRA merged into float32 copies; the model stays.
 
     Tied weights come once, as `save_pretrained` writes them. Under ZeRO-3 gather the parameters first.
     """
-    bare = unwrap(model)
-    weights = _merged_state(bare)
-    base = bare.get_base_model() if _has_adapter(bare) else bare
+    base = base_model(model)
+    weights = _base_state(base) | _merged(base)
     for name in base.all_tied_weights_keys:
         weights.pop(name, None)
     yield from revert_weight_conversion(base, weights).items()
 
 
 def save_policy(model: Any, processor: PolicyProcessor, path: Path | str) -> None:
-    """Write a checkpoint folder that `from_pretrained`, vLLM and `PolicyProcessor.load` read; LoRA is merged."""
-    bare = unwrap(model)
-    base = bare.get_base_model() if _has_adapter(bare) else bare
-    auto.save_model(base, path, _merged_state(bare))
+    """Write a checkpoint folder that `load_model`, the samplers and `PolicyProcessor.load` read.
+
+    Of a LoRA policy these are the weights that it started from, which `from_pretrained` reads, and beside them the
+    adapter, which only we read.
+    """
+    base = base_model(model)
+    auto.save_model(base, path, _base_state(base))
+    if has_adapter(model):
+        take(unwrap(model)).write(Path(path) / FOLDER)
     processor.save(path)
 
 
-def _has_adapter(bare: Any) -> bool:
+def has_adapter(model: Any) -> bool:
+    """Whether a model, possibly wrapped, is a LoRA policy."""
+    bare = unwrap(model)
     return hasattr(bare, "disable_adapter") and hasattr(bare, "get_base_model")
 
 
-@torch.no_grad()
-def _merged_state(bare: Any) -> dict[str, torch.Tensor]:
-    """In-memory name of the model without LoRA -> weight."""
-    if not _has_adapter(bare):
-        return dict(bare.state_dict())
-    from peft.tuners.lora import LoraLayer
+def _base_state(base: Any) -> dict[str, torch.Tensor]:
+    """Name in the model without an adapter -> weight, what the adapter adds left out."""
+    return {_plain(name): tensor.detach() for name, tensor in base.state_dict().items() if not _ADAPTER.search(name)}
 
-    base = bare.get_base_model()
-    weights = {name: tensor for name, tensor in base.state_dict().items() if ".lora_" not in name}
-    adapted: dict[str, Any] = {name: m for name, m in base.named_modules() if isinstance(m, LoraLayer)}
-    for name, module in adapted.items():
-        delta = sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
-        key = f"{name}.base_layer.weight"
-        weights[key] = (weights[key].float() + delta).to(weights[key].dtype)
-    return {name.replace(".base_layer.", "."): tensor.detach() for name, tensor in weights.items()}
+
+@torch.no_grad()
+def _merged(base: Any) -> dict[str, torch.Tensor]:
+    """Name in the model without an adapter -> float32 weight, for those that the adapter changes."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    weights: dict[str, torch.Tensor] = {}
+    modules: list[tuple[str, Any]] = list(base.named_modules())
+    for name, module in modules:
+        if isinstance(module, LoraLayer):
+            deltas = [module.get_delta_weight(adapter).float() for adapter in module.active_adapters]
+            weights[f"{name}.weight"] = sum(deltas, module.get_base_layer().weight.float())
+        elif isinstance(module, TrainableTokensLayer):
+            weight = module.get_base_layer().weight.float()
+            for adapter in module.active_adapters:
+                ids = torch.tensor(module.token_indices[adapter], device=weight.device)
+                weight = weight.index_copy(0, ids, module.trainable_tokens_delta[adapter].float())
+            weights[_plain(f"{name}.base_layer.weight")] = weight
+    return weights
+
+
+def _plain(name: str) -> str:
+    """The name that a weight has without peft."""
+    return name.replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")

@@ -21,6 +21,7 @@ from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConf
 from rlvla.dataset import read_sizes
 from rlvla.files import differences
 from rlvla.metrics import require_sinks
+from rlvla.models.lora import require_lora
 from rlvla.placement import reserved
 from rlvla.prompt import POLICY_FILE, PolicyProcessor, vllm_obstacle
 from rlvla.protocols import Env
@@ -76,6 +77,8 @@ def check_sft(cfg: SFTConfig) -> None:
     is_path = Path(cfg.model).exists() or cfg.model.startswith((".", "/")) or cfg.model.count("/") > 1
     if cfg.model and is_path and not (Path(cfg.model) / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no config.json: name a Hugging Face folder or hub id")
+    if cfg.model:
+        require_lora(cfg.model, cfg.learner.lora)
     if cfg.num_trials:
         _check_env(cfg)
 
@@ -91,6 +94,7 @@ def check_grpo(cfg: GRPOConfig) -> None:
     require_sinks(cfg.log)
     _check_resume(cfg, cfg.output)
     _check_policy(cfg)
+    require_lora(cfg.model, cfg.learner.lora)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
     _check_env(cfg)
 

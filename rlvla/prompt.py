@@ -76,7 +76,7 @@ def extend_vocabulary(model: Any, hf_processor: Any, num_bins: int) -> None:
     Args:
         model: Hugging Face VLM; changed in place. Rows of the tokens that it gains are drawn like those of the ones it
             knows, always the same: what lay in spare rows was never trained, and at the mean of the others, where
-            transformers starts new rows, LoRA, which freezes them, could not tell them apart.
+            transformers starts new rows, none could be told from another.
         hf_processor: its processor; the tokenizer is changed in place.
         num_bins: bins per action dimension; 0 where the model has action tokens of its own.
     """

@@ -20,11 +20,12 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, SamplerConfig
+from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, LoraConfig, SamplerConfig
 from rlvla.env_process import EnvPool
 from rlvla.env_server import make_env
 from rlvla.env_thread import EnvThread
 from rlvla.episode import Decider, derive_seed, run_episode
+from rlvla.models.lora import Adapter
 from rlvla.prompt import PolicyProcessor, read_decoding
 from rlvla.protocols import Env, SampleOutput, SampleRequest
 from rlvla.tools import load_tools
@@ -46,7 +47,16 @@ class SamplerActor:
     the disk, which may be old ones. Once its engine has failed, it serves no more, and `status` says why.
     """
 
-    def __init__(self, model: Path, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: Path,
+        config: SamplerConfig,
+        *,
+        max_images: int,
+        max_model_len: int,
+        seed: int,
+        lora: LoraConfig | None = None,
+    ) -> None:
         self._opened = asyncio.Event()
         self._policy_version = 0
         self._failure = ""
@@ -70,6 +80,7 @@ class SamplerActor:
             max_model_len=max_model_len,
             seed=seed,
             action_decoding=read_decoding(model),
+            lora=lora,
         )
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
@@ -79,8 +90,12 @@ class SamplerActor:
         with self._asked():
             return await self._sampler.sample(request)
 
-    async def load_weights(self, weights: dict[str, np.ndarray], policy_version: int) -> None:
-        """Take new weights between two requests, without a restart, and serve; raises ValueError of wrong weights."""
+    async def load_weights(self, weights: Adapter | dict[str, np.ndarray], policy_version: int) -> None:
+        """Take new weights, or the adapter of a LoRA policy, between two requests, without a restart, and serve.
+
+        Raises:
+            ValueError: they are not this checkpoint's.
+        """
         with self._asked():
             await asyncio.to_thread(self._sampler.load_weights, weights, policy_version)
         self._policy_version = policy_version

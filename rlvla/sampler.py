@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlvla.config import ActionDecoding, SamplerConfig
+from rlvla.config import ActionDecoding, LoraConfig, SamplerConfig
 from rlvla.markup import known_slot_ids
+from rlvla.models.lora import Adapter, adapter_config, read_adapter
 from rlvla.prompt import vllm_obstacle
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.sampler_engine import (
     engine_arguments,
+    refuse_other_adapter,
     refuse_other_weights,
     require_kv_cache,
     set_environment,
@@ -33,6 +35,7 @@ from rlvla.sampler_engine import (
 )
 from rlvla.sampler_prompts import PromptRenderer
 from rlvla.vllm_plugin import register
+from rlvla.vllm_plugin.adapter import adapter_request
 from rlvla.vllm_plugin.request import ActionBlock, encode_ids, take_actions
 from rlvla.vllm_plugin.self_test import check_bidirectional
 
@@ -49,7 +52,7 @@ class SamplerError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Load:
-    weights: Mapping[str, np.ndarray]
+    weights: Adapter | Mapping[str, np.ndarray]
     policy_version: int
     future: Future[None] = field(default_factory=Future)
 
@@ -71,6 +74,7 @@ class VLLMSampler:
         seed: of the engine; requests bring their own.
         action_decoding: the policy's. `parallel` or `parallel_causal`: requests with `slot_ids` are served, too; an
             attention backend that cannot is found now.
+        lora: of the learner; its adapters are served unmerged, as is the one of the checkpoint.
 
     Raises:
         ValueError: `sampler.kv_cache_mb` is too small for one context; the message says how much it takes.
@@ -86,10 +90,14 @@ class VLLMSampler:
         max_model_len: int,
         seed: int = 0,
         action_decoding: ActionDecoding = "autoregressive",
+        lora: LoraConfig | None = None,
     ) -> None:
         if reason := vllm_obstacle(model):
             raise SamplerError(reason)
         self._weight_names = weight_names(Path(model))
+        self._adapter = read_adapter(model)
+        self._adapter_config = self._adapter.config if self._adapter else lora and adapter_config(lora)
+        self._lora_request: Any = None
         require_kv_cache(model, config, max_model_len)
         parallel_actions = action_decoding != "autoregressive"
         set_environment(config.threads, parallel_actions)
@@ -115,6 +123,7 @@ class VLLMSampler:
             max_model_len=max_model_len,
             seed=seed,
             parallel_actions=parallel_actions,
+            adapter=self._adapter_config,
         )
         self._thread = threading.Thread(
             target=self._serve, args=(arguments, config.threads, ready), name="vllm-engine", daemon=True
@@ -139,18 +148,21 @@ class VLLMSampler:
         self._submit(job)
         return await asyncio.wrap_future(job.future)
 
-    def load_weights(self, weights: Mapping[str, np.ndarray], policy_version: int) -> None:
+    def load_weights(self, weights: Adapter | Mapping[str, np.ndarray], policy_version: int) -> None:
         """Replace the weights between two requests: running ones end first, later ones see the new weights.
 
         Args:
-            weights: {name in the Hugging Face checkpoint: array}, all of them.
+            weights: {name in the Hugging Face checkpoint: array}, all of them; or the adapter of a LoRA policy.
             policy_version: put on every output from now on.
 
         Raises:
             ValueError: names differ from the checkpoint's; nothing was loaded.
             SamplerError: the engine failed.
         """
-        refuse_other_weights(self._weight_names, weights)
+        if isinstance(weights, Adapter):
+            refuse_other_adapter(self._adapter_config, weights.config)
+        else:
+            refuse_other_weights(self._weight_names, weights)
         job = _Load(weights=weights, policy_version=policy_version)
         self._submit(job)
         job.future.result()
@@ -201,6 +213,8 @@ class VLLMSampler:
         capacity = KEPT_PROMPTS * engine.vllm_config.scheduler_config.max_num_seqs
         self._prompts = PromptRenderer(engine, self._image_token_id, capacity)
         self._logit_bias = dict.fromkeys(placeholder_ids(config), IMAGE_TOKEN_BIAS)
+        if self._adapter is not None:
+            self._receive(engine, self._adapter)
         if self._action_decoding != "autoregressive":
             bidirectional = self._action_decoding == "parallel"
             try:
@@ -242,7 +256,8 @@ class VLLMSampler:
         request_id = str(self._count)
         self._count += 1
         try:
-            engine.add_request(request_id, self._prompts.render(request), self._parameters(request, request_id))
+            parameters = self._parameters(request, request_id)
+            engine.add_request(request_id, self._prompts.render(request), parameters, lora_request=self._lora_request)
         except Exception as error:  # a request that vLLM refuses concerns its caller alone
             refusal = ValueError(f"vLLM refuses the request: {error}")
             refusal.__cause__ = error
@@ -321,7 +336,7 @@ class VLLMSampler:
     def _load(self, engine: Any, job: _Load) -> None:
         try:
             self._drain(engine)
-            engine.collective_rpc("receive_weights", args=(job.weights,))
+            self._receive(engine, job.weights)
             # What was computed under the old weights must not be met again.
             engine.reset_prefix_cache()
             engine.reset_mm_cache()
@@ -331,6 +346,12 @@ class VLLMSampler:
             raise  # half-loaded weights: the engine is of no more use
         self._policy_version = job.policy_version
         job.future.set_result(None)
+
+    def _receive(self, engine: Any, weights: Adapter | Mapping[str, np.ndarray]) -> None:
+        is_adapter = isinstance(weights, Adapter)
+        engine.collective_rpc("receive_adapter" if is_adapter else "receive_weights", args=(weights,))
+        if is_adapter:
+            self._lora_request = adapter_request()
 
     def _fail(self, error: BaseException) -> None:
         """Answer everyone who waits, and refuse whoever comes later."""

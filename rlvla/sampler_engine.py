@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 
 from rlvla.config import SamplerConfig
 from rlvla.files import visible
+from rlvla.models.lora import Adapter, AdapterConfig
+from rlvla.vllm_plugin.adapter import adapter_arguments, pack_head, serve_adapter
 from rlvla.vllm_plugin.worker import ActionBlockWorker
 
 
@@ -25,13 +28,18 @@ class WorkerExtension(ActionBlockWorker):
         self.model_runner.reload_weights(
             weights_iterator=((name, torch.tensor(array)) for name, array in weights.items())
         )
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        # A head that is tied to the embeddings has no weights of its own to reload.
+        pack_head(self.model_runner.get_model())
 
-        # On the CPU vLLM multiplies by packed copies. A head that is tied to the embeddings has no weights of its own
-        # to reload, hence keeps its old copy unless told.
-        for module in self.model_runner.get_model().modules():
-            if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
-                module.quant_method.process_weights_after_loading(module)
+    def receive_adapter(self, adapter: Adapter) -> None:
+        """Serve an adapter in the place of the one before, unmerged, and its trained rows in that of the model's.
+
+        vLLM has no trained rows; a row is a weight of its own, and rounded to the engine's dtype as any other.
+
+        Raises:
+            ValueError: vLLM has no layer for a weight of the adapter; it would leave it out without a word.
+        """
+        serve_adapter(self.model_runner, adapter)
 
 
 def set_environment(threads: int, parallel_actions: bool) -> None:
@@ -65,10 +73,17 @@ def spare_llvmlite() -> None:
 
 
 def engine_arguments(
-    model: Path | str, config: SamplerConfig, *, max_images: int, max_model_len: int, seed: int, parallel_actions: bool
+    model: Path | str,
+    config: SamplerConfig,
+    *,
+    max_images: int,
+    max_model_len: int,
+    seed: int,
+    parallel_actions: bool,
+    adapter: AdapterConfig | None = None,
 ) -> dict[str, Any]:
     """Arguments of the engine; on the CPU blocks are rounded up to multiples of 32, and prompts are never cut."""
-    special: dict[str, Any] = {}
+    special: dict[str, Any] = {} if adapter is None else adapter_arguments(adapter)
     if parallel_actions:
         special["enable_chunked_prefill"] = False  # would tear the blocks of actions
     if not torch.cuda.is_available():
@@ -154,3 +169,9 @@ def refuse_other_weights(names: frozenset[str], weights: Mapping[str, np.ndarray
     if wrong := names.symmetric_difference(weights):
         shown = ", ".join(sorted(wrong)[:5])
         raise ValueError(f"{len(wrong)} weights are missing or not in the checkpoint, among them {shown}")
+
+
+def refuse_other_adapter(config: AdapterConfig | None, other: AdapterConfig) -> None:
+    """Raises ValueError unless a sampler serves such adapters; only their trained rows may differ."""
+    if config is None or replace(other, trainable_token_indices=config.trainable_token_indices) != config:
+        raise ValueError(f"the sampler was started for {config or 'a policy without an adapter'}, and is sent {other}")

@@ -29,10 +29,17 @@ from rlvla.files import aside_of, sync_lines, write_json
 from rlvla.hybrid_mask import check_hybrid
 from rlvla.interrupts import Interrupts
 from rlvla.learner import learning_rate
-from rlvla.learner_engine import deepspeed_config, meet, poisoned, skip_compilation, update  # names the CPU
+from rlvla.learner_engine import (  # names the CPU
+    deepspeed_config,
+    meet,
+    poisoned,
+    skip_compilation,
+    update,
+)
 from rlvla.loss import sft_token_loss
+from rlvla.master_weights import keeping_masters, masters
 from rlvla.metrics import MetricsLogger
-from rlvla.policy import prepare, save_policy, token_logprobs
+from rlvla.policy import has_adapter, holding, prepare, save_policy, token_logprobs
 from rlvla.prompt import PolicyProcessor, vllm_obstacle
 from rlvla.skipping import SkipCount
 
@@ -54,15 +61,22 @@ class SFTTrainer:
         if cfg.batch_size % world:
             raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
         learner = cfg.learner
-        model = prepare(model, lora=learner.lora, gradient_checkpointing=learner.gradient_checkpointing)
+        model = prepare(
+            model,
+            lora=learner.lora,
+            gradient_checkpointing=learner.gradient_checkpointing,
+            token_ids=processor.vocabulary.own_ids,
+            start=cfg.model,
+        )
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._adamw = torch.optim.AdamW(
-            (p for p in model.parameters() if p.requires_grad),
+            self._trained.values(),
             lr=learner.lr,
             betas=learner.betas,
             weight_decay=learner.weight_decay,
         )
-        self._trained = [p for p in model.parameters() if p.requires_grad]
-        self.model, _ = self.accelerator.prepare(model.train(), self._adamw)
+        with keeping_masters(self._trained):
+            self.model, _ = self.accelerator.prepare(model.train(), self._adamw)
         if processor.is_hybrid:
             check_hybrid(self.model, processor)
 
@@ -81,7 +95,7 @@ class SFTTrainer:
             # DeepSpeed averages over processes; the objective is a sum over tokens, divided by their number.
             self.model.backward(loss * (self.accelerator.num_processes / num_tokens), scale_wrt_gas=False)
             total += float(loss.detach())
-        grad_norm = update(self.model, self._trained, self.cfg.learner.max_grad_norm)
+        grad_norm = update(self.model, self._trained.values(), self.cfg.learner.max_grad_norm)
         seconds = time.perf_counter() - started
         return {
             "loss": self._sum(total) / num_tokens,
@@ -116,9 +130,13 @@ class SFTTrainer:
         return self._sum(total) / num_tokens
 
     def save(self, path: Path) -> None:
-        """Write the policy in Hugging Face format."""
+        """Write the policy in Hugging Face format, an adapter beside it in float32."""
         module: Any = self.accelerator.unwrap_model(self.model)
-        with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.cfg.learner.zero_stage == 3):
+        exact = masters(self._trained) if has_adapter(module) else {}
+        with (
+            deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.cfg.learner.zero_stage == 3),
+            holding(module, exact),
+        ):
             if self.accelerator.is_main_process:
                 save_policy(module, self.processor, path)
         self.accelerator.wait_for_everyone()

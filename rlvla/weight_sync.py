@@ -19,7 +19,7 @@ def sync_weights(
     learner_deadline_s: float,
     actor_deadline_s: float,
 ) -> None:
-    """Load the learner's weights into every sampler; returns when those that fare well act with the new version.
+    """Load the learner's weights, or its adapter, into every sampler; returns when those that fare well act with these.
 
     A sampler that dies meanwhile gets them when it has been started anew. One that fails or hangs does not have them
     then, as its `status` says.
@@ -38,7 +38,7 @@ def sync_weights(
         NoAnswerError: of the learners.
         ValueError: the weights are not those of the samplers' checkpoint.
     """
-    (weights,), *_ = get_all([learner.weights.remote() for learner in learners], learner_deadline_s)
+    (weights,), *_ = get_all([learner.changes.remote() for learner in learners], learner_deadline_s)
     loads = [sampler.load_weights.options(max_task_retries=-1).remote(weights, policy_version) for sampler in samplers]
     for loaded in ray.wait(loads, num_returns=len(loads), timeout=actor_deadline_s)[0]:
         try:

@@ -85,7 +85,9 @@ class PaddedLearner:
         self._processor = PolicyProcessor.load(cfg.model)
         self._pad_id = self._processor.hf_processor.tokenizer.pad_token_id or 0
         learner = cfg.learner
-        self._model = policy.load_model(cfg.model, self._dtype, learner.lora, learner.gradient_checkpointing)
+        self._model = policy.load_to_train(
+            cfg.model, self._dtype, lora=learner.lora, gradient_checkpointing=learner.gradient_checkpointing
+        )
         self._model.to(self._device).train(learner.gradient_checkpointing)
         self._reference = None
         if cfg.loss.kl_coef:

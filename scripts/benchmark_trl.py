@@ -72,7 +72,7 @@ class _TRLLearner:
         self._dtype = getattr(torch, cfg.learner.dtype)
         self._processor = PolicyProcessor.load(cfg.model)
         self._trainer: Any = GRPOTrainer(
-            model=policy.load_model(cfg.model, self._dtype),
+            model=policy.load_to_train(cfg.model, self._dtype),
             args=_arguments(cfg, folder),
             reward_funcs=_no_reward,
             train_dataset=datasets.Dataset.from_list([{"prompt": "none"}] * cfg.group_size),

@@ -12,17 +12,22 @@ import numpy as np
 
 from fuzz_files import FOLDER, spread
 from rlvla.actions import BinCodec, QuantileCodec
+from rlvla.models.lora import parse_config
 from rlvla.models.openvla.shards import CheckpointError, shard_names
 from rlvla.prompt import parse_settings
 
 
 def checkpoint(data: bytes) -> None:
-    """A policy's settings, its codec and an index of weights are refused, or name no file elsewhere."""
+    """A policy's settings and codec, an adapter's config and an index of weights are refused, or name no other file."""
     try:
         settings = parse_settings(data, "rlvla_policy.json")
         QuantileCodec.from_dict(settings["codec"])
     except ValueError as error:
         assert str(error)
+    try:
+        assert parse_config(data, "adapter_config.json").r > 0
+    except CheckpointError as error:
+        assert "adapter_config.json" in str(error)
     try:
         names = shard_names(data, "index.json")
     except CheckpointError:

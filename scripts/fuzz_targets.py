@@ -112,6 +112,8 @@ TARGETS = {
         seeds=(
             json.dumps(_SETTINGS | {"carry_thought": False, "trained_suites": ["s"]}).encode(),
             b'{"weight_map": {"a": "model-1.safetensors", "b": "../x.safetensors"}}',
+            b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "target_modules": "a.*", '
+            b'"trainable_token_indices": {"model.embed_tokens": [5, 6]}}',
         ),
         tokens=(*_JSON, "../", '"codec"', "num_bins", "parallel"),
     ),

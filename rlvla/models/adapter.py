@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from rlvla.models.openvla.shards import CheckpointError, count
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LOST = 0.5
+"""Share of the adapted weights that a merge may leave as they were, without a warning."""
 
 
 def require_adapter(folder: Path) -> None:
@@ -19,6 +22,8 @@ def require_adapter(folder: Path) -> None:
 
 def merge(model: Any, folder: Path) -> None:
     """Add an adapter to the weights, in place; what is trained of them stays as it was.
+
+    Warns where rounding to the weights' dtype loses it on most of them.
 
     Args:
         model: Hugging Face VLM that the adapter was trained on.
@@ -43,10 +48,31 @@ def merge(model: Any, folder: Path) -> None:
         missing, unknown = [name for name in result.missing_keys if ".lora_" in name], result.unexpected_keys
     if problems := [p for p in (count("missing", missing), count("unknown", unknown)) if p]:
         raise CheckpointError(f"adapter: {folder / WEIGHTS}: {'; '.join(problems)}")
-    wrapped.merge_and_unload()
+    unchanged = merge_down(wrapped)
     _require_tied(model, folder)
+    if unchanged > LOST:
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        warnings.warn(
+            f"adapter: rounding to {dtype} leaves {unchanged:.0%} of the weights that {folder} adapts as they were, so "
+            "that little of it is left: set learner.dtype to float32",
+            stacklevel=2,
+        )
     for name, parameter in model.named_parameters():  # peft froze them
         parameter.requires_grad_(name in trained)
+
+
+def merge_down(wrapped: Any) -> float:
+    """Merge and take the adapter off; the share of the adapted weights that rounding left as they were."""
+    from peft.tuners.lora import LoraLayer
+
+    num_adapted = num_unchanged = 0
+    for layer in wrapped.modules():
+        if isinstance(layer, LoraLayer):
+            weight, delta = layer.get_base_layer().weight.detach(), layer.get_delta_weight("default")
+            num_adapted += int((delta != 0).sum())
+            num_unchanged += int(((delta != 0) & (weight + delta.to(weight.dtype) == weight)).sum())
+    wrapped.merge_and_unload()
+    return num_unchanged / max(1, num_adapted)
 
 
 def _replaced(wrapped: Any) -> list[str]:

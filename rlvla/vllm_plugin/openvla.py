@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig
-from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsMultiModal
+from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsLoRA, SupportsMultiModal
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
@@ -90,8 +92,10 @@ class OpenVLAProcessor(BaseMultiModalProcessor[OpenVLAInfo]):
 
 
 @MULTIMODAL_REGISTRY.register_processor(OpenVLAProcessor, info=OpenVLAInfo, dummy_inputs=OpenVLADummyInputs)
-class OpenVLA(nn.Module, SupportsMultiModal):
-    """Parameters have the published names."""
+class OpenVLA(nn.Module, SupportsMultiModal, SupportsLoRA):
+    """Parameters have the published names; adapters are of Llama's layers."""
+
+    packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
@@ -100,7 +104,8 @@ class OpenVLA(nn.Module, SupportsMultiModal):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        config: Any = vllm_config.model_config.hf_config
+        self.config: Any = vllm_config.model_config.hf_config
+        config = self.config
         with self._mark_tower_model(vllm_config, "image"):
             self.vision_backbone = VisionBackbone(config)
             self.projector = Projector(config)
@@ -111,6 +116,12 @@ class OpenVLA(nn.Module, SupportsMultiModal):
                 prefix=maybe_prefix(prefix, "language_model"),
                 architectures=["LlamaForCausalLM"],
             )
+
+    def get_mm_mapping(self) -> MultiModelKeys:
+        """Which parts are what."""
+        return MultiModelKeys.from_string_field(
+            language_model="language_model", connector="projector", tower_model="vision_backbone"
+        )
 
     def get_language_model(self) -> nn.Module:
         """Llama."""

@@ -24,7 +24,7 @@ LORA = LoraConfig(rank=2, alpha=4.0)
 def train_adapter(model: Path, folder: Path) -> Any:
     """A model under an adapter that acts, and peft's files of the adapter in `folder`."""
     torch.manual_seed(0)
-    adapted = policy.load_model(model, lora=LORA)
+    adapted = policy.load_to_train(model, lora=LORA)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

@@ -181,7 +181,7 @@ def test_what_does_not_fit_the_codec_of_a_policy_is_named(
 
 
 def test_a_given_adapter_is_merged_into_the_checkpoint(tmp_path: Path, tiny_policy: Path) -> None:
-    adapted = policy.load_model(tiny_policy, lora=LoraConfig(rank=2, target_modules=("q_proj",)))
+    adapted = policy.load_to_train(tiny_policy, lora=LoraConfig(rank=2, target_modules=("q_proj",)))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)

@@ -23,7 +23,7 @@ LAYERS = [
         *("hybrid_mask", "policy", "tiny_vlm", "sampler", "sampler_engine", "sampler_prompts", "hf_sampler"),
         *("turn_context", "env_thread", "env_server", "env_process", "episode", "cold_start", "testing"),
     ],
-    ["rollout", "learner_engine", "learner"],
+    ["rollout", "learner_engine", "learner", "master_weights"],
     ["weight_sync", "dispatch", "placement", "cluster", "annotation"],
     ["preflight", "run", "evaluation", "sft"],
     ["plan_model", "plan_architecture", "plan_memory", "plan_speed", "plan_world", "plan_report", "plan"],

@@ -140,6 +140,7 @@ def test_how_the_step_is_computed_does_not_matter(checkpoint, usual, options):
         {"dtype": "bfloat16", "zero_stage": 3},
         {"lora": LORA},
         {"lora": LORA, "zero_stage": 2},
+        {"lora": LORA, "dtype": "bfloat16"},
     ],
     ids=str,
 )
@@ -172,7 +173,18 @@ def test_each_epoch_deals_the_trajectories_anew(checkpoint):
     assert {*lengths[:2]} != {*lengths[2:]}
 
 
-def test_with_lora_the_reference_is_the_policy_without_adapter(checkpoint):
+def test_a_state_of_other_trained_weights_is_refused(checkpoint, tmp_path):
+    """Such as one of LoRA from before rows of the markup were trained."""
+    learner = make_learner(checkpoint, lora=LORA)
+    learner.save_state(tmp_path)
+    learner.close()
+    other = make_learner(checkpoint, lora=LoraConfig(rank=4, target_modules=("q_proj",)))
+    with pytest.raises(ValueError, match=r"rank_0\.pt was saved by a run that trains other weights, such as .*lora_"):
+        other.load_state(tmp_path)
+    other.close()
+
+
+def test_with_lora_the_reference_is_the_policy_that_it_starts_as(checkpoint):
     groups, start = make_groups(checkpoint), make_learner(checkpoint)
     initial = start.weights()
     start.close()
@@ -183,7 +195,7 @@ def test_with_lora_the_reference_is_the_policy_without_adapter(checkpoint):
     changed = {n for n, weight in learner.weights().items() if not np.array_equal(weight, initial[n])}
     learner.close()
     assert changed
-    assert all(name.endswith("_proj.weight") and "vision" not in name for name in changed)
+    assert all(name.endswith(("_proj.weight", "embed_tokens.weight")) and "vision" not in name for name in changed)
 
 
 def test_without_kl_no_reference_is_kept(checkpoint):

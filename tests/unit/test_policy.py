@@ -166,55 +166,70 @@ def test_scoring_from_a_later_column_changes_nothing_after_it(processor, model):
 
 
 def with_lora(path):
-    adapted = policy.load_model(path, lora=LoraConfig(rank=2, alpha=4.0))
+    ids = PolicyProcessor.load(path).vocabulary.own_ids
+    adapted = policy.load_to_train(path, lora=LoraConfig(rank=2, alpha=4.0), token_ids=ids)
     torch.manual_seed(1)
     for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "trainable_tokens" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     return adapted
 
 
-def test_adapter_off_is_the_base_policy(checkpoint, processor, model):
+def test_a_policy_holds_other_values_for_a_while(checkpoint, processor, model):
     adapted = with_lora(checkpoint[0])
     inputs = batch(processor, [one_image_row(processor)])
     base, _ = policy.token_logprobs(model, inputs)
     moved, _ = policy.token_logprobs(adapted, inputs)
     assert (moved - base).abs().max() > 0.01
-    torch.testing.assert_close(policy.reference_logprobs(adapted, inputs), base.detach())
-    with pytest.raises(ValueError, match="no LoRA adapter"):
-        policy.reference_logprobs(model, inputs)
+    ids = processor.vocabulary.own_ids
+    new = policy.load_to_train(checkpoint[0], lora=LoraConfig(rank=2, alpha=4.0), token_ids=ids)
+    with policy.holding(adapted, {name: p.data for name, p in new.named_parameters() if p.requires_grad}):
+        torch.testing.assert_close(policy.token_logprobs(adapted, inputs)[0], base)
+    assert torch.equal(policy.token_logprobs(adapted, inputs)[0], moved)
 
 
-def test_lora_adapts_the_language_model_only(checkpoint):
-    trained = [name for name, p in with_lora(checkpoint[0]).named_parameters() if p.requires_grad]
-    assert trained
+def test_lora_adapts_the_language_model_and_the_rows_of_the_markup(checkpoint, processor):
+    adapted = policy.load_to_train(checkpoint[0], lora=LoraConfig(), token_ids=processor.vocabulary.own_ids)
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     assert not any("vision" in name or "visual" in name for name in trained)
+    rows = [len(p) for name, p in trained.items() if "trainable_tokens" in name]
+    is_tied = policy.base_model(adapted).config.tie_word_embeddings
+    assert rows == [len(MARKS) + NUM_BINS] * (1 if is_tied else 2)
 
 
-def test_merged_checkpoint_says_what_the_adapted_policy_says(checkpoint, processor, tmp_path):
+def test_a_saved_adapter_stays_beside_the_weights_that_it_was_trained_on(checkpoint, processor, model, tmp_path):
     adapted = with_lora(checkpoint[0])
     before = {name: p.clone() for name, p in adapted.named_parameters()}
     policy.save_policy(adapted, processor, tmp_path)
-    merged = policy.load_model(tmp_path)
+    base, loaded = auto.load_model(tmp_path, torch.float32).state_dict(), policy.load_model(tmp_path)
+    assert all(torch.equal(base[name], weight) for name, weight in model.state_dict().items())
     inputs = batch(processor, [two_image_row(processor)])
-    torch.testing.assert_close(
-        policy.token_logprobs(merged, inputs)[0], policy.token_logprobs(adapted, inputs)[0], atol=5e-5, rtol=0
-    )
+    assert torch.equal(policy.token_logprobs(loaded, inputs)[0], policy.token_logprobs(adapted, inputs)[0])
     assert all(torch.equal(before[name], p) for name, p in adapted.named_parameters())  # saving changed nothing
 
 
-@pytest.mark.parametrize("adapt", [False, True])
-def test_named_weights_are_the_files_content(checkpoint, processor, model, tmp_path, adapt):
-    trained = with_lora(checkpoint[0]) if adapt else model
-    policy.save_policy(trained, processor, tmp_path)
-    weights = dict(policy.named_weights(trained))
+def test_merged_weights_say_what_the_adapted_policy_says(checkpoint, processor, model):
+    adapted = with_lora(checkpoint[0])
+    names = dict(policy.named_weights(model))
+    merged = dict(policy.named_weights(adapted))
+    assert merged.keys() == names.keys()
+    twin = type(model).from_pretrained(None, config=model.config, state_dict=merged)
+    inputs = batch(processor, [two_image_row(processor)])
+    torch.testing.assert_close(
+        policy.token_logprobs(twin, inputs)[0], policy.token_logprobs(adapted, inputs)[0], atol=5e-5, rtol=0
+    )
+
+
+def test_named_weights_are_the_files_content(checkpoint, processor, model, tmp_path):
+    policy.save_policy(model, processor, tmp_path)
+    weights = dict(policy.named_weights(model))
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert set(weights) == set(file.keys())
         assert all(torch.equal(weights[name], file.get_tensor(name)) for name in weights)
 
 
 def test_gradients_reach_every_trained_weight_with_checkpointing(checkpoint, processor):
-    trained = policy.load_model(checkpoint[0], gradient_checkpointing=True).train()
+    trained = policy.load_to_train(checkpoint[0], gradient_checkpointing=True).train()
     logprobs, _ = policy.token_logprobs(trained, batch(processor, [two_image_row(processor)]))
     logprobs.sum().backward()
     missing = [name for name, p in trained.named_parameters() if p.grad is None]

@@ -1,0 +1,58 @@
+"""Merge the LoRA adapter of a checkpoint into its weights: python scripts/merge_adapter.py CHECKPOINT OUTPUT.
+
+Needed before all weights are trained further, or another adapter. Rounding loses what is smaller than a weight's last
+bit; how much that is of the adapter is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from rlvla import policy
+from rlvla.checkpoint import appear_sealed
+from rlvla.models import auto
+from rlvla.models.adapter import merge_down
+from rlvla.models.lora import read_config
+from rlvla.prompt import PolicyProcessor
+
+
+def merge_checkpoint(checkpoint: Path, output: Path, dtype: torch.dtype | None = None) -> float:
+    """Write a checkpoint without an adapter that acts alike.
+
+    Args:
+        checkpoint: folder with an adapter.
+        output: folder to write.
+        dtype: of its weights; None: as they are.
+
+    Returns:
+        Share of the adapted weights that rounding left as they were.
+
+    Raises:
+        ValueError: there is no adapter.
+    """
+    if read_config(checkpoint) is None:
+        raise ValueError(f"{checkpoint} holds no adapter: there is nothing to merge")
+    model = policy.load_model(checkpoint, dtype or auto.load_config(checkpoint).dtype or torch.float32)
+    base = policy.base_model(model)
+    unchanged = merge_down(model)
+    with appear_sealed(output) as aside:
+        policy.save_policy(base, PolicyProcessor.load(checkpoint), aside)
+    return unchanged
+
+
+def main() -> None:
+    """Parse, merge, say what was lost."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; as they are")
+    args = parser.parse_args()
+    unchanged = merge_checkpoint(args.checkpoint, args.output, args.dtype and getattr(torch, args.dtype))
+    print(f"{args.output}: rounding left {unchanged:.1%} of the adapted weights as they were")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A LoRA policy with unmerged adapter: learner, transformers and vLLM say the same, before and after weight syncs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlvla import policy
+from rlvla.collate import to_batch, to_row
+from rlvla.config import LoraConfig, SamplerConfig
+from rlvla.hf_sampler import TransformersSampler
+from rlvla.models.lora import Adapter, take
+from rlvla.prompt import PolicyProcessor
+from rlvla.sampler import VLLMSampler
+from rlvla.types import Turn
+from tests import parallel_policies as tiny
+
+TOLERANCE = 1e-4  # nats, float32
+LORA = LoraConfig(rank=3, alpha=6.0)
+
+pytestmark = pytest.mark.slow
+
+
+def train(model: Any, seed: int) -> Adapter:
+    """Move all that an adapter trains, the markup's rows among it, and take it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return take(model)
+
+
+def mismatch(model: Any, processor: PolicyProcessor, turn: Turn) -> float:
+    """Largest |sampler - learner| logprob of a sampled token, nats."""
+    batch = to_batch([to_row(turn)], pad_id=0)
+    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
+    inputs |= processor.pixel_inputs(batch.images)
+    banned_ids = processor.vocabulary.banned_ids("zoom")
+    with torch.no_grad():
+        logprobs, _ = policy.token_logprobs(model, inputs, action_temperature=0.5, banned_ids=banned_ids)
+    return float(np.abs(logprobs[0].numpy() - turn.sampler_logprobs)[turn.loss_mask].max())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "has_adapter"), [("idefics3", False), *((name, True) for name in tiny.ARCHITECTURES)]
+)
+async def test_learner_and_samplers_agree_on_every_adapter(
+    tmp_path: Path, architecture: str, has_adapter: bool
+) -> None:
+    path = tiny.save(architecture, tmp_path)
+    processor = PolicyProcessor.load(path)
+    model = policy.load_to_train(path, lora=LORA, token_ids=processor.vocabulary.own_ids)
+    if has_adapter:
+        train(model, seed=0)
+        policy.save_policy(model, processor, path)
+    samplers: list[Any] = [
+        TransformersSampler(path),
+        VLLMSampler(
+            path,
+            SamplerConfig(kv_cache_mb=64),
+            max_images=3,
+            max_model_len=384,
+            action_decoding=processor.action_decoding,
+            lora=None if has_adapter else LORA,
+        ),
+    ]
+    turns: list[list[Turn]] = []
+    for version in range(3):
+        if version:
+            adapter = train(model, seed=version)
+            for sampler in samplers:
+                sampler.load_weights(adapter, version)
+        turns.append([await tiny.sampled_turn(sampler, processor, 1.0) for sampler in samplers])
+        for turn in turns[-1]:
+            assert mismatch(model, processor, turn) < TOLERANCE
+    assert mismatch(model, processor, turns[0][1]) > 0.01  # what the first adapter said
+    other = replace(adapter, config=replace(adapter.config, r=2))
+    for sampler in samplers:
+        with pytest.raises(ValueError, match="started for"):
+            sampler.load_weights(other, 4)
+        sampler.close()

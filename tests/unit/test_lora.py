@@ -1,0 +1,260 @@
+"""A LoRA policy: its adapter stays float32 beside the weights, from the learner to the samplers and the disk."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlvla import policy
+from rlvla.checkpoint import identity
+from rlvla.cold_start import start_policy
+from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig
+from rlvla.dataset import read, write
+from rlvla.hf_sampler import TransformersSampler
+from rlvla.markup import print_think
+from rlvla.models import auto
+from rlvla.models.lora import Adapter, read_adapter, take
+from rlvla.models.openvla.shards import CheckpointError
+from rlvla.prompt import PolicyProcessor
+from rlvla.sft import SFTTrainer
+from rlvla.types import Demonstration
+from tests.learning import make_checkpoint, make_groups, make_learner
+
+LORA = LoraConfig(rank=4, alpha=8.0)
+SMALL = 1e-6
+"""A learning rate: hundreds of steps of it are less than half the last bit of most bfloat16 weights here."""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights in bfloat16, no adapter."""
+    path = make_checkpoint(tmp_path_factory.mktemp("start") / "policy")
+    model, processor = policy.load_model(path, torch.bfloat16), PolicyProcessor.load(path)
+    shutil.rmtree(path)
+    policy.save_policy(model, processor, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an adapter that acts, of which no entry is a bfloat16."""
+    path, processor = tmp_path_factory.mktemp("trained") / "policy", PolicyProcessor.load(start)
+    model = policy.load_to_train(start, torch.bfloat16, lora=LORA, token_ids=processor.vocabulary.own_ids)
+    move(model)
+    policy.save_policy(model, processor, path)
+    return path
+
+
+def move(model: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+
+def adapter_at(path: Path) -> Adapter:
+    adapter = read_adapter(path)
+    assert adapter is not None
+    return adapter
+
+
+def changes(learner: Any) -> dict[str, np.ndarray]:
+    sent = learner.changes()
+    assert isinstance(sent, Adapter)
+    return sent.weights
+
+
+def test_small_updates_of_a_bfloat16_policy_add_up(trained: Path, tmp_path: Path) -> None:
+    num_steps = 12
+    learner = make_learner(
+        trained, LossConfig(kl_coef=0.0), lora=LORA, dtype="bfloat16", lr=SMALL, total_steps=num_steps
+    )
+    rounded = {name: p.clone() for name, p in learner._engine.model.module.named_parameters() if "lora_A" in name}
+    before = changes(learner)
+    assert all(np.array_equal(weight, before[name]) for name, weight in adapter_at(trained).weights.items())
+    for _ in range(num_steps):
+        learner.step(make_groups(trained))
+    after = changes(learner)
+    learner.save(tmp_path)
+    now = dict(learner._engine.model.module.named_parameters())
+    same = [float((now[name] == value).float().mean()) for name, value in rounded.items()]
+    learner.close()
+    assert np.mean(same) > 0.85  # the forward's bfloat16 copies of A, far from zero, have hardly moved yet
+    moved = np.concatenate([np.abs(after[n] - before[n]).ravel() for n in before if "lora_A" in n])
+    assert np.median(moved) > 3 * SMALL  # a step moves by about the learning rate
+    assert all(np.array_equal(weight, after[name]) for name, weight in adapter_at(tmp_path).weights.items())
+    base, kept = auto.load_model(tmp_path, torch.bfloat16), auto.load_model(trained, torch.bfloat16)
+    assert all(torch.equal(weight, base.state_dict()[name]) for name, weight in kept.state_dict().items())
+
+
+def test_a_checkpoints_adapter_is_trained_further_and_is_the_reference(start: Path, trained: Path) -> None:
+    learner, groups = make_learner(trained, lora=LORA), make_groups(trained)
+    assert learner.step(groups)["kl"] == 0
+    assert learner.step(groups)["kl"] > 0
+    after = changes(learner)
+    learner.close()
+    bare = make_learner(start, lora=LORA)
+    bare_weights = bare.weights()
+    bare.close()
+    model = policy.load_model(trained)
+    assert any(not np.array_equal(w.detach().numpy(), bare_weights[n]) for n, w in policy.named_weights(model))
+    before = adapter_at(trained).weights
+    assert 0 < max(np.abs(after[name] - weight).max() for name, weight in before.items()) < 0.01
+
+
+def test_the_rows_of_the_markup_learn(start: Path) -> None:
+    vocabulary = PolicyProcessor.load(start).vocabulary
+    learner = make_learner(start, lora=LORA)
+    sent = learner.changes()
+    assert isinstance(sent, Adapter)
+    ((ids, before),) = sent.rows().values()
+    for _ in range(2):
+        learner.step(make_groups(start))
+    ((_, after),) = learner.changes().rows().values()
+    learner.close()
+    assert ids == list(vocabulary.own_ids)
+    assert set(ids) == {*vocabulary.mark_ids.values(), *vocabulary.action_ids}
+    assert (np.abs(after - before).max(1) > 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (None, r"learner\.lora is None: to go on with it set rank 4, alpha 8 .*merge_adapter\.py"),
+        (LoraConfig(rank=2, alpha=8.0), r"set rank 4"),
+        (replace(LORA, target_modules=("q_proj",)), r"target_modules \['q_proj', 'k_proj'"),
+    ],
+)
+def test_another_adapter_than_the_checkpoints_is_refused(trained: Path, lora: LoraConfig | None, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        policy.load_to_train(trained, lora=lora)
+
+
+async def test_the_transformers_sampler_serves_what_it_is_sent_unmerged(start: Path, trained: Path) -> None:
+    """In bfloat16: an update that a merge would lose whole moves what the sampler says as it moves the learner."""
+    sampler, base = TransformersSampler(start, torch.bfloat16), policy.load_model(start, torch.bfloat16)
+    small = take(policy.load_to_train(start, torch.bfloat16, lora=LORA))
+    for name, weight in small.weights.items():
+        if "lora_B" in name:
+            weight[:] = 1e-5 * np.sign(adapter_at(trained).weights[name])
+    sampler.load_weights(small, 1)
+    kept = dict(policy.named_weights(base))
+    merged = {name: w for name, w in policy.named_weights(sampler._model) if not torch.equal(w, kept[name].float())}
+    assert len(merged) == 7
+    rounded = torch.cat([(w.bfloat16() == kept[name]).flatten() for name, w in merged.items()])
+    assert rounded.float().mean() > 0.9  # all but lost by a merge
+    assert all(w.dtype == torch.float32 for name, w in sampler._model.named_parameters() if "lora_" in name)
+    with pytest.raises(ValueError, match="started for"):
+        sampler.load_weights(adapter_at(trained).__class__(config=replace(small.config, r=2), weights={}), 2)
+    sampler.close()
+
+
+def test_the_checksum_of_a_policy_covers_its_adapter(trained: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    assert identity(copy) == identity(trained)
+    adapter = adapter_at(copy)
+    name = next(iter(adapter.weights))
+    adapter.weights[name] += 1e-7
+    adapter.write(copy / "adapter")
+    assert identity(copy) != identity(trained)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"peft_type": "LORA"}', r"adapter_config\.json is not as rlvla writes it \(r: Field required"),
+        ("[", "is not as rlvla writes it"),
+    ],
+)
+def test_a_strange_adapter_is_refused_by_name(trained: Path, tmp_path: Path, content: str, message: str) -> None:
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    (copy / "adapter" / "adapter_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        policy.load_model(copy)
+    shutil.copy(trained / "adapter" / "adapter_config.json", copy / "adapter")
+    (copy / "adapter" / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is damaged"):
+        policy.load_model(copy)
+    (copy / "adapter" / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no adapter_config\.json"):
+        policy.load_model(copy)
+
+
+def test_a_merged_checkpoint_says_what_is_lost(trained: Path, tmp_path: Path) -> None:
+    merge = [sys.executable, "scripts/merge_adapter.py", str(trained)]
+    exact = subprocess.run(
+        [*merge, str(tmp_path / "exact"), "--dtype", "float32"], check=True, capture_output=True, text=True
+    )
+    assert "rounding left 0.0% of the adapted weights" in exact.stdout
+    expected = dict(policy.named_weights(policy.load_model(trained)))
+    merged = dict(policy.named_weights(policy.load_to_train(tmp_path / "exact")))
+    torch.testing.assert_close(merged, expected, atol=1e-6, rtol=0)
+
+
+def test_merging_an_adapter_that_rounding_loses_warns(start: Path, tmp_path: Path) -> None:
+    """Somebody else's, named as `adapter` of a cold start."""
+    model = policy.load_to_train(start, torch.bfloat16, lora=LORA)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 1e-5)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"rounding to bfloat16 leaves 9\d% of the weights .*learner\.dtype to float32"
+    ):
+        auto.load_model(start, torch.bfloat16, tmp_path)
+
+
+def test_an_adapter_goes_on_with_more_rows(trained: Path) -> None:
+    """Such as those of slots, which a further cold start adds."""
+    ((ids, rows),) = adapter_at(trained).rows().values()
+    new = max(set(range(20)) - {*ids})
+    model = policy.load_to_train(trained, lora=LORA, token_ids=[*ids, new])
+    ((more, theirs),) = take(model).rows().values()
+    assert more == sorted([*ids, new])
+    assert np.array_equal(theirs[[more.index(id_) for id_ in ids]], rows)
+    base = auto.load_model(trained, torch.float32).get_input_embeddings().weight
+    assert np.array_equal(theirs[more.index(new)], base[new].detach().numpy())
+
+
+@pytest.mark.slow
+def test_a_cold_start_goes_on_with_the_adapter_of_its_checkpoint(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # of a learner before
+        monkeypatch.delenv(name, raising=False)
+    demonstration = Demonstration(
+        instruction="press the red pad",
+        images=(np.full((32, 32, 3), 80, np.uint8),),
+        proprio=np.zeros(1, np.float32),
+        texts=(print_think("press it"),),
+        crops=(),
+        actions=np.array([[0.5], [-0.5]], np.float32),
+    )
+    write(tmp_path / "demos", [[demonstration] * 4] * 2, robot="test", fps=1.0, suites=("new",))
+    cfg = SFTConfig(
+        model=str(trained),
+        dataset=tmp_path / "demos",
+        gripper_dim=None,
+        num_steps=3,
+        batch_size=4,
+        learner=LearnerConfig(dtype="bfloat16", lr=SMALL, lora=LORA),
+    )
+    data = read(cfg.dataset)
+    trainer = SFTTrainer(cfg, *start_policy(cfg, data), data)
+    trainer.save(tmp_path / "first")
+    for step in range(cfg.num_steps):
+        trainer.step(step)
+    trainer.save(tmp_path / "last")
+    first, last = adapter_at(tmp_path / "first").weights, adapter_at(tmp_path / "last").weights
+    assert all(np.array_equal(weight, first[name]) for name, weight in adapter_at(trained).weights.items())
+    moved = np.concatenate([np.abs(last[n] - first[n]).ravel() for n in first if "lora_A" in n])
+    assert SMALL < np.median(moved) < 4 * SMALL
