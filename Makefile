@@ -1,7 +1,7 @@
 # Everything from a bare clone. `make help` lists the targets.
 PYTHON_BIN := .venv/bin/python
 SHELL := /bin/bash
-.PHONY: help setup demo test check doctor audit wheel
+.PHONY: help setup libero demo test check doctor audit wheel
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -9,6 +9,9 @@ help: ## list the targets
 
 setup: ## .venv with everything (fast when nothing changed)
 	@bash scripts/setup.sh
+
+libero: ## setup, and LIBERO's assets: 360 MB
+	@bash scripts/setup.sh libero
 
 demo: setup ## the whole loop on a CPU: demonstrations, SFT cold start, GRPO, evaluation
 	@$(PYTHON_BIN) scripts/demo.py

@@ -27,9 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Mesa's software renderer starts a thread per core otherwise, which helps neither side and slows neighbours.
-os.environ.setdefault("LP_NUM_THREADS", "1")
-
 import numpy as np
 from tqdm import tqdm
 

@@ -5,7 +5,7 @@ python scripts/check_libero.py --suites libero_spatial --resets 500 --json soak.
 
 For each task: the file of 50 official initial states, a reset, one chunk of 8 env steps, both cameras and a zoom.
 The physics must stay finite, the task must not be solved at its start, and no picture may be one flat colour. 3 s of
-CPU a task. The assets come from RLVLA_LIBERO_ASSETS or LIBERO's package folder; docs/libero.md says how to get them.
+CPU a task. Before that, every file of LIBERO's assets (`make libero`) is compared with its hash.
 
 `--resets` does the same in tasks of each suite drawn at random, so many times, from random initial states: a pool must
 not grow, whatever it plays. The JSON has the resident memory after each.
@@ -27,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rlvla_envs.libero import LiberoEnv
+from rlvla_envs.libero_assets import check_assets, find_assets
 from rlvla_envs.libero_camera import CAMERAS
 from rlvla_envs.libero_tasks import NUM_INIT_STATES, SUITES
 
@@ -120,6 +121,7 @@ def draw(tasks: Sequence[int], num: int) -> list[tuple[int, int]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the tasks; returns 1 when one of them fails."""
     args = parse(argv)
+    check_assets(find_assets(), contents=True)
     results: list[Checked] = []
     for suite in args.suites:
         env = LiberoEnv(suite, cameras=CAMERAS)

@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--first-state", type=int, default=0, help="the first initial state of each task")
     parser.add_argument("--num-states", type=int, default=10, help="so many from there on")
     parser.add_argument("--noise", type=float, default=0.0, help="standard deviation on the six deltas, -1 to 1")
-    parser.add_argument("--assets", help="LIBERO's assets; default: RLVLA_LIBERO_ASSETS")
+    parser.add_argument("--assets", help="their folder; default: those of make libero")
     parser.add_argument("--json", type=Path, default=RESULTS / "libero_expert.json", help="where trials are kept")
     parser.add_argument("--markdown", type=Path, help="where the table goes; default: beside the JSON")
     parser.add_argument("--verbose", action="store_true", help="the phases of each trial")

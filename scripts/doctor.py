@@ -36,6 +36,7 @@ IMPORTS = {
     "vllm": "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, type(p).__name__)",
     "deepspeed": "import deepspeed; print(deepspeed.__version__)",
     "ray": "import ray; print(ray.__version__)",
+    "libero": "from rlvla_envs.libero_assets import find_assets; print(find_assets())",
 }
 RENDER = """
 import time, mujoco
@@ -158,6 +159,7 @@ def examine() -> list[Finding]:
         checks.judge_vllm(probes["vllm"]),
         checks.judge_import("deepspeed", probes["deepspeed"]),
         checks.judge_import("ray", probes["ray"]),
+        checks.judge_libero(probes["libero"]),
         *checks.judge_rendering({name: probes[name] for name in BACKENDS}),
         *check_machine(),
     ]

@@ -192,6 +192,16 @@ def judge_vllm(probe: Probe) -> Finding:
     return judge_import("vllm", probe)
 
 
+def judge_libero(probe: Probe) -> Finding:
+    """`probe.output` is the folder of LIBERO's assets. Nothing but LIBERO needs them, so that they may be missing."""
+    if probe.returncode == 0:
+        return Finding(level=Level.OK, subject="libero", message=probe.output)
+    if "FileNotFoundError" in probe.last_error:
+        advice = "make libero, where it is wanted"
+        return Finding(level=Level.OK, subject="libero", message="its assets are not installed", advice=advice)
+    return Finding(level=Level.FAIL, subject="libero", message=probe.last_error, advice="run `make libero`")
+
+
 def judge_rendering(probes: Mapping[str, Probe]) -> list[Finding]:
     """One finding per MuJoCo back-end; `probe.output` is milliseconds per frame. One that works is enough."""
     works = {name: float(probe.output) for name, probe in probes.items() if probe.returncode == 0}

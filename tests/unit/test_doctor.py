@@ -110,6 +110,16 @@ def test_vllm_without_kernels_fails() -> None:
     assert checks.judge_vllm(answer("0.33.0 UnspecifiedPlatform")).level is Level.FAIL
 
 
+def test_libero_may_be_missing_but_not_damaged() -> None:
+    assert checks.judge_libero(answer("/somewhere/assets")).level is Level.OK
+    missing = checks.judge_libero(answer(error="FileNotFoundError: LIBERO's assets are not installed", returncode=1))
+    assert (missing.level, missing.advice) == (Level.OK, "make libero, where it is wanted")
+    damaged = checks.judge_libero(answer(error="ValueError: 1 of 585 files are not LIBERO's: wall.xml", returncode=1))
+    assert damaged.level is Level.FAIL
+    assert "wall.xml" in damaged.message
+    assert "make libero" in damaged.advice
+
+
 def test_one_render_backend_is_enough_and_the_faster_is_named() -> None:
     broken = answer(error="ImportError: no libOSMesa", returncode=1)
     both = checks.judge_rendering({"egl": answer("2.0"), "osmesa": answer("3.0")})

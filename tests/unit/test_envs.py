@@ -442,3 +442,12 @@ def test_importing_the_package_is_light() -> None:
     """
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60, env=paths)
+
+
+def test_mesa_has_one_thread_in_an_env_unless_someone_says_otherwise() -> None:
+    code = "import os, rlvla_envs; print(os.environ['LP_NUM_THREADS'])"
+    bare = {name: value for name, value in os.environ.items() if name != "LP_NUM_THREADS"}
+    bare["PYTHONPATH"] = os.pathsep.join(sys.path)
+    for own, expected in (({}, "1\n"), ({"LP_NUM_THREADS": "4"}, "4\n")):
+        said = subprocess.check_output([sys.executable, "-c", code], env={**bare, **own}, text=True, timeout=60)
+        assert said == expected

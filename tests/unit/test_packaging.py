@@ -17,11 +17,11 @@ from doctor_checks import read_lock
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-CPU_LOCKS = ("torch-cpu.txt", "cpu.lock", "simulators.lock", "dev.lock")
+CPU_LOCKS = ("torch-cpu.txt", "cpu.lock", "simulators.lock", "dev.lock", "libero-assets.lock")
 
 
-def run_setup(**env: str) -> subprocess.CompletedProcess[str]:
-    command = ["bash", str(ROOT / "scripts" / "setup.sh")]
+def run_setup(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "scripts" / "setup.sh"), *words]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=60, check=False)
 
 
@@ -40,7 +40,7 @@ def test_the_wheel_ships_exactly_three_packages(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_holds_every_module_and_manifest(wheel: zipfile.ZipFile) -> None:
     for package in (ROOT / "rlvla", ROOT / "envs" / "rlvla_envs", ROOT / "reward" / "rlvla_reward"):
-        files = [path for path in package.rglob("*") if path.suffix in (".py", ".json")]
+        files = [path for path in package.rglob("*") if path.suffix in (".py", ".json", ".txt")]
         expected = {f"{package.name}/{path.relative_to(package).as_posix()}" for path in files}
         assert expected <= set(wheel.namelist())
 
@@ -122,6 +122,12 @@ def test_setup_looks_whether_torch_is_the_build_that_the_extra_means(tmp_path: P
 def test_the_torchvision_hook_is_not_added_beside_a_gpu_build(tmp_path: Path) -> None:
     commands = f"source {ROOT}/scripts/setup.sh; extra=gpu; venv={tmp_path}/none; repair_torchvision"
     subprocess.run(["bash", "-c", commands], check=True, timeout=60)
+
+
+def test_setup_refuses_what_it_does_not_know() -> None:
+    result = run_setup("libreo")
+    assert result.returncode == 1
+    assert "What to do: bash scripts/setup.sh, or bash scripts/setup.sh libero" in result.stdout
 
 
 @pytest.mark.parametrize(("version", "expected"), [("0.28.0+cu130", True), ("0.28.0+cpu", False), ("0.28.0", False)])
