@@ -66,23 +66,6 @@ def _difference(folder: Path) -> str:
     return ""
 
 
-def identity(checkpoint: Path) -> str:
-    """What tells a policy from another one that lay or will lie in the same folder.
-
-    Args:
-        checkpoint: one that `appear_sealed`, whose manifest says what is in it; or any other Hugging Face folder, whose
-            weights and settings are read, as they are for the sampler next.
-
-    Returns:
-        Hex digits.
-    """
-    manifest = checkpoint / MANIFEST
-    if manifest.is_file():
-        return _digest(manifest)
-    files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")]
-    return hashlib.sha256(json.dumps(_digests(checkpoint, files), sort_keys=True).encode()).hexdigest()
-
-
 def newest_whole(states: Path) -> tuple[int, Path] | None:
     """The checkpoint to resume from.
 
