@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 
-from rlvla import dataset, plan
+from rlvla import dataset, disk, plan
 from rlvla.cold_start import start_policy
 from rlvla.config import SFTConfig, load
 from rlvla.files import claim, hold
 from rlvla.interrupts import Interrupts
-from rlvla.preflight import check_sft
+from rlvla.preflight import check_result, check_sft
 from rlvla.sft import SFTRun, SFTTrainer
 
 
@@ -30,7 +30,8 @@ def main(cfg: SFTConfig) -> None:
     with Interrupts() as interrupts:
         demonstrations = dataset.read(cfg.dataset)
         model, processor = start_policy(cfg, demonstrations)
-        claim(cfg.output, num_bytes=model.get_memory_footprint())
+        check_result(cfg, model, processor)
+        claim(cfg.output, num_bytes=disk.of_sft(cfg, model))
         trainer = SFTTrainer(cfg, model, processor, demonstrations)
         with SFTRun(cfg, trainer) as run:
             interrupts.defer()

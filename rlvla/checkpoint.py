@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlvla.files import folder_appears_whole, sync, sync_tree, visible, write_json
-from rlvla.models.lora import FOLDER as ADAPTER
+from rlvla.files import folder_appears_whole, sync, sync_tree, write_json
 
 MANIFEST = "manifest.json"
 """The file of a checkpoint folder that is written last: {"sha256": {relative path: hex digest}} of all others."""
@@ -90,24 +89,6 @@ def _difference(folder: Path) -> str:
         if found[name] != digest:
             return f"{name} has another checksum than when it was written"
     return ""
-
-
-def identity(checkpoint: Path) -> str:
-    """What tells a policy from another one that lay or will lie in the same folder.
-
-    Args:
-        checkpoint: one that `appear_sealed`, whose manifest says what is in it; or any other Hugging Face folder, whose
-            weights and settings are read, as they are for the sampler next.
-
-    Returns:
-        Hex digits.
-    """
-    manifest = checkpoint / MANIFEST
-    if manifest.is_file():
-        return _digest(manifest)
-    folders, kinds = (checkpoint, checkpoint / ADAPTER), ("*.safetensors", "*.json")
-    files = [file for folder in folders for kind in kinds for file in visible(folder, kind)]
-    return hashlib.sha256(json.dumps(_digests(checkpoint, files), sort_keys=True).encode()).hexdigest()
 
 
 def newest_whole(states: Path) -> tuple[int, Path] | None:

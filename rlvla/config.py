@@ -645,10 +645,17 @@ class SFTConfig:
     """The newest of them that stay on the disk; one more than can be damaged at once."""
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=2e-5))
     """Optimisation."""
-    env: EnvConfig = field(default_factory=EnvConfig)
-    """Simulator in which the result is evaluated."""
     num_trials: NonNegativeInt = 0
-    """Held-out initial states per task that the result is evaluated on, greedy; 0: none."""
+    """Held-out initial states per task that the result is evaluated on, as `recipes/evaluate.py` does it; 0: none. Of
+    the four keys below nothing else is read."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Simulator of that evaluation."""
+    episode: EpisodeConfig = field(default_factory=lambda: EpisodeConfig(temperature=0.0))
+    """Its turn limits; greedy by default."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Its sampler. On a GPU it starts beside the trainer, which still holds its memory."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Its processes."""
     log: LogConfig = field(default_factory=LogConfig)
     """Sinks."""
     seed: NonNegativeInt = 0
@@ -657,6 +664,19 @@ class SFTConfig:
     """What `dry_run` assumes."""
     dry_run: bool = False
     """Build everything but weights, print memory, tokens and time of a step, and end."""
+
+    @property
+    def evaluation(self) -> EvaluateConfig:
+        """Of the result, with `num_trials` above 0."""
+        return EvaluateConfig(
+            model=self.output / "checkpoint",
+            output=self.output / "evaluate",
+            env=self.env,
+            episode=self.episode,
+            sampler=self.sampler,
+            cluster=self.cluster,
+            num_trials=self.num_trials,
+        )
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the two keys that contradict each other."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rlvla.checkpoint import identity
+from rlvla import identity
 from rlvla.cluster import Cluster
 from rlvla.config import EvaluateConfig, provenance, write_resolved
 from rlvla.env_server import made_with
@@ -18,18 +18,31 @@ from rlvla.prompt import read_trained
 from rlvla.protocols import Env
 from rlvla.rollout import Job, make_env, state_ids, task_ids, trial_states
 from rlvla.storage import load_trajectories, save_trajectories
-from rlvla.trials import TrialLog, summarise, to_trial
+from rlvla.trials import Trial, TrialLog, success_rate, summarise, to_trial
 from rlvla.types import TaskSpec
 
 _SHOWN = "trajectories.jsonl"
 """The trajectories that are kept for the report, half of them failures where there are."""
+MOVES_NO_SCORE = (
+    # Where it goes, and what is kept for looking at.
+    *("output", "save_trajectories", "plan", "dry_run"),
+    "env.tasks",  # said by name, as `tasks`
+    # A trial that meets a limit counts as crashed, hence not at all, and is played again under another limit.
+    *("env.deadline_s", "env.reset_deadline_s", "env.max_attempts"),
+    # Who computes; how many at once stays, since samplers compute together what comes together, in another order.
+    *("cluster.address", "cluster.envs_per_process", "cluster.max_restarts", "cluster.placement"),
+    *("cluster.sampler_cpus", "cluster.rollout_cpus", "cluster.sampler_gpus"),
+    # An evaluation has no learner.
+    *("cluster.num_learners", "cluster.learner_cpus", "cluster.learner_gpus", "cluster.threads"),
+)
+"""Keys of `EvaluateConfig`, with all below them, that its protocol leaves out; whatever else there is, is in it."""
 
 
 def evaluate(cfg: EvaluateConfig, *, starts_over: bool = False) -> dict[str, Any]:
     """Play `cfg.num_trials` initial states of every task; write `summary.json` and some trajectories.
 
     Every trial is on the disk as soon as it has ended: called again with the same config and checkpoint after a kill,
-    it plays only what is missing.
+    it plays only what is missing, and again what crashed.
 
     Args:
         cfg: of the evaluation.
@@ -49,9 +62,8 @@ def evaluate(cfg: EvaluateConfig, *, starts_over: bool = False) -> dict[str, Any
             for name in ("summary.json", _SHOWN):  # of trials that are no more
                 (cfg.output / name).unlink(missing_ok=True)
         write_resolved(cfg, cfg.output)
-        ended = {trial.key for trial in log.trials}
-        missing = [task for task in tasks if (task.task_id, task.init_state_id) not in ended]
-        seconds = _play(cfg, missing, log, num_ended=len(ended)) if missing else 0.0
+        missing = _missing(tasks, log.trials)
+        seconds = _play(cfg, missing, log, num_ended=len(tasks) - len(missing)) if missing else 0.0
         summary = summarise(names, log.trials) | {
             "protocol": protocol,
             "seconds": round(seconds, 1),
@@ -59,6 +71,12 @@ def evaluate(cfg: EvaluateConfig, *, starts_over: bool = False) -> dict[str, Any
         }
     (cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _missing(tasks: Sequence[TaskSpec], trials: Sequence[Trial]) -> list[TaskSpec]:
+    """Those to play: a trial that crashed says nothing of the policy, hence is played again."""
+    ended = {trial.key for trial in trials if not trial.is_crashed}
+    return [task for task in tasks if (task.task_id, task.init_state_id) not in ended]
 
 
 def _play(cfg: EvaluateConfig, tasks: Sequence[TaskSpec], log: TrialLog, num_ended: int) -> float:
@@ -75,35 +93,37 @@ def _play(cfg: EvaluateConfig, tasks: Sequence[TaskSpec], log: TrialLog, num_end
                 save_trajectories(file, sorted(shown, key=lambda t: not t.success))
             log.add(to_trial(trajectory))
             bar.update()
-            bar.set_postfix(success=f"{sum(t.success for t in log.trials) / len(log.trials):.3f}")
+            so_far = success_rate(log.trials)
+            bar.set_postfix(success=f"{so_far['rate']:.3f}", crashed=so_far["num_env_errors"])
         return time.perf_counter() - started
 
 
 def line(name: str, result: dict[str, Any]) -> str:
-    """One line to read: `press 61.5 % [54.6, 68.0] of 200`."""
+    """One line to read: `press 61.5 % [54.6, 68.0] of 200`, and how many crashed beside those."""
+    crashed = result["num_env_errors"]
     return (
         f"{name:24s} {100 * result['rate']:5.1f} % "
         f"[{100 * result['low']:.1f}, {100 * result['high']:.1f}] of {result['num_trials']}"
+        f"{f'; {crashed} crashed and do not count: the same command plays them again' if crashed else ''}"
     )
 
 
 def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[str, Any]]:
     """The names of the tasks by id, the trials, and what the protocol says of their states and of the env."""
     env: Any = make_env(cfg.env)
-    tasks, num_states = [], 0
+    tasks = []
     names = {task_id: env.task_names[task_id] for task_id in task_ids(env, cfg.env)}
     for task_id in names:
-        num_states += len(state_ids(env, task_id, cfg.split))
         states = trial_states(env, task_id, cfg)
         _refuse_trained(cfg, env, task_id, states)
         tasks += [
             TaskSpec(suite=env.suite, task_id=task_id, init_state_id=state, seed=derive_seed(cfg.seed, state))
             for state in states
         ]
-    is_complete = len(tasks) == num_states
+    made = made_with(env)
     said: dict[str, Any] = {
-        "is_official": cfg.split == "official" and is_complete and cfg.episode.is_greedy,
-        "env_kwargs": made_with(env),
+        "is_official": _is_official(cfg, env, made, names, tasks),
+        "env_kwargs": made,
         "max_env_steps": {name: int(env.max_env_steps(task_id)) for task_id, name in names.items()},
     }
     # Optional: only of envs that inherit from `rlvla_envs.VLAEnv`, and of few of those.
@@ -111,6 +131,28 @@ def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[st
         said["split_note"] = note
     env.close()
     return names, tasks, said
+
+
+def _is_official(
+    cfg: EvaluateConfig, env: Any, made: Mapping[str, Any], names: Mapping[int, str], tasks: Sequence[TaskSpec]
+) -> bool:
+    """Whether the result may stand beside published ones.
+
+    All tasks of the suite on all official states, of which the policy has seen none; what the env is made with is as
+    the benchmark has it (`official_kwargs`); greedy, thinking and looking at every decision.
+    """
+    # Optional: of envs whose benchmark says it.
+    kwargs = getattr(env, "official_kwargs", {})
+    trained = env.suite in read_trained(cfg.model)
+    return (
+        cfg.split == "official"
+        and len(names) == len(env.task_names)
+        and len(tasks) == sum(len(env.init_state_ids(task_id, "official")) for task_id in names)
+        and not (trained and any(task.init_state_id in env.init_state_ids(task.task_id, "train") for task in tasks))
+        and all(made.get(name) == value for name, value in kwargs.items())
+        and cfg.episode.is_greedy
+        and (cfg.episode.mode, cfg.episode.think_every) == ("zoom", 1)
+    )
 
 
 def _refuse_trained(cfg: EvaluateConfig, env: Env, task_id: int, states: Sequence[int]) -> None:
@@ -130,23 +172,5 @@ def _refuse_trained(cfg: EvaluateConfig, env: Env, task_id: int, states: Sequenc
 
 
 def _protocol(cfg: EvaluateConfig, tasks: Sequence[str], said: Mapping[str, Any]) -> dict[str, Any]:
-    """What the trials depend on, JSON-able."""
-    return {
-        "split": cfg.split,
-        **said,
-        "allow_trained_states": cfg.allow_trained_states,
-        "model": str(cfg.model),
-        "checkpoint": identity(cfg.model),
-        "env": cfg.env.id,
-        "tasks": list(tasks),
-        "trials_per_task": cfg.num_trials,
-        "decoding": "greedy" if cfg.episode.is_greedy else f"sampled at {cfg.episode.temperature}",
-        "action_temperature": cfg.episode.action_temperature,
-        "mode": cfg.episode.mode,
-        "think_every": cfg.episode.think_every,
-        "max_tool_calls": cfg.episode.max_tool_calls,
-        "max_think_tokens": cfg.episode.max_think_tokens,
-        "max_turn_tokens": cfg.episode.max_turn_tokens,
-        "concurrent_episodes": cfg.cluster.num_rollout_actors * cfg.cluster.envs_per_actor,
-        "seed": cfg.seed,
-    }
+    """What the trials depend on, JSON-able: whatever the config says and names, and the packages that compute."""
+    return {**said, "tasks": list(tasks), **identity.of(cfg, MOVES_NO_SCORE), "packages": provenance()["packages"]}

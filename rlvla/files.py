@@ -97,7 +97,7 @@ def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
 
     Args:
         folder: made where it is not there.
-        num_bytes: that will be written at least.
+        num_bytes: that will be written, about.
         key: of the config, for errors.
 
     Raises:
@@ -117,7 +117,7 @@ def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
     if free < num_bytes:
         raise OSError(
             errno.ENOSPC,
-            f"{key}: {folder} is on a disk with {free / 1e6:.0f} MB free, and the run writes at least "
+            f"{key}: {folder} is on a disk with {free / 1e6:.0f} MB free, and the run writes about "
             f"{num_bytes / 1e6:.0f} MB there: make room, or name another folder",
         )
 
@@ -238,7 +238,25 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+CONTENT = "content of "
+"""Begins the key of what lies at a path that a config names, see `rlvla.identity`."""
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In words, what tells two protocols apart, key by key; empty where nothing does."""
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    """In words, what tells two protocols apart, key by key; empty where nothing does.
+
+    A content that only one of the two tells is not compared, see `warn_untold`.
+    """
+    aside = _untold(before, now)
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in aside]
     return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
+
+
+def warn_untold(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Warn, in one line, of contents that cannot be compared: an earlier version kept none, a hub id had none yet."""
+    if keys := [key.removeprefix(CONTENT) for key in _untold(before, now)]:
+        warnings.warn(f"{where} does not tell whether these are what they were: {', '.join(keys)}", stacklevel=3)
+
+
+def _untold(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [key for key in {**before, **now} if key.startswith(CONTENT) and (key in before) != (key in now)]

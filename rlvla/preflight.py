@@ -6,20 +6,23 @@ whether `output` can be written to, `rlvla.files.claim` tries out next.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from rlvla import identity
 from rlvla.annotation.asking import load_annotator
 from rlvla.annotation.run import SERVER
 from rlvla.annotation.sources import load_expert
 from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.dataset import read_sizes
-from rlvla.files import differences
+from rlvla.files import CONTENT, differences, warn_untold
 from rlvla.metrics import require_sinks
 from rlvla.models.lora import require_lora
 from rlvla.placement import reserved
@@ -69,7 +72,7 @@ def check_sft(cfg: SFTConfig) -> None:
         ModuleNotFoundError: a sink of `log` is not installed.
     """
     require_sinks(cfg.log)
-    _check_resume(cfg, cfg.output)
+    _check_resume(cfg)
     world = int(os.environ.get("WORLD_SIZE", "1"))  # of `accelerate launch`
     if cfg.batch_size % world:
         raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
@@ -80,7 +83,31 @@ def check_sft(cfg: SFTConfig) -> None:
     if cfg.model:
         require_lora(cfg.model, cfg.learner.lora)
     if cfg.num_trials:
+        load_tools(cfg.episode.tools)
+        _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
         _check_env(cfg)
+
+
+def check_result(cfg: SFTConfig, model: Any, processor: PolicyProcessor) -> None:
+    """What is going to be trained can be evaluated as `num_trials` asks for, which is done once it is trained.
+
+    Args:
+        cfg: of the cold start.
+        model: a Hugging Face model.
+        processor: its own.
+
+    Raises:
+        ValueError: the message names the key.
+    """
+    if not cfg.num_trials:
+        return
+    require_action_temperature(cfg.episode, processor)
+    if cfg.sampler.backend == "vllm":
+        from rlvla.sampler_engine import require_kv_cache  # torch
+
+        if reason := vllm_obstacle(processor):
+            raise ValueError(reason)
+        require_kv_cache(model.config, cfg.sampler, cfg.episode.max_turn_tokens + 1)
 
 
 def check_grpo(cfg: GRPOConfig) -> None:
@@ -92,7 +119,7 @@ def check_grpo(cfg: GRPOConfig) -> None:
         ModuleNotFoundError: a sink of `log`, or a module of `env.imports`, is not installed.
     """
     require_sinks(cfg.log)
-    _check_resume(cfg, cfg.output)
+    _check_resume(cfg)
     _check_policy(cfg)
     require_lora(cfg.model, cfg.learner.lora)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
@@ -168,7 +195,7 @@ def check_world(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, e
     """
     evaluation = cfg if isinstance(cfg, EvaluateConfig) else None
     if isinstance(cfg, SFTConfig):
-        evaluation = EvaluateConfig(env=cfg.env, num_trials=cfg.num_trials)
+        evaluation = cfg.evaluation
     for task in task_ids(env, cfg.env):
         if evaluation is not None:
             trial_states(env, task, evaluation)
@@ -218,27 +245,38 @@ def _check_shortest_turn(env: Env, processor: PolicyProcessor, max_turn_tokens: 
         )
 
 
-def _check_resume(cfg: GRPOConfig | SFTConfig, output: Path) -> None:
-    """Raises ValueError naming the keys in which a run differs from the one whose states it would go on from."""
-    file = output / "config.yaml"
-    if not (file.is_file() and any((output / "state").glob("step-*"))):
+def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
+    """Raises ValueError naming in what a run differs from the one whose states it would go on from.
+
+    Warns of what may change and has changed under the same name: the code of a reward.
+    """
+    if os.environ.get("RANK", "0") != "0" or not identity.has_states(cfg.output):  # one process reads all for all
         return
-    before, now = _flat(yaml.safe_load(file.read_text())), _flat(to_dict(cfg))
-    kept = [{key: value for key, value in values.items() if not _may_change(key)} for values in (before, now)]
-    if differ := differences(*kept):
+    before, now = _before(cfg), identity.of_run(cfg)
+    warn_untold(before, now, cfg.output)
+    # What a run of an earlier version does not know it did as a config does that leaves it out.
+    usual = identity.flatten(to_dict(type(cfg)()))
+    before = {key: usual[key] for key in now if key in usual} | before
+    stays = [{k: value for k, value in one.items() if not _may_change(k, cfg)} for one in (before, now)]
+    if differ := differences(*stays):
         raise ValueError(
-            f"output: {output} holds states of a run with another config ({differ}): name another output folder, or "
-            "go on with the config as it was"
+            f"output: {cfg.output} holds states of a run with another config ({differ}): name another output folder, "
+            "or go on with the config, and with all that it names, as it was"
         )
+    said = [{k: v for k, v in one.items() if k.startswith(CONTENT) and _may_change(k, cfg)} for one in (before, now)]
+    if differ := differences(*said):
+        warnings.warn(f"{cfg.output} goes on with what has been edited since it began: {differ}", stacklevel=3)
 
 
-def _may_change(key: str) -> bool:
-    parts = key.split(".")
-    return key not in _MUST_STAY and any(".".join(parts[:n]) in _MAY_CHANGE for n in range(1, len(parts) + 1))
+def _before(cfg: GRPOConfig | SFTConfig) -> dict[str, Any]:
+    """What the run that left the states was started from; of one of an earlier version, its config."""
+    file, config = cfg.output / identity.FILE, cfg.output / "config.yaml"
+    if file.is_file():
+        return json.loads(file.read_text())
+    return identity.flatten(yaml.safe_load(config.read_text())) if config.is_file() else identity.flatten(to_dict(cfg))
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
-    return flat
+def _may_change(key: str, cfg: GRPOConfig | SFTConfig) -> bool:
+    if isinstance(cfg, SFTConfig) and identity.is_below(key, identity.ONLY_EVALUATED):
+        return True
+    return key not in _MUST_STAY and identity.is_below(key, _MAY_CHANGE)

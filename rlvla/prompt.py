@@ -411,13 +411,15 @@ def read_decoding(path: Path | str) -> ActionDecoding:
     return read_settings(path).get("action_decoding", "autoregressive")
 
 
-def vllm_obstacle(path: Path | str) -> str:
-    """Why vLLM cannot serve a checkpoint, and what to do; empty where it can."""
-    if read_settings(path).get("prefix_attention", "causal") == "causal":
+def vllm_obstacle(policy: Path | str | PolicyProcessor) -> str:
+    """Why vLLM cannot serve a checkpoint, or a policy that becomes one, and what to do; empty where it can."""
+    is_path = isinstance(policy, Path | str)
+    attention = read_settings(policy).get("prefix_attention", "causal") if is_path else policy.prefix_attention
+    if attention == "causal":
         return ""
     return (
-        f"{path} was trained with prefix_attention: bidirectional, and vLLM attends prompts causally: set "
-        "sampler.backend to transformers"
+        f"{policy if is_path else 'the policy'} is trained with prefix_attention: bidirectional, and vLLM attends "
+        "prompts causally: set sampler.backend to transformers"
     )
 
 

@@ -1,7 +1,7 @@
 """The output folder of a GRPO run: resolved config, metrics, checkpoints to resume from, the finished policy.
 
-outputs/grpo/config.yaml provenance.json metrics.jsonl ids.jsonl started.jsonl summary.json trajectories.jsonl lock
-             checkpoint/ state/step-000050/ (driver.json surplus.jsonl learner/ manifest.json)
+outputs/grpo/config.yaml identity.json provenance.json metrics.jsonl ids.jsonl started.jsonl summary.json lock
+             trajectories.jsonl checkpoint/ state/step-000050/ (driver.json surplus.jsonl learner/ manifest.json)
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from rlvla import disk, identity
 from rlvla.checkpoint import appear_sealed, forget_old, newest_whole
 from rlvla.cluster import Cluster
-from rlvla.config import GRPOConfig, to_dict, write_resolved
-from rlvla.files import claim, hold, sync_lines, write_json
+from rlvla.config import GRPOConfig, write_resolved
+from rlvla.files import claim, differences, hold, sync_lines, write_json
 from rlvla.interrupts import Interrupts
 from rlvla.ledger import Ledger
 from rlvla.metrics import MetricsLogger, PhaseTimer, read_metrics
@@ -62,8 +64,9 @@ class GRPORun:
         self._saved = 0
         self._skipped = SkipCount(cfg.learner.max_skipped_steps)
         self._futile = FutileCount(cfg.max_futile_steps)
-        claim(cfg.output, num_bytes=_least_bytes(cfg))
+        claim(cfg.output, num_bytes=disk.of_grpo(cfg))
         hold(cfg.output)
+        identity.note(cfg)
         write_resolved(cfg, cfg.output)
 
     def __enter__(self) -> GRPORun:
@@ -98,7 +101,9 @@ class GRPORun:
     def _surplus(self, file: Path, scored_by: Any) -> list[Group]:
         """The groups that wait to be learned from; none where the reward has been changed, which gave them theirs."""
         groups = _regroup(load_trajectories(file))
-        if groups and scored_by != self._reward_config:
+        # A list is the config alone, of a state that an earlier version wrote.
+        before = identity.flatten({"reward": scored_by}) if isinstance(scored_by, list) else scored_by
+        if groups and differences(before, self._scored_by):
             warnings.warn(
                 f"{file}: {len(groups)} groups were scored by another `reward` and are left out", stacklevel=3
             )
@@ -106,8 +111,9 @@ class GRPORun:
         return groups
 
     @property
-    def _reward_config(self) -> Any:
-        return to_dict(self._cfg)["reward"]
+    def _scored_by(self) -> dict[str, Any]:
+        """What a group's rewards come from, the code of its plugins included."""
+        return identity.of(self._cfg, [field.name for field in fields(self._cfg) if field.name != "reward"])
 
     def counted(self, step: int, play: Play) -> Play:
         """`play`, and before that the ids of what it plays are written down."""
@@ -245,16 +251,10 @@ class GRPORun:
             cluster.save_state(folder / "learner")
             save_trajectories(folder / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
             driver = {"position": tasks.position, "reward": self._reward.state_dict(), "random": random_state()}
-            driver["scored_by"] = self._reward_config
+            driver["scored_by"] = self._scored_by
             write_json(folder / "driver.json", driver)
         forget_old(self._cfg.output / "state", self._cfg.keep_states, written=step)
         self._saved = step
-
-
-def _least_bytes(cfg: GRPOConfig) -> int:
-    """That the run will write: the finished policy, and beside it a state of weights and two moments of AdamW."""
-    policy = sum(file.stat().st_size for file in cfg.model.glob("*.safetensors"))
-    return policy * (4 if cfg.save_every and cfg.learner.lora is None else 1)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from rlvla.files import visible
 from rlvla.models.lora import Adapter, AdapterConfig
 from rlvla.vllm_plugin.adapter import adapter_arguments, pack_head, serve_adapter
 from rlvla.vllm_plugin.worker import ActionBlockWorker
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class WorkerExtension(ActionBlockWorker):
@@ -115,14 +118,16 @@ def engine_arguments(
     }
 
 
-def least_kv_cache_mb(model: Path | str, config: SamplerConfig, max_model_len: int) -> int:
+def least_kv_cache_mb(model: Path | str | PretrainedConfig, config: SamplerConfig, max_model_len: int) -> int:
     """MiB of KV cache, on each GPU, that hold one context of `max_model_len` tokens and vLLM's null block."""
-    from transformers import AutoConfig
+    if isinstance(model, Path | str):
+        from transformers import AutoConfig
 
-    from rlvla.models import openvla
+        from rlvla.models import openvla
 
-    openvla.register()
-    text = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+        openvla.register()
+        model = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    text: Any = model.get_text_config()
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     num_heads = -(-text.num_key_value_heads // config.tensor_parallel_size)
     size = getattr(torch, config.dtype).itemsize
@@ -131,10 +136,11 @@ def least_kv_cache_mb(model: Path | str, config: SamplerConfig, max_model_len: i
     return -(-2 * text.num_hidden_layers * num_heads * head_size * size * block * num_blocks >> 20)
 
 
-def require_kv_cache(model: Path | str, config: SamplerConfig, max_model_len: int) -> None:
+def require_kv_cache(model: Path | str | PretrainedConfig, config: SamplerConfig, max_model_len: int) -> None:
     """Raises ValueError, naming key and number, where the configured KV cache does not hold one context.
 
-    vLLM finds that out, too, but once it has loaded the weights, and says it in keys of its own.
+    The model is a checkpoint, or the config of one that is to be written. vLLM finds that out, too, but once it has
+    loaded the weights, and says it in keys of its own.
     """
     if not config.kv_cache_mb:
         return

@@ -19,12 +19,13 @@ from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, InitProces
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
+from rlvla import identity
 from rlvla.checkpoint import appear_sealed, forget_old, newest_whole, require_seen, seen
 from rlvla.cold_start import to_turn
 from rlvla.collate import Row, to_batch, to_row
-from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig, SFTConfig, write_resolved
+from rlvla.config import SFTConfig, write_resolved
 from rlvla.dataset import DemonstrationSet
-from rlvla.evaluation import evaluate
+from rlvla.evaluation import evaluate, line
 from rlvla.files import aside_of, sync_lines, write_json
 from rlvla.hybrid_mask import check_hybrid
 from rlvla.interrupts import Interrupts
@@ -40,7 +41,7 @@ from rlvla.loss import sft_token_loss
 from rlvla.master_weights import keeping_masters, masters
 from rlvla.metrics import MetricsLogger
 from rlvla.policy import has_adapter, holding, prepare, save_policy, token_logprobs
-from rlvla.prompt import PolicyProcessor, vllm_obstacle
+from rlvla.prompt import PolicyProcessor
 from rlvla.skipping import SkipCount
 
 
@@ -189,6 +190,7 @@ class SFTRun:
 
     def __enter__(self) -> SFTRun:
         if self._is_main:
+            identity.note(self._cfg)
             write_resolved(self._cfg, self._cfg.output)
             self._logger = MetricsLogger(self._cfg.output, self._cfg.log)
         self._bar = tqdm(total=self._cfg.num_steps, desc="sft", unit="step", disable=not self._is_main, mininterval=2)
@@ -300,20 +302,9 @@ class SFTRun:
         }
         if cfg.num_trials:
             with interrupts.immediate():
-                summary["evaluation"] = evaluate(self._evaluation(), starts_over=True)
+                summary["evaluation"] = evaluate(cfg.evaluation, starts_over=True)
+            tqdm.write(line("all", summary["evaluation"]))
         write_json(cfg.output / "summary.json", summary)
-
-    def _evaluation(self) -> EvaluateConfig:
-        """Of the checkpoint that is there."""
-        cfg = self._cfg
-        return EvaluateConfig(
-            model=cfg.output / "checkpoint",
-            output=cfg.output / "evaluate",
-            env=cfg.env,
-            episode=EpisodeConfig(temperature=0.0),
-            sampler=SamplerConfig(backend="transformers" if vllm_obstacle(cfg.output / "checkpoint") else "vllm"),
-            num_trials=cfg.num_trials,
-        )
 
     def _is_due(self, step: int, every: int) -> bool:
         return (step + 1) % every == 0 or step + 1 == self._cfg.num_steps

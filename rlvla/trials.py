@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.files import differences, whole_lines
+from rlvla.files import CONTENT, differences, whole_lines
 from rlvla.metrics import wilson_interval
 from rlvla.types import EndReason, SegmentKind, Trajectory
 
@@ -38,6 +38,11 @@ class Trial:
     def success(self) -> bool:
         """Whether the goal was reached."""
         return self.end is EndReason.SUCCESS
+
+    @property
+    def is_crashed(self) -> bool:
+        """Whether the simulator failed in every attempt, so that nothing is known of the policy."""
+        return self.end is EndReason.ENV_ERROR
 
     @property
     def key(self) -> tuple[int, int]:
@@ -78,12 +83,11 @@ class TrialLog:
     def __init__(self, path: Path, protocol: Mapping[str, Any], *, starts_over: bool = False) -> None:
         lines = whole_lines(path)
         whole = [json.loads(line) for line in lines]
-        if whole and (differ := differences(whole[0]["protocol"], protocol)):
+        if whole and (differ := _differences(whole[0]["protocol"], protocol)):
             if not starts_over:
                 raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
             lines = whole = []
-        self.trials = [_read(line) for line in whole[1:]]
-        """Those of earlier runs, and whatever was added since."""
+        self._trials = {trial.key: trial for trial in map(_read, whole[1:])}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a")
         self._file.truncate(sum(map(len, lines)))
@@ -96,15 +100,26 @@ class TrialLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    @property
+    def trials(self) -> list[Trial]:
+        """Those of earlier runs, and whatever was added since; of one that was played again the last time."""
+        return list(self._trials.values())
+
     def add(self, trial: Trial) -> None:
         """Append one trial."""
-        self.trials.append(trial)
+        self._trials[trial.key] = trial
         self._write(asdict(trial))
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if any(key.startswith(CONTENT) for key in now) and not any(key.startswith(CONTENT) for key in before):
+        return "of an earlier version, which did not keep all that moves a score"
+    return differences(before, now)
 
 
 def _read(line: dict[str, Any]) -> Trial:
@@ -114,7 +129,7 @@ def _read(line: dict[str, Any]) -> Trial:
 
 def success_rate(trials: Sequence[Trial]) -> dict[str, float]:
     """`rate`, Wilson 95 % interval `low`, `high`, `num_trials` and `num_env_errors` (crashed, not counted)."""
-    valid = [t for t in trials if t.end is not EndReason.ENV_ERROR]
+    valid = [t for t in trials if not t.is_crashed]
     successes = sum(t.success for t in valid)
     low, high = wilson_interval(successes, len(valid))
     return {
@@ -141,7 +156,7 @@ def summarise(task_names: Mapping[int, str], trials: Sequence[Trial]) -> dict[st
     return {
         **success_rate(trials),
         "tasks": {name: success_rate(members) for name, members in by_task.items()},
-        **_behaviour([t for t in trials if t.end is not EndReason.ENV_ERROR]),
+        **_behaviour([t for t in trials if not t.is_crashed]),
         "ends": {str(reason): ends[reason] / len(trials) for reason in EndReason},
     }
 

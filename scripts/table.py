@@ -16,7 +16,7 @@ from typing import Any
 
 from rlvla.metrics import wilson_interval
 
-_USUAL = {"mode": "zoom", "think_every": 1}
+_USUAL = {"episode.mode": "zoom", "episode.think_every": 1}
 """What a column need not say."""
 
 
@@ -39,16 +39,17 @@ def table(name: str, summaries: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         SystemExit: they are of different policies.
     """
-    models = {summary["protocol"]["model"] for summary in summaries}
+    models = {summary["protocol"]["content of model"]: summary["protocol"]["model"] for summary in summaries}
     if len(models) > 1:
-        raise SystemExit(f"one row is one policy, these are {len(models)}: {', '.join(sorted(models))}")
+        named = ", ".join(sorted(f"{model} ({content})" for content, model in models.items()))
+        raise SystemExit(f"one row is one policy, these are {len(models)}: {named}")
     heads = [_head(summary["protocol"]) for summary in summaries]
     num_trials = sum(summary["num_trials"] for summary in summaries)
     successes = round(sum(summary["rate"] * summary["num_trials"] for summary in summaries))
     low, high = wilson_interval(successes, num_trials)
     pooled = {"rate": successes / num_trials, "low": low, "high": high, "num_trials": num_trials}
     cells = [_cell(result) for result in (*summaries, pooled)]
-    lines = (["policy", *heads, "all"], ["---"] * (len(heads) + 2), [name or models.pop(), *cells])
+    lines = (["policy", *heads, "all"], ["---"] * (len(heads) + 2), [name or models.popitem()[1], *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -57,13 +58,20 @@ def _read(folder: Path) -> dict[str, Any]:
     summary = json.loads(file.read_text()) if file.is_file() else {}
     if "protocol" not in summary:
         raise SystemExit(f"{folder} holds no evaluation; run recipes/evaluate.py with --output {folder}")
+    if "env.id" not in summary["protocol"]:
+        raise SystemExit(
+            f"{folder} was written by an earlier version: run recipes/evaluate.py again, into a new folder"
+        )
     return summary
 
 
 def _head(protocol: Mapping[str, Any]) -> str:
-    suite = protocol["env_kwargs"].get("suite", protocol["env"])
-    notes = [] if protocol["is_official"] else [f"{protocol['split']}, not official"]
-    notes += [f"{key} {protocol[key]}" for key, usual in _USUAL.items() if protocol[key] != usual]
+    suite = protocol["env_kwargs"].get("suite", protocol["env.id"])
+    split = "" if protocol["split"] == "official" else f"{protocol['split']}, "
+    notes = [] if protocol["is_official"] else [f"{split}not official"]
+    notes += [
+        f"{key.removeprefix('episode.')} {protocol[key]}" for key, usual in _USUAL.items() if protocol[key] != usual
+    ]
     return f"{suite} ({', '.join(notes)})" if notes else suite
 
 

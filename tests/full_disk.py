@@ -106,7 +106,7 @@ def _read_only(folder: Path, checkpoint: Path) -> None:
 
 
 def _room(folder: Path, checkpoint: Path) -> None:
-    """Of a run that would write four times a policy that fills a quarter of the disk."""
+    """Of a run that would write 13 times a policy that fills a quarter of the disk."""
     shutil.copyfile(checkpoint / "model.safetensors", folder / "filler")
     _grpo(_config(folder, checkpoint, save_every=1))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import gymnasium
@@ -59,6 +60,7 @@ class LiberoEnv(VLAEnv):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    official_kwargs = MappingProxyType({"center_crop": True, "settle_steps": 10, "reflections": True})
 
     def __init__(
         self,

@@ -40,6 +40,8 @@ class VLAEnv(gymnasium.Env[Observation, np.ndarray], abc.ABC):
     """Indexed by task id."""
     split_notes: Mapping[str, str] = MappingProxyType({})
     """By split: what a result on it has to say, as where it departs from the benchmark's own script."""
+    official_kwargs: Mapping[str, Any] = MappingProxyType({})
+    """Arguments of the constructor that the benchmark's own protocol asks for; a result of others is not official."""
 
     @classmethod
     def preload(cls, **kwargs: Any) -> None:

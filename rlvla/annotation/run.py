@@ -6,25 +6,30 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from rlvla import identity
 from rlvla.annotation.asking import Journal, PluginAnnotator
 from rlvla.annotation.key_frames import find_key_frames
+from rlvla.annotation.prompts import prompt_hash
 from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take
 from rlvla.annotation.sources import TakeSource, open_source
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Annotator, Take, Tally
-from rlvla.config import AnnotateConfig, to_dict
+from rlvla.config import AnnotateConfig, OpenAIConfig
+from rlvla.files import CONTENT
 from rlvla.markup import print_think, print_zoom
 from rlvla.types import Annotation, Decision, Demonstration
 
 T = TypeVar("T")
 SERVER = "openai"
 """The annotator that is no plugin."""
+_MOVES_ANSWERS = ("model", "temperature", "max_tokens")
+"""Keys of the server."""
 
 
 async def annotate_all(cfg: AnnotateConfig, store: Store, thread: ThreadPoolExecutor) -> TakeSource:
@@ -46,6 +51,8 @@ async def annotate_all(cfg: AnnotateConfig, store: Store, thread: ThreadPoolExec
     source = await loop.run_in_executor(thread, open_source, cfg)
     try:
         async with _annotator(cfg) as annotator:
+            if cfg.annotator == SERVER and annotator:
+                store.hold_to(annotator.model)
             await _Run(cfg, store, thread, Journal(annotator, store) if annotator else None).over(source)
     except ExceptionGroup as errors:
         # The tasks of a group end together: the first error is the cause, the others are its echoes.
@@ -69,11 +76,13 @@ async def _annotator(cfg: AnnotateConfig) -> AsyncIterator[Annotator | None]:
 
 
 def protocol(cfg: AnnotateConfig) -> dict[str, Any]:
-    """What the takes of a run depend on: the config without what only says where, how fast, and how it is shown."""
-    given = to_dict(cfg)
-    del given["output"], given["num_samples"], given["max_refused_first"]
-    given["openai"] = {key: given["openai"][key] for key in ("model", "temperature", "max_tokens")}
-    return given
+    """What the takes of a run depend on: all but what only says where, how fast, and how it is shown."""
+    unused = ("env", "expert", "expert_kwargs") if cfg.source else ("read",)
+    server = tuple(f"openai.{field.name}" for field in fields(OpenAIConfig) if field.name not in _MOVES_ANSWERS)
+    # An env that takes longer fails no take: no deadline holds for an expert.
+    limits = ("env.deadline_s", "env.reset_deadline_s", "env.max_attempts")
+    said = identity.of(cfg, ("output", "num_samples", "max_refused_first", *unused, *server, *limits))
+    return said | ({f"{CONTENT}prompts": prompt_hash()} if cfg.annotator == SERVER else {})
 
 
 class _Run:

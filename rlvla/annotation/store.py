@@ -30,8 +30,11 @@ from rlvla.annotation.take import Tally
 from rlvla.config import ActionKind
 from rlvla.dataset import Writer
 from rlvla.dataset_rows import DatasetError, encode, require_same
-from rlvla.files import appear_whole, differences, lock, sync, sync_tree, write_json
+from rlvla.files import CONTENT, appear_whole, differences, lock, sync, sync_tree, warn_untold, write_json
+from rlvla.identity import flatten
 from rlvla.types import Demonstration
+
+_SERVED = f"{CONTENT}openai.model"
 
 
 class Store:
@@ -99,6 +102,15 @@ class Store:
         if index not in self._answers:
             self._answers[index] = AnswerLog(self._answers_file(index))
         return self._answers[index]
+
+    def hold_to(self, served: str) -> None:
+        """Keep in mind which model a server has; raises ValueError where it was another one."""
+        file = self._folder / "protocol.json"
+        before = json.loads(file.read_text())
+        now = {**before, _SERVED: served}
+        if differ := differences(before, now):
+            raise ValueError(self._another(differ))
+        write_json(file, now, sort_keys=True)
 
     def put(self, index: int, demonstrations: Sequence[Demonstration], tally: Tally) -> None:
         """Keep a take; it is complete when this returns, and not there at all where this is killed.
@@ -196,7 +208,7 @@ class Store:
                     f"{self._output} exists already, and {self._folder} holds an unfinished run: "
                     "remove one of them, or name another output folder"
                 )
-            differ = differences(json.loads(marker.read_text()), protocol) if there else ""
+            differ = differences(_read(marker, protocol), protocol) if there else ""
             self._clean_up()
             if differ:
                 raise FileExistsError(f"{self._output} exists already, of another run ({differ}): name another output")
@@ -204,16 +216,22 @@ class Store:
         marker.unlink(missing_ok=True)
         file = self._folder / "protocol.json"
         if file.is_file():
-            if differ := differences(json.loads(file.read_text()), protocol):
-                raise ValueError(
-                    f"{self._folder} holds an unfinished run of another kind ({differ}): "
-                    "name another output folder, or remove it"
-                )
+            before = _read(file, protocol)
+            if differ := differences(before, protocol):
+                raise ValueError(self._another(differ))
+            before.pop(_SERVED, None)  # which the server says later
+            warn_untold(before, protocol, self._folder)
         else:
             write_json(file, protocol, sort_keys=True)
         self._takes.mkdir(exist_ok=True)
         self._answers_folder.mkdir(exist_ok=True)
         self._scan()
+
+    def _another(self, differ: str) -> str:
+        return (
+            f"{self._folder} holds an unfinished run of another kind ({differ}): name another output folder, remove "
+            "it, or go on with the config, and with all that it names, as it was"
+        )
 
     def _scan(self) -> None:
         """Take stock of the folder, and remove what a kill or a damage has left unusable."""
@@ -252,6 +270,13 @@ class Store:
         (self._folder / "lock").unlink()
         self._folder.rmdir()
         self.is_finished = True
+
+
+def _read(file: Path, now: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol; of one that an earlier version nested, with keys that move nothing, those that count today."""
+    told = json.loads(file.read_text())
+    flat = flatten(told)
+    return told if flat == told else {key: value for key, value in flat.items() if key in now}
 
 
 def _pack(table: pa.Table) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rlvla.checkpoint import identity
+from rlvla.identity import of_policy
 from rlvla.metrics import read_metrics
 from rlvla.storage import load_trajectories
 from tests.e2e.run import TORCHRUN, recipe, script
@@ -82,7 +82,10 @@ def test_sft_resumed_equals_sft_unbroken(demos: Path, sft: Path, tmp_path: Path)
     shutil.copytree(sft / "evaluate", again / "evaluate")
     recipe("sft", {**sft_config(demos, again), "env": ENV, "num_trials": 1}, tmp_path)
     evaluation = json.loads((again / "summary.json").read_text())["evaluation"]
-    assert (evaluation["num_trials"], evaluation["protocol"]["checkpoint"]) == (1, identity(again / "checkpoint"))
+    assert (evaluation["num_trials"], evaluation["protocol"]["content of model"]) == (
+        1,
+        of_policy(again / "checkpoint"),
+    )
     for name, weight in weights(sft / "checkpoint").items():
         assert np.array_equal(weight, weights(again / "checkpoint")[name]), name
     assert [line["step"] for line in read_metrics(again / "metrics.jsonl")] == [2, 3]
@@ -184,7 +187,7 @@ def test_evaluation_and_report(grpo: Path, tmp_path: Path) -> None:
     assert "press" in printed
     summary = json.loads((tmp_path / "evaluate/summary.json").read_text())
     protocol = summary["protocol"]
-    assert (summary["num_trials"], protocol["mode"], protocol["think_every"]) == (6, "think", 2)
+    assert (summary["num_trials"], protocol["episode.mode"], protocol["episode.think_every"]) == (6, "think", 2)
     assert summary["tool_calls_per_turn"] == 0
     trajectories = load_trajectories(tmp_path / "evaluate/trajectories.jsonl")
     assert {t.task.init_state_id for t in trajectories} <= set(range(1_000_000, 1_000_006))

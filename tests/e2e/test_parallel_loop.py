@@ -66,7 +66,7 @@ def test_a_chunk_is_learned_sampled_and_scored_alike(tmp_path: Path, prefix_atte
         {"dataset": f"{tmp_path}/demos", "output": f"{tmp_path}/sft", "num_bins": 8, "gripper_dim": None}
         | {"tiny": {"hidden_size": 64, "num_layers": 2, "vision_layers": 1, "image_size": 32}}
         | {"action_decoding": "parallel", "prefix_attention": prefix_attention, "num_steps": 120, "batch_size": 32}
-        | {"env": ENV, "num_trials": 2 * (sampler == "transformers")}  # chosen by itself, there is no key for it
+        | {"env": ENV, "num_trials": 2 * (sampler == "transformers"), "sampler": {"backend": sampler}}
         | {"learner": {"lr": 3e-3, "micro_batch_rows": 32, "schedule": "cosine"}},
         tmp_path,
     )

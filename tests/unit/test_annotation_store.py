@@ -7,14 +7,18 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlvla import dataset
 from rlvla.annotation.answers import AnswerLog
+from rlvla.annotation.run import protocol
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply, Tally
+from rlvla.config import AnnotateConfig, EnvConfig, OpenAIConfig, to_dict
+from rlvla.files import CONTENT
 from rlvla.types import Annotation, Demonstration
 from tests.e2e.run import script
 from tests.unit.store_worker import answer, demonstration
@@ -183,6 +187,70 @@ def test_a_run_of_another_kind_does_not_go_on(tmp_path: Path) -> None:
         Store(tmp_path / "demos", {**PROTOCOL, "seed": 1})
     with Store(tmp_path / "demos", PROTOCOL) as store:
         assert store.is_complete(0)
+
+
+def test_a_run_does_not_go_on_with_what_has_come_in_the_place_of_what_it_began_with(tmp_path: Path) -> None:
+    """A recording that was repaired, a plugin that was edited; of an expert only what an expert needs."""
+    source, plugin = tmp_path / "recorded/episode.hdf5", tmp_path / "mine.py"
+    source.parent.mkdir()
+    source.write_bytes(b"1")
+    plugin.write_text("def annotate(decisions, index):\n    return None\n")
+    cfg = AnnotateConfig(source=source.parent, annotator=f"{plugin}:annotate")
+    before = protocol(cfg)
+    with Store(tmp_path / "demos", before) as store:
+        put(store, [0])
+    (source.parent / ".DS_Store").write_bytes(b"looked at")
+    other = EnvConfig(id="gone/Gone-v0", imports=("gone",))
+    Store(tmp_path / "demos", protocol(replace(cfg, env=other, num_samples=3))).close()
+    for file, key in ((source, "source"), (plugin, "annotator")):
+        kept = file.read_bytes()
+        file.write_bytes(kept + b"# 2")
+        with pytest.raises(ValueError, match=rf"another kind \(content of {key} was '\w+', is '\w+'\): name another"):
+            Store(tmp_path / "demos", protocol(cfg))
+        file.write_bytes(kept)
+    with Store(tmp_path / "demos", protocol(cfg)) as store:
+        assert store.is_complete(0)
+
+
+def test_an_expert_and_its_env_are_what_they_were() -> None:
+    """An evaluation's deadlines and a server's keys move nothing; the words that a server is asked with do."""
+    cfg = AnnotateConfig()
+    contents = [key.removeprefix(CONTENT) for key in protocol(cfg) if key.startswith(CONTENT)]
+    assert contents == ["env.id", "expert"]
+    assert protocol(replace(cfg, env=replace(cfg.env, deadline_s=9.0), openai=OpenAIConfig(timeout_s=1.0))) == protocol(
+        cfg
+    )
+    assert f"{CONTENT}prompts" in protocol(replace(cfg, annotator="openai"))
+
+
+def test_a_server_keeps_its_model(tmp_path: Path) -> None:
+    """Which no key need name, where the server has one only."""
+    for _ in range(2):
+        with Store(tmp_path / "demos", PROTOCOL) as store:
+            store.hold_to("Qwen3")
+            put(store, [0] * (not store.is_complete(0)))
+    with Store(tmp_path / "demos", PROTOCOL) as store:
+        with pytest.raises(ValueError, match=r"content of openai\.model was 'Qwen3', is 'Llama'"):
+            store.hold_to("Llama")
+        finish(store)
+
+
+def test_takes_of_an_earlier_version_are_gone_on_with(tmp_path: Path) -> None:
+    """Its protocol was nested, held keys that move nothing, and no content."""
+    cfg = AnnotateConfig()
+    with Store(tmp_path / "demos", protocol(cfg)) as store:
+        put(store, [0])
+    nested = to_dict(cfg)
+    del nested["output"], nested["num_samples"]
+    nested["openai"] = {key: nested["openai"][key] for key in ("model", "temperature", "max_tokens")}
+    (tmp_path / "demos.partial/protocol.json").write_text(json.dumps(nested))
+    with (
+        pytest.warns(UserWarning, match=r"demos\.partial does not tell whether .*: env\.id, expert$"),
+        Store(tmp_path / "demos", protocol(cfg)) as store,
+    ):
+        assert store.is_complete(0)
+    with pytest.raises(ValueError, match=r"another kind \(seed was 0, is 1\)"):
+        Store(tmp_path / "demos", protocol(replace(cfg, seed=1)))
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from rlvla.checkpoint import MANIFEST, appear_sealed, damage, forget_old, identity, newest_whole, require_seen, seen
+from rlvla.checkpoint import MANIFEST, appear_sealed, damage, forget_old, newest_whole, require_seen, seen
 from rlvla.files import aside_of
 from tests.unit.checkpoint_writer import NUM_FILES, content
 
@@ -135,24 +135,6 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_found(tmp_path: Path) -> None
         assert damage(folder), f"bit {position % 8} of byte {position} ({whole[position : position + 1]!r})"
         manifest.write_bytes(whole)
     assert damage(folder) == ""
-
-
-@pytest.mark.parametrize("is_sealed", [True, False])
-def test_another_policy_in_the_same_folder_is_another_one(tmp_path: Path, is_sealed: bool) -> None:
-    """Sealed as our recipes leave them, or as a hub's files come."""
-
-    def policy(weights: bytes, settings: str = "{}") -> str:
-        with appear_sealed(tmp_path / "checkpoint") as aside:
-            (aside / "model-1.safetensors").write_bytes(weights)
-            (aside / "config.json").write_text(settings)
-        if not is_sealed:
-            (tmp_path / "checkpoint" / MANIFEST).unlink()
-            (tmp_path / "checkpoint/._model-1.safetensors").write_bytes(os.urandom(8))  # a Mac's, of no weight
-        return identity(tmp_path / "checkpoint")
-
-    one, another, same = policy(b"1"), policy(b"2"), policy(b"1")
-    assert one == same != another
-    assert policy(b"1", '{"num_bins": 8}') != one
 
 
 def test_a_torn_or_missing_file_is_found(tmp_path: Path) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig
-from rlvla.evaluation import _protocol, _tasks, evaluate, line
+from rlvla import identity
+from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, SamplerConfig, to_dict
+from rlvla.evaluation import _missing, _protocol, _tasks, evaluate, line
+from rlvla.files import differences
 from rlvla.prompt import note_trained
 from rlvla.testing import make_trajectory
 from rlvla.trials import TrialLog, to_trial
+from rlvla.types import EndReason
 
 LAB: dict[str, Any] = {"id": "lab/Noted-v0", "imports": ("leaky_env",)}
 
@@ -25,8 +30,11 @@ def protocol(cfg: EvaluateConfig) -> dict[str, Any]:
 
 
 def test_the_line_to_read() -> None:
-    result = {"rate": 0.615, "low": 0.546, "high": 0.68, "num_trials": 200}
+    result = {"rate": 0.615, "low": 0.546, "high": 0.68, "num_trials": 200, "num_env_errors": 0}
     assert line("press", result).split() == ["press", "61.5", "%", "[54.6,", "68.0]", "of", "200"]
+    assert line("press", {**result, "num_env_errors": 3}).endswith(
+        "of 200; 3 crashed and do not count: the same command plays them again"
+    )
 
 
 def test_a_missing_checkpoint_and_too_many_trials_are_named(tmp_path: Path, tiny_policy: Path) -> None:
@@ -50,7 +58,9 @@ def test_the_result_of_an_earlier_checkpoint_is_not_that_of_a_later_one_in_its_p
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(weights)
-    with pytest.raises(ValueError, match=r"trials of another evaluation \(checkpoint was '\w+', is '\w+'\): name"):
+    with pytest.raises(
+        ValueError, match=r"trials of another evaluation \(content of model was '\w+', is '\w+'\): name"
+    ):
         evaluate(cfg)
 
 
@@ -92,6 +102,128 @@ def test_the_protocol_says_what_the_env_has_to_say_of_the_split(
     assert whole["split_note"] == part["split_note"] == "the table stands 1 cm further left"
     assert (whole["is_official"], part["is_official"], held_out["is_official"]) == (True, False, False)
     assert "split_note" not in held_out
+
+
+def test_a_result_is_official_when_nothing_sets_it_apart_from_published_ones(
+    tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change alone, the states that the policy has learned from among them, takes it away."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    trained = shutil.copytree(tiny_policy, tmp_path / "trained")
+    note_trained(trained, "leaky")
+    official = EvaluateConfig(
+        model=tiny_policy, env=EnvConfig(id="lab/Two-v0", imports=("leaky_env",)), num_trials=4, split="official"
+    )
+    changes: dict[str, dict[str, Any]] = {
+        "nothing": {},
+        "a policy that was trained, but not on these": {"model": trained},
+        "another split": {"split": "evaluate"},
+        "not all states": {"num_trials": 3},
+        "not all tasks": {"env": replace(official.env, tasks=("reach",))},
+        "another crop": {"env": replace(official.env, kwargs={"settle_steps": 0})},
+        "sampled": {"episode": EpisodeConfig(temperature=0.5)},
+        "without thought": {"episode": EpisodeConfig(temperature=0, mode="act")},
+        "a thought now and then": {"episode": EpisodeConfig(temperature=0, think_every=2)},
+        "states that it has seen": {
+            "model": trained,
+            "allow_trained_states": True,
+            "env": replace(official.env, kwargs={"num_trained": 2}),
+        },
+    }
+    assert [name for name, change in changes.items() if protocol(replace(official, **change))["is_official"]] == [
+        "nothing",
+        "a policy that was trained, but not on these",
+    ]
+
+
+IN = {
+    "model": "which policy; its content is there, too",
+    "split": "which states",
+    "num_trials": "how many of them",
+    "allow_trained_states": "whether it may have seen them",
+    "seed": "of sampling",
+    "env.id": "the simulator; its content is there, too",
+    "env.imports": "may change what the id stands for",
+    "env.kwargs": "what it is made with",
+    "episode.*": "what a turn may hold, and how it is drawn; the content of each tool is there, too",
+    "sampler.*": "precision, kernels, and what is computed together: a greedy choice may tip",
+    "cluster.num_samplers": "how many requests come together in one",
+    "cluster.num_rollout_actors": "likewise",
+    "cluster.envs_per_actor": "likewise",
+}
+OUT = {
+    "output": "where it goes",
+    "save_trajectories": "for looking at",
+    "plan.*": "assumed by --dry-run alone",
+    "dry_run": "plays nothing",
+    "env.tasks": "said by name, as `tasks`",
+    "env.deadline_s": "a trial that misses it is crashed, hence does not count",
+    "env.reset_deadline_s": "likewise",
+    "env.max_attempts": "likewise",
+    "cluster.address": "where it runs",
+    "cluster.placement": "likewise",
+    "cluster.envs_per_process": "an env is the same in any process",
+    "cluster.max_restarts": "an episode that a dead process had is played again from its start",
+    "cluster.num_learners": "there are none",
+    "cluster.threads": "of learners",
+    "cluster.learner_cpus": "likewise",
+    "cluster.learner_gpus": "likewise",
+    "cluster.sampler_cpus": "what Ray reserves",
+    "cluster.rollout_cpus": "likewise",
+    "cluster.sampler_gpus": "likewise",
+}
+
+
+def test_every_key_is_in_the_protocol_or_moves_no_score(tiny_policy: Path, tmp_path: Path) -> None:
+    """A new key has to be put into one of the two lists, with the reason."""
+
+    def is_listed(key: str, names: Mapping[str, str]) -> bool:
+        parents = ["", *(key[:i] for i, letter in enumerate(key) if letter == ".")]
+        return key in names or any(f"{parent}.*" in names for parent in parents)
+
+    keys = identity.flatten(to_dict(EvaluateConfig()))
+    said = protocol(EvaluateConfig(model=tiny_policy, output=tmp_path))
+    for key in keys:
+        assert is_listed(key, IN) != is_listed(key, OUT), f"{key} is in neither list, or in both"
+        assert (key in said) == is_listed(key, IN), key
+    assert not [name for name in {**IN, **OUT} if not any(is_listed(key, {name: ""}) for key in keys)]
+
+
+def test_what_moves_a_score_makes_another_evaluation(
+    tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    tool, table = tmp_path / "tool.py", tmp_path / "table.json"
+    tool.write_text("def look(observation, arguments):\n    return ''\n")
+    table.write_text("[1]")
+    env = EnvConfig(id="lab/Noted-v0", imports=("leaky_env",), kwargs={"table": str(table)})
+    cfg = EvaluateConfig(
+        model=tiny_policy,
+        output=tmp_path / "out",
+        env=env,
+        num_trials=4,
+        episode=EpisodeConfig(temperature=0, tools={"look": f"{tool}:look"}),
+    )
+    before = protocol(cfg)
+    other = replace(cfg, sampler=SamplerConfig(backend="transformers", dtype="bfloat16"))
+    assert re.findall(r"([\w.]+) was ", differences(before, protocol(other))) == ["sampler.backend", "sampler.dtype"]
+    tool.write_text("def look(observation, arguments):\n    return 'nothing'\n")
+    assert re.findall(r"([\w. ]+) was ", differences(before, protocol(cfg))) == ["content of episode.tools.look"]
+    table.write_text("[2]")
+    assert "content of env.kwargs.table" in differences(before, protocol(cfg))
+    slower = replace(cfg, env=replace(env, deadline_s=600.0), output=tmp_path / "elsewhere")
+    assert differences(protocol(cfg), protocol(slower)) == ""
+    assert {"torch", "transformers", "gymnasium"} <= before["packages"].keys()
+
+
+def test_what_crashed_is_played_again(tiny_policy: Path, tmp_path: Path) -> None:
+    cfg = EvaluateConfig(model=tiny_policy, output=tmp_path / "out", env=EnvConfig(tasks=("press",)), num_trials=3)
+    tasks = _tasks(cfg)[1]
+    played = [
+        to_trial(make_trajectory(task=tasks[0], end=EndReason.ENV_ERROR)),
+        to_trial(make_trajectory(task=tasks[1], end=EndReason.MALFORMED)),
+    ]
+    assert _missing(tasks, played) == [tasks[0], tasks[2]]
 
 
 def test_the_protocol_says_what_the_env_was_made_with_and_can_be_gone_on_with(

@@ -21,11 +21,11 @@ LAYERS = [
     ["advantage", "loss", "collate"],
     [
         *("hybrid_mask", "policy", "tiny_vlm", "sampler", "sampler_engine", "sampler_prompts", "hf_sampler"),
-        *("turn_context", "env_thread", "env_server", "env_process", "episode", "cold_start", "testing"),
+        *("turn_context", "env_thread", "env_server", "env_process", "episode", "cold_start", "testing", "identity"),
     ],
     ["rollout", "learner_engine", "learner", "master_weights"],
     ["weight_sync", "dispatch", "placement", "cluster", "annotation"],
-    ["preflight", "run", "evaluation", "sft"],
+    ["preflight", "disk", "run", "evaluation", "sft"],
     ["plan_model", "plan_architecture", "plan_memory", "plan_speed", "plan_world", "plan_report", "plan"],
 ]
 """Modules of `rlvla`, and its sub-packages as one; those of one layer may import each other."""

@@ -20,7 +20,7 @@ from rlvla.metrics import rollout_metrics
 from rlvla.random_state import random_state, seed_random
 from rlvla.run import GRPORun
 from rlvla.skipping import SkipCount
-from rlvla.storage import load_trajectories
+from rlvla.storage import load_trajectories, save_trajectories
 from rlvla.types import Group
 from tests.learning import make_checkpoint, make_groups, make_learner, poison
 from tests.unit.test_checkpoint import recorded
@@ -115,7 +115,7 @@ def test_a_dropped_rollout_leaves_no_trace_in_the_state(cfg: GRPOConfig, tmp_pat
     judged(make_groups(cfg.model)[0])
     seed_random(5)
     before = json.loads(json.dumps({"position": 1, "reward": reward.state_dict(), "random": random_state()}))
-    before |= {"scored_by": to_dict(cfg)["reward"]}
+    before |= {"scored_by": json.loads(json.dumps(run._scored_by))}
 
     interrupts = SimpleNamespace(immediate=nullcontext)
 
@@ -193,6 +193,22 @@ def test_surplus_that_another_reward_has_scored_is_left_out(cfg: GRPOConfig) -> 
     ):
         run.resume(cluster, tasks)  # type: ignore[arg-type]
     assert tasks.surplus == []
+
+
+def test_surplus_that_an_edited_reward_has_scored_is_left_out(cfg: GRPOConfig, tmp_path: Path) -> None:
+    """The config names the same function of the same file; what an earlier version saved tells its name alone."""
+    plugin = tmp_path / "edited.py"
+    plugin.write_text("def score(trajectory):\n    return 1.0\n")
+    cfg = replace(cfg, save_every=1, reward=(RewardTermConfig(fn=f"{plugin}:score"),))
+    run = GRPORun(cfg, rlvla_reward.build(cfg.reward))
+    file = tmp_path / "surplus.jsonl"
+    save_trajectories(file, make_groups(cfg.model)[0].trajectories)
+    saved = run._scored_by
+    assert len(run._surplus(file, scored_by=saved)) == 1
+    plugin.write_text("def score(trajectory):\n    return 2.0\n")
+    with pytest.warns(UserWarning, match="1 groups were scored by another `reward`"):
+        assert run._surplus(file, scored_by=saved) == []
+    assert len(run._surplus(file, scored_by=to_dict(cfg)["reward"])) == 1
 
 
 def test_old_states_make_room(cfg: GRPOConfig) -> None:

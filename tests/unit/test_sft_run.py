@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from rlvla.checkpoint import damage
-from rlvla.config import SFTConfig
+from rlvla.config import EpisodeConfig, SamplerConfig, SFTConfig
+from rlvla.models.openvla.config import OpenVLAConfig
+from rlvla.preflight import check_result
+from rlvla.prompt import PolicyProcessor
 from rlvla.sft import SFTRun
 
 
@@ -32,3 +38,36 @@ def test_a_run_resumed_behind_its_last_step_ends_as_an_unbroken_one(tmp_path: Pa
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["steps"], summary["validation_loss"]) == (3, 0.25)
     assert damage(tmp_path / "checkpoint") == ""
+
+
+def test_what_cannot_be_evaluated_is_not_trained(tiny_policy: Path) -> None:
+    """OpenVLA's context does not fit into the default KV cache, which was found out behind the last step."""
+    text = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+    model = SimpleNamespace(config=OpenVLAConfig(text_config={**text, "num_key_value_heads": 32, "vocab_size": 32064}))
+    processor = PolicyProcessor.load(tiny_policy)
+    cfg = SFTConfig(num_trials=2)
+    with pytest.raises(ValueError, match=r"sampler\.kv_cache_mb is 256: one context of 513 tokens .* needs 576"):
+        check_result(cfg, model, processor)
+    fits = replace(cfg, sampler=SamplerConfig(kv_cache_mb=600))
+    for one in (replace(cfg, num_trials=0), fits, replace(cfg, episode=EpisodeConfig(max_turn_tokens=200))):
+        check_result(one, model, processor)
+    with pytest.raises(ValueError, match=r"episode\.action_temperature is 0\.5"):
+        check_result(replace(fits, episode=EpisodeConfig(action_temperature=0.5)), model, processor)
+    with pytest.raises(
+        ValueError, match=r"the policy is trained with prefix_attention: bidirectional.*sampler\.backend"
+    ):
+        check_result(fits, model, replace(processor, prefix_attention="bidirectional"))
+    check_result(
+        replace(cfg, sampler=SamplerConfig(backend="transformers")),
+        model,
+        replace(processor, prefix_attention="bidirectional"),
+    )
+
+
+def test_the_result_is_evaluated_with_the_keys_of_the_cold_start() -> None:
+    sampler, episode = SamplerConfig(dtype="bfloat16"), EpisodeConfig(max_turn_tokens=999, temperature=0.0)
+    cfg = SFTConfig(output=Path("out"), num_trials=7, sampler=sampler, episode=episode)
+    evaluation = cfg.evaluation
+    assert (evaluation.sampler, evaluation.episode, evaluation.num_trials) == (sampler, episode, 7)
+    assert (evaluation.model, evaluation.output) == (Path("out/checkpoint"), Path("out/evaluate"))
+    assert SFTConfig().evaluation.episode.is_greedy

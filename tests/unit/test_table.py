@@ -14,13 +14,14 @@ from rlvla.metrics import wilson_interval
 
 def evaluation(folder: Path, suite: str, successes: int, num_trials: int, **protocol: Any) -> Path:
     low, high = wilson_interval(successes, num_trials)
-    said = {"model": "run/checkpoint", "env": "rlvla/Libero-v0", "env_kwargs": {"suite": suite}, "split": "official"}
+    said = {"model": "run/checkpoint", "env.id": "rlvla/Libero-v0", "env_kwargs": {"suite": suite}, "split": "official"}
+    said |= {"content of model": "12ab", "episode.mode": "zoom", "episode.think_every": 1}
     summary = {
         "rate": successes / num_trials,
         "low": low,
         "high": high,
         "num_trials": num_trials,
-        "protocol": {**said, "is_official": True, "mode": "zoom", "think_every": 1, **protocol},
+        "protocol": {**said, "is_official": True, **protocol},
     }
     folder.mkdir()
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -42,21 +43,35 @@ def test_a_row_pools_its_suites(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_column_says_how_the_policy_was_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [
-        evaluation(tmp_path / "a", "libero_10", 1, 2, mode="act"),
-        evaluation(tmp_path / "b", "libero_10", 1, 2, is_official=False, split="evaluate", think_every=3),
+        evaluation(tmp_path / "a", "libero_10", 1, 2, is_official=False, **{"episode.mode": "act"}),
+        evaluation(
+            tmp_path / "b", "libero_10", 1, 2, is_official=False, split="evaluate", **{"episode.think_every": 3}
+        ),
     ]
     table.main([str(folder) for folder in folders])
     head = capsys.readouterr().out.splitlines()[0]
-    assert head == "| policy | libero_10 (mode act) | libero_10 (evaluate, not official, think_every 3) | all |"
+    assert (
+        head
+        == "| policy | libero_10 (not official, mode act) | libero_10 (evaluate, not official, think_every 3) | all |"
+    )
 
 
 def test_two_policies_are_not_one_row(tmp_path: Path) -> None:
+    """Nor are those that lay under one name one after the other."""
     folders = [
         evaluation(tmp_path / "a", "libero_spatial", 1, 2),
-        evaluation(tmp_path / "b", "libero_10", 1, 2, model="other/checkpoint"),
+        evaluation(tmp_path / "b", "libero_10", 1, 2, **{"content of model": "34cd"}),
     ]
-    with pytest.raises(SystemExit, match=r"2: other/checkpoint, run/checkpoint"):
+    with pytest.raises(SystemExit, match=r"2: run/checkpoint \(12ab\), run/checkpoint \(34cd\)"):
         table.main([str(folder) for folder in folders])
+
+
+def test_an_evaluation_of_an_earlier_version_is_named(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "a", "libero_10", 1, 2)
+    file = folder / "summary.json"
+    file.write_text(file.read_text().replace("env.id", "env"))
+    with pytest.raises(SystemExit, match=rf"{folder} was written by an earlier version: run recipes/evaluate.py again"):
+        table.main([str(folder)])
 
 
 def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:

@@ -102,3 +102,25 @@ def test_trials_of_another_evaluation_are_not_continued(tmp_path: Path) -> None:
         log.add(trial(5))
     with TrialLog(path, {**PROTOCOL, "seed": 1}) as log:
         assert log.trials == [trial(5)]
+
+
+def test_a_trial_that_was_played_again_counts_as_it_ended_last(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    with TrialLog(path, PROTOCOL) as log:
+        log.add(trial(0, EndReason.ENV_ERROR))
+        log.add(trial(1))
+    with TrialLog(path, PROTOCOL) as log:
+        assert [t.is_crashed for t in log.trials] == [True, False]
+        log.add(trial(0, EndReason.FAILURE))
+        assert success_rate(log.trials)["num_trials"] == 2
+    with TrialLog(path, PROTOCOL) as log:
+        assert log.trials == [trial(0, EndReason.FAILURE), trial(1)]
+
+
+def test_trials_of_an_earlier_version_are_not_continued(tmp_path: Path) -> None:
+    """Which did not say with what they were played."""
+    path = tmp_path / "trials.jsonl"
+    with TrialLog(path, PROTOCOL) as log:
+        log.add(trial(0))
+    with pytest.raises(ValueError, match=r"\(of an earlier version, .*\): name another output folder"):
+        TrialLog(path, {**PROTOCOL, "content of model": "1"})

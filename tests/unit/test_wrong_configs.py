@@ -17,9 +17,10 @@ import pytest
 import ray
 import yaml
 
-from rlvla import dataset, preflight
+from rlvla import dataset, identity, preflight
 from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, SFTConfig, load, to_dict
 from rlvla.types import Demonstration
+from tests.unit.store_worker import answer, demonstration
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES: dict[str, Any] = {
@@ -362,6 +363,98 @@ def test_a_run_may_go_on_for_longer_and_elsewhere(told: Callable[..., str], tmp_
     # The next thing that is wrong is found: there is no data set.
     message = told("sft", "output: run\nnum_steps: 5000\nsave_every: 7\nlog: {tensorboard: true}")
     assert "no LeRobot v3 data set here" in message
+
+
+def began(cfg: Any) -> None:
+    """The folder of a run that has left a state."""
+    (cfg.output / "state/step-000002").mkdir(parents=True)
+    (cfg.output / identity.FILE).write_text(json.dumps(identity.of_run(cfg)))
+
+
+@pytest.mark.parametrize("key", ["model", "episode.tools.look", "env.id", "env.kwargs.table"])
+def test_a_run_does_not_go_on_with_what_has_come_in_the_place_of_what_it_began_with(
+    told: Callable[..., str], tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """A cold start made anew, a tool or an env edited, another file for the env: the config is the same."""
+    monkeypatch.syspath_prepend(tmp_path)
+    damaged(tmp_path, tiny_policy)
+    module = f"edited_{key.replace('.', '_')}"  # of its own, as Python imports a name once
+    source = (Path(__file__).parent / "leaky_env.py").read_text()
+    (tmp_path / f"{module}.py").write_text(source.replace("lab/", f"{module}/").replace("leaky_env:", f"{module}:"))
+    (tmp_path / "look.py").write_text("def look(observation, arguments):\n    return ''\n")
+    (tmp_path / "table.json").write_text("[1]")
+    text = f"""
+output: run
+model: damaged
+env: {{id: {module}/Noted-v0, imports: [{module}], kwargs: {{table: table.json}}}}
+episode: {{tools: {{look: "look.py:look"}}}}"""
+    (tmp_path / "run.yaml").write_text(text)
+    began(load(GRPOConfig, ["--config", "run.yaml"]))
+    names = {
+        "model": "damaged/tokenizer_config.json",
+        "episode.tools.look": "look.py",
+        "env.kwargs.table": "table.json",
+    }
+    file = tmp_path / names.get(key, f"{module}.py")
+    file.write_text(f"{file.read_text()}\n")
+    message = told("grpo", text)
+    assert "run holds states of a run with another config" in message
+    assert re.findall(r"([\w. ]+) was .*?, is", message) == [f"content of {key}"]
+    assert "name another output folder, or go on with the config, and with all that it names, as it was" in message
+
+
+@pytest.mark.parametrize("key", ["model", "adapter", "dataset"])
+def test_a_cold_start_does_not_go_on_with_another(
+    told: Callable[..., str], tmp_path: Path, tiny_policy: Path, key: str
+) -> None:
+    damaged(tmp_path, tiny_policy)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    dataset.write(tmp_path / "demos", [[demonstration(1, 0, answer(1, 0, 1))]], robot="test", fps=2.0)
+    text = "output: run\nmodel: ./damaged\nadapter: adapter\ndataset: demos\nnum_trials: 3\nenv: {id: gone/Gone-v0}"
+    (tmp_path / "run.yaml").write_text(text)
+    began(load(SFTConfig, ["--config", "run.yaml"]))
+    files = {
+        "model": "damaged/config.json",
+        "adapter": "adapter/adapter_config.json",
+        "dataset": "demos/meta/info.json",
+    }
+    file = tmp_path / files[key]
+    file.write_text(f"{file.read_text()}\n")
+    # What its result is evaluated on may change: that has an identity of its own.
+    message = told("sft", text.replace("num_trials: 3", "num_trials: 0").replace("gone/", "other/"))
+    assert re.findall(r"([\w. ]+) was .*?, is", message) == [f"content of {key}"]
+
+
+def test_an_edited_reward_is_warned_of(told: Callable[..., str], tmp_path: Path) -> None:
+    """It may change after a fault; but nobody sees by the config that it has."""
+    text = "output: run\nreward: [{fn: 'mine.py:reward', kwargs: {}}]"
+    (tmp_path / "run.yaml").write_text(text)
+    began(load(GRPOConfig, ["--config", "run.yaml"]))
+    (tmp_path / "mine.py").write_text("def reward(trajectory):\n    return 2.0\n")
+    with pytest.warns(UserWarning, match=r"run goes on with what has been edited .*: content of reward\.0\.fn was"):
+        message = told("grpo", text)
+    assert "model: outputs/sft/checkpoint holds no checkpoint" in message  # the next thing that is wrong
+
+
+def test_a_run_of_an_earlier_version_goes_on(told: Callable[..., str], tmp_path: Path) -> None:
+    """It has kept its config alone, in which a key may be missing that there is today."""
+    (tmp_path / "run/state/step-000002").mkdir(parents=True)
+    before = to_dict(GRPOConfig())
+    del before["loss"]["importance_cap"]
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(before))
+    with pytest.warns(UserWarning, match="run does not tell whether these are what they were: env.id, episode.tools"):
+        message = told("grpo", "output: run")
+    assert "model: outputs/sft/checkpoint holds no checkpoint" in message
+    with pytest.warns(UserWarning, match="does not tell"):
+        assert "importance_cap was 2.0, is 0.0" in told("grpo", "output: run\nloss: {importance_cap: 0.0}")
+
+
+def test_one_rank_looks_for_all(told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run/state/step-000002").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(to_dict(SFTConfig())))
+    monkeypatch.setenv("RANK", "1")
+    assert "no LeRobot v3 data set here" in told("sft", "output: run\nseed: 3")
 
 
 def test_what_is_right_passes(tiny_policy: Path, tmp_path: Path) -> None:
