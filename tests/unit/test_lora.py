@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from rlvla import policy
-from rlvla.identity import of_policy
 from rlvla.cold_start import start_policy
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig
 from rlvla.dataset import read, write
 from rlvla.hf_sampler import TransformersSampler
+from rlvla.identity import of_policy
 from rlvla.markup import print_think
 from rlvla.models import auto
 from rlvla.models.lora import Adapter, read_adapter, take
@@ -160,12 +160,12 @@ async def test_the_transformers_sampler_serves_what_it_is_sent_unmerged(start: P
 
 def test_the_checksum_of_a_policy_covers_its_adapter(trained: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(trained, tmp_path / "copy")
-    assert of_policy(copy) == identity(trained)
+    assert of_policy(copy) == of_policy(trained)
     adapter = adapter_at(copy)
     name = next(iter(adapter.weights))
     adapter.weights[name] += 1e-7
     adapter.write(copy / "adapter")
-    assert of_policy(copy) != identity(trained)
+    assert of_policy(copy) != of_policy(trained)
 
 
 @pytest.mark.parametrize(
