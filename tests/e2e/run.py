@@ -44,7 +44,6 @@ def script(path: str, *arguments: str | Path, launcher: Sequence[str] = ()) -> s
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=570,
         check=False,
         cwd=ROOT,
     )
