@@ -115,7 +115,9 @@ def takes(num: int) -> Iterator[tuple[Take, Timeline]]:
         played = play(env, task_id, state, chunk_length=CHUNK_LENGTH, stride=1, rng=np.random.default_rng(0))
         assert played is not None, f"the expert fails at {task}, initial state {state}"
         name = f"{task}, initial state {state}"
-        take = Take(index=index, name=name, decisions=tuple(played), stride=1, fps=env.metadata["render_fps"])
+        # The words are of one env step, hence so is what a decision does.
+        cut = tuple(replace(decision, actions=decision.actions[:1]) for decision in played)
+        take = Take(index=index, name=name, decisions=cut, stride=1, fps=env.metadata["render_fps"])
         # The gripper of "press" never moves: its last decision stands for the press itself.
         yield take, find_key_frames(take, KeyFrameConfig(closed_sign=-1, first=True, last=task == "press"))
     env.close()
