@@ -187,7 +187,7 @@ class Cluster:
             options["concurrency_groups"] = {"probe": 1}
         else:  # a rank that is started anew would not find its way into the process group
             options["max_restarts"] = self._config.max_restarts
-        actor = ray.remote(**options)(cls).remote(*args, **kwargs)
+        actor: Any = ray.remote(**options)(cls).remote(*args, **kwargs)
         self._names[actor._actor_id.hex()] = f"{cls.__name__} (cluster bundle {at.bundle})"
         return actor
 
@@ -289,8 +289,8 @@ class Cluster:
                 raise ProcessLostError(f"{name} died: {again}. {error}") from error
             reason = self._watch.reasons.get(str(error.actor_id), "its log says why")
             raise ProcessLostError(
-                f"{name} died more than {self._config.max_restarts} times (cluster.max_restarts): {reason}. Once that is "
-                f"mended, {again}. {error}"
+                f"{name} died more than {self._config.max_restarts} times (cluster.max_restarts): {reason}. "
+                f"Look into it, then {again}. {error}"
             ) from error
 
     def _hung_learners(self) -> list[str]:

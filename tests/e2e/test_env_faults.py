@@ -59,9 +59,10 @@ def own_ray() -> Iterator[None]:
 
 def start(sampler: type, policy: Path, env: EnvConfig, num_envs: int) -> tuple[Any, Any]:
     """A sampler and an actor that asks it, with as many envs, each in a process of its own."""
-    asked = ray.remote(sampler).options(num_cpus=0, max_concurrency=100).remote(policy)
+    name = f"{sampler.__name__} of {policy}"
+    asked = ray.remote(sampler).options(num_cpus=0, max_concurrency=100, name=name).remote(policy)
     episode = EpisodeConfig(max_turn_tokens=1024)
-    actor = ray.remote(RolloutActor).options(num_cpus=0).remote(asked, policy, env, episode, num_envs=num_envs)
+    actor = ray.remote(RolloutActor).options(num_cpus=0).remote(name, policy, env, episode, num_envs=num_envs)
     return asked, actor
 
 

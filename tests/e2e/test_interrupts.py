@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from rlvla.checkpoint import damage
 from rlvla.interrupts import GRACE_S
 from rlvla.metrics import read_metrics
 from tests.e2e.run import ROOT, TORCHRUN, environment, noted, recipe, struck
+from tests.full_disk import can_mount
 from tests.learning import make_checkpoint
 
 pytestmark = pytest.mark.timeout(600)
@@ -322,6 +324,19 @@ def test_a_cold_start_that_is_killed_ends_where_an_unbroken_one_ends(
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == config["num_steps"]
+
+
+@pytest.mark.skipif(not can_mount(), reason="this machine lets no process mount a tmpfs of its own")
+def test_a_cold_start_on_two_disks_is_told_with_its_first_state(dataset: Path, tmp_path: Path) -> None:
+    config, output = sft(dataset, tmp_path) | {"num_steps": 2, "save_every": 1}, tmp_path / "run"
+    output.mkdir()
+    launcher = (*TORCHRUN, str(Path(__file__).with_name("own_disk.py")), "1", str(output))
+    with running("sft", config, tmp_path, launcher) as process:
+        assert process.wait(timeout=200) == 1
+    log = (tmp_path / "log").read_text()
+    assert re.search(r"step-000001 could not be written .* of rank 1 on .*must be a folder that all nodes share", log)
+    assert list((output / "state").iterdir()) == []
+    assert num_steps(output) == 1
 
 
 def test_a_signal_while_ray_starts_ends_the_run_at_once(checkpoint: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ last bits of a probability, their tokens must be.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -15,12 +16,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import ray
 
+from rlvla.checkpoint import appear_sealed, newest_whole
 from rlvla.cluster import Cluster, ProcessLostError
 from rlvla.config import (
     ClusterConfig,
@@ -225,10 +228,108 @@ def test_a_sampler_killed_while_nobody_asks_it_has_the_weights_when_somebody_doe
     assert cluster.take_resampled() == []  # no episode met a sampler that was gone, or that had no weights yet
 
 
-def test_a_killed_vllm_sampler_loses_and_repeats_nothing(tiny_policy: Path, jobs: list[Job], tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", ["SamplerActor", "RolloutActor"])
+def test_an_actor_that_hangs_is_ended_and_loses_nothing(
+    cluster: Cluster,
+    jobs: list[Job],
+    undisturbed: list[tuple[object, ...]],
+    victim: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is stopped in the midst of a rollout; its successor gets all the time that it takes."""
+    watch = cluster._watch
+    monkeypatch.setattr(watch, "_deadline_s", 15.0)
+    end = watch.end
+
+    def end_and_be_patient(actor: Any, reason: str) -> None:
+        monkeypatch.undo()
+        end(actor, reason)
+
+    stream = cluster.stream(jobs)
+    played = [next(stream)]
+    (stopped, *others), name = pids(victim), rf"{victim} \(cluster bundle \d\)"
+    os.kill(stopped, signal.SIGSTOP)
+    monkeypatch.setattr(watch, "end", end_and_be_patient)
+    with pytest.warns(UserWarning, match=rf"^{name} is ended and started anew: it has not answered for 15 s"):
+        played += stream
+    assert sorted(map(bits, played), key=repr) == sorted(undisturbed, key=repr)
+    assert set(cluster.take_resampled()) <= set(jobs)
+    assert not psutil.pid_exists(stopped)
+    assert len(set(pids(victim)) - {stopped, *others}) == 1
+
+
+def break_engine(actor: Any) -> None:
+    """From now on the engine in a SamplerActor fails, as a CUDA kernel would; its process lives."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    engine: Any = SimpleNamespace(sample=fail, load_weights=fail, close=lambda: None)
+    actor._sampler = engine
+
+
+def test_an_engine_that_fails_in_a_rollout_loses_and_repeats_nothing(
+    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
+) -> None:
+    (before,) = pids("SamplerActor")
+    stream = cluster.stream(jobs)
+    played = [next(stream)]
+    ray.get(cluster.samplers[0].__ray_call__.remote(break_engine))
+    with pytest.warns(UserWarning, match="SamplerActor .* is ended and started anew: RuntimeError: CUDA out of memory"):
+        played += stream
+    assert sorted(map(bits, played), key=repr) == sorted(undisturbed, key=repr)
+    resampled = cluster.take_resampled()
+    assert 0 < len(resampled) < len(jobs)
+    assert pids("SamplerActor") != [before]
+
+
+def test_an_engine_that_fails_in_a_weight_sync_is_started_anew_with_the_weights(
+    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
+) -> None:
+    ray.get(cluster.samplers[0].__ray_call__.remote(break_engine))
+    with pytest.warns(UserWarning, match="SamplerActor .* is ended and started anew: RuntimeError: CUDA out of memory"):
+        cluster.sync(policy_version=1)
+    assert [bits(t) for t in cluster.play(jobs)] == undisturbed
+    assert cluster.take_resampled() == []
+
+
+def test_a_state_whose_parts_lie_on_two_disks_is_refused_when_it_is_written(cluster: Cluster, tmp_path: Path) -> None:
+    """The second rank's path leads to another disk, as on a node of its own."""
+    theirs = str(tmp_path / "node_b")
+
+    def lead_elsewhere(actor: Any) -> None:
+        from rlvla import cluster as module
+
+        call, seen = actor.call, module.seen
+        actor.call = lambda method, folder: call(method, Path(theirs) / folder.name)
+        setattr(module, "seen", lambda folder: seen(Path(theirs) / folder.name))  # noqa: B010
+        actor.lead_back = lambda: (setattr(actor, "call", call), setattr(module, "seen", seen))
+
+    ray.get(cluster._learners[1].__ray_call__.remote(lead_elsewhere))
+    state = tmp_path / "state/step-000001"
+    with (
+        pytest.raises(
+            OSError, match=r"rank_1.pt of learner rank 1 on 127.0.0.1 .*must be a folder that all nodes share"
+        ),
+        appear_sealed(state) as aside,
+    ):
+        cluster.save_state(aside / "learner")
+    assert not state.exists()
+    ray.get(cluster._learners[1].__ray_call__.remote(lambda actor: actor.lead_back() and None))
+    with appear_sealed(state) as aside:
+        cluster.save_state(aside / "learner")
+    assert newest_whole(state.parent) == (1, state)
+    assert {path.name for path in (state / "learner").iterdir()} == {"rank_0.pt", "rank_1.pt"}
+
+
+def test_a_killed_vllm_sampler_loses_and_repeats_nothing(
+    tiny_policy: Path, jobs: list[Job], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     sampler, learner = SamplerConfig(threads=1), LearnerConfig(lr=1e-2)
     others = set(pids("SamplerActor"))
     with Cluster(grpo(tiny_policy, tmp_path, sampler, learner, envs_per_actor=4)) as small:
+        # Ray says so of actors whose arguments a restart might not find.
+        assert "constructor arguments in the object store" not in capfd.readouterr().err
         before = small.play(jobs)
         small.learn(to_groups(before))
         small.sync(policy_version=1)
@@ -249,6 +350,22 @@ def test_a_killed_vllm_sampler_loses_and_repeats_nothing(tiny_policy: Path, jobs
         assert len(set(pids("SamplerActor")) - others - {victim}) == 1  # Ray started another in its place
 
 
+def test_a_learner_that_hangs_ends_the_run_and_is_named(
+    cluster: Cluster, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = to_groups(cluster.play(jobs))
+    monkeypatch.setattr(cluster, "_config", replace(cluster._config, learner_deadline_s=5.0))
+    hung = cluster._learners[1]
+    pid: Any = ray.get(hung.__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(pid, signal.SIGSTOP)
+    name = re.escape(cluster._names[hung._actor_id.hex()])
+    with pytest.raises(ProcessLostError, match=rf"^{name}: no answer within 5 s \(cluster.learner_deadline_s\): start"):
+        cluster.learn(groups)
+    os.kill(pid, signal.SIGCONT)  # here alone it may go on, for the test below
+    monkeypatch.undo()
+    cluster.learn(groups)
+
+
 def test_a_learner_killed_in_the_middle_of_a_step_ends_the_run(cluster: Cluster, jobs: list[Job]) -> None:
     groups = to_groups(cluster.play(jobs))
     timer = kill_in_the_midst(pids("LearnerActor")[1])
@@ -263,6 +380,20 @@ def test_an_actor_that_cannot_start_is_not_tried_again(tiny_policy: Path, tmp_pa
     config = ClusterConfig(envs_per_actor=2, sampler_cpus=0.2, rollout_cpus=0.2)
     with pytest.raises(ProcessLostError, match=r"(?s)^SamplerActor .* could not start: .*Safetensor"):
         Cluster(EvaluateConfig(model=broken, env=ENV, episode=EPISODE, sampler=SAMPLER, cluster=config))
+
+
+def test_an_engine_that_fails_too_often_ends_the_run_with_its_own_words(tiny_policy: Path, jobs: list[Job]) -> None:
+    config = ClusterConfig(envs_per_actor=2, max_restarts=0, sampler_cpus=0.2, rollout_cpus=0.2)
+    evaluation = EvaluateConfig(model=tiny_policy, env=ENV, episode=EPISODE, sampler=SAMPLER, cluster=config)
+
+    def run() -> None:
+        with Cluster(evaluation) as small:
+            ray.get(small.samplers[0].__ray_call__.remote(break_engine))
+            small.play(jobs)
+
+    words = r"^SamplerActor .* died more than 0 times \(cluster.max_restarts\): RuntimeError: CUDA out of memory"
+    with pytest.warns(UserWarning, match="CUDA out of memory"), pytest.raises(ProcessLostError, match=words):
+        run()
 
 
 @pytest.mark.parametrize("victim", ["RolloutActor", "SamplerActor"])

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from rlvla.checkpoint import MANIFEST, appear_sealed, damage, forget_old, identity, newest_whole
+from rlvla.checkpoint import MANIFEST, appear_sealed, damage, forget_old, identity, newest_whole, require_seen, seen
 from rlvla.files import aside_of
 from tests.unit.checkpoint_writer import NUM_FILES, content
 
@@ -80,6 +80,27 @@ def test_a_folder_whose_writer_failed_does_not_appear(tmp_path: Path) -> None:
     ):
         (aside / "big").write_bytes(bytes(1 // 0))
     assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_a_part_that_lies_on_another_disk_keeps_the_folder_from_appearing(tmp_path: Path) -> None:
+    """Rank 1 wrote to the path of the same name on its own node."""
+    theirs = tmp_path / "node_b/step-000010/learner"
+    theirs.mkdir(parents=True)
+    (theirs / "rank_1.pt").write_bytes(b"11")
+
+    def write_state(theirs: Path) -> None:
+        with appear_sealed(tmp_path / "state/step-000010") as aside:
+            ours = aside / "learner"
+            ours.mkdir()
+            (ours / "rank_0.pt").write_bytes(b"0")
+            require_seen(ours, {"learner rank 0 on a": seen(ours), "learner rank 1 on b": seen(theirs)})
+
+    with pytest.raises(OSError, match=r"rank_1.pt of learner rank 1 on b \(2 bytes\) is not in .*nodes share"):
+        write_state(theirs)
+    assert newest_whole(tmp_path / "state") is None
+    (theirs / "rank_1.pt").rename(theirs / "rank_0.pt")
+    with pytest.raises(OSError, match=r"rank_0.pt of learner rank 1 on b \(2 bytes\) is not in"):
+        write_state(theirs)  # a part of the same name is here, of another size
 
 
 def test_what_a_killed_writer_left_is_not_in_the_next_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from rlvla import dispatch
-from rlvla.dispatch import Dispatcher
+from rlvla.dispatch import Dispatcher, Watch
 
 
 class Stream:
@@ -31,6 +31,7 @@ def test_an_actor_that_cannot_be_reached_is_ended_before_it_gets_its_jobs_again(
     """It may live, and would then play two episodes in one env."""
     deeds: list[str] = []
     streams = [Stream(ActorUnavailableError("connection lost", None)), Stream((0, "trajectory"))]
+    gone = ActorUnavailableError("killed", None)
 
     def stream(jobs: list[Any]) -> Stream:
         deeds.append(f"start {jobs}")
@@ -39,13 +40,26 @@ def test_an_actor_that_cannot_be_reached_is_ended_before_it_gets_its_jobs_again(
     def kill(actor: Any, *, no_restart: bool) -> None:
         deeds.append(f"kill, no_restart={no_restart}")
 
-    monkeypatch.setattr(
-        dispatch, "ray", SimpleNamespace(wait=lambda left, **_: (left[:1], []), get=lambda x: x, kill=kill)
+    def get(value: Any) -> Any:
+        if value is gone:
+            raise value
+        return value
+
+    def ask(status: Any, deadline_s: float) -> tuple[str, bool]:
+        deeds.append(f"ask for {deadline_s:g} s")
+        return "", True
+
+    monkeypatch.setattr(dispatch, "ray", SimpleNamespace(wait=lambda left, **_: (left[:1], []), get=get, kill=kill))
+    monkeypatch.setattr(dispatch, "wait_for", ask)
+    actor = SimpleNamespace(
+        stream=SimpleNamespace(remote=stream),
+        status=None,
+        wait_end=SimpleNamespace(remote=lambda: gone),
+        _actor_id=b"\1",
     )
-    monkeypatch.setattr(dispatch, "wait_for", lambda is_ready: deeds.append("wait"))
-    actor = SimpleNamespace(stream=SimpleNamespace(remote=stream), is_ready=None)
-    dispatcher = Dispatcher([actor], revive_samplers=lambda: None)
+    dispatcher = Dispatcher([actor], revive_samplers=lambda: None, watch=Watch(60, {"01": "RolloutActor"}))
     job: Any = "job"
-    assert list(dispatcher.stream([job])) == [(0, "trajectory")]
-    assert deeds == ["start ['job']", "kill, no_restart=False", "wait", "start ['job']"]
+    with pytest.warns(UserWarning, match="RolloutActor is ended and started anew: it cannot be reached: .*lost"):
+        assert list(dispatcher.stream([job])) == [(0, "trajectory")]
+    assert deeds == ["start ['job']", "kill, no_restart=False", "ask for 60 s", "start ['job']"]
     assert dispatcher.resampled == ["job"]

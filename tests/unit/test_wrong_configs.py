@@ -156,6 +156,7 @@ WORLD = [
     ("temperature of no use", "grpo", RUN + "episode: {action_temperature: 1.0}", "", r"action_temperature is 1\.0: .* like text"),
     ("more learners than CPUs", "grpo", RUN, "--cluster.num-learners 4000", r"4000 learners reserve 2001 cpus, this machine"),
     ("tensor parallel without GPUs", "grpo", RUN, "--sampler.tensor-parallel-size 2", r"tensor_parallel_size is 2, cluster\.sampler"),
+    ("shares of a GPU without pairs", "grpo", RUN, "--cluster.num-samplers 2 --cluster.learner-gpus 0.5", r"num_samplers is 2 and cluster\.num_learners 1"),
     ("more GPUs than there are", "evaluate", RUN, "--cluster.sampler-gpus 99", r"99 gpus, this machine has \d+: lower cluster"),
 ]  # fmt: skip
 

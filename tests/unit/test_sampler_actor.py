@@ -1,0 +1,122 @@
+"""What a SamplerActor says of an engine that fails, hangs or refuses a request; real actors: tests/e2e."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlvla.config import SamplerConfig
+from rlvla.env_thread import EnvThread
+from rlvla.rollout import SamplerActor
+
+CONFIG = SamplerConfig(backend="transformers")
+
+
+class Engine:
+    """Does what it is told with a request, or with weights."""
+
+    def __init__(self, answer: Callable[[], Any]) -> None:
+        self._answer = answer
+
+    async def sample(self, request: Any) -> Any:
+        return await asyncio.to_thread(self._answer)
+
+    def load_weights(self, weights: Any, policy_version: int) -> None:
+        self._answer()
+
+
+def actor(policy: Path, answer: Callable[[], Any]) -> SamplerActor:
+    """One whose engine is of our making."""
+    sampler = SamplerActor(policy, CONFIG, max_images=1, max_model_len=64, seed=0)
+    sampler._sampler = Engine(answer)  # type: ignore[assignment]
+    return sampler
+
+
+def fail(error: Exception) -> Callable[[], Any]:
+    """Raises it."""
+
+    def answer() -> None:
+        raise error
+
+    return answer
+
+
+def test_an_engine_that_fails_closes_its_sampler_and_says_why(tiny_policy: Path) -> None:
+    async def play() -> None:
+        sampler = actor(tiny_policy, fail(RuntimeError("CUDA out of memory")))
+        await sampler.open()
+        assert await sampler.status(60) == ("", 0)
+        with pytest.raises(RuntimeError, match="CUDA out of memory"):
+            await sampler.sample(None)  # type: ignore[arg-type]
+        assert await sampler.status(60) == ("RuntimeError: CUDA out of memory", -1)
+        assert not sampler._opened.is_set()  # who waits for it waits for its successor
+
+    asyncio.run(play())
+
+
+def test_weights_that_do_not_load_close_a_sampler_that_served(tiny_policy: Path) -> None:
+    async def play() -> None:
+        sampler = actor(tiny_policy, lambda: None)
+        await sampler.load_weights({}, 3)
+        assert await sampler.status(60) == ("", 3)
+        sampler._sampler = Engine(fail(RuntimeError("no memory")))  # type: ignore[assignment]
+        with pytest.raises(RuntimeError, match="no memory"):
+            await sampler.load_weights({}, 4)
+        assert await sampler.status(60) == ("RuntimeError: no memory", -1)
+
+    asyncio.run(play())
+
+
+def test_a_request_that_is_wrong_is_no_fault_of_the_engine(tiny_policy: Path) -> None:
+    async def play() -> None:
+        sampler = actor(tiny_policy, fail(ValueError("too long")))
+        await sampler.open()
+        with pytest.raises(ValueError, match="too long"):
+            await sampler.sample(None)  # type: ignore[arg-type]
+        assert await sampler.status(60) == ("", 0)
+
+    asyncio.run(play())
+
+
+def test_an_engine_that_answers_nobody_hangs_and_a_busy_one_does_not(tiny_policy: Path) -> None:
+    async def play() -> None:
+        free = [threading.Event(), threading.Event()]
+        turn = iter(free)
+        sampler = actor(tiny_policy, lambda: next(turn).wait(30))
+        await sampler.open()
+        requests = [asyncio.create_task(sampler.sample(None)) for _ in free]  # type: ignore[arg-type]
+        await asyncio.sleep(0.3)
+        reason, version = await sampler.status(0.2)
+        assert reason == "its engine answers nobody for 0.2 s (cluster.actor_deadline_s)"
+        assert version == -1
+        free[0].set()
+        await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+        assert await sampler.status(60) == ("", 0)  # one still waits, but the other had its answer just now
+        since = sampler._asked_since
+        free[1].set()
+        await asyncio.gather(*requests)
+        assert sampler._asked_since > since
+        await asyncio.sleep(0.3)
+        assert await sampler.status(0.2) == ("", 0)  # nobody asks
+
+    asyncio.run(play())
+
+
+def test_a_thread_says_how_long_it_has_been_in_a_call() -> None:
+    async def play() -> None:
+        free = threading.Event()
+        env = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
+        assert env.busy_s == 0
+        call = asyncio.create_task(env.call(lambda _: free.wait(30)))
+        await asyncio.sleep(0.2)
+        assert env.busy_s > 0.1
+        free.set()
+        assert await call
+        assert env.busy_s == 0
+
+    asyncio.run(play())
