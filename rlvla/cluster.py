@@ -188,7 +188,7 @@ class Cluster:
             options["concurrency_groups"] = {"probe": 1}
         else:  # a rank that is started anew would not find its way into the process group
             options["max_restarts"] = self._config.max_restarts
-        actor = ray.remote(**options)(cls).remote(*args, **kwargs)
+        actor: Any = ray.remote(**options)(cls).remote(*args, **kwargs)
         self._names[actor._actor_id.hex()] = f"{cls.__name__} (cluster bundle {at.bundle})"
         return actor
 

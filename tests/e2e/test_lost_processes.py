@@ -356,7 +356,7 @@ def test_a_learner_that_hangs_ends_the_run_and_is_named(
     groups = to_groups(cluster.play(jobs))
     monkeypatch.setattr(cluster, "_config", replace(cluster._config, learner_deadline_s=5.0))
     hung = cluster._learners[1]
-    pid = ray.get(hung.__ray_call__.remote(lambda _: os.getpid()))
+    pid: Any = ray.get(hung.__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGSTOP)
     name = re.escape(cluster._names[hung._actor_id.hex()])
     with pytest.raises(ProcessLostError, match=rf"^{name}: no answer within 5 s \(cluster.learner_deadline_s\): start"):

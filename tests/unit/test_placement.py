@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +26,8 @@ from rlvla.rollout import SamplerActor
 from rlvla.sampler_engine import engine_arguments
 from tests.learning import make_checkpoint
 
-CPUS = {"sampler_cpus": 0.1, "rollout_cpus": 0.1, "learner_cpus": 0.1}
-SHARED = {"sampler_gpus": 0.5, "learner_gpus": 0.5}
+CPUS: dict[str, Any] = {"sampler_cpus": 0.1, "rollout_cpus": 0.1, "learner_cpus": 0.1}
+SHARED: dict[str, Any] = {"sampler_gpus": 0.5, "learner_gpus": 0.5}
 
 
 def test_a_pair_of_sampler_and_learner_has_a_whole_gpu_and_nobody_else_a_part_of_it() -> None:
@@ -73,7 +74,7 @@ def test_learner_ranks_that_would_meet_on_the_first_gpu_are_refused(monkeypatch:
 @pytest.fixture(scope="module")
 def eight_gpus() -> Iterator[None]:
     """A Ray that is told of GPUs: it gives them out as real ones."""
-    ray.init(num_cpus=8, num_gpus=8, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    ray.init(num_cpus=8, num_gpus=8, include_dashboard=False, logging_level=logging.ERROR, _node_ip_address="127.0.0.1")
     yield
     ray.shutdown()
 
@@ -115,7 +116,9 @@ def test_each_learner_shares_its_gpu_with_one_sampler(eight_gpus: None, num: int
 
 def all_at_once(placement: Placement, group: PlacementGroup) -> tuple[list[list[int]], list[list[int]]]:
     """GPUs that each sampler and each learner sees when all run."""
-    actors = [ray.remote(**at.options(group))(Look).remote() for at in (*placement.samplers, *placement.learners)]
+    actors: list[Any] = [
+        ray.remote(**at.options(group))(Look).remote() for at in (*placement.samplers, *placement.learners)
+    ]
     gpus = ray.get([actor.devices.remote() for actor in actors])
     for actor in actors:
         ray.kill(actor)
@@ -143,7 +146,7 @@ def test_a_sampler_sees_all_gpus_that_its_engine_spans_and_no_learners(eight_gpu
 def test_an_engine_that_spans_gpus_starts_its_workers_itself(tmp_path: Path) -> None:
     def backend(size: int) -> object:
         config = SamplerConfig(tensor_parallel_size=size)
-        options = {"max_images": 1, "max_model_len": 64, "seed": 0, "parallel_actions": False}
+        options: dict[str, Any] = {"max_images": 1, "max_model_len": 64, "seed": 0, "parallel_actions": False}
         return engine_arguments(tmp_path, config, **options)["distributed_executor_backend"]
 
     assert [backend(1), backend(2)] == [None, "mp"]
@@ -165,9 +168,9 @@ def test_an_engine_of_two_workers_serves_inside_a_placement_group(eight_gpus: No
     )
     with reserving(ClusterConfig(sampler_gpus=2, **CPUS), 0) as (placement, group):
         actor = ray.remote(**placement.samplers[0].options(group))(SamplerActor)
-        sampler = actor.remote(checkpoint, engine, max_images=1, max_model_len=128, seed=0)
+        sampler: Any = actor.remote(checkpoint, engine, max_images=1, max_model_len=128, seed=0)
         ray.get(sampler.open.remote())
-        drawn = ray.get(sampler.sample.remote(request))
+        drawn: Any = ray.get(sampler.sample.remote(request))
         ray.get(sampler.close.remote())
         ray.kill(sampler)
     expected = asyncio.run(TransformersSampler(checkpoint).sample(request))
