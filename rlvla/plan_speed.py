@@ -69,8 +69,9 @@ ENV_STEPS_PER_S = {
     "rlvla/Libero-v0": 43.3,
 }
 """Env id -> env steps a second of one core, which a rollout actor is counted as."""
-ENV_MEMORY_GB = {"rlvla/Libero-v0": 1.2}
-"""Env id -> GiB of main memory of one env with its renderer, measured (LIBERO)."""
+ENV_MEMORY_GB = {"rlvla/Libero-v0": 2.0}
+"""Env id -> GiB of main memory of one env with its renderer, less what it has before its first scene, measured (LIBERO:
+median over the 130 tasks of scripts/check_libero.py, which change; 1.3 to 1.8 GiB while a process stays in a task)."""
 
 
 @dataclass(frozen=True, kw_only=True)

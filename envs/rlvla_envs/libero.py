@@ -90,7 +90,7 @@ class LiberoEnv(VLAEnv):
             settle_steps: env steps of `SETTLE_ACTION` after a reset, not counted; `num_steps_wait` of OpenVLA-OFT.
             reflections: of the floor and of shiny things. Off takes a CPU 39 instead of 73 ms a frame (libero_spatial),
                 but it is not quite the picture that published policies were trained on.
-            max_scenes: compiled tasks to keep, 0.5 to 0.8 GB each; the least recently used goes first.
+            max_scenes: compiled tasks to keep, 0.3 to 1.3 GB each; the least recently used goes first.
             fixtures: where they stand in an episode: "first" or "episode", see `FIXTURES`.
             render_mode: None or "rgb_array", as in Gymnasium.
 
