@@ -53,7 +53,9 @@ def make_env(config: EnvConfig) -> Env:
 
     Raises:
         ModuleNotFoundError: `env.imports` or `env.id` names a module that is not there.
-        PluginError: the id is not registered, or its constructor raised; the message names it.
+        ImportError: the simulator is not installed.
+        FileNotFoundError: its files are not.
+        PluginError: the id is not registered, or its constructor raised anything else; the message names it.
     """
     for key, module in _modules(config):
         try:
@@ -65,7 +67,8 @@ def make_env(config: EnvConfig) -> Env:
                 f"{key} names {module!r}, and there is no module {error.name!r}: install it, start in its folder, or "
                 "add that to PYTHONPATH"
             ) from error
-    with naming(f"env.id {config.id!r} with env.kwargs {config.kwargs}"):
+    not_here = (ImportError, FileNotFoundError)  # without which `--dry-run` goes on
+    with naming(f"env.id {config.id!r} with env.kwargs {config.kwargs}", but=not_here):
         return gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped  # type: ignore[return-value]
 
 

@@ -31,9 +31,10 @@ MOVES_NO_SCORE = (
     *("env.deadline_s", "env.reset_deadline_s", "env.max_attempts"),
     # Who computes; how many at once stays, since samplers compute together what comes together, in another order.
     *("cluster.address", "cluster.envs_per_process", "cluster.max_restarts", "cluster.placement"),
-    *("cluster.sampler_cpus", "cluster.rollout_cpus", "cluster.sampler_gpus"),
+    *("cluster.sampler_cpus", "cluster.rollout_cpus", "cluster.sampler_gpus", "cluster.actor_deadline_s"),
     # An evaluation has no learner.
-    *("cluster.num_learners", "cluster.learner_cpus", "cluster.learner_gpus", "cluster.threads"),
+    *("cluster.num_learners", "cluster.learner_cpus", "cluster.learner_gpus", "cluster.learner_deadline_s"),
+    "cluster.threads",
 )
 """Keys of `EvaluateConfig`, with all below them, that its protocol leaves out; whatever else there is, is in it."""
 

@@ -35,14 +35,15 @@ class PluginError(ValueError):
 
 
 @contextmanager
-def naming(what: str) -> Iterator[None]:
+def naming(what: str, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Whatever a plugin raises in here becomes a PluginError that begins with `what` and says where it was raised.
 
-    SystemExit too, which would end a process without a word. KeyboardInterrupt and a PluginError stay what they are.
+    SystemExit too, which would end a process without a word. KeyboardInterrupt, a PluginError and what is in `but` stay
+    what they are.
     """
     try:
         yield
-    except PluginError:
+    except (PluginError, *but):
         raise
     except (Exception, SystemExit) as error:  # whatever a plugin raises; it stops the run
         raise PluginError(f"{what} raised {type(error).__name__}: {error}{_place(error)}") from error

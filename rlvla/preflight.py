@@ -144,6 +144,7 @@ def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
     if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
         raise ValueError(reason)
+    PolicyProcessor.load(cfg.model)
     load_tools(cfg.episode.tools)
 
 

@@ -163,6 +163,8 @@ OUT = {
     "cluster.address": "where it runs",
     "cluster.placement": "likewise",
     "cluster.envs_per_process": "an env is the same in any process",
+    "cluster.actor_deadline_s": "so is one of a process that hangs",
+    "cluster.learner_deadline_s": "there are none",
     "cluster.max_restarts": "an episode that a dead process had is played again from its start",
     "cluster.num_learners": "there are none",
     "cluster.threads": "of learners",

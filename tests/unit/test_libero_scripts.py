@@ -53,7 +53,10 @@ def test_resets_are_drawn_from_all_tasks_and_states() -> None:
     assert check_libero.draw([], 3) == []
 
 
-def test_no_task_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.libero
+def test_no_task_is_a_failure(
+    libero_assets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     env = SimpleNamespace(suite="broken", task_names=("fine",), close=lambda: None)
     monkeypatch.setattr(check_libero, "LiberoEnv", lambda *_, **__: env)
     assert check_libero.main(["--suites", "libero_goal", "--tasks", "7"]) == 1

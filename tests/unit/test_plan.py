@@ -448,7 +448,7 @@ def test_a_checkpoint_and_a_data_set_that_are_here_are_read(tiny_policy: Path, t
     assert "action 3 x 6 = 18" in lines["tokens of a turn"]
 
 
-def test_what_cannot_be_planned_is_an_error(tiny_policy: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_planned_is_an_error(tmp_path: Path) -> None:
     path = CONFIGS / "sft_tiny_tabletop.yaml"
     with pytest.raises(ArchitectureError, match=r"model: nobody/nothing is no folder here.*plan\.architecture"):
         plan_file(path, "--model", "nobody/nothing")
@@ -460,6 +460,10 @@ def test_what_cannot_be_planned_is_an_error(tiny_policy: Path, tmp_path: Path) -
         figures_of("nowhere", PlanConfig(architecture=tmp_path / "missing.json"))
     with pytest.raises(ValueError, match="num_trials is 1001, task 'press' has 1000 evaluate states"):
         plan_file(CONFIGS / "evaluate_tiny_tabletop.yaml", "--num-trials", "1001")
+
+
+@pytest.mark.libero
+def test_a_policy_of_another_env_is_an_error(tiny_policy: Path, libero_assets: Path) -> None:
     with pytest.raises(ValueError, match="have 4 dimensions, those of the env 7"):
         plan_file(CONFIGS / "evaluate_tiny_libero-object.yaml", "--model", str(tiny_policy))
 

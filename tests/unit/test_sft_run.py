@@ -21,7 +21,7 @@ from rlvla.sft import SFTRun
 class Trainer:
     """One process, which has nothing to learn any more."""
 
-    accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    accelerator = SimpleNamespace(is_main_process=True, process_index=0, wait_for_everyone=lambda: None)
 
     def validate(self) -> float:
         return 0.25

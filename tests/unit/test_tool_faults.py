@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from rlvla.config import EnvConfig, EpisodeConfig
 from rlvla.env_process import EnvPool
@@ -141,11 +142,15 @@ def test_an_env_in_this_process_is_judged_likewise(tiny_policy: Path, config: En
 def test_a_zoom_that_returns_no_picture_is_the_envs_fault(tiny_policy: Path, tools: str, tmp_path: Path) -> None:
     env = FaultyEnv(str(tmp_path))
     env.zoom = lambda image, bbox: [[1]]  # type: ignore[method-assign, assignment, return-value]
-    with pytest.raises(PluginError, match=r"^env\.id: zoom returned list: wanted is a uint8 array \[H, W, 3\]"):
+    with pytest.raises(
+        PluginError, match=r"^env\.id: zoom returned a int64 array \[1, 1\]: wanted is a uint8 array \["
+    ):
         play(tiny_policy, EnvThread(lambda: env), f"{tools}:looks")  # type: ignore[arg-type, return-value]
 
 
-def test_a_rollout_ends_with_the_tool_that_fails(tiny_policy: Path, config: EnvConfig, tmp_path: Path) -> None:
+def test_a_rollout_ends_with_the_tool_that_fails(
+    tiny_policy: Path, config: EnvConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At once, and not when all others have been played: the env that waits here would raise and be made anew."""
     (tmp_path / "tools.py").write_text(
         "import numpy as np\n"
@@ -157,11 +162,11 @@ def test_a_rollout_ends_with_the_tool_that_fails(tiny_policy: Path, config: EnvC
     )
     plant(tmp_path / "faults", "step_chunk", "wait")
     look = LookThenAct(tiny_policy)
-    handle = SimpleNamespace(sample=SimpleNamespace(remote=look.sample))
+    monkeypatch.setattr(ray, "get_actor", lambda _: SimpleNamespace(sample=SimpleNamespace(remote=look.sample)))
     episode = EpisodeConfig(tools={"zoom_in": f"{tmp_path}/tools.py:f"}, max_turn_tokens=1024)
 
     async def run() -> list[Any]:
-        actor = RolloutActor(handle, tiny_policy, config, episode, num_envs=2)
+        actor = RolloutActor("sampler", tiny_policy, config, episode, num_envs=2)
         try:
             jobs = [Job(task=TASK, member=member) for member in range(6)]
             return [item async for item in actor.stream(jobs)]
