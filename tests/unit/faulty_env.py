@@ -57,7 +57,7 @@ class FaultyEnv(gymnasium.Env):
     suite = "faulty"
     task_names = ("last",)
     observation_space = gymnasium.spaces.Dict({"images": gymnasium.spaces.Box(0, 255, (1, 64, 64, 3), np.uint8)})
-    action_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
     def __init__(self, folder: str) -> None:
         self._folder, self._chunks = Path(folder), 0
