@@ -59,7 +59,8 @@ def make_env(config: EnvConfig) -> Env:
     """
     for key, module in _modules(config):
         try:
-            import_named(module)
+            with naming(f"{key} {module!r}, while it was imported,", but=(ImportError,)):
+                import_named(module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise  # a missing dependency of the module, not a missing module

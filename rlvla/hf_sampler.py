@@ -46,7 +46,7 @@ class TransformersSampler:
         self._processor = PolicyProcessor.load(model)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype = dtype
-        self._model = policy.load_model(model, dtype).to(self._device).eval()
+        self._model = self._as_scored(policy.load_model(model, dtype)).eval()
         self._weight_names = weight_names(Path(model))
         self._policy_version = 0
         self._lock = threading.Lock()
@@ -68,7 +68,7 @@ class TransformersSampler:
 
         Args:
             weights: {name in the Hugging Face checkpoint: array}, all of them; see `rlvla.policy.named_weights`. Or
-                the adapter of a LoRA policy, which stays beside the checkpoint's weights, unmerged, in float32.
+                the adapter of a LoRA policy, which stays beside the checkpoint's weights, unmerged.
             policy_version: put on every output from now on.
 
         Raises:
@@ -80,10 +80,17 @@ class TransformersSampler:
 
     def _adapted(self, adapter: Adapter) -> Any:
         if not policy.has_adapter(self._model):
-            return put_on(self._model, adapter.config, adapter).to(self._device)
+            return self._as_scored(put_on(self._model, adapter.config, adapter))
         refuse_other_adapter(config_of(self._model), adapter.config)
         load_adapter(self._model, adapter)
         return self._model
+
+    def _as_scored(self, model: Any) -> Any:
+        """On the device, an adapter in the dtype in which the learner's forward, and vLLM, multiply by it."""
+        for parameter in model.parameters() if policy.has_adapter(model) else ():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(self._dtype)
+        return model.to(self._device)
 
     def _replaced(self, weights: Mapping[str, np.ndarray]) -> Any:
         refuse_other_weights(self._weight_names, weights)
