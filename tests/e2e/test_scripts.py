@@ -68,6 +68,7 @@ ELSEWHERE = {
     "benchmark_annotate_run.py": "scripts/benchmark_annotate.py",
     "benchmark_annotate_server.py": "scripts/benchmark_annotate_run.py",
     "demo.py": "tests/e2e/test_scripts.py",
+    "merge_adapter.py": "tests/unit/test_lora.py",
     "soak.py": "tests/e2e/test_scripts.py",
     "torchvision_cpu_hook.py": "tests/unit/test_packaging.py",
 }
