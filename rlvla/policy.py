@@ -250,12 +250,12 @@ def _merged(base: Any) -> dict[str, torch.Tensor]:
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     weights: dict[str, torch.Tensor] = {}
-    modules: list[tuple[str, Any]] = list(base.named_modules())
-    for name, module in modules:
-        if isinstance(module, LoraLayer):
+    for name, layer in base.named_modules():
+        module: Any = layer
+        if isinstance(layer, LoraLayer):
             deltas = [module.get_delta_weight(adapter).float() for adapter in module.active_adapters]
             weights[f"{name}.weight"] = sum(deltas, module.get_base_layer().weight.float())
-        elif isinstance(module, TrainableTokensLayer):
+        elif isinstance(layer, TrainableTokensLayer):
             weight = module.get_base_layer().weight.float()
             for adapter in module.active_adapters:
                 ids = torch.tensor(module.token_indices[adapter], device=weight.device)

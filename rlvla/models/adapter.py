@@ -66,11 +66,11 @@ def merge_down(wrapped: Any) -> float:
     from peft.tuners.lora import LoraLayer
 
     num_adapted = num_unchanged = 0
-    for layer in wrapped.modules():
-        if isinstance(layer, LoraLayer):
-            weight, delta = layer.get_base_layer().weight.detach(), layer.get_delta_weight("default")
-            num_adapted += int((delta != 0).sum())
-            num_unchanged += int(((delta != 0) & (weight + delta.to(weight.dtype) == weight)).sum())
+    layers: list[Any] = [module for module in wrapped.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        weight, delta = layer.get_base_layer().weight.detach(), layer.get_delta_weight("default")
+        num_adapted += int((delta != 0).sum())
+        num_unchanged += int(((delta != 0) & (weight + delta.to(weight.dtype) == weight)).sum())
     wrapped.merge_and_unload()
     return num_unchanged / max(1, num_adapted)
 

@@ -76,6 +76,7 @@ def _write_rows(model: Any, adapter: Adapter) -> None:
 
     layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
     for name, (ids, rows) in adapter.rows().items():
+        layer: Any
         (layer,) = [module for module in layers if isinstance(module, ParallelLMHead) == name.endswith("lm_head")]
         shard = layer.shard_indices
         held = torch.tensor([shard.org_vocab_start_index <= id_ < shard.org_vocab_end_index for id_ in ids])
