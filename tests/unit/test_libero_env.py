@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -183,9 +184,9 @@ def test_zoom_with_center_crop_and_single_camera(cropped: LiberoEnv) -> None:
 def test_native_frame_shows_what_the_view_shows(cropped: LiberoEnv) -> None:
     view = cropped._observe()["images"][0]
     native = resize(cropped.native_frames()[0], 64, 64)
-    assert mean_difference(view, native) < 6
-    for shift in (2, -2):  # of 64 pixels; the centre crop moves the borders by 1.6
-        assert mean_difference(np.roll(view, shift, axis=1), native) > mean_difference(view, native) + 1
+    assert mean_difference(view, native) < 8  # fine textures alias in the smaller frame
+    for axis, shift in itertools.product((0, 1), (1, -1)):  # of 64 pixels; the centre crop moves the borders by 1.6
+        assert mean_difference(np.roll(view, shift, axis=axis), native) > mean_difference(view, native) + 2
 
 
 def test_project_says_where_an_object_appears(cropped: LiberoEnv) -> None:
