@@ -253,8 +253,10 @@ def _merged(base: Any) -> dict[str, torch.Tensor]:
     for name, layer in base.named_modules():
         module: Any = layer
         if isinstance(layer, LoraLayer):
-            deltas = [module.get_delta_weight(adapter).float() for adapter in module.active_adapters]
-            weights[f"{name}.weight"] = sum(deltas, module.get_base_layer().weight.float())
+            weight = module.get_base_layer().weight.float()
+            for adapter in module.active_adapters:
+                weight = weight + module.get_delta_weight(adapter).float()
+            weights[f"{name}.weight"] = weight
         elif isinstance(layer, TrainableTokensLayer):
             weight = module.get_base_layer().weight.float()
             for adapter in module.active_adapters:
