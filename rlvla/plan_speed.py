@@ -65,7 +65,8 @@ ENV_STEPS_PER_S = {
     # docs/results/benchmark.json, `simulator`: "press", random chunks on the threads of one actor.
     "rlvla/Tabletop-v0": 761.9,
     # docs/results/libero_benchmark.json, `ours_one_camera`: LIBERO-Object, chunks of 8 steps, each with one 256-pixel
-    # picture with reflections (the env's default), one process, Mesa on a core of an AMD EPYC, beside other work.
+    # picture with reflections (the env's default), one process, Mesa on a core of an AMD EPYC, beside other work,
+    # with stand-ins for large meshes.
     "rlvla/Libero-v0": 43.3,
 }
 """Env id -> env steps a second of one core, which a rollout actor is counted as."""
