@@ -646,8 +646,8 @@ class SFTConfig:
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=2e-5))
     """Optimisation."""
     num_trials: NonNegativeInt = 0
-    """Held-out initial states per task that the result is evaluated on, as `recipes/evaluate.py` does it; 0: none. Of
-    the four keys below nothing else is read."""
+    """Held-out initial states per task that the result is evaluated on, as `recipes/evaluate.py` does it; 0: none. The
+    four keys below are read for this evaluation only."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """Simulator of that evaluation."""
     episode: EpisodeConfig = field(default_factory=lambda: EpisodeConfig(temperature=0.0))

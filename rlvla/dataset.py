@@ -209,10 +209,18 @@ def write(
 
 
 def read_sizes(path: Path) -> tuple[tuple[tuple[int, int], ...], tuple[int, int]]:
-    """What `meta/info.json` says: (H, W) of each camera's picture, and [K, A] of the actions."""
-    features = json.loads((path / "meta/info.json").read_text())["features"]
+    """What `meta/info.json` says: (H, W) of each camera's picture, and [K, A] of the actions.
+
+    Raises:
+        DatasetError: it is another kind of data set; the message names the file.
+    """
+    file = path / "meta/info.json"
+    features = json.loads(file.read_text())["features"]
     images = [told["shape"] for name, told in features.items() if name.startswith("observation.images.")]
-    chunk_length, action_size = features["action"]["shape"]
+    shape = features["action"]["shape"]
+    if len(shape) != 2:
+        raise DatasetError(f"{file}: action has shape {shape}, need [K, A]: annotate with recipes/annotate.py --source")
+    chunk_length, action_size = shape
     return tuple((height, width) for height, width, _ in images), (chunk_length, action_size)
 
 

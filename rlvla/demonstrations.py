@@ -244,8 +244,8 @@ def decisions(
         return Decision(
             instruction=episode.instruction,
             images=tuple(policy_view(frame, center_crop, view_size) for frame in frames),
-            proprio=episode.state[t].copy(),
-            actions=actions[t : t + chunk_length].copy(),
+            proprio=episode.state[t],
+            actions=actions[t : t + chunk_length],
             zoom=lambda image, box: zoom(frames[image], box, center_crop, view_size),
         )
 

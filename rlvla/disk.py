@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvla.config import GRPOConfig, SFTConfig
+from rlvla.files import visible
 from rlvla.prompt import read_settings
 from rlvla.rollout import make_env, task_ids
 
@@ -63,7 +64,7 @@ def _weights(model: Path) -> tuple[int, int]:
     from safetensors import safe_open
 
     num_bytes, count = 0, 0
-    for file in model.glob("*.safetensors"):
+    for file in visible(model, "*.safetensors"):
         num_bytes += file.stat().st_size
         with safe_open(file, "np") as weights:
             for name in weights.keys():  # noqa: SIM118

@@ -102,8 +102,7 @@ class Watch:
         warnings.warn(f"{self._names[id_]} is ended and started anew: {reason}", stacklevel=2)
         end = actor.wait_end.remote()
         ray.kill(actor, no_restart=False)
-        with suppress(RayActorError):
-            ray.get(end)
+        ray.wait([end], timeout=GRACE_S)  # one that hung in its constructor hands the call on to its successor
 
 
 @dataclass(frozen=True, kw_only=True)

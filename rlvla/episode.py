@@ -290,10 +290,11 @@ async def run_episode(decider: Decider, env: EnvThread, task: TaskSpec, *, membe
                 return _trajectory(task, turns, decision.end or EndReason.MALFORMED, num_env_steps)
             chunk = decision.actions
             raw, rewards, terminated, truncated, info = await env.call(lambda e, c=chunk: e.step_chunk(c.copy()))
-            num_steps, has_succeeded = _executed(rewards, len(chunk))
+            env_end = _env_end(terminated, truncated, info)
+            num_steps, has_succeeded = _executed(rewards, len(chunk), is_over=env_end is not None)
             turns.append(executed(decision.turn, chunk[:num_steps], decider.processor))
             num_env_steps += num_steps
-            end = EndReason.SUCCESS if has_succeeded else _env_end(terminated, truncated, info)
+            end = EndReason.SUCCESS if has_succeeded else env_end
             if end is not None:
                 return _trajectory(task, turns, end, num_env_steps)
             recall = recall.after(
@@ -324,7 +325,7 @@ def observe(env: Simulator, raw: Mapping[str, Any]) -> Observation:
     )
 
 
-def _executed(rewards: np.ndarray, chunk_length: int) -> tuple[int, bool]:
+def _executed(rewards: np.ndarray, chunk_length: int, *, is_over: bool) -> tuple[int, bool]:
     """The steps of a chunk up to the episode's end, and whether a reward tells of success there.
 
     An env that ends neither chunk nor episode at a success may have lost it again by the last step, whose info is all
@@ -334,7 +335,9 @@ def _executed(rewards: np.ndarray, chunk_length: int) -> tuple[int, bool]:
         ValueError: rewards that break the contract of `rlvla_envs.VLAEnv.step_chunk`.
     """
     rewards = np.asarray(rewards)
-    if rewards.ndim != 1 or not 0 < len(rewards) <= chunk_length or not np.isin(rewards, (0, 1)).all():
+    is_sound = rewards.ndim == 1 and 0 < len(rewards) <= chunk_length and np.isin(rewards, (0, 1)).all()
+    # A chunk that ends early ends the episode: else a reward for the whole chunk would pass for that of one step.
+    if not is_sound or (len(rewards) < chunk_length and not is_over and not rewards.any()):
         raise ValueError(
             f"the env's step_chunk returns the rewards {rewards.tolist()} for {chunk_length} actions: it has to return "
             "one for each step executed, 1.0 on success, else 0.0; rlvla_envs.check_env says what else it breaks"

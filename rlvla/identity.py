@@ -1,4 +1,4 @@
-"""What a run was started from, by content: a run that goes on is held to the same things, not to the same paths.
+"""What a run was started from, by content: a run that goes on is held to the same things, not to the same paths alone.
 
 `of` gives one flat mapping: every key of a config with its value, and `content of <key>` for each key that names a
 model, a data set, recorded episodes, a plugin, an env, or a file for one of them. What may change between two starts is
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -31,6 +32,8 @@ FILE = "identity.json"
 """In the output folder of a cold start or a GRPO run."""
 ONLY_EVALUATED = ("env", "episode", "sampler", "cluster")
 """Keys of a cold start that its evaluation alone reads, which keeps an identity of its own."""
+_POLICY = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Endings of weights, settings and tokenizer; a card, and other formats of the weights, do not count."""
 _LARGE = 1 << 30
 """Bytes from which on reading them shows a bar."""
 _OWN = Path(__file__).parent
@@ -94,7 +97,7 @@ def of_policy(folder: Path | str) -> str:
     if not path.is_dir():
         return _of_hub(str(folder))
     files = [*path.iterdir(), *(path / ADAPTER).glob("*")]
-    return _digest(path, (file for file in files if file.name != MANIFEST and file.is_file()))
+    return _digest(path, (file for file in files if file.suffix in _POLICY and file.name != MANIFEST))
 
 
 def of_dataset(folder: Path) -> str:
@@ -114,7 +117,9 @@ def of_plugin(spec: str) -> str:
     except PluginError:
         return ""
     target = spec.rpartition(":")[0]
-    modules = [getattr(found, "__module__", None), *([] if target.endswith(".py") else [target])]
+    home = getattr(found, "__module__", None) or ""
+    is_ours = home.partition(".")[0] not in sys.stdlib_module_names  # that of a functools.partial is
+    modules = [*([home] if is_ours else []), *([] if target.endswith(".py") else [target])]
     return _of_sources([target] if target.endswith(".py") else [], modules)
 
 
@@ -122,12 +127,13 @@ def of_env(cfg: EnvConfig) -> str:
     """Of the source of an env's class; its constructor runs, no reset."""
     env: Any = make_env(cfg)
     env.close()
-    return _of_sources([], [type(env).__module__])
+    return _of_sources([], [type(env).__module__, *cfg.imports])
 
 
 def _of_argument(value: Any) -> str:
     """A file that a plugin's argument names. Not a folder: it may be one to write into."""
-    is_file = isinstance(value, str) and ("/" in value or "." in value) and len(value) < 4096 and Path(value).is_file()
+    # A sentence is no path: os.path, unlike pathlib, says so without an error.
+    is_file = isinstance(value, str) and ("/" in value or "." in value) and os.path.isfile(value)
     return of_files(Path(value)) if is_file else ""
 
 
@@ -167,8 +173,8 @@ def _of_sources(files: Iterable[str], modules: Iterable[str | None]) -> str:
     of_modules = [getattr(sys.modules.get(name or ""), "__file__", None) for name in modules]
     starts = {Path(file).resolve() for file in (*files, *of_modules) if file}
     sources = {source for start in starts for source in _with_neighbours(start)}
-    # By name, not by path: the same package may be installed elsewhere.
-    return _combine({f"{file.parent.name}/{file.name}": _file_digest(file) for file in sources})
+    # By name, not by path: the same package may be installed elsewhere. Several files may have one name.
+    return _combine(dict.fromkeys((f"{file.name} {_file_digest(file)}" for file in sources), ""))
 
 
 def _with_neighbours(start: Path) -> set[Path]:

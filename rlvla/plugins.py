@@ -153,9 +153,13 @@ def import_named(name: str) -> ModuleType:
     Raises:
         ModuleNotFoundError: there is no such module; its `name` is the module, or what that imports and is missing.
     """
+    _add_start_folder()
+    return importlib.import_module(name)
+
+
+def _add_start_folder() -> None:
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
-    return importlib.import_module(name)
 
 
 def resolve(spec: str) -> Any:
@@ -194,6 +198,7 @@ def _load_module(target: str, spec: str) -> ModuleType:
 def _load_file(path: Path, spec: str) -> ModuleType:
     if not path.is_file():
         raise PluginError(f"plugin {spec!r}: there is no file {path}")
+    _add_start_folder()  # so that what lies there is one module, be it named as one or imported from beside
     # One module object per file, however often it is named, so that its state is shared. No file's name holds a slash.
     real = path.resolve()
     name = f"{_package(real.parent)}.{real.stem.replace('.', '/')}"

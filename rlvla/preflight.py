@@ -59,6 +59,10 @@ def check_annotate(cfg: AnnotateConfig) -> None:
         _check_env(cfg)
     elif not cfg.source.exists():
         raise FileNotFoundError(f"source: there is no {cfg.source}")
+    elif cfg.output.resolve().is_relative_to(cfg.source.resolve()):
+        raise ValueError(
+            f"output: {cfg.output} lies in source {cfg.source}, which has to stay as it is: name a folder beside it"
+        )
 
 
 def check_sft(cfg: SFTConfig) -> None:
@@ -263,6 +267,11 @@ def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
         raise ValueError(
             f"output: {cfg.output} holds states of a run with another config ({differ}): name another output folder, "
             "or go on with the config, and with all that it names, as it was"
+        )
+    if cfg.learner.lora is not None and not (cfg.output / identity.FILE).is_file():
+        raise ValueError(
+            f"output: {cfg.output} holds LoRA states of an earlier version, which trained no rows of the markup's "
+            "tokens: go on with that version, or name another output folder"
         )
     said = [{k: v for k, v in one.items() if k.startswith(CONTENT) and _may_change(k, cfg)} for one in (before, now)]
     if differ := differences(*said):

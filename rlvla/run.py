@@ -59,6 +59,8 @@ class GRPORun:
             raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py first")
         self._cfg = cfg
         self._reward = reward
+        # What a group's rewards come from, the code as it is loaded now: its file may be edited while the run goes on.
+        self._scored_by = identity.of(cfg, [field.name for field in fields(cfg) if field.name != "reward"])
         self._ledger = Ledger(cfg.output)
         self._started = time.perf_counter()
         self._saved = 0
@@ -109,11 +111,6 @@ class GRPORun:
             )
             return []
         return groups
-
-    @property
-    def _scored_by(self) -> dict[str, Any]:
-        """What a group's rewards come from, the code of its plugins included."""
-        return identity.of(self._cfg, [field.name for field in fields(self._cfg) if field.name != "reward"])
 
     def counted(self, step: int, play: Play) -> Play:
         """`play`, and before that the ids of what it plays are written down."""

@@ -264,6 +264,7 @@ class SFTRun:
             accelerator.wait_for_everyone()
             who = f"rank {accelerator.process_index} on {socket.gethostname()}"
             require_seen(aside, dict(gather_object([(who, seen(aside))])))
+            accelerator.wait_for_everyone()  # before the main process renames what the others look at
 
         if not self._is_main:
             write_together(aside_of(path))

@@ -35,6 +35,8 @@ def merge_checkpoint(checkpoint: Path, output: Path, dtype: torch.dtype | None =
     """
     if read_config(checkpoint) is None:
         raise ValueError(f"{checkpoint} holds no adapter: there is nothing to merge")
+    if output.exists():
+        raise FileExistsError(f"{output} exists: name a new folder")
     model = policy.load_model(checkpoint, dtype or auto.load_config(checkpoint).dtype or torch.float32)
     base = policy.base_model(model)
     unchanged = merge_down(model)

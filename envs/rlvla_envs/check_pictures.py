@@ -74,4 +74,7 @@ def _moved(env: Any, move: np.ndarray) -> Any:
 
 
 def _require_kept(name: str, is_kept: bool) -> None:
-    require(is_kept, f"{name}: one buffer is returned again and again and drawn into: return a copy each time")
+    require(
+        is_kept,
+        f"{name}: one buffer is returned again and again: return a copy each time, or set flags.writeable = False",
+    )

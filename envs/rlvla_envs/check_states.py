@@ -15,14 +15,18 @@ from gymnasium.envs.registration import load_env_creator
 from rlvla_envs.probe import NUM_STEPS, actions, look, require, start
 
 _NUM_SEEDS = 16
+_MAX_STEPS = 100
+"""That two states which look alike are followed for."""
 _NUM_STATES = 4
 """Of each split that are compared with each other."""
 _OTHER_PROCESS = """
-import importlib, pickle, sys
+import importlib, os, pickle, sys
 module, name, kwargs = pickle.load(sys.stdin.buffer)
 from rlvla_envs.check_states import fingerprint
-print(fingerprint(getattr(importlib.import_module(module), name)(**kwargs)))
+print(fingerprint(getattr(importlib.import_module(module), name)(**kwargs)), flush=True)
+os._exit(0)
 """
+"""Ends without what the simulator says or does at its end: some print, some crash."""
 _PUT_BACK = "put back all that the future and the pictures depend on"
 
 
@@ -197,5 +201,5 @@ def _goes_on_alike(env: Any, *places: tuple[int, int | None]) -> bool:
     seen = []
     for place in places:
         start(env, *place)
-        seen.append(look(env, env.step_chunk(actions(env, NUM_STEPS))[0]))
+        seen.append(look(env, env.step_chunk(actions(env, min(env.max_env_steps(place[0]), _MAX_STEPS)))[0]))
     return not seen[0].differences(seen[1])

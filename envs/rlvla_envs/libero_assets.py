@@ -47,7 +47,10 @@ def find_assets(assets: str | os.PathLike[str] | None = None) -> Path:
     named = assets or os.environ.get(ASSETS_VARIABLE)
     folder = Path(named).expanduser().absolute() if named else installed_assets()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{'assets' if assets else ASSETS_VARIABLE}: {named} is no folder. {_MISSING}")
+        source = "assets" if assets else ASSETS_VARIABLE
+        raise FileNotFoundError(
+            f"{source}: {named} is no folder: name {_OFFICIAL}, or leave it out, for what make libero installs"
+        )
     check_assets(folder)
     return folder
 

@@ -242,8 +242,15 @@ def check_env(env: str | gymnasium.Env[Any, Any], **kwargs: Any) -> None:
     if not isinstance(env, str):
         check_contract(env.unwrapped)
         return
-    made = [gymnasium.make(env, **kwargs) for _ in range(2)]
+    made = [gymnasium.make(env, **kwargs)]
     try:
+        try:
+            made.append(gymnasium.make(env, **kwargs))
+        except Exception as error:
+            raise EnvContractError(
+                f"the constructor: no second env in one process ({type(error).__name__}: {error}). Where the simulator "
+                f"allows none, check one: check_env(gymnasium.make({env!r})), and leave cluster.envs_per_process at 1"
+            ) from error
         check_contract(made[0].unwrapped, twin=made[1].unwrapped)
     finally:
         for one in made:

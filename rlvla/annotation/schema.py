@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from string import ascii_letters
 from typing import Any
 
 from rlvla.types import Annotation
@@ -93,9 +92,10 @@ def _bare(text: str) -> str:
     text = text.strip()
     if not text.startswith(("{", _FENCE)):  # a chat template may have put the opening mark into the prompt
         text = text.partition("</think>")[2].strip() or text
-    if text.startswith(_FENCE):
-        text = text.strip("`")
-        text = text[len(text) - len(text.lstrip(ascii_letters)) :]  # `json`, mostly
+    if _FENCE in text and not text.startswith("{"):  # with a sentence before or behind it, maybe
+        inside = text.partition(_FENCE)[2]
+        inside = inside.rpartition(_FENCE)[0] or inside
+        text = inside[max(0, inside.find("{")) :]  # behind `json`, mostly
     return text
 
 

@@ -7,6 +7,7 @@ last bits of a probability, their tokens must be.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ from rlvla.config import (
     LearnerConfig,
     SamplerConfig,
 )
-from rlvla.dispatch import wait_for
+from rlvla.dispatch import Watch, wait_for
 from rlvla.rollout import Job, TaskStream
 from rlvla.types import Group, Trajectory
 
@@ -145,6 +146,31 @@ def undisturbed(cluster: Cluster, jobs: list[Job]) -> list[tuple[object, ...]]:
     assert {turn.policy_version for t in trajectories for turn in t.turns} == {1}
     assert sum(turn.num_sampled_tokens for t in trajectories for turn in t.turns) > 100
     return [bits(t) for t in trajectories]
+
+
+def test_an_actor_that_hangs_in_its_constructor_is_started_anew(cluster: Cluster, tmp_path: Path) -> None:
+    class Late:
+        def __init__(self, flag: Path) -> None:
+            if not flag.exists():
+                flag.touch()
+                time.sleep(1000)
+
+        async def status(self, deadline_s: float) -> tuple[str, int]:
+            return "", 3
+
+        async def wait_end(self) -> None:
+            await asyncio.Event().wait()
+
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(Late).remote(tmp_path / "flag")
+    watch = Watch(5.0, {actor._actor_id.hex(): "late"})
+    while not (tmp_path / "flag").exists():
+        time.sleep(0.1)
+    with pytest.warns(UserWarning, match="late is ended and started anew: it has not answered for 5 s"):
+        assert watch.look([actor]) == [None]
+    while (said := watch.look([actor])) == [None]:  # a busy machine starts slowly
+        pass
+    assert said == [3]
+    ray.kill(actor)
 
 
 def play_and_kill(cluster: Cluster, jobs: list[Job], victims: dict[str, int]) -> list[tuple[object, ...]]:

@@ -68,6 +68,12 @@ def test_what_a_server_puts_around_the_json_is_taken_off(wrapping: str) -> None:
         assert isinstance(read(text, is_key=True, num_images=1), Annotation)
 
 
+def test_a_fence_may_stand_between_sentences() -> None:
+    text = json.dumps({**ANSWER, "observation": "It says ``` and {."})
+    wrapped = f"Here is the JSON:\n```json5\n{text}\n```\nHope it helps!"
+    assert read(wrapped, is_key=True, num_images=1) == read(text, is_key=True, num_images=1)
+
+
 @pytest.mark.parametrize(
     "text", ["<think>I look.", "```json", "```", "</think>", "<think>a</think>", "```json\n{\n```"]
 )

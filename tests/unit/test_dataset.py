@@ -199,3 +199,10 @@ def test_png_is_without_loss(shape: tuple[int, int, int], level: int) -> None:
         assert (read.format, read.mode) == ("PNG", "RGB")
         np.testing.assert_array_equal(np.asarray(read), turned)
     assert to_png(turned, level=level) == to_png(turned.copy(), level=level)
+
+
+def test_sizes_of_a_plain_lerobot_set_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/info.json").write_text('{"features": {"action": {"shape": [7]}}}')
+    with pytest.raises(dataset.DatasetError, match=r"info\.json: action has shape \[7\], need \[K, A\]: annotate with"):
+        dataset.read_sizes(tmp_path)

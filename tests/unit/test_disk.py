@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,13 @@ def test_states_are_counted_while_they_lie_there_together(cfg: GRPOConfig) -> No
     assert disk.of_grpo(replace(cfg, save_every=10)) == policy + 3 * 12 * weights
     assert disk.of_grpo(replace(cfg, save_every=50)) == policy + 2 * 12 * weights
     assert disk.of_grpo(replace(cfg, save_every=10, learner=LearnerConfig(lora=LoraConfig()))) == policy
+
+
+def test_hidden_files_are_no_weights(cfg: GRPOConfig, tmp_path: Path) -> None:
+    """As a Mac leaves them beside those that it copies."""
+    policy = shutil.copytree(cfg.model, tmp_path / "policy")
+    (policy / "._model.safetensors").write_bytes(bytes(4000))
+    assert disk.of_grpo(replace(cfg, model=policy)) == disk.of_grpo(cfg)
 
 
 def test_what_is_there_already_is_not_written_again(cfg: GRPOConfig) -> None:

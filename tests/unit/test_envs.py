@@ -320,6 +320,51 @@ gymnasium.register("mine/Hash-v0", entry_point="hash_envs:HashEnv")
         check_env("hash_envs:mine/Hash-v0")
 
 
+def test_an_env_may_say_what_it_likes_at_its_end_and_step_as_it_likes(
+    tiny: type[VLAEnv], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A simulator that prints or crashes when its process ends; a `step` that is told whether to render."""
+    (tmp_path / "loud_envs.py").write_text(
+        """import atexit, gymnasium, os, my_envs
+
+atexit.register(print, "simulator: bye")
+
+
+class LoudEnv(my_envs.LineEnv):
+    def step(self, action, render=True):
+        return super().step(action)
+
+    def step_chunk(self, actions):
+        rewards = []
+        for action in actions:
+            obs, reward, terminated, truncated, info = self.step(action, render=False)
+            rewards.append(reward)
+            if terminated or truncated or info["is_success"]:
+                break
+        return obs, my_envs.np.array(rewards, my_envs.np.float32), terminated, truncated, info
+
+
+gymnasium.register("mine/Loud-v0", entry_point="loud_envs:LoudEnv")
+"""
+    )
+    check_env("loud_envs:mine/Loud-v0")
+
+
+def test_a_simulator_that_allows_one_env_in_a_process_is_told_how(tiny: type[VLAEnv]) -> None:
+    class Single(tiny):
+        num_made = 0
+
+        def __init__(self) -> None:
+            """Once."""
+            if Single.num_made:
+                raise RuntimeError("the licence is for one window")
+            Single.num_made += 1
+
+    gymnasium.register("tiny/Single-v0", entry_point=Single)
+    with pytest.raises(EnvContractError, match=r"no second env in one process \(RuntimeError: the licence.*check one"):
+        check_env("tiny/Single-v0")
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"judge": lambda: True}])
 def test_an_env_that_no_other_process_can_make_is_checked_here(tiny: type[VLAEnv], kwargs: dict[str, Any]) -> None:
     class Judged(tiny):

@@ -208,7 +208,7 @@ def test_a_success_that_passes_within_a_chunk_ends_the_episode(tiny_policy: Path
     assert trajectory.num_env_steps == 3
 
 
-@pytest.mark.parametrize("rewards", [[0.5, 0.0], [np.nan, 0.0], [], [0.0, 0.0, 0.0], 0.0])
+@pytest.mark.parametrize("rewards", [[0.5, 0.0], [np.nan, 0.0], [], [0.0], [0.0, 0.0, 0.0], 0.0])
 def test_rewards_that_break_the_contract_are_named(tiny_policy: Path, processor: PolicyProcessor, rewards: Any) -> None:
     """A mistake in the env's code, which would come again: no crash of a simulator, which is played again."""
     with pytest.raises(ValueError, match=r"step_chunk returns the rewards .* for 2 actions.*check_env"):

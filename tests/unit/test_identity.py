@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +18,7 @@ import pytest
 from rlvla import identity
 from rlvla.checkpoint import MANIFEST, appear_sealed
 from rlvla.config import AnnotateConfig, EnvConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, to_dict
+from tests.e2e.run import environment
 from tests.unit.store_worker import answer, demonstration
 
 CONFIGS = (AnnotateConfig, SFTConfig, GRPOConfig, EvaluateConfig)
@@ -53,6 +56,7 @@ def test_a_policy_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     write(tmp_path / "a/model.safetensors", "weights")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     write(tmp_path / "b/.cache/downloaded", "today")
+    write(tmp_path / "b/README.md", "a card")
     assert identity.of_policy(tmp_path / "a") == identity.of_policy(tmp_path / "b") != ""
     assert identity.of_policy(tmp_path / "nowhere") == identity.of_policy("nobody/has-this") == ""
 
@@ -127,6 +131,31 @@ def test_an_installed_plugin_is_what_it_takes_of_its_package(tmp_path: Path, mon
         monkeypatch.delitem(sys.modules, name)
 
 
+def test_a_plugin_is_the_same_in_another_checkout_and_process(tmp_path: Path) -> None:
+    """Where two of its files have one name, in any order; of a `functools.partial` its own file counts alone."""
+    for place in ("one", "two"):
+        for part in ("a", "b"):
+            write(tmp_path / place / f"lab/{part}/core/__init__.py", f"LEVEL = {part!r}\n")
+            write(tmp_path / place / f"lab/{part}/__init__.py", "")
+        write(tmp_path / place / "lab/__init__.py", "")
+        write(
+            tmp_path / place / "lab/tool.py",
+            "import functools\nfrom lab.a import core as a\nfrom lab.b import core as b\n\n"
+            "def look(level): ...\n\nlook_closely = functools.partial(look, a)\n",
+        )
+    code = "import sys; from rlvla.identity import of_plugin; print(of_plugin('lab.tool:look_closely'))"
+    found = set()
+    for place, seed in (("one", "1"), ("one", "5"), ("two", "1")):
+        env = {**environment(), "PYTHONHASHSEED": seed}
+        env["PYTHONPATH"] = f"{tmp_path / place}{os.pathsep}{env['PYTHONPATH']}"
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        found.add(done.stdout.strip())
+    assert len(found) == 1
+    write(tmp_path / "two/lab/b/core/__init__.py", "LEVEL = 3\n")
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() not in found
+
+
 def test_an_env_is_the_file_of_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Path(__file__).with_name("leaky_env.py").read_text()
     file = write(tmp_path / "edited_env.py", source.replace("lab/", "edited/").replace("leaky_env:", "edited_env:"))
@@ -140,7 +169,9 @@ def test_an_env_is_the_file_of_its_class(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_file_that_an_argument_names_counts_and_a_folder_does_not(tmp_path: Path) -> None:
     table, folder = write(tmp_path / "table.json", "[1]"), tmp_path / "log"
-    term = RewardTermConfig(fn="success", kwargs={"table": str(table), "log": str(folder), "word": "success"})
+    rubric = "A sentence ends with a full stop. " * 20  # longer than any file's name
+    kwargs = {"table": str(table), "log": str(folder), "word": "success", "rubric": rubric}
+    term = RewardTermConfig(fn="success", kwargs=kwargs)
     cfg = GRPOConfig(reward=(term,))
     folder.mkdir()
     before = identity.of(cfg, ("env", "episode"))

@@ -199,6 +199,10 @@ def test_a_merged_checkpoint_says_what_is_lost(trained: Path, tmp_path: Path) ->
     expected = dict(policy.named_weights(policy.load_model(trained)))
     merged = dict(policy.named_weights(policy.load_to_train(tmp_path / "exact")))
     torch.testing.assert_close(merged, expected, atol=1e-6, rtol=0)
+    refused = subprocess.run([*merge, str(trained)], check=False, capture_output=True, text=True)
+    assert refused.returncode
+    assert f"{trained} exists: name a new folder" in refused.stderr
+    assert adapter_at(trained).weights
 
 
 def test_merging_an_adapter_that_rounding_loses_warns(start: Path, tmp_path: Path) -> None:

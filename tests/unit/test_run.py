@@ -206,6 +206,8 @@ def test_surplus_that_an_edited_reward_has_scored_is_left_out(cfg: GRPOConfig, t
     saved = run._scored_by
     assert len(run._surplus(file, scored_by=saved)) == 1
     plugin.write_text("def score(trajectory):\n    return 2.0\n")
+    assert run._scored_by == saved  # the code as it was loaded, whatever its file says by now
+    run = GRPORun(replace(cfg, output=tmp_path / "again"), rlvla_reward.build(cfg.reward))
     with pytest.warns(UserWarning, match="1 groups were scored by another `reward`"):
         assert run._surplus(file, scored_by=saved) == []
     assert len(run._surplus(file, scored_by=to_dict(cfg)["reward"])) == 1

@@ -18,7 +18,16 @@ import ray
 import yaml
 
 from rlvla import dataset, identity, preflight
-from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, SFTConfig, load, to_dict
+from rlvla.config import (
+    AnnotateConfig,
+    EvaluateConfig,
+    GRPOConfig,
+    LearnerConfig,
+    LoraConfig,
+    SFTConfig,
+    load,
+    to_dict,
+)
 from rlvla.types import Demonstration
 from tests.unit.store_worker import answer, demonstration
 
@@ -137,6 +146,7 @@ WORLD = [
     ("a folder without config.json", "evaluate", "model: .", "", r"model: \. holds no checkpoint"),
     ("no such model to start from", "sft", "model: ./nowhere", "", r"model: \./nowhere holds no config\.json"),
     ("no such data set", "sft", "dataset: nowhere", "", r"nowhere: no LeRobot v3 data set here"),
+    ("output in source", "annotate", "source: .\noutput: demos", "", r"output: demos lies in source \., which has to stay"),
     ("no such source", "annotate", "source: nowhere", "", r"source: there is no nowhere"),
     ("output is a file", "grpo", RUN + "output: a_file", "", r"output: cannot write to a_file \(File exists\)"),
     ("output is below a file", "sft", "output: a_file/run", "", r"output: cannot write to a_file/run \(Not a directory\)"),
@@ -448,6 +458,14 @@ def test_a_run_of_an_earlier_version_goes_on(told: Callable[..., str], tmp_path:
     assert "model: outputs/sft/checkpoint holds no checkpoint" in message
     with pytest.warns(UserWarning, match="does not tell"):
         assert "importance_cap was 2.0, is 0.0" in told("grpo", "output: run\nloss: {importance_cap: 0.0}")
+
+
+def test_lora_states_of_an_earlier_version_are_refused(told: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run/state/step-000002").mkdir(parents=True)
+    lora = LearnerConfig(lora=LoraConfig(rank=4))
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(to_dict(SFTConfig(learner=lora))))
+    message = told("sft", "output: run\nlearner: {lora: {rank: 4}}")
+    assert "output: run holds LoRA states of an earlier version" in message
 
 
 def test_one_rank_looks_for_all(told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
