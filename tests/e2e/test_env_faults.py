@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ import ray
 from rlvla.actions import QuantileCodec
 from rlvla.cluster import start_ray
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, TinyModelConfig
-from rlvla.dispatch import Dispatcher
+from rlvla.dispatch import Dispatcher, Watch
 from rlvla.metrics import rollout_metrics
 from rlvla.plugins import PluginError
 from rlvla.policy import save_policy
@@ -61,7 +62,7 @@ def own_ray() -> Iterator[None]:
 
 def start(sampler: type, policy: Path, env: EnvConfig, num_envs: int, **episode_: Any) -> tuple[Any, Any]:
     """A sampler and an actor that asks it, with as many envs, each in a process of its own."""
-    name = f"{sampler.__name__} of {policy}"
+    name = uuid4().hex
     asked = ray.remote(sampler).options(num_cpus=0, max_concurrency=100, name=name).remote(policy)
     episode = EpisodeConfig(max_turn_tokens=1024, **episode_)
     actor = ray.remote(RolloutActor).options(num_cpus=0).remote(name, policy, env, episode, num_envs=num_envs)
@@ -69,8 +70,10 @@ def start(sampler: type, policy: Path, env: EnvConfig, num_envs: int, **episode_
 
 
 @pytest.fixture(scope="module")
-def actor(tiny_policy: Path) -> Any:
-    return start(LookThenAct, tiny_policy, ENV, num_envs=3)[1]
+def actor(tiny_policy: Path) -> Iterator[Any]:
+    sampler, actor = start(LookThenAct, tiny_policy, ENV, num_envs=3)
+    yield actor
+    del sampler  # which ends with its last handle
 
 
 def family(actor: Any) -> tuple[psutil.Process, set[psutil.Process]]:
@@ -124,10 +127,10 @@ def test_a_tool_that_fails_reaches_the_driver_by_name(tiny_policy: Path, tmp_pat
     (tmp_path / "words.py").write_text("WORD = 'gone'\n")
     (tmp_path / "mine.py").write_text("from words import WORD\ndef f(observation, arguments): raise KeyError(WORD)\n")
     file = os.path.relpath(tmp_path / "mine.py")
-    _, actor = start(LookThenAct, tiny_policy, ENV, num_envs=2, tools={"zoom_in": f"{file}:f"})
+    _sampler, actor = start(LookThenAct, tiny_policy, ENV, num_envs=2, tools={"zoom_in": f"{file}:f"})
     jobs = [Job(task=task, member=0) for task in TaskStream(config=ENV, seed=0).take(3)]
     with pytest.raises(PluginError) as caught:
-        list(Dispatcher([actor], lambda: None).stream(jobs))
+        list(Dispatcher([actor], lambda: None, Watch(900.0, {})).stream(jobs))
     assert str(caught.value) == f"episode.tools.zoom_in ({file}:f) raised KeyError: 'gone' (mine.py, line 2)"
     ray.kill(actor)
 
