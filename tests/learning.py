@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from rlvla import policy
 from rlvla.actions import QuantileCodec
@@ -124,6 +126,13 @@ def main(rank: int, world: int, master: str, checkpoint: Path, output: Path) -> 
             np.savez(output / f"weights_{stage}.npz", **weights)  # pyright: ignore[reportArgumentType]
             np.savez(output / f"metrics_{stage}.npz", **metrics)  # pyright: ignore[reportArgumentType]
         assert bool(weights) == (rank == 0)
+
+
+def first_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a trainer start as if no learner and no other trainer had run in this process."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    AcceleratorState._reset_state()
 
 
 if __name__ == "__main__":

@@ -136,10 +136,16 @@ def ids(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "ids.jsonl").read_text().splitlines()]
 
 
+def learned(checkpoint: Path) -> dict[str, np.ndarray]:
+    """The weights of a policy, those of its adapter where it has one."""
+    adapter = checkpoint / "adapter/adapter_model.safetensors"
+    return load_file(adapter if adapter.is_file() else checkpoint / "model.safetensors")
+
+
 def assert_same_learned_weights(expected: Path, found: Path, start: Path) -> None:
     """Two policies are the same bit for bit, and another than the one that they started from."""
-    old, one, other = (load_file(folder / "model.safetensors") for folder in (start, expected, found))
-    assert any(not np.array_equal(old[name], weight) for name, weight in one.items())
+    old, one, other = (learned(folder) for folder in (start, expected, found))
+    assert any(not np.array_equal(old.get(name, np.zeros_like(weight)), weight) for name, weight in one.items())
     assert one.keys() == other.keys()
     for name, weight in one.items():
         assert weight.tobytes() == other[name].tobytes(), name

@@ -44,7 +44,7 @@ COMMANDS: dict[str, Sequence[str]] = {
     ),
     "benchmark_modes.py": (
         *("--model", "{demo}/grpo/checkpoint", "--config", "{configs}/evaluate_tiny_tabletop.yaml"),
-        *("--num-decisions", "3", "--rounds", "1", "--num-trajectories", "2", "--output", "{out}/result.json"),
+        *("--num-decisions", "3", "--rounds", "6", "--num-trajectories", "2", "--output", "{out}/result.json"),
     ),
     "check_annotations.py": ("--num-episodes", "2", "--output", "{out}/result.json"),
     "doctor.py": ("--quiet",),

@@ -104,6 +104,7 @@ def test_a_gripper_that_never_comes_to_a_threshold_is_no_gripper_at_rest() -> No
     timeline = find_key_frames(zero_to_one, KeyFrameConfig(open_below=0.2, closed_above=0.8))
     assert timeline.switches == ("", "", "close", "open")
     assert not any(find_key_frames(moving([[0.2], [0.9], [0.3]]), KeyFrameConfig()).is_key)
+    assert not any(find_key_frames(moving([[-0.9], [0.2], [-0.9]]), KeyFrameConfig()).is_key)  # something thick
 
 
 def test_what_comes_behind_the_last_change_is_a_sub_task_of_its_own() -> None:

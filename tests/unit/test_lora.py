@@ -26,7 +26,7 @@ from rlvla.models.openvla.shards import CheckpointError
 from rlvla.prompt import PolicyProcessor
 from rlvla.sft import SFTTrainer
 from rlvla.types import Demonstration
-from tests.learning import make_checkpoint, make_groups, make_learner
+from tests.learning import first_of_its_process, make_checkpoint, make_groups, make_learner
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 SMALL = 1e-6
@@ -234,8 +234,7 @@ def test_an_adapter_goes_on_with_more_rows(trained: Path) -> None:
 def test_a_cold_start_goes_on_with_the_adapter_of_its_checkpoint(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # of a learner before
-        monkeypatch.delenv(name, raising=False)
+    first_of_its_process(monkeypatch)
     demonstration = Demonstration(
         instruction="press the red pad",
         images=(np.full((32, 32, 3), 80, np.uint8),),

@@ -27,7 +27,7 @@ from rlvla.tools import load_tools
 from rlvla.turn_context import Recall, executed
 from rlvla.types import Demonstration, EndReason, Group, Observation, SegmentKind
 from tests import parallel_policies as tiny
-from tests.learning import free_address
+from tests.learning import first_of_its_process, free_address
 
 LOSS = LossConfig(kl_coef=0.1, average="token", importance_cap=0.0)
 
@@ -190,14 +190,7 @@ def act(
 @pytest.mark.slow
 def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path, monkeypatch):
     """With all that is bidirectional: prompts and actions."""
-    for name in (
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    ):  # of a learner before in this process
-        monkeypatch.delenv(name, raising=False)
+    first_of_its_process(monkeypatch)
     demos = demonstrations()
     write(tmp_path / "demos", [[demo] for demo in demos * 2], robot="test", fps=1.0, suites=("new",))
     cfg = SFTConfig(
