@@ -69,8 +69,8 @@ def _gripper_states(take: Take, cfg: KeyFrameConfig) -> tuple[np.ndarray, int]:
         values = np.array([d.proprio[cfg.gripper_dim] for d in take.decisions])
     values = values * cfg.closed_sign
     low, high = float(values.min()), float(values.max())
-    # One that never opens has other values; one that never closes may have grasped something thick.
-    if high - low >= cfg.closed_above - cfg.open_below and low > cfg.open_below:
+    # From 0 to 1 it would count as closed for ever. Others may have grasped something thick, or be no gripper.
+    if high - low >= cfg.closed_above - cfg.open_below and low >= 0 > cfg.open_below:
         raise DatasetError(
             f"{take.name}: the gripper goes from {low:g} to {high:g} (times key_frames.closed_sign), but is open from "
             f"key_frames.open_below {cfg.open_below:g} down and closed from key_frames.closed_above "
