@@ -109,6 +109,10 @@ class SFTTrainer:
         """The rows of the data set that a step learns from; they depend on nothing but the seed and the step."""
         return batch_indices(self._train, self.cfg.batch_size, step, self.cfg.seed)
 
+    def of_all(self, said: Any) -> list[Any]:
+        """What each process says; every one must say something."""
+        return gather_object([said])
+
     def is_any(self, claim: bool) -> bool:
         """Whether any process says so; every one must ask."""
         return bool(self._sum(claim))
@@ -263,7 +267,7 @@ class SFTRun:
             write(aside)
             accelerator.wait_for_everyone()
             who = f"rank {accelerator.process_index} on {socket.gethostname()}"
-            require_seen(aside, dict(gather_object([(who, seen(aside))])))
+            require_seen(aside, dict(self._trainer.of_all((who, seen(aside)))))
             accelerator.wait_for_everyone()  # before the main process renames what the others look at
 
         if not self._is_main:
