@@ -148,8 +148,8 @@ def _is_official(
     return (
         cfg.split == "official"
         and len(names) == len(env.task_names)
-        and len(tasks) == sum(len(env.init_state_ids(task_id, "official")) for task_id in names)
-        and not (trained and any(task.init_state_id in env.init_state_ids(task.task_id, "train") for task in tasks))
+        and len(tasks) == sum(len(state_ids(env, task_id, "official")) for task_id in names)
+        and not (trained and any(task.init_state_id in state_ids(env, task.task_id, "train") for task in tasks))
         and all(made.get(name) == value for name, value in kwargs.items())
         and cfg.episode.is_greedy
         and (cfg.episode.mode, cfg.episode.think_every) == ("zoom", 1)

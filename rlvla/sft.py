@@ -30,13 +30,7 @@ from rlvla.files import aside_of, sync_lines, write_json
 from rlvla.hybrid_mask import check_hybrid
 from rlvla.interrupts import Interrupts
 from rlvla.learner import learning_rate
-from rlvla.learner_engine import (  # names the CPU
-    deepspeed_config,
-    meet,
-    poisoned,
-    skip_compilation,
-    update,
-)
+from rlvla.learner_engine import deepspeed_config, meet, poisoned, skip_compilation, update  # names the CPU
 from rlvla.loss import sft_token_loss
 from rlvla.master_weights import keeping_masters, masters
 from rlvla.metrics import MetricsLogger
