@@ -9,9 +9,9 @@ import ray
 from ray.cluster_utils import Cluster as RayNodes
 from ray.util import placement_group_table
 
-from rlvla.cluster import Cluster
+from rlvla.cluster.cluster import Cluster
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
-from rlvla.rollout import Job, TaskStream, rollout
+from rlvla.rollout.rollout import Job, TaskStream, rollout
 
 
 @pytest.fixture
