@@ -11,7 +11,8 @@ from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig, load
 from rlvla.durable.interrupts import Interrupts
 from rlvla.learner.advantage import with_advantages
-from rlvla.rollout.rollout import TaskStream, collect
+from rlvla.rollout.collect import collect
+from rlvla.rollout.tasks import TaskStream
 from rlvla.run.grpo import GRPORun
 from rlvla.run.metrics import PhaseTimer, rollout_metrics
 from rlvla.run.preflight import check_grpo

@@ -37,10 +37,10 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.policies.thinker.turn_context import Recall
 from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.rollout.collect import Job
 from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import Decider, decide, derive_seed, observe
-from rlvla.rollout.rollout import Job
 
 
 class _RowsEnd(StoppingCriteria):

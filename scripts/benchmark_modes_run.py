@@ -14,8 +14,9 @@ from rlvla.config import EpisodeConfig, EvaluateConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import Env, SampleOutput, Sampler, SampleRequest
+from rlvla.rollout.env_server import make_env
 from rlvla.rollout.episode import Decider, EnvThread, run_episode
-from rlvla.rollout.rollout import TaskStream, make_env
+from rlvla.rollout.tasks import TaskStream
 from rlvla.types import SegmentKind, TaskSpec, Trajectory, Turn
 
 

@@ -14,7 +14,7 @@ ZOOM = '<tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 0, 500, 
 
 
 class LookThenAct:
-    """A `protocols.Sampler`, and what `rlvla.rollout.rollout.RaySampler` calls when it is made a Ray actor.
+    """A `protocols.Sampler`, and what `rlvla.cluster.actors.RaySampler` calls when it is made a Ray actor.
 
     Args:
         checkpoint: whose tokens it speaks.

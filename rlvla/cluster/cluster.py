@@ -15,6 +15,7 @@ from ray._private import ray_constants
 from ray.exceptions import RayActorError
 from ray.util.placement_group import remove_placement_group
 
+from rlvla.cluster.actors import RolloutActor, SamplerActor
 from rlvla.cluster.dispatch import GRACE_S, Dispatcher, NoAnswerError, Watch, get_all, wait_for
 from rlvla.cluster.placement import Place, place, reserve
 from rlvla.cluster.weight_sync import sync_weights
@@ -22,7 +23,8 @@ from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
 from rlvla.durable.interrupts import kept_handlers
 from rlvla.durable.sealed import require_seen, seen
 from rlvla.policies.thinker.prompt import vllm_obstacle
-from rlvla.rollout.rollout import Job, RolloutActor, SamplerActor, most_images
+from rlvla.rollout.collect import Job
+from rlvla.rollout.tasks import most_images
 from rlvla.types import Group, Trajectory
 
 ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "LP_NUM_THREADS": "1"}

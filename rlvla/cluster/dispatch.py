@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rlvla.plugins import PluginError
-from rlvla.rollout.rollout import Job
+from rlvla.rollout.collect import Job
 from rlvla.types import Trajectory
 
 SILENCE_S = 5.0

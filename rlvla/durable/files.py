@@ -255,7 +255,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def warn_untold(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Warn, in one line, of contents that cannot be compared: of a hub id that had none yet, of another version's code."""
+    """Warn, in one line, of contents that cannot be compared: a hub id that had none yet, code of another version."""
     if keys := [key.removeprefix(CONTENT) for key in _untold(before, now)]:
         warnings.warn(f"{where} does not tell whether these are what they were: {', '.join(keys)}", stacklevel=3)
 

@@ -10,7 +10,8 @@ from typing import Any
 from rlvla.config import ActionDecoding, EvaluateConfig, GRPOConfig, PlanConfig, SFTConfig
 from rlvla.data.dataset import read_sizes
 from rlvla.policies.thinker.prompt import read_decoding, read_settings
-from rlvla.rollout.rollout import make_env, task_ids
+from rlvla.rollout.env_server import make_env
+from rlvla.rollout.tasks import task_ids
 from rlvla.run.preflight import check_world
 
 

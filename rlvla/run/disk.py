@@ -11,7 +11,8 @@ from typing import Any
 from rlvla.config import GRPOConfig, SFTConfig
 from rlvla.durable.files import visible
 from rlvla.policies.thinker.prompt import read_settings
-from rlvla.rollout.rollout import make_env, task_ids
+from rlvla.rollout.env_server import make_env
+from rlvla.rollout.tasks import task_ids
 
 _MOMENTS, _FLOAT32 = 8, 4
 """Bytes of a weight: AdamW's two moments, and its value."""

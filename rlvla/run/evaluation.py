@@ -14,9 +14,10 @@ from rlvla.config import EvaluateConfig, provenance, write_resolved
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.policies.thinker.prompt import read_trained
 from rlvla.protocols import Env
-from rlvla.rollout.env_server import made_with
+from rlvla.rollout.collect import Job
+from rlvla.rollout.env_server import made_with, make_env
 from rlvla.rollout.episode import derive_seed
-from rlvla.rollout.rollout import Job, make_env, state_ids, task_ids, trial_states
+from rlvla.rollout.tasks import state_ids, task_ids, trial_states
 from rlvla.run import identity
 from rlvla.run.trials import Trial, TrialLog, success_rate, summarise, to_trial
 from rlvla.types import TaskSpec

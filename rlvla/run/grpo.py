@@ -28,7 +28,8 @@ from rlvla.durable.sealed import appear_sealed, forget_old, newest_whole
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.policies.thinker.prompt import note_trained
 from rlvla.protocols import Stateful
-from rlvla.rollout.rollout import Job, Play, TaskStream
+from rlvla.rollout.collect import Job, Play
+from rlvla.rollout.tasks import TaskStream
 from rlvla.run import disk, identity
 from rlvla.run.ledger import Ledger
 from rlvla.run.metrics import MetricsLogger, PhaseTimer, read_metrics

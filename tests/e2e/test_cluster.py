@@ -11,7 +11,8 @@ from ray.util import placement_group_table
 
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
-from rlvla.rollout.rollout import Job, TaskStream, rollout
+from rlvla.rollout.collect import Job, rollout
+from rlvla.rollout.tasks import TaskStream
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ from rlvla.config import (
     SamplerConfig,
 )
 from rlvla.durable.sealed import appear_sealed, newest_whole
-from rlvla.rollout.rollout import Job, TaskStream
+from rlvla.rollout.collect import Job
+from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -14,7 +14,7 @@ from benchmark_modes_run import measure_decisions, measure_rollout
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.rollout.rollout import TaskStream
+from rlvla.rollout.tasks import TaskStream
 from tests.examples import good_turn, trajectory
 
 CONFIG = EvaluateConfig(

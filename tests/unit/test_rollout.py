@@ -13,7 +13,9 @@ import pytest
 from rlvla.config import AdvantageConfig, EnvConfig, EvaluateConfig, GRPOConfig
 from rlvla.learner import collate
 from rlvla.learner.advantage import with_advantages
-from rlvla.rollout.rollout import Job, TaskStream, collect, make_env, rollout, task_ids, trial_states
+from rlvla.rollout.collect import Job, collect, rollout
+from rlvla.rollout.env_server import make_env
+from rlvla.rollout.tasks import TaskStream, task_ids, trial_states
 from rlvla.run.metrics import rollout_metrics
 from rlvla.testing import make_trajectory
 from rlvla.types import EndReason, Group, Trajectory
