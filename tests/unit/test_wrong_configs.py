@@ -17,6 +17,7 @@ import pytest
 import ray
 import yaml
 
+from rlvla.annotation.preflight import check_annotate
 from rlvla.config import (
     AnnotateConfig,
     EvaluateConfig,
