@@ -51,12 +51,9 @@ def evaluate(cfg: EvaluateConfig, *, starts_over: bool = False) -> dict[str, Any
         starts_over: trials of another evaluation, such as of the checkpoint before this one, are removed.
 
     Raises:
-        FileNotFoundError: `model` names no checkpoint.
         ValueError: the env offers too few states, or some that were also trained on; or, unless it `starts_over`, the
             output folder holds the trials of another evaluation.
     """
-    if not (cfg.model / "config.json").is_file():
-        raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py or recipes/grpo.py first")
     names, tasks, said = _tasks(cfg)
     protocol = _protocol(cfg, list(names.values()), said)
     with TrialLog(cfg.output / "trials.jsonl", protocol, starts_over=starts_over) as log:

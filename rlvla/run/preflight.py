@@ -102,10 +102,10 @@ def check_grpo(cfg: GRPOConfig) -> None:
     """
     require_sinks(cfg.log)
     _check_resume(cfg)
-    _check_policy(cfg)
+    processor = _check_policy(cfg)
     require_lora(cfg.model, cfg.learner.lora)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
-    check_env(cfg)
+    check_env(cfg, processor)
 
 
 def check_evaluate(cfg: EvaluateConfig) -> None:
@@ -116,18 +116,18 @@ def check_evaluate(cfg: EvaluateConfig) -> None:
         FileNotFoundError: `model` is no checkpoint.
         ModuleNotFoundError: a module of `env.imports` is not installed.
     """
-    _check_policy(cfg)
+    processor = _check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
-    check_env(cfg)
+    check_env(cfg, processor)
 
 
-def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
+def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> PolicyProcessor:
     if not (cfg.model / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
     if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
         raise ValueError(reason)
-    PolicyProcessor.load(cfg.model)
     load_tools(cfg.episode.tools)
+    return PolicyProcessor.load(cfg.model)
 
 
 def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_learners: int) -> None:
@@ -158,21 +158,26 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
         )
 
 
-def check_env(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig) -> None:
+def check_env(
+    cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, processor: PolicyProcessor | None = None
+) -> None:
     """`check_world` of the env that the config names; raises what its constructor raises."""
     env = make_env(cfg.env)
     try:
-        check_world(cfg, env)
+        check_world(cfg, env, processor)
     finally:
         env.close()
 
 
-def check_world(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, env: Env) -> None:
+def check_world(
+    cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, env: Env, processor: PolicyProcessor | None = None
+) -> None:
     """All that a run, and its `--dry-run`, ask of an env, and of the policy that is to act in it, as far as it is here.
 
     Args:
         cfg: of the run.
         env: constructed; it is not reset.
+        processor: the policy's; None: read here, if it is there.
 
     Raises:
         ValueError: the env lacks a task or initial states, or policy and env do not go together; it names what.
@@ -189,7 +194,7 @@ def check_world(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, e
         views, (_, action_size) = read_sizes(cfg.dataset)
         _check_fit(env, f"dataset: {cfg.dataset}", views, action_size)
     if isinstance(cfg, EvaluateConfig | GRPOConfig) and (cfg.model / POLICY_FILE).is_file():
-        processor = PolicyProcessor.load(cfg.model)
+        processor = processor or PolicyProcessor.load(cfg.model)
         _check_fit(env, f"model: {cfg.model}", processor.views, processor.codec.chunk_shape[1])
         require_action_temperature(cfg.episode, processor)
         _check_shortest_turn(env, processor, cfg.episode.max_turn_tokens)
@@ -236,6 +241,11 @@ def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
     """
     if os.environ.get("RANK", "0") != "0" or not identity.has_states(cfg.output):  # one process reads all for all
         return
+    if isinstance(cfg, SFTConfig) and any(cfg.output.glob("state/step-*/pytorch_model")):
+        raise ValueError(
+            f"output: {cfg.output} holds states of an earlier version, which accelerate wrote: go on with that "
+            "version, or name another output folder"
+        )
     before, now = _before(cfg), identity.of_run(cfg)
     warn_untold(before, now, cfg.output)
     # What a run of an earlier version does not know it did as a config does that leaves it out.

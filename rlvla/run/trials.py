@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from rlvla.durable.files import CONTENT, differences, whole_lines
-from rlvla.run.metrics import wilson_interval
-from rlvla.types import EndReason, SegmentKind, Trajectory
+from rlvla.run.metrics import behaviour, count_turns, wilson_interval
+from rlvla.types import EndReason, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +52,13 @@ class Trial:
 
 def to_trial(trajectory: Trajectory) -> Trial:
     """The trial that a trajectory is."""
-    turns = trajectory.turns
-    calls = [call for turn in turns for call in turn.of_kind(SegmentKind.TOOL_CALL)]
     return Trial(
         task_id=trajectory.task.task_id,
         init_state_id=trajectory.task.init_state_id,
         end=trajectory.end,
         num_env_steps=trajectory.num_env_steps,
-        num_turns=len(turns),
-        num_malformed_turns=sum(turn.is_malformed for turn in turns),
-        num_tool_calls=len(calls),
-        num_bad_calls=sum(bool(call.error) for call in calls),
-        num_sampled_tokens=sum(turn.num_sampled_tokens for turn in turns),
-        latencies_s=tuple(turn.latency_s for turn in turns),
+        latencies_s=tuple(turn.latency_s for turn in trajectory.turns),
+        **count_turns(trajectory.turns),
     )
 
 
@@ -162,15 +156,13 @@ def summarise(task_names: Mapping[int, str], trials: Sequence[Trial]) -> dict[st
 
 
 def _behaviour(trials: Sequence[Trial]) -> dict[str, Any]:
-    num_turns = sum(t.num_turns for t in trials)
-    if not num_turns:
+    counts = {name: sum(getattr(trial, name) for trial in trials) for name in count_turns(())}
+    if not counts["num_turns"]:
         return {}
-    num_calls = sum(t.num_tool_calls for t in trials)
+    rates = behaviour(counts)
     latencies = [latency for t in trials for latency in t.latencies_s]
     return {
-        "format_rate": 1 - sum(t.num_malformed_turns for t in trials) / num_turns,
-        "tool_calls_per_turn": num_calls / num_turns,
-        "bad_call_rate": sum(t.num_bad_calls for t in trials) / num_calls if num_calls else 0.0,
-        "tokens_per_decision": sum(t.num_sampled_tokens for t in trials) / num_turns,
+        "tokens_per_decision": rates.pop("response_tokens"),
+        **rates,
         "latency_per_decision_s": {"p50": float(np.median(latencies)), "p95": float(np.quantile(latencies, 0.95))},
     }

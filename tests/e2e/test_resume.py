@@ -170,7 +170,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = folder / "run"
 
     # In the middle of writing a checkpoint.
-    Run(folder, launcher=struck("_checkpoint", "save_trajectories", signal.SIGKILL, count=2)).wait_until_killed()
+    Run(folder, launcher=struck("fill", "save_trajectories", signal.SIGKILL, count=2)).wait_until_killed()
     assert any((output / "state").glob("incomplete-*"))
 
     # In a weight sync, that of the resume or of the first step; anywhere in a step.
