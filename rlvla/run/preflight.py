@@ -18,6 +18,7 @@ import yaml
 
 from rlvla.cluster.placement import reserved
 from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
+from rlvla.config.marks import MAY_CHANGE, marked
 from rlvla.data.dataset import read_sizes
 from rlvla.durable.files import CONTENT, differences, warn_untold
 from rlvla.policies.models.lora import require_lora
@@ -29,18 +30,6 @@ from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import state_ids, task_ids, trial_states
 from rlvla.run import identity
 from rlvla.run.metrics import require_sinks
-
-_MAY_CHANGE = (
-    *("output", "num_steps", "validate_every", "save_every", "keep_states", "save_trajectories", "num_trials"),
-    *("log", "cluster", "sampler", "plan", "dry_run"),
-    # After a fault: the reward or the loss was not finite, memory did not do, envs hung or crashed.
-    *("reward", "learner.lr", "learner.max_grad_norm", "learner.max_skipped_steps"),
-    *("learner.micro_batch_rows", "learner.gradient_checkpointing"),
-    *("env.deadline_s", "env.reset_deadline_s", "env.max_attempts", "max_refills", "max_futile_steps"),
-)
-"""Keys of a run, with all below them, that its saved states do not depend on, or that say how far it goes."""
-_MUST_STAY = ("cluster.num_learners",)
-"""The ones among them that states do depend on: each rank has saved its share of the optimizer."""
 
 
 def check_sft(cfg: SFTConfig) -> None:
@@ -251,7 +240,8 @@ def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
     # What a run of an earlier version does not know it did as a config does that leaves it out.
     usual = identity.flatten(to_dict(type(cfg)()))
     before = {key: usual[key] for key in now if key in usual} | before
-    stays = [{k: value for k, value in one.items() if not _may_change(k, cfg)} for one in (before, now)]
+    free = [*marked(type(cfg), MAY_CHANGE)]
+    stays = [{k: value for k, value in one.items() if not identity.is_below(k, free)} for one in (before, now)]
     if differ := differences(*stays):
         raise ValueError(
             f"output: {cfg.output} holds states of a run with another config ({differ}): name another output folder, "
@@ -262,7 +252,9 @@ def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
             f"output: {cfg.output} holds LoRA states of an earlier version, which trained no rows of the markup's "
             "tokens: go on with that version, or name another output folder"
         )
-    said = [{k: v for k, v in one.items() if k.startswith(CONTENT) and _may_change(k, cfg)} for one in (before, now)]
+    said = [
+        {k: v for k, v in one.items() if k.startswith(CONTENT) and identity.is_below(k, free)} for one in (before, now)
+    ]
     if differ := differences(*said):
         warnings.warn(f"{cfg.output} goes on with what has been edited since it began: {differ}", stacklevel=3)
 
@@ -273,9 +265,3 @@ def _before(cfg: GRPOConfig | SFTConfig) -> dict[str, Any]:
     if file.is_file():
         return json.loads(file.read_text())
     return identity.flatten(yaml.safe_load(config.read_text())) if config.is_file() else identity.flatten(to_dict(cfg))
-
-
-def _may_change(key: str, cfg: GRPOConfig | SFTConfig) -> bool:
-    if isinstance(cfg, SFTConfig) and identity.is_below(key, identity.ONLY_EVALUATED):
-        return True
-    return key not in _MUST_STAY and identity.is_below(key, _MAY_CHANGE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.durable.files import CONTENT, differences, whole_lines
+from rlvla.durable.files import CONTENT, append_line, differences, sync, whole_lines
 from rlvla.run.metrics import behaviour, count_turns, wilson_interval
 from rlvla.types import EndReason, Trajectory
 
@@ -81,18 +80,13 @@ class TrialLog:
             if not starts_over:
                 raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
             lines = whole = []
+        self._path = path
         self._trials = {trial.key: trial for trial in map(_read, whole[1:])}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a")
-        self._file.truncate(sum(map(len, lines)))
+        with path.open("a") as file:
+            file.truncate(sum(map(len, lines)))
         if not whole:
             self._write({"protocol": dict(protocol)})
-
-    def __enter__(self) -> TrialLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     @property
     def trials(self) -> list[Trial]:
@@ -105,9 +99,8 @@ class TrialLog:
         self._write(asdict(trial))
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append_line(self._path, line)
+        sync(self._path)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -49,9 +49,8 @@ def test_the_result_of_an_earlier_checkpoint_is_not_that_of_a_later_one_in_its_p
 ) -> None:
     model = shutil.copytree(tiny_policy, tmp_path / "policy")
     cfg = EvaluateConfig(model=model, output=tmp_path / "out", env=EnvConfig(tasks=("press",)), num_trials=1)
-    with TrialLog(tmp_path / "out/trials.jsonl", protocol(cfg)) as log:
-        (task,) = _tasks(cfg)[1]
-        log.add(to_trial(make_trajectory(task=task)))
+    (task,) = _tasks(cfg)[1]
+    TrialLog(tmp_path / "out/trials.jsonl", protocol(cfg)).add(to_trial(make_trajectory(task=task)))
     assert evaluate(cfg)["rate"] == 1.0  # all is there, and nothing to play
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
@@ -236,7 +235,7 @@ def test_the_protocol_says_what_the_env_was_made_with_and_can_be_gone_on_with(
     assert said["env_kwargs"] == given | added
     assert said["max_env_steps"] == {"peek": 7}
     for _ in range(2):  # written, and compared with what was read back
-        TrialLog(tmp_path / "trials.jsonl", said).__exit__()
+        TrialLog(tmp_path / "trials.jsonl", said)
 
 
 @pytest.mark.libero
