@@ -5,7 +5,6 @@ python -m tests.learning RANK WORLD MASTER CHECKPOINT OUTPUT
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
@@ -101,13 +100,6 @@ def make_run(cfg: GRPOConfig, reward: Any = None, **deeds: Any) -> GRPORun:
     nothing = {"load_state": lambda folder: None, "sync": lambda policy_version: None, "take_resampled": list}
     run._cluster = SimpleNamespace(**{"save_state": Path.mkdir, **nothing, **deeds})  # type: ignore[assignment]
     return run
-
-
-def free_address() -> str:
-    """`host:port` on this machine, free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def learn(checkpoint: Path, **options: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:

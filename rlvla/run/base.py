@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from tqdm import tqdm
 
@@ -16,8 +16,10 @@ from rlvla.durable.sealed import appear_sealed, forget_old
 from rlvla.run import identity
 from rlvla.run.metrics import MetricsLogger
 
+C = TypeVar("C", GRPOConfig, SFTConfig)
 
-class Run:
+
+class Run(Generic[C]):
     """The output folder of a run: config, identity, metrics, states, policy, summary. Use as a context manager.
 
     Args:
@@ -29,9 +31,9 @@ class Run:
     _name: ClassVar[str]
     """Beside the progress bar."""
 
-    def __init__(self, cfg: GRPOConfig | SFTConfig, interrupts: Interrupts, *, is_main: bool = True) -> None:
-        self._output, self._num_steps = cfg.output, cfg.num_steps
-        self._config = cfg
+    def __init__(self, cfg: C, interrupts: Interrupts, *, is_main: bool = True) -> None:
+        self._cfg = cfg
+        self._output = cfg.output
         self._interrupts = interrupts
         self._is_main = is_main
         self._num_skipped = 0
@@ -39,11 +41,11 @@ class Run:
 
     def __enter__(self) -> Self:
         if self._is_main:
-            identity.note(self._config)
-            write_resolved(self._config, self._output)
-            self._logger = MetricsLogger(self._output, self._config.log)
+            identity.note(self._cfg)
+            write_resolved(self._cfg, self._output)
+            self._logger = MetricsLogger(self._output, self._cfg.log)
         self._bar = tqdm(
-            total=self._num_steps,
+            total=self._cfg.num_steps,
             desc=self._name,
             unit="step",
             disable=not self._is_main,
@@ -60,7 +62,7 @@ class Run:
     def _progress(self, first: int) -> Iterator[int]:
         """The steps from `first` on, shown as a bar; what is due behind a step is kept."""
         self._bar.update(first)
-        for step in range(first, self._num_steps):
+        for step in range(first, self._cfg.num_steps):
             yield step
             self._keep(step)
             self._bar.update()
@@ -71,7 +73,7 @@ class Run:
 
     def _is_due(self, step: int) -> bool:
         """Whether `save_every` asks for a state behind this step."""
-        return bool(self._config.save_every) and (step + 1) % self._config.save_every == 0
+        return bool(self._cfg.save_every) and (step + 1) % self._cfg.save_every == 0
 
     def _log(self, step: int, metrics: Mapping[str, float], shown: Sequence[str]) -> None:
         """Write a step's metrics to every sink, and `shown` beside the bar."""
@@ -89,7 +91,7 @@ class Run:
         Raises:
             FloatingPointError: it is one in a row too many; the message names the file and the key.
         """
-        allowed = self._config.learner.max_skipped_steps
+        allowed = self._cfg.learner.max_skipped_steps
         self._num_skipped = 0 if file is None else self._num_skipped + 1
         if self._num_skipped > allowed:
             raise FloatingPointError(
@@ -110,9 +112,9 @@ class Run:
             sync_lines(self._output)
         self._write(states / f"step-{step:06d}", fill)
         if self._is_main:
-            forget_old(states, self._config.keep_states, written=step)
+            forget_old(states, self._cfg.keep_states, written=step)
 
     def _summary(self, **own: Any) -> dict[str, Any]:
         """What `summary.json` says of any run, and `own`."""
         minutes = round((time.perf_counter() - self._started) / 60, 2)
-        return {"steps": self._num_steps, **own, "minutes": minutes, "checkpoint": "checkpoint"}
+        return {"steps": self._cfg.num_steps, **own, "minutes": minutes, "checkpoint": "checkpoint"}

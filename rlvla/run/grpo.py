@@ -40,7 +40,7 @@ SHOWN = ("success", "format_rate", "tool_calls_per_turn", "response_tokens", "kl
 """The metrics beside the progress bar."""
 
 
-class GRPORun(Run):
+class GRPORun(Run[GRPOConfig]):
     """A GRPO run, of which the driver writes everything but the learners' own.
 
     Args:
@@ -59,7 +59,6 @@ class GRPORun(Run):
 
     def __init__(self, cfg: GRPOConfig, reward: Stateful, tasks: TaskStream, interrupts: Interrupts) -> None:
         super().__init__(cfg, interrupts)
-        self._cfg = cfg
         self._reward = reward
         self._tasks = tasks
         # What a group's rewards come from, the code as it is loaded now: its file may be edited while the run goes on.
@@ -192,7 +191,7 @@ class GRPORun(Run):
         has_skipped = metrics["skipped_updates"] or (metrics["groups_not_finite"] and not metrics["num_rows"])
         self._count_skipped(step, self._keep_bad_step(step, groups or sampled) if has_skipped else None)
         # Before the last state: a run that goes on from there has none to keep any more.
-        if step + 1 == self._num_steps:
+        if step + 1 == self._cfg.num_steps:
             shown = [t for group in sampled for t in group.trajectories[:1]]
             save_trajectories(self._output / "trajectories.jsonl", shown[: self._cfg.save_trajectories])
 

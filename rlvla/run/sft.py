@@ -18,7 +18,7 @@ from rlvla.run.base import Run
 from rlvla.run.evaluation import evaluate, line
 
 
-class SFTRun(Run):
+class SFTRun(Run[SFTConfig]):
     """A run of any number of ranks, of which the first writes what is not a rank's own.
 
     Args:
@@ -31,7 +31,6 @@ class SFTRun(Run):
 
     def __init__(self, cfg: SFTConfig, trainer: SFTTrainer, interrupts: Interrupts) -> None:
         super().__init__(cfg, interrupts, is_main=trainer.engine.rank == 0)
-        self._cfg = cfg
         self._trainer = trainer
         self._engine = trainer.engine
         self._validation_loss: float | None = None
@@ -58,7 +57,7 @@ class SFTRun(Run):
         Raises:
             FloatingPointError: on all ranks, when too many steps in a row skipped their update.
         """
-        if (step + 1) % self._cfg.validate_every == 0 or step + 1 == self._num_steps:
+        if (step + 1) % self._cfg.validate_every == 0 or step + 1 == self._cfg.num_steps:
             self._validation_loss = self._trainer.validate()
             metrics = {**metrics, "validation_loss": self._validation_loss}
         self._log(step, metrics, shown=("loss", "validation_loss"))
@@ -69,7 +68,7 @@ class SFTRun(Run):
 
     def _keep(self, step: int) -> None:
         """Save a state when it is due, or when a signal asks any rank to end, and then end."""
-        is_asked = step + 1 < self._num_steps and any(self._engine.gather(self._interrupts.is_asked))
+        is_asked = step + 1 < self._cfg.num_steps and any(self._engine.gather(self._interrupts.is_asked))
         if self._is_due(step) or is_asked:
             self._save_state(step + 1, self._trainer.save_state)
         if is_asked:

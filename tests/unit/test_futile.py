@@ -15,7 +15,7 @@ from rlvla.learner.advantage import with_advantages
 from rlvla.run.futile import FutileCount
 from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind, Trajectory
-from tests.learning import make_checkpoint, make_run
+from tests.learning import make_run
 
 WORDS = "press the the the"
 REWARD = rlvla_reward.build(GRPOConfig().reward)
@@ -75,8 +75,8 @@ def test_0_never_stops() -> None:
 
 
 @pytest.fixture
-def cfg(tmp_path: Path) -> GRPOConfig:
-    return GRPOConfig(model=make_checkpoint(tmp_path / "policy"), output=tmp_path / "run", max_futile_steps=2)
+def cfg(checkpoint: Path, tmp_path: Path) -> GRPOConfig:
+    return GRPOConfig(model=checkpoint, output=tmp_path / "run", max_futile_steps=2)
 
 
 def stopped(cfg: GRPOConfig, *steps: Group) -> str:

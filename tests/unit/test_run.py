@@ -19,14 +19,14 @@ from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.learner.advantage import with_advantages
 from rlvla.run.grpo import GRPORun
 from rlvla.types import Group
-from tests.learning import make_checkpoint, make_groups, make_learner, make_run, poison
+from tests.learning import make_groups, make_learner, make_run, poison
 from tests.unit.test_checkpoint import recorded
 from tests.unit.test_learner import assert_same_weights
 
 
 @pytest.fixture
-def cfg(tmp_path: Path) -> GRPOConfig:
-    return GRPOConfig(model=make_checkpoint(tmp_path / "policy"), output=tmp_path / "run")
+def cfg(checkpoint: Path, tmp_path: Path) -> GRPOConfig:
+    return GRPOConfig(model=checkpoint, output=tmp_path / "run")
 
 
 def log(run: GRPORun, step: int, groups: Sequence[Group], learned: Mapping[str, float], sampled=()) -> None:
