@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from rlvla.rollout.tasks import TaskStream
 
 from rlvla.config import EpisodeConfig, EvaluateConfig
-from rlvla.episode import Decider, EnvThread, run_episode
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import Env, SampleOutput, Sampler, SampleRequest
-from rlvla.rollout import TaskStream, make_env
-from rlvla.tools import load_tools
+from rlvla.rollout.env_server import make_env
+from rlvla.rollout.episode import Decider, EnvThread, run_episode
 from rlvla.types import SegmentKind, TaskSpec, Trajectory, Turn
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rlvla.cluster.actors import SamplerActor
 
 from rlvla.config import SamplerConfig
-from rlvla.env_thread import EnvThread
-from rlvla.rollout import SamplerActor
+from rlvla.rollout.env_thread import EnvThread
 
 CONFIG = SamplerConfig(backend="transformers")
 

@@ -1,0 +1,232 @@
+"""A model's figures without its weights: built on torch's meta device, and counted there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveInt, TypeAdapter
+
+from rlvla.config import ActionDecoding, LoraConfig, TinyModelConfig
+from rlvla.policies.models import auto
+from rlvla.policies.thinker.actions import NUM_BINS, QuantileCodec
+
+if TYPE_CHECKING:
+    from rlvla.policies.thinker.prompt import PolicyProcessor
+
+_VISION = ("visual.", "vision_model.", "connector.", "vision_backbone.", "projector.")
+"""Parts of module names that hold the towers and what joins them to the language model."""
+_TINY_CORPUS = (
+    '<think>look 100 200</think><tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 5, 10, 20]}}',
+)
+"""Stands in for the demonstrations: a tokenizer trained on those has a few hundred entries more."""
+
+
+class ArchitectureError(ValueError):
+    """A model that cannot be read or planned; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """The JSON file `plan.architecture`: a model and its policy, neither of which has to be on this machine."""
+
+    name: str
+    """Hub id of the model; empty: the tiny model of the config."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The model's Hugging Face config, with its `model_type`; empty: the tiny model of the config."""
+    chunk_length: PositiveInt = 8
+    """K of the policy (OpenVLA-OFT: 8 in LIBERO)."""
+    action_decoding: ActionDecoding = "autoregressive"
+    """Of the policy; see `SFTConfig`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Transformer blocks of one size."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    is_gated: bool
+    """As Llama's: an MLP of three projections, and RMSNorm on a float32 copy; or as a ViT's: of two, and LayerNorm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFigures:
+    """All that memory and time depend on."""
+
+    source: str
+    """Where the figures come from, to print."""
+    num_parameters: int
+    """Of the model itself, tied ones once, the adapter left out."""
+    num_vision_parameters: int
+    """Those of them that see pixels only."""
+    num_adapter_parameters: int
+    """Of LoRA, but for the rows of the markup's tokens; 0 without."""
+    text: Stack
+    vision: tuple[Stack, ...]
+    """Towers; each sees every patch."""
+    kv_values_per_token: int
+    """Keys and values of one token over all layers."""
+    vocabulary_size: int
+    """Rows of the language model's head."""
+    tokens_per_image: int
+    """In a context, marks around it included."""
+    patches_per_image: int
+    """That the towers see."""
+
+    @property
+    def num_trained_parameters(self) -> int:
+        """The adapter's, or all."""
+        return self.num_adapter_parameters or self.num_parameters
+
+
+@cache
+def describe(path: Path | None) -> Described:
+    """Read `plan.architecture`; None: a tiny model, and the defaults. Raises ArchitectureError naming file and key."""
+    if path is None:
+        return Described(name="")
+    try:
+        return TypeAdapter(Described).validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArchitectureError(f"plan.architecture: {path}: {error}") from None
+
+
+@cache
+def figures_of(
+    model: str,
+    architecture: Path | None = None,
+    *,
+    view_shape: tuple[int, int] = (256, 256),
+    lora: LoraConfig | None = None,
+    tiny: TinyModelConfig | None = None,
+    num_bins: int = NUM_BINS,
+) -> ModelFigures:
+    """The figures of a config's model.
+
+    Taken from the first that there is: the folder `model`; the JSON, unless `model` is the name of another one; the
+    hub; for an empty or missing `model` a tiny one.
+
+    Args:
+        model: folder or hub id; empty: a tiny model.
+        architecture: see `Described`.
+        view_shape: (H, W) of a picture, px.
+        lora: adapter, if any.
+        tiny: what an empty `model` means; None: `model` is a folder, which training has to make first.
+        num_bins: of action tokens, for a tiny model.
+
+    Raises:
+        ArchitectureError: the model is neither here nor on the hub nor in a JSON.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from rlvla.policies.thinker.prompt import POLICY_FILE, PolicyProcessor
+
+    described = describe(architecture)
+    is_here = bool(model) and (Path(model) / "config.json").is_file()
+    try:
+        if not is_here and described.config and (tiny is None or described.name == model):
+            config, source = auto.make_config(described.config), f"{described.name}, figures of {architecture}"
+        elif is_here or (model and tiny is not None):
+            config, source = auto.load_config(model), model
+        else:
+            built, processor = _tiny(tiny or TinyModelConfig(), num_bins)
+            why = "" if tiny else f"{model} is not here: "
+            return count(built, lora, view_shape, source=f"{why}a tiny {built.config.model_type}", processor=processor)
+    except (OSError, ValueError) as error:
+        raise ArchitectureError(
+            f"model: {model} is no folder here, and neither the hub nor plan.architecture describes it "
+            f"({str(error).splitlines()[0]}): name a JSON with its figures in plan.architecture"
+        ) from None
+    with torch.device("meta"):
+        built = AutoModelForImageTextToText.from_config(config)
+    processor = PolicyProcessor.load(model) if is_here and (Path(model) / POLICY_FILE).is_file() else None
+    return count(built, lora, view_shape, source=source, processor=processor)
+
+
+def _tiny(tiny: TinyModelConfig, num_bins: int) -> tuple[Any, PolicyProcessor]:
+    import torch
+
+    from rlvla.policies.models.tiny_vlm import build_tiny
+    from rlvla.policies.thinker.prompt import PolicyProcessor
+
+    with torch.device("meta"):
+        model, hf_processor = build_tiny(tiny, _TINY_CORPUS, num_bins, seed=0)
+    codec = QuantileCodec(low=(0.0,), high=(1.0,), num_bins=num_bins, chunk_length=1)
+    return model, PolicyProcessor.create(hf_processor, codec, carry_thought=False)
+
+
+def count(
+    model: Any,
+    lora: LoraConfig | None,
+    view_shape: tuple[int, int],
+    *,
+    source: str,
+    processor: PolicyProcessor | None = None,
+) -> ModelFigures:
+    """Count a Hugging Face VLM, on whatever device; an adapter is put on it.
+
+    Args:
+        model: as `AutoModelForImageTextToText` builds it.
+        lora: adapter to put on, if any.
+        view_shape: (H, W) of a picture, px.
+        source: see ModelFigures.
+        processor: tells the tokens of an image; None: OpenVLA's patches, or the formula of Qwen-VL.
+    """
+    import numpy as np
+
+    from rlvla.policies.thinker.policy import prepare
+
+    config, text = model.config, model.config.get_text_config()
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    adapter = 0
+    if lora is not None:
+        adapter = sum(p.numel() for name, p in prepare(model, lora=lora).named_parameters() if ".lora_" in name)
+    towers = config.towers if auto.is_openvla(config) else (config.vision_config,)
+    tokens, patches = _image_sizes(towers[0], *view_shape)
+    if processor is not None:
+        tokens = len(processor.expand(processor.vocabulary.image_ids, [np.zeros((*view_shape, 3), np.uint8)]))
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelFigures(
+        source=source,
+        num_parameters=sum(sizes.values()),
+        num_vision_parameters=sum(size for name, size in sizes.items() if any(part in name for part in _VISION)),
+        num_adapter_parameters=adapter,
+        text=_stack(text, is_gated=True),
+        vision=tuple(_stack(tower, is_gated=_is_qwen(tower)) for tower in towers),
+        kv_values_per_token=2 * text.num_hidden_layers * text.num_key_value_heads * head_size,
+        vocabulary_size=text.vocab_size,
+        tokens_per_image=tokens,
+        patches_per_image=patches,
+    )
+
+
+def _is_qwen(tower: Any) -> bool:
+    return hasattr(tower, "spatial_merge_size")
+
+
+def _stack(sizes: Any, *, is_gated: bool, names: Sequence[str] = ("depth", "num_layers", "num_hidden_layers")) -> Stack:
+    return Stack(
+        num_layers=next(getattr(sizes, name) for name in names if hasattr(sizes, name)),
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        is_gated=is_gated,
+    )
+
+
+def _image_sizes(tower: Any, height: int, width: int) -> tuple[int, int]:
+    """(tokens in a context, patches) of a picture.
+
+    Qwen-VL rounds both sides to multiples of a merged patch (`smart_resize`, far from its limits on pixels), each of
+    which becomes a token, with one mark before and behind all. Other towers resize every picture to one size.
+    """
+    if not _is_qwen(tower):
+        num_patches = (tower.image_size // tower.patch_size) ** 2
+        return num_patches, num_patches
+    side = tower.patch_size * tower.spatial_merge_size
+    merged = round(height / side) * round(width / side)
+    return merged + 2, merged * tower.spatial_merge_size**2

@@ -1,0 +1,187 @@
+"""The plan that `--dry-run` prints: parameters, memory, tokens and time of a config, before anything is downloaded.
+
+Everything but weights is built: config, reward (by the recipe), tools, env, model on torch's meta device with its
+adapter. Sizes are counted or computed; seconds are an estimate, see `rlvla.plan.speed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, SFTConfig
+from rlvla.plan import report as report
+from rlvla.plan.memory import BYTES, GIB, MicroBatch, learner_memory, sampler_memory
+from rlvla.plan.model import figures_of
+from rlvla.plan.speed import DEVICES, ENV_STEPS_PER_S, learner_s, sampler_s, turn_tokens
+from rlvla.plan.world import of_dataset, of_env
+from rlvla.policies.thinker.actions import NUM_BINS
+from rlvla.policies.thinker.tools import load_tools
+from rlvla.run.preflight import check_policy, require_even
+
+_ANNOTATED = EpisodeConfig(max_tool_calls=1, max_turn_tokens=1 << 20)
+"""Rows of the cold start, assumed: one zoom at most, thoughts as long as a policy may write by default."""
+_NUM_TASKS = 10
+"""Of a suite that is not here: LIBERO's have 10, but for libero_90."""
+_ENV_MEMORY_GB = {"rlvla/Libero-v0": 2.0}
+"""Env id -> GiB of main memory of one env with its renderer, less what it has before its first scene, measured (LIBERO:
+median over the 130 tasks of scripts/check_libero.py, which change; 1.3 to 1.8 GiB while a process stays in a task)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is planned; `str()` is the table."""
+
+    title: str
+    lines: report.Lines
+    """(subject, text)."""
+    problems: tuple[str, ...]
+    """What will not work, each with what to do."""
+
+    def __str__(self) -> str:
+        """Two columns, then the problems."""
+        lines = [*self.lines, *(("PROBLEM", problem) for problem in self.problems)]
+        return "\n".join([self.title, *(f"  {subject:<20}{text}" for subject, text in lines)])
+
+
+def of_sft(cfg: SFTConfig) -> Plan:
+    """Plan a cold start."""
+    learner, ranks, world = cfg.learner, cfg.plan.num_processes, of_dataset(cfg)
+    options = {"view_shape": world.view_shape, "lora": learner.lora}
+    num_bins = cfg.num_bins or NUM_BINS
+    figures = figures_of(cfg.model, cfg.plan.architecture, tiny=cfg.tiny, num_bins=num_bins, **options)
+    turn = turn_tokens(figures, world, _ANNOTATED)
+    num_rows = min(learner.micro_batch_rows, -(-cfg.batch_size // ranks))
+    batch = MicroBatch.of(figures, turn, num_rows, temperature=1.0)
+    memory = learner_memory(figures, learner, ranks, batch, has_reference=False, syncs=False)
+    seconds = cfg.batch_size / ranks * learner_s(figures, turn, DEVICES[cfg.plan.gpu], learner, 0)
+    epochs = f", {cfg.num_steps * cfg.batch_size / world.num_frames:.1f} epochs" if world.num_frames else ""
+    return Plan(
+        title="plan of recipes/sft.py",
+        lines=(
+            *report.model_lines(figures, learner),
+            ("data", world.note),
+            *report.turn_lines(turn, world, _ANNOTATED, figures.tokens_per_image),
+            ("tokens of a step", f"{cfg.batch_size} turns: {cfg.batch_size * turn.limit:,} at most"),
+            *report.learner_lines(memory, learner, ranks, num_rows, cfg.plan.gpu),
+            *report.time_lines({"learner": seconds}, cfg.num_steps, epochs),
+        ),
+        problems=(
+            *report.refusals(require_even, cfg.batch_size, ranks),
+            *report.misfits(cfg.plan, {"a learner rank": memory.peak}),
+        ),
+    )
+
+
+def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
+    """Plan a GRPO run; the recipe has built the reward, whose weights by name are shown."""
+    learner, ranks, rollout = cfg.learner, cfg.cluster.num_learners, _Rollout(cfg)
+    figures, turn, num_trajectories = rollout.figures, rollout.turn, cfg.groups_per_step * cfg.group_size
+    has_reference, num_updates = cfg.loss.kl_coef != 0, cfg.minibatches_per_step * cfg.num_epochs
+    batch = MicroBatch.of(figures, turn, learner.micro_batch_rows, cfg.episode.temperature)
+    memory = learner_memory(figures, learner, ranks, batch, has_reference=has_reference, syncs=True)
+    turn_s = learner_s(figures, turn, DEVICES[cfg.plan.gpu], learner, has_reference + (num_updates > 1))
+    num_turns = num_trajectories * rollout.turns_per_episode * cfg.num_epochs
+    needs = {"a learner rank": memory.peak, "a sampler": rollout.memory.peak}
+    if 0 < cfg.cluster.sampler_gpus + cfg.cluster.learner_gpus <= 1 or cfg.plan.gpu == "cpu":
+        needs = {"a learner rank with a sampler": memory.peak + rollout.memory.peak}
+    amount = f"{cfg.groups_per_step} groups of {cfg.group_size} a wave, {cfg.max_waves} wave(s) at most"
+    there = "main memory" if cfg.plan.gpu == "cpu" else "on one GPU"
+    return Plan(
+        title="plan of recipes/grpo.py",
+        lines=(
+            *report.model_lines(figures, learner),
+            ("reward", " + ".join(f"{weight:g} {name}" for name, weight in reward_weights.items())),
+            ("a step", f"{amount}, {num_updates} update(s); a wave is"),
+            *rollout.lines(num_trajectories),
+            *report.learner_lines(memory, learner, ranks, learner.micro_batch_rows, cfg.plan.gpu),
+            (there, "; ".join(f"{name}: {report.size(need)}" for name, need in needs.items())),
+            *report.time_lines(
+                rollout.seconds(num_trajectories) | {"learner": turn_s * num_turns / ranks}, cfg.num_steps
+            ),
+        ),
+        problems=(*report.misfits(cfg.plan, needs), *rollout.problems()),
+    )
+
+
+def of_evaluate(cfg: EvaluateConfig) -> Plan:
+    """Plan an evaluation."""
+    rollout = _Rollout(cfg)
+    num_tasks = rollout.world.num_tasks or len(cfg.env.tasks) or _NUM_TASKS
+    return Plan(
+        title="plan of recipes/evaluate.py",
+        lines=(
+            *report.model_lines(rollout.figures, None),
+            ("trials", f"{num_tasks} task(s) x {cfg.num_trials} {cfg.split} states"),
+            *rollout.lines(num_tasks * cfg.num_trials),
+            *report.time_lines(rollout.seconds(num_tasks * cfg.num_trials), 1),
+        ),
+        problems=(*report.misfits(cfg.plan, {"a sampler": rollout.memory.peak}), *rollout.problems()),
+    )
+
+
+class _Rollout:
+    """Simulators and samplers of a run."""
+
+    def __init__(self, cfg: GRPOConfig | EvaluateConfig) -> None:
+        load_tools(cfg.episode.tools)
+        self._cfg, self._device, self.world = cfg, DEVICES[cfg.plan.gpu], of_env(cfg)
+        lora = cfg.learner.lora if isinstance(cfg, GRPOConfig) else None
+        self.figures = figures_of(str(cfg.model), cfg.plan.architecture, view_shape=self.world.view_shape, lora=lora)
+        self.turn = turn_tokens(self.figures, self.world, cfg.episode)
+        gpu_memory = self._device.memory_gb * GIB
+        self.memory = sampler_memory(self.figures, cfg.sampler, gpu_memory, cfg.episode.max_turn_tokens)
+        self.turns_per_episode = -(-self.world.max_env_steps // self.world.chunk_length)
+
+    def lines(self, num_trajectories: int) -> report.Lines:
+        """What is played at most, and what that takes."""
+        cluster, sampler, memory = self._cfg.cluster, self._cfg.sampler, self.memory
+        turns, env_steps = self.turns_per_episode, num_trajectories * self.world.max_env_steps
+        num_envs = cluster.num_rollout_actors * cluster.envs_per_actor
+        per_token = self.figures.kv_values_per_token * BYTES[sampler.dtype]
+        per_env = _ENV_MEMORY_GB.get(self._cfg.env.id)
+        gib = f", {num_envs * per_env:.0f} GiB of main memory" if per_env else ""
+        return (
+            ("", f"{num_trajectories} trajectories of up to {turns} turns, {env_steps:,} env steps"),
+            ("tokens", f"{num_trajectories * turns * self.turn.limit:,} at most"),
+            ("env", self.world.note),
+            ("envs", f"{num_envs} in {cluster.num_rollout_actors} rollout actors{gib}"),
+            *report.turn_lines(self.turn, self.world, self._cfg.episode, self.figures.tokens_per_image),
+            (
+                "sampler",
+                f"{report.size(memory.peak)} on {self._cfg.plan.gpu}: {cluster.num_samplers} of {sampler.backend}, "
+                f"{sampler.dtype}",
+            ),
+            (
+                "",
+                f"weights {report.size(memory.weights)}, KV cache {report.size(memory.kv_cache)} = "
+                f"{memory.num_kv_tokens:,} tokens of {per_token:,} bytes, "
+                f"{memory.num_kv_tokens // self._cfg.episode.max_turn_tokens:,} whole turns; "
+                f"{report.size(memory.overhead)} for the rest",
+            ),
+        )
+
+    def seconds(self, num_trajectories: int) -> dict[str, float]:
+        """Of simulators, where their speed is known, and of samplers."""
+        cluster, sampler, seconds = self._cfg.cluster, self._cfg.sampler, {}
+        if rate := ENV_STEPS_PER_S.get(self._cfg.env.id):
+            seconds["simulator"] = num_trajectories * self.world.max_env_steps / (rate * cluster.num_rollout_actors)
+        num_episodes = min(cluster.num_rollout_actors * cluster.envs_per_actor, num_trajectories)
+        at_once = min(num_episodes / cluster.num_samplers, sampler.max_num_seqs)
+        at_once = min(at_once, self.memory.num_kv_tokens / self.turn.limit) if sampler.backend == "vllm" else 1
+        turn_s = sampler_s(self.figures, self.turn, self._device, at_once, BYTES[sampler.dtype])
+        seconds["sampler"] = num_trajectories * self.turns_per_episode * turn_s / cluster.num_samplers
+        return seconds
+
+    def problems(self) -> tuple[str, ...]:
+        """Limits that no turn can keep, and why a checkpoint that is here is refused."""
+        limit, num_kv_tokens, problems = self._cfg.episode.max_turn_tokens, self.memory.num_kv_tokens, []
+        if self.turn.least > limit:
+            problems.append(f"episode.max_turn_tokens is {limit}: prompt and action chunk alone take {self.turn.least}")
+        if num_kv_tokens < limit:
+            problems.append(
+                f"the KV cache holds {num_kv_tokens} tokens, one turn needs {limit}: raise sampler.kv_cache_mb, or "
+                "sampler.gpu_memory_utilization"
+            )
+        is_here = (self._cfg.model / "config.json").is_file()
+        return (*problems, *(report.refusals(check_policy, self._cfg) if is_here else ()))
