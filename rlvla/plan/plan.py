@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, SFTConfig
-from rlvla.plan import report as report
+from rlvla.plan import report
 from rlvla.plan.memory import BYTES, GIB, MicroBatch, learner_memory, sampler_memory
 from rlvla.plan.model import figures_of
 from rlvla.plan.speed import DEVICES, ENV_STEPS_PER_S, learner_s, sampler_s, turn_tokens

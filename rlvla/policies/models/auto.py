@@ -49,7 +49,7 @@ def make_config(values: Mapping[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(rest.pop("model_type"), **rest)
     except KeyError:
-        raise ValueError("need model_type, as config.json has it") from None
+        raise ValueError("its config needs a model_type, as config.json has it") from None
 
 
 def load_model(name: Path | str, dtype: torch.dtype, adapter: Path | None = None) -> Any:
@@ -61,7 +61,7 @@ def load_model(name: Path | str, dtype: torch.dtype, adapter: Path | None = None
         adapter: folder of a LoRA adapter, merged into the weights.
 
     Raises:
-        rlvla.policies.models.openvla.checkpoint.CheckpointError: an OpenVLA folder or an adapter that is not whole, or an
+        CheckpointError: an OpenVLA folder or an adapter that is not whole, or an
             adapter of another model; the message says how.
         OSError: see `load_config`.
         ValueError: see `load_config`.
@@ -92,7 +92,7 @@ def load_processor(name: Path | str) -> Any:
         name: folder or hub id.
 
     Raises:
-        rlvla.policies.models.openvla.checkpoint.CheckpointError: see `rlvla.policies.models.openvla.checkpoint.load_processor`.
+        CheckpointError: see `openvla.checkpoint.load_processor`.
         OSError: see `load_config`.
         ValueError: see `load_config`.
     """
