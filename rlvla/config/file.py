@@ -18,7 +18,7 @@ _DESCRIBED = "the JSON file in plan.architecture says it of a policy that is not
 _ENV_TELLS = "the env tells it, and its class where the simulator is not here"
 GONE: dict[str, tuple[Any, str]] = {
     "plan.gpu_memory_gb": (0.0, "name the GPU in plan.gpu"),
-    "plan.env_steps_per_s": (0.0, "speeds are those that docs/results measured"),
+    "plan.env_steps_per_s": (0.0, "the time of simulators is no longer estimated"),
     "plan.chunk_length": (8, _DESCRIBED),
     "plan.action_decoding": ("autoregressive", _DESCRIBED),
     "plan.num_images": (1, _ENV_TELLS),

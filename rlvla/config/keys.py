@@ -337,7 +337,7 @@ class PlanConfig:
     architecture: Path | None = None
     """JSON of a model and its policy (recipes/configs/models), for a `model` that is not on this machine."""
     gpu: Literal["cpu", "rtx-4090", "a100-40gb", "l40s", "a100-80gb", "h100-80gb", "h200"] = "cpu"
-    """What learner ranks and samplers run on; memory and speed as in `rlvla.plan.speed.DEVICES`."""
+    """What learner ranks and samplers run on; memory and speed as in `rlvla.plan.turn.DEVICES`."""
     num_processes: PositiveInt = 1
     """Learner ranks of `recipes/sft.py`, which `accelerate launch --num_processes` decides."""
 

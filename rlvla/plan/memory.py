@@ -18,7 +18,7 @@ from typing import Any
 
 from rlvla.config import LearnerConfig, SamplerConfig
 from rlvla.plan.model import ModelFigures, Stack
-from rlvla.plan.speed import TurnTokens
+from rlvla.plan.turn import TurnTokens
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -30,29 +30,6 @@ CONTEXT = GIB
 """Assumed: CUDA context, NCCL and cuBLAS work spaces and fragmentation of one process."""
 ENGINE = 2 * GIB
 """Assumed: activations of vLLM's largest batch, its encoder cache and CUDA graphs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MicroBatch:
-    """Sizes of one forward and backward, over all of its rows."""
-
-    num_tokens: int
-    num_scored_tokens: int
-    """Those that need logits."""
-    num_patches: int
-    num_logit_copies: int = LOGIT_COPIES
-    """Of float32; one more where actions are scored apart, at another temperature than 1: the gradient of theirs waits
-    for that of the text's."""
-
-    @classmethod
-    def of(cls, figures: ModelFigures, turn: TurnTokens, num_rows: int, temperature: float) -> MicroBatch:
-        """Rows as long as they get; logits are needed from the last token of the prompt on."""
-        return cls(
-            num_tokens=num_rows * turn.limit,
-            num_scored_tokens=num_rows * (turn.limit - turn.prompt + 1),
-            num_patches=num_rows * turn.num_images * figures.patches_per_image,
-            num_logit_copies=LOGIT_COPIES + (turn.block > 0 and temperature != 1),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +71,25 @@ def zero(learner: LearnerConfig) -> Any:
 
 
 def learner_memory(
-    figures: ModelFigures, learner: LearnerConfig, world: int, batch: MicroBatch, *, has_reference: bool, syncs: bool
+    figures: ModelFigures,
+    learner: LearnerConfig,
+    turn: TurnTokens,
+    num_rows: int,
+    world: int,
+    *,
+    temperature: float = 1.0,
+    has_reference: bool = False,
+    syncs: bool = False,
 ) -> LearnerMemory:
     """Memory of one learner rank, bytes.
 
     Args:
         figures: of the model, with the adapter if `learner` has one.
         learner: dtype, stage, checkpointing.
+        turn: the longest row.
+        num_rows: of a micro-batch.
         world: ranks.
-        batch: the largest micro-batch.
+        temperature: of the text that is scored.
         has_reference: whether a KL term asks for reference logprobs; with LoRA the same weights give them.
         syncs: whether weights are handed to samplers (GRPO), or only saved (SFT): both gather them; an adapter is not.
     """
@@ -118,7 +105,9 @@ def learner_memory(
         resident["float32 masters"] = states
     if has_reference and not figures.num_adapter_parameters:
         resident["reference copy"] = figures.num_parameters * size
-    compute = activations(figures, learner, batch)
+    # Where actions are scored apart, at another temperature, the gradient of their logits waits for that of the text's.
+    num_copies = LOGIT_COPIES + (turn.block > 0 and temperature != 1)
+    compute = activations(figures, learner, turn, num_rows, num_copies)
     if settings.stage >= 2:
         compute += settings.reduce_bucket_size * size  # in which gradients are reduced
     if settings.stage == 3:
@@ -129,21 +118,23 @@ def learner_memory(
     return LearnerMemory(resident=resident, transient=transient)
 
 
-def activations(figures: ModelFigures, learner: LearnerConfig, batch: MicroBatch) -> float:
-    """Bytes that one micro-batch keeps for its backward, logits included.
+def activations(
+    figures: ModelFigures, learner: LearnerConfig, turn: TurnTokens, num_rows: int, num_copies: int = LOGIT_COPIES
+) -> float:
+    """Bytes that one micro-batch keeps for its backward, with logits from the last token of the prompt on.
 
     With checkpointing each block keeps its input, and one block at a time is computed again.
     """
     size = BYTES[learner.dtype]
-    total = batch.num_scored_tokens * figures.vocabulary_size * (size + batch.num_logit_copies * _FLOAT32)
+    total = (turn.limit - turn.prompt + 1) * figures.vocabulary_size * (size + num_copies * _FLOAT32)
     is_vision_tracked = learner.gradient_checkpointing or not figures.num_adapter_parameters
-    stacks = [(figures.text, batch.num_tokens)]
-    stacks += [(tower, batch.num_patches * is_vision_tracked) for tower in figures.vision]
+    stacks = [(figures.text, turn.limit)]
+    stacks += [(tower, turn.num_images * figures.patches_per_image * is_vision_tracked) for tower in figures.vision]
     for stack, length in stacks:
         inputs = stack.num_layers * size * stack.hidden_size
         block = _block_activations(stack, size)
         total += length * (inputs + block if learner.gradient_checkpointing else stack.num_layers * block)
-    return float(total)
+    return float(num_rows * total)
 
 
 def _block_activations(stack: Stack, size: int) -> int:

@@ -25,10 +25,6 @@ _TINY_CORPUS = (
 """Stands in for the demonstrations: a tokenizer trained on those has a few hundred entries more."""
 
 
-class ArchitectureError(ValueError):
-    """A model that cannot be read or planned; the message says what to do."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Described:
     """The JSON file `plan.architecture`: a model and its policy, neither of which has to be on this machine."""
@@ -86,13 +82,13 @@ class ModelFigures:
 
 @cache
 def describe(path: Path | None) -> Described:
-    """Read `plan.architecture`; None: a tiny model, and the defaults. Raises ArchitectureError naming file and key."""
+    """Read `plan.architecture`; None: a tiny model, and the defaults. Raises ValueError naming file and key."""
     if path is None:
         return Described(name="")
     try:
         return TypeAdapter(Described).validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ArchitectureError(f"plan.architecture: {path}: {error}") from None
+        raise ValueError(f"plan.architecture: {path}: {error}") from None
 
 
 @cache
@@ -114,12 +110,12 @@ def figures_of(
         model: folder or hub id; empty: a tiny model.
         architecture: see `Described`.
         view_shape: (H, W) of a picture, px.
-        lora: adapter, if any.
+        lora: adapter to put on, if any.
         tiny: what an empty `model` means; None: `model` is a folder, which training has to make first.
         num_bins: of action tokens, for a tiny model.
 
     Raises:
-        ArchitectureError: the model is neither here nor on the hub nor in a JSON.
+        ValueError: the model is neither here nor on the hub nor in a JSON.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -138,7 +134,7 @@ def figures_of(
             why = "" if tiny else f"{model} is not here: "
             return count(built, lora, view_shape, source=f"{why}a tiny {built.config.model_type}", processor=processor)
     except (OSError, ValueError) as error:
-        raise ArchitectureError(
+        raise ValueError(
             f"model: {model} is no folder here, and neither the hub nor plan.architecture describes it "
             f"({str(error).splitlines()[0]}): name a JSON with its figures in plan.architecture"
         ) from None

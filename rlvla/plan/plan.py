@@ -1,26 +1,27 @@
 """The plan that `--dry-run` prints: parameters, memory, tokens and time of a config, before anything is downloaded.
 
 Everything but weights is built: config, reward (by the recipe), tools, env, model on torch's meta device with its
-adapter. Sizes are counted or computed; seconds are an estimate, see `rlvla.plan.speed`.
+adapter. Sizes are counted or computed; the learner's seconds are an estimate, see `rlvla.plan.turn`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, SFTConfig
-from rlvla.plan import report
-from rlvla.plan.memory import BYTES, GIB, MicroBatch, learner_memory, sampler_memory
-from rlvla.plan.model import figures_of
-from rlvla.plan.speed import DEVICES, ENV_STEPS_PER_S, learner_s, sampler_s, turn_tokens
-from rlvla.plan.world import of_dataset, of_env
+from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, LearnerConfig, PlanConfig, SFTConfig
+from rlvla.plan.memory import BYTES, GIB, LearnerMemory, learner_memory, sampler_memory, zero
+from rlvla.plan.model import ModelFigures, figures_of
+from rlvla.plan.turn import DEVICES, REACHED, TurnTokens, learner_s, turn_tokens
+from rlvla.plan.world import World, of_dataset, of_env
 from rlvla.policies.thinker.actions import NUM_BINS
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.run.preflight import check_policy, require_even
 
 _ANNOTATED = EpisodeConfig(max_tool_calls=1, max_turn_tokens=1 << 20)
 """Rows of the cold start, assumed: one zoom at most, thoughts as long as a policy may write by default."""
+_Lines = tuple[tuple[str, str], ...]
 _NUM_TASKS = 10
 """Of a suite that is not here: LIBERO's have 10, but for libero_90."""
 _ENV_MEMORY_GB = {"rlvla/Libero-v0": 2.0}
@@ -33,7 +34,7 @@ class Plan:
     """What is planned; `str()` is the table."""
 
     title: str
-    lines: report.Lines
+    lines: _Lines
     """(subject, text)."""
     problems: tuple[str, ...]
     """What will not work, each with what to do."""
@@ -52,23 +53,22 @@ def of_sft(cfg: SFTConfig) -> Plan:
     figures = figures_of(cfg.model, cfg.plan.architecture, tiny=cfg.tiny, num_bins=num_bins, **options)
     turn = turn_tokens(figures, world, _ANNOTATED)
     num_rows = min(learner.micro_batch_rows, -(-cfg.batch_size // ranks))
-    batch = MicroBatch.of(figures, turn, num_rows, temperature=1.0)
-    memory = learner_memory(figures, learner, ranks, batch, has_reference=False, syncs=False)
-    seconds = cfg.batch_size / ranks * learner_s(figures, turn, DEVICES[cfg.plan.gpu], learner, 0)
+    memory = learner_memory(figures, learner, turn, num_rows, ranks)
+    seconds = cfg.batch_size / ranks * learner_s(figures, turn, cfg.plan.gpu, learner, 0)
     epochs = f", {cfg.num_steps * cfg.batch_size / world.num_frames:.1f} epochs" if world.num_frames else ""
     return Plan(
         title="plan of recipes/sft.py",
         lines=(
-            *report.model_lines(figures, learner),
+            *_model_lines(figures, learner),
             ("data", world.note),
-            *report.turn_lines(turn, world, _ANNOTATED, figures.tokens_per_image),
+            *_turn_lines(turn, world, _ANNOTATED, figures.tokens_per_image),
             ("tokens of a step", f"{cfg.batch_size} turns: {cfg.batch_size * turn.limit:,} at most"),
-            *report.learner_lines(memory, learner, ranks, num_rows, cfg.plan.gpu),
-            *report.time_lines({"learner": seconds}, cfg.num_steps, epochs),
+            *_learner_lines(memory, learner, ranks, num_rows, cfg.plan.gpu),
+            *_time_lines(seconds, cfg.num_steps, epochs),
         ),
         problems=(
-            *report.refusals(require_even, cfg.batch_size, ranks),
-            *report.misfits(cfg.plan, {"a learner rank": memory.peak}),
+            *_refusals(require_even, cfg.batch_size, ranks),
+            *_misfits(cfg.plan, {"a learner rank": memory.peak}),
         ),
     )
 
@@ -78,9 +78,17 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
     learner, ranks, rollout = cfg.learner, cfg.cluster.num_learners, _Rollout(cfg)
     figures, turn, num_trajectories = rollout.figures, rollout.turn, cfg.groups_per_step * cfg.group_size
     has_reference, num_updates = cfg.loss.kl_coef != 0, cfg.minibatches_per_step * cfg.num_epochs
-    batch = MicroBatch.of(figures, turn, learner.micro_batch_rows, cfg.episode.temperature)
-    memory = learner_memory(figures, learner, ranks, batch, has_reference=has_reference, syncs=True)
-    turn_s = learner_s(figures, turn, DEVICES[cfg.plan.gpu], learner, has_reference + (num_updates > 1))
+    memory = learner_memory(
+        figures,
+        learner,
+        turn,
+        learner.micro_batch_rows,
+        ranks,
+        temperature=cfg.episode.temperature,
+        has_reference=has_reference,
+        syncs=True,
+    )
+    turn_s = learner_s(figures, turn, cfg.plan.gpu, learner, has_reference + (num_updates > 1))
     num_turns = num_trajectories * rollout.turns_per_episode * cfg.num_epochs
     needs = {"a learner rank": memory.peak, "a sampler": rollout.memory.peak}
     if 0 < cfg.cluster.sampler_gpus + cfg.cluster.learner_gpus <= 1 or cfg.plan.gpu == "cpu":
@@ -90,17 +98,15 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
     return Plan(
         title="plan of recipes/grpo.py",
         lines=(
-            *report.model_lines(figures, learner),
+            *_model_lines(figures, learner),
             ("reward", " + ".join(f"{weight:g} {name}" for name, weight in reward_weights.items())),
             ("a step", f"{amount}, {num_updates} update(s); a wave is"),
             *rollout.lines(num_trajectories),
-            *report.learner_lines(memory, learner, ranks, learner.micro_batch_rows, cfg.plan.gpu),
-            (there, "; ".join(f"{name}: {report.size(need)}" for name, need in needs.items())),
-            *report.time_lines(
-                rollout.seconds(num_trajectories) | {"learner": turn_s * num_turns / ranks}, cfg.num_steps
-            ),
+            *_learner_lines(memory, learner, ranks, learner.micro_batch_rows, cfg.plan.gpu),
+            (there, "; ".join(f"{name}: {_size(need)}" for name, need in needs.items())),
+            *_time_lines(turn_s * num_turns / ranks, cfg.num_steps),
         ),
-        problems=(*report.misfits(cfg.plan, needs), *rollout.problems()),
+        problems=(*_misfits(cfg.plan, needs), *rollout.problems()),
     )
 
 
@@ -111,12 +117,11 @@ def of_evaluate(cfg: EvaluateConfig) -> Plan:
     return Plan(
         title="plan of recipes/evaluate.py",
         lines=(
-            *report.model_lines(rollout.figures, None),
+            *_model_lines(rollout.figures, None),
             ("trials", f"{num_tasks} task(s) x {cfg.num_trials} {cfg.split} states"),
             *rollout.lines(num_tasks * cfg.num_trials),
-            *report.time_lines(rollout.seconds(num_tasks * cfg.num_trials), 1),
         ),
-        problems=(*report.misfits(cfg.plan, {"a sampler": rollout.memory.peak}), *rollout.problems()),
+        problems=(*_misfits(cfg.plan, {"a sampler": rollout.memory.peak}), *rollout.problems()),
     )
 
 
@@ -125,15 +130,15 @@ class _Rollout:
 
     def __init__(self, cfg: GRPOConfig | EvaluateConfig) -> None:
         load_tools(cfg.episode.tools)
-        self._cfg, self._device, self.world = cfg, DEVICES[cfg.plan.gpu], of_env(cfg)
+        self._cfg, self.world = cfg, of_env(cfg)
         lora = cfg.learner.lora if isinstance(cfg, GRPOConfig) else None
         self.figures = figures_of(str(cfg.model), cfg.plan.architecture, view_shape=self.world.view_shape, lora=lora)
         self.turn = turn_tokens(self.figures, self.world, cfg.episode)
-        gpu_memory = self._device.memory_gb * GIB
+        gpu_memory = DEVICES[cfg.plan.gpu][0] * GIB
         self.memory = sampler_memory(self.figures, cfg.sampler, gpu_memory, cfg.episode.max_turn_tokens)
         self.turns_per_episode = -(-self.world.max_env_steps // self.world.chunk_length)
 
-    def lines(self, num_trajectories: int) -> report.Lines:
+    def lines(self, num_trajectories: int) -> _Lines:
         """What is played at most, and what that takes."""
         cluster, sampler, memory = self._cfg.cluster, self._cfg.sampler, self.memory
         turns, env_steps = self.turns_per_episode, num_trajectories * self.world.max_env_steps
@@ -146,32 +151,20 @@ class _Rollout:
             ("tokens", f"{num_trajectories * turns * self.turn.limit:,} at most"),
             ("env", self.world.note),
             ("envs", f"{num_envs} in {cluster.num_rollout_actors} rollout actors{gib}"),
-            *report.turn_lines(self.turn, self.world, self._cfg.episode, self.figures.tokens_per_image),
+            *_turn_lines(self.turn, self.world, self._cfg.episode, self.figures.tokens_per_image),
             (
                 "sampler",
-                f"{report.size(memory.peak)} on {self._cfg.plan.gpu}: {cluster.num_samplers} of {sampler.backend}, "
+                f"{_size(memory.peak)} on {self._cfg.plan.gpu}: {cluster.num_samplers} of {sampler.backend}, "
                 f"{sampler.dtype}",
             ),
             (
                 "",
-                f"weights {report.size(memory.weights)}, KV cache {report.size(memory.kv_cache)} = "
+                f"weights {_size(memory.weights)}, KV cache {_size(memory.kv_cache)} = "
                 f"{memory.num_kv_tokens:,} tokens of {per_token:,} bytes, "
                 f"{memory.num_kv_tokens // self._cfg.episode.max_turn_tokens:,} whole turns; "
-                f"{report.size(memory.overhead)} for the rest",
+                f"{_size(memory.overhead)} for the rest",
             ),
         )
-
-    def seconds(self, num_trajectories: int) -> dict[str, float]:
-        """Of simulators, where their speed is known, and of samplers."""
-        cluster, sampler, seconds = self._cfg.cluster, self._cfg.sampler, {}
-        if rate := ENV_STEPS_PER_S.get(self._cfg.env.id):
-            seconds["simulator"] = num_trajectories * self.world.max_env_steps / (rate * cluster.num_rollout_actors)
-        num_episodes = min(cluster.num_rollout_actors * cluster.envs_per_actor, num_trajectories)
-        at_once = min(num_episodes / cluster.num_samplers, sampler.max_num_seqs)
-        at_once = min(at_once, self.memory.num_kv_tokens / self.turn.limit) if sampler.backend == "vllm" else 1
-        turn_s = sampler_s(self.figures, self.turn, self._device, at_once, BYTES[sampler.dtype])
-        seconds["sampler"] = num_trajectories * self.turns_per_episode * turn_s / cluster.num_samplers
-        return seconds
 
     def problems(self) -> tuple[str, ...]:
         """Limits that no turn can keep, and why a checkpoint that is here is refused."""
@@ -184,4 +177,84 @@ class _Rollout:
                 "sampler.gpu_memory_utilization"
             )
         is_here = (self._cfg.model / "config.json").is_file()
-        return (*problems, *(report.refusals(check_policy, self._cfg) if is_here else ()))
+        return (*problems, *(_refusals(check_policy, self._cfg) if is_here else ()))
+
+
+def _size(num_bytes: float) -> str:
+    """`12.3 GiB`, or MiB below a tenth of one."""
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / (1 << 20):.1f} MiB"
+
+
+def _time(seconds: float) -> str:
+    """`12 s`, `3.4 min` or `5.6 h`."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _model_lines(figures: ModelFigures, learner: LearnerConfig | None) -> _Lines:
+    """Where the figures come from, and parameters."""
+    counts = (figures.num_parameters, figures.num_vision_parameters, figures.num_trained_parameters)
+    whole, vision, trained = (f"{count / 1e6:,.1f} M" for count in counts)
+    text = f"{whole}, {vision} of them for pixels"
+    if learner is not None:
+        how = "all of them" if learner.lora is None else f"LoRA of rank {learner.lora.rank}"
+        text += f"; trained: {trained} ({how})"
+    return (("model", figures.source), ("parameters", text))
+
+
+def _turn_lines(turn: TurnTokens, world: World, episode: EpisodeConfig, tokens_per_image: int) -> _Lines:
+    """The token budget of a decision."""
+    height, width = world.view_shape
+    budget = (
+        f"prompt {turn.prompt} ({world.num_images} image(s) of {tokens_per_image} at {height} x {width}), thought "
+        f"{episode.max_think_tokens}, zooms {episode.max_tool_calls} x {tokens_per_image}, action "
+        f"{world.chunk_length} x {world.action_size} = {world.chunk_length * world.action_size}"
+    )
+    if turn.block:
+        budget += f", in one forward of {turn.block}"
+    cut = f" (all limits used up: {turn.most}, cut by episode.max_turn_tokens)" if turn.most > turn.limit else ""
+    return (("tokens of a turn", budget), ("", f"{turn.limit} at most{cut}"))
+
+
+def _learner_lines(memory: LearnerMemory, learner: LearnerConfig, world: int, num_rows: int, gpu: str) -> _Lines:
+    """Memory of a rank by purpose; the largest transient part counts."""
+
+    def parts(sizes: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {_size(value)}" for name, value in sizes.items())
+
+    rank = f"ZeRO {zero(learner).stage:d}, {learner.dtype}, {world} rank(s)"
+    checkpointing = f"{'with' if learner.gradient_checkpointing else 'without'} gradient checkpointing"
+    return (
+        ("learner rank", f"{_size(memory.peak)} on {gpu}: {rank}"),
+        ("  all the time", parts(memory.resident)),
+        ("  in turn", f"{parts(memory.transient)}; {num_rows} row(s) a forward, {checkpointing}"),
+    )
+
+
+def _time_lines(seconds: float, num_steps: int, note: str = "") -> _Lines:
+    """The estimate, and what it assumes."""
+    return (
+        ("time (estimate)", f"learner {_time(seconds)} a step, {_time(seconds * num_steps)} in all{note}"),
+        ("", f"with turns as long as they get, at {REACHED:.0%} of the data sheet's FLOP/s"),
+    )
+
+
+def _misfits(plan: PlanConfig, needs: Mapping[str, float]) -> tuple[str, ...]:
+    """What needs more than the GPU has."""
+    there = DEVICES[plan.gpu][0] * GIB
+    return tuple(
+        f"{name} needs {_size(need)}, {plan.gpu} has {_size(there)}: raise learner.zero_stage or the number of ranks, "
+        "turn learner.gradient_checkpointing on, lower learner.micro_batch_rows or the KV cache, or use learner.lora"
+        for name, need in needs.items()
+        if there and need > there
+    )
+
+
+def _refusals(check: Callable[..., None], *args: Any) -> tuple[str, ...]:
+    """What a check of `rlvla.run.preflight` would end the run with."""
+    try:
+        check(*args)
+    except (ValueError, FileNotFoundError) as error:
+        return (str(error),)
+    return ()
