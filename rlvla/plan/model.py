@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -124,23 +123,22 @@ def figures_of(
 
     described = describe(architecture)
     is_here = bool(model) and (Path(model) / "config.json").is_file()
+    is_described = bool(described.config) and not is_here and (tiny is None or described.name == model)
+    if not is_here and not is_described and (tiny is None or not model):
+        built, processor = _tiny(tiny or TinyModelConfig(), num_bins)
+        why = "" if tiny else f"{model} is not here: "
+        return count(built, lora, view_shape, source=f"{why}a tiny {built.config.model_type}", processor=processor)
     try:
-        if not is_here and described.config and (tiny is None or described.name == model):
-            config, source = auto.make_config(described.config), f"{described.name}, figures of {architecture}"
-        elif is_here or (model and tiny is not None):
-            config, source = auto.load_config(model), model
-        else:
-            built, processor = _tiny(tiny or TinyModelConfig(), num_bins)
-            why = "" if tiny else f"{model} is not here: "
-            return count(built, lora, view_shape, source=f"{why}a tiny {built.config.model_type}", processor=processor)
+        config = auto.make_config(described.config) if is_described else auto.load_config(model)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model: {model} is no folder here, and neither the hub nor plan.architecture describes it "
-            f"({str(error).splitlines()[0]}): name a JSON with its figures in plan.architecture"
+            f"model: {model} has no config that can be read, neither here nor on the hub nor in plan.architecture "
+            f"({str(error).splitlines()[0]}): name a JSON with it in plan.architecture"
         ) from None
     with torch.device("meta"):
         built = AutoModelForImageTextToText.from_config(config)
     processor = PolicyProcessor.load(model) if is_here and (Path(model) / POLICY_FILE).is_file() else None
+    source = f"{described.name}, figures of {architecture}" if is_described else model
     return count(built, lora, view_shape, source=source, processor=processor)
 
 
@@ -205,7 +203,8 @@ def _is_qwen(tower: Any) -> bool:
     return hasattr(tower, "spatial_merge_size")
 
 
-def _stack(sizes: Any, *, is_gated: bool, names: Sequence[str] = ("depth", "num_layers", "num_hidden_layers")) -> Stack:
+def _stack(sizes: Any, *, is_gated: bool) -> Stack:
+    names = ("depth", "num_layers", "num_hidden_layers")
     return Stack(
         num_layers=next(getattr(sizes, name) for name in names if hasattr(sizes, name)),
         hidden_size=sizes.hidden_size,

@@ -15,10 +15,11 @@ from rlvla.rollout.episode import MAX_CALL_TOKENS
 
 PROMPT_TEXT_TOKENS = 48
 """Instruction and chat template: LIBERO's longest instruction has 83 characters, Qwen's template 20 tokens."""
-
+REACHED = 0.4
+"""Share of a device's FLOP/s that a learner rank reaches; assumed."""
 DEVICES = {
     # Our tiny model on 2 cores: 6,670 tokens/s of 6 FLOP for each of 1.1 M parameters, docs/results/benchmark.json.
-    "cpu": (0, 4.4e10 / 0.4),
+    "cpu": (0, 4.4e10 / REACHED),
     "rtx-4090": (24, 165e12),
     "a100-40gb": (40, 312e12),
     "l40s": (45, 362e12),
@@ -27,8 +28,6 @@ DEVICES = {
     "h200": (140, 989e12),
 }
 """Name in `plan.gpu` -> GiB and dense bfloat16 FLOP/s, by NVIDIA's data sheets; 0 GiB: main memory."""
-REACHED = 0.4
-"""Share of those FLOP/s that a learner rank reaches; assumed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -320,7 +320,7 @@ def test_an_env_without_its_simulator_tells_its_sizes(
 def test_the_sizes_that_a_class_tells_are_those_of_its_env(libero_assets: Path, kwargs: dict[str, Any]) -> None:
     from rlvla_envs.libero import LiberoEnv
 
-    env = LiberoEnv(view_size=64, **kwargs)
+    env: Any = LiberoEnv(view_size=64, **kwargs)
     told = LiberoEnv.sizes(view_size=64, **kwargs)
     assert env.observation_space["images"].shape == (told["num_images"], *told["view_shape"], 3)
     assert env.action_space.shape == (told["action_size"],)
@@ -358,7 +358,7 @@ def test_a_checkpoint_and_a_data_set_that_are_here_are_read(tiny_policy: Path, t
 
 
 def test_what_cannot_be_planned_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model: nobody/nothing is no folder here.*plan\.architecture"):
+    with pytest.raises(ValueError, match=r"model: nobody/nothing has no config that can be read.*plan\.architecture"):
         plan_file("sft_tiny_tabletop", "--model", "nobody/nothing")
     file = tmp_path / "model.json"
     for content, message in [
