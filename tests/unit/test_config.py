@@ -11,6 +11,7 @@ import yaml
 
 from rlvla import config
 from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, load, write_resolved
+from rlvla.config.file import GONE
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = {"annotate": AnnotateConfig, "sft": SFTConfig, "grpo": GRPOConfig, "evaluate": EvaluateConfig}
@@ -54,6 +55,23 @@ def test_an_unknown_key_is_named(tmp_path: Path, text: str, key: str) -> None:
     with pytest.raises(SystemExit, match=key) as caught:
         load(GRPOConfig, ["--config", path])
     assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("key", GONE)
+def test_a_key_that_went_says_so_unless_it_said_nothing(tmp_path: Path, key: str) -> None:
+    """The config that an earlier version's run left holds it at its default."""
+    cls = next((c for c in CLASSES.values() if key.split(".")[0] in c.__dataclass_fields__), GRPOConfig)
+    default, why = GONE[key]
+    for value in (default, "another"):
+        given: Any = value
+        for part in reversed(key.split(".")):
+            given = {part: given}
+        path = write(tmp_path, yaml.safe_dump(given))
+        if value == default:
+            assert load(cls, ["--config", path]) == cls()
+        else:
+            with pytest.raises(SystemExit, match=re.escape(f"run.yaml: {key}: this key is gone: {why}")):
+                load(cls, ["--config", path])
 
 
 def test_a_wrong_value_names_key_and_value(tmp_path: Path) -> None:
