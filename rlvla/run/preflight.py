@@ -18,6 +18,7 @@ import yaml
 
 from rlvla.cluster.placement import reserved
 from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
+from rlvla.config.file import without_gone
 from rlvla.config.marks import MAY_CHANGE, marked
 from rlvla.data.dataset import read_sizes
 from rlvla.durable.files import CONTENT, differences, warn_untold
@@ -45,8 +46,7 @@ def check_sft(cfg: SFTConfig) -> None:
     require_sinks(cfg.log)
     _check_resume(cfg)
     world = int(os.environ.get("WORLD_SIZE", "1"))  # of `accelerate launch`
-    if cfg.batch_size % world:
-        raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
+    require_even(cfg.batch_size, world)
     # `owner/name` may be a hub id; anything else is a folder.
     is_path = Path(cfg.model).exists() or cfg.model.startswith((".", "/")) or cfg.model.count("/") > 1
     if cfg.model and is_path and not (Path(cfg.model) / "config.json").is_file():
@@ -57,6 +57,12 @@ def check_sft(cfg: SFTConfig) -> None:
         load_tools(cfg.episode.tools)
         _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
         check_env(cfg)
+
+
+def require_even(batch_size: int, world: int) -> None:
+    """Raises ValueError where the turns of a step do not divide over the processes."""
+    if batch_size % world:
+        raise ValueError(f"batch_size {batch_size} does not divide over {world} processes")
 
 
 def check_result(cfg: SFTConfig, model: Any, processor: PolicyProcessor) -> None:
@@ -91,7 +97,7 @@ def check_grpo(cfg: GRPOConfig) -> None:
     """
     require_sinks(cfg.log)
     _check_resume(cfg)
-    processor = _check_policy(cfg)
+    processor = check_policy(cfg)
     require_lora(cfg.model, cfg.learner.lora)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
     check_env(cfg, processor)
@@ -105,12 +111,18 @@ def check_evaluate(cfg: EvaluateConfig) -> None:
         FileNotFoundError: `model` is no checkpoint.
         ModuleNotFoundError: a module of `env.imports` is not installed.
     """
-    processor = _check_policy(cfg)
+    processor = check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
     check_env(cfg, processor)
 
 
-def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> PolicyProcessor:
+def check_policy(cfg: GRPOConfig | EvaluateConfig) -> PolicyProcessor:
+    """The checkpoint is there and whole, the sampler can serve it, and the tools are there.
+
+    Raises:
+        ValueError: the message says what to do.
+        FileNotFoundError: `model` is no checkpoint.
+    """
     if not (cfg.model / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
     if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
@@ -235,7 +247,7 @@ def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
             f"output: {cfg.output} holds states of an earlier version, which accelerate wrote: go on with that "
             "version, or name another output folder"
         )
-    before, now = _before(cfg), identity.of_run(cfg)
+    before, now = without_gone(_before(cfg)), identity.of_run(cfg)
     warn_untold(before, now, cfg.output)
     # What a run of an earlier version does not know it did as a config does that leaves it out.
     usual = identity.flatten(to_dict(type(cfg)()))
