@@ -88,7 +88,7 @@ class Cluster:
         """Start Ray (or join it), place and start samplers, rollout actors and, for GRPO, learners.
 
         Raises:
-            RuntimeError: the cluster does not have what the config reserves; the message lists both.
+            ValueError: the cluster does not have what the config reserves; the message names the keys.
             ProcessLostError: an actor died or could not start; the message names it and says why.
         """
         config = cfg.cluster

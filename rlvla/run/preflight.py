@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rlvla.cluster.placement import reserved
+from rlvla.cluster.placement import place, require_room
 from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.config.file import without_gone
 from rlvla.config.marks import MAY_CHANGE, marked
@@ -137,21 +137,16 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
             f"sampler.tensor_parallel_size is {tensor_parallel_size}, cluster.sampler_gpus {cluster.sampler_gpus}: "
             "an engine needs a GPU for each"
         )
-    wanted = reserved(cluster, num_learners)
+    place(cluster, num_learners)
     import ray
 
     if cluster.address != "local" or ray.is_initialized():
         return  # the cluster that is joined says itself what it has
     import torch
 
-    for kind, name, there in (("CPU", "cpus", os.cpu_count() or 1), ("GPU", "gpus", torch.cuda.device_count())):
-        if wanted[kind] > there:
-            raise ValueError(
-                f"cluster: {cluster.num_samplers} samplers, {cluster.num_rollout_actors} rollout actors and "
-                f"{num_learners} learners reserve {wanted[kind]:g} {name}, this machine has {there}: lower "
-                f"cluster.*_{name} or their numbers, or join a larger cluster (cluster.address)"
-            )
-    if num_learners > 1 and not cluster.learner_gpus and (num_gpus := torch.cuda.device_count()):
+    num_gpus = torch.cuda.device_count()
+    require_room(cluster, num_learners, {"CPU": os.cpu_count() or 1, "GPU": num_gpus}, "this machine")
+    if num_learners > 1 and not cluster.learner_gpus and num_gpus:
         raise ValueError(
             f"cluster.learner_gpus is 0: all {num_learners} learner ranks would take the first of this machine's "
             f"{num_gpus} GPUs, which NCCL refuses: give each one (cluster.learner_gpus 1), or hide them "

@@ -42,6 +42,6 @@ def test_one_run_on_two_nodes(two_nodes: str, tiny_policy: Path) -> None:
 
 def test_a_cluster_that_is_too_small_is_told_at_once(tiny_policy: Path) -> None:
     config = ClusterConfig(sampler_cpus=999.0)
-    with pytest.raises(RuntimeError, match=r"reserves.*999.*lower cluster"):
+    with pytest.raises(ValueError, match=r"reserve 999.* cpus, the Ray cluster has .*lower cluster"):
         Cluster(EvaluateConfig(model=tiny_policy, cluster=config))
     ray.shutdown()
