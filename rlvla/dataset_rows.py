@@ -44,6 +44,7 @@ _TYPES = {
     "annotation.subtask": pa.string(),
     "annotation.subject": pa.string(),
     "annotation.gripper": pa.string(),
+    "annotation.next_gripper": pa.string(),
     "annotation.progress": pa.float32(),
     "annotation.is_key_frame": pa.bool_(),
     "annotation.decision_index": pa.int64(),
@@ -156,6 +157,7 @@ def _row(decision: Demonstration) -> dict[str, Any]:
             "annotation.subtask": annotation.subtask,
             "annotation.subject": annotation.subject,
             "annotation.gripper": annotation.gripper,
+            "annotation.next_gripper": annotation.next_gripper,
             "annotation.progress": annotation.progress,
             "annotation.is_key_frame": decision.is_key_frame,
             "annotation.decision_index": decision.decision_index,
@@ -199,6 +201,7 @@ def _annotation(row: Mapping[str, Any]) -> Annotation:
         subtask=row["annotation.subtask"],
         subject=row["annotation.subject"],
         gripper=row["annotation.gripper"],
+        next_gripper=row.get("annotation.next_gripper", ""),
         progress=row["annotation.progress"],
     )
 

@@ -17,8 +17,7 @@ import numpy as np
 import yaml
 
 from rlvla import identity
-from rlvla.annotation.asking import load_annotator
-from rlvla.annotation.run import SERVER
+from rlvla.annotation.annotators import SERVER, load_annotator
 from rlvla.annotation.sources import load_expert
 from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.dataset import read_sizes

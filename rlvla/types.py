@@ -307,6 +307,8 @@ class Annotation:
     """The object that the sub-task is about."""
     gripper: str = ""
     """"open" or "closed", before the decision."""
+    next_gripper: str = ""
+    """"open" or "close", what the gripper does next, from this decision on; "stay" where it does nothing any more."""
     progress: float | None = None
     """Share of the task that lies behind, 0 to 1."""
 

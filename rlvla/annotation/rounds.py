@@ -1,4 +1,4 @@
-"""One take, annotated: ask for the key frames, then for the decisions between them; check, ask again, or drop.
+"""One take, annotated: ask for the key frames, then for the others; check, have it judged, ask again, or drop.
 
 Answers of one round are asked for at once and judged together when all are there, so that the result depends on the
 answers and not on the order in which they come.
@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlvla.annotation.checks import check_decision
 from rlvla.annotation.course import check_course
@@ -25,12 +25,14 @@ class _Asked:
     """What has come of asking about one decision so far."""
 
     replies: list[Reply] = field(default_factory=list)
+    """Verdicts on them included."""
+    num_answers: int = 0
     rejected: list[str] = field(default_factory=list)
     problems: tuple[Problem, ...] = ()
-    """Of the last reply; empty once it is accepted."""
+    """Of the last answer; empty once it is accepted."""
 
-    def judge(self, problems: tuple[Problem, ...]) -> None:
-        """Take note of what is wrong with the last reply."""
+    def note(self, *problems: Problem) -> None:
+        """Take note of what is wrong with the last answer."""
         self.problems = problems
         self.rejected += dict.fromkeys(problem.check for problem in problems)
 
@@ -44,7 +46,7 @@ class Annotated:
     annotations: Mapping[int, Annotation]
     """By decision, in order."""
     provenance: Mapping[int, Provenance]
-    """Likewise."""
+    """By decision, in order."""
     tally: Tally
 
 
@@ -87,7 +89,7 @@ class FirstAnswers:
 async def annotate_take(
     take: Take, timeline: Timeline, annotator: Annotator, cfg: AnnotateConfig, first: FirstAnswers
 ) -> Annotated:
-    """Ask about every decision of a take.
+    """Ask about every decision of a take; `annotator` also judges, where `cfg.openai.judge` has it.
 
     Raises:
         Exception: what the annotator or `first` raises; nothing of the take is kept then.
@@ -101,11 +103,13 @@ async def annotate_take(
         known = {i: accepted[i] for i in keys if i in accepted} if wave is between else {}
         pending = wave
         for attempt in range(cfg.max_attempts):
-            queries = [_query(take, timeline, i, attempt, asked[i].problems, known, cfg.seed) for i in pending]
-            replies = await asyncio.gather(*(annotator.annotate(query) for query in queries))
-            for i, reply in zip(pending, replies, strict=True):
-                asked[i].replies.append(reply)
-            good = _judge(take, timeline, cfg, {i: asked[i] for i in pending}, accepted)
+            queries = {i: _query(take, timeline, i, attempt, asked[i].problems, known, cfg.seed) for i in pending}
+            replies = await _ask(annotator, queries, asked)
+            for i in pending:
+                asked[i].num_answers += 1
+            good = _check(take, timeline, cfg, replies, asked, accepted)
+            if cfg.openai.judge:
+                good = await _judge(annotator, queries, good, asked)
             accepted |= good
             pending = [i for i in pending if i not in accepted]
             first.judged(len(good), [asked[i] for i in pending])
@@ -146,35 +150,58 @@ def query_seed(seed: int, take: int, decision: int, attempt: int) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def _judge(
-    take: Take, timeline: Timeline, cfg: AnnotateConfig, asked: Mapping[int, _Asked], accepted: Mapping[int, Annotation]
+async def _ask(annotator: Annotator, queries: Mapping[int, Query], asked: Mapping[int, _Asked]) -> dict[int, Reply]:
+    """The replies to queries, by decision."""
+    replies = await asyncio.gather(*(annotator.annotate(query) for query in queries.values()))
+    for i, reply in zip(queries, replies, strict=True):
+        asked[i].replies.append(reply)
+    return dict(zip(queries, replies, strict=True))
+
+
+def _check(
+    take: Take,
+    timeline: Timeline,
+    cfg: AnnotateConfig,
+    replies: Mapping[int, Reply],
+    asked: Mapping[int, _Asked],
+    accepted: Mapping[int, Annotation],
 ) -> dict[int, Annotation]:
-    """Which of the last replies are acceptable, among those accepted before; notes what is wrong with the others."""
+    """Which replies pass the checks, among those accepted before; notes what is wrong with the others."""
     good: dict[int, Annotation] = {}
-    for i, one in asked.items():
-        annotation = one.replies[-1].annotation
-        if annotation is None:
-            one.judge((Problem(check="markup", text=one.replies[-1].error),))
-        elif problems := check_decision(annotation, take, timeline, i, cfg.checks):
-            one.judge(problems)
+    for i, reply in replies.items():
+        if reply.annotation is None:
+            asked[i].note(Problem(check="markup", text=reply.error))
+        elif problems := check_decision(reply.annotation, take, timeline, i, cfg.checks):
+            asked[i].note(*problems)
         else:
-            good[i] = annotation
+            good[i] = reply.annotation
     course = check_course({**accepted, **good}, take, timeline, cfg.checks, trusted=accepted)
     for i in good:
-        asked[i].judge(course.get(i, ()))
+        asked[i].note(*course.get(i, ()))
     return {i: annotation for i, annotation in good.items() if i not in course}
 
 
+async def _judge(
+    judge: Annotator, queries: Mapping[int, Query], good: Mapping[int, Annotation], asked: Mapping[int, _Asked]
+) -> dict[int, Annotation]:
+    """Which of the answers that passed the checks are let pass; notes why the others are not."""
+    questions = {i: replace(queries[i], judged=annotation, complaints=()) for i, annotation in good.items()}
+    verdicts = await _ask(judge, questions, asked)
+    for i, verdict in verdicts.items():
+        if verdict.annotation is None:
+            asked[i].note(Problem(check="judge", text=verdict.error))
+    return {i: annotation for i, annotation in good.items() if verdicts[i].annotation is not None}
+
+
 def _provenance(take: Take, index: int, asked: _Asked, annotator: Annotator, cfg: AnnotateConfig) -> Provenance:
-    attempts = len(asked.replies)
     return Provenance(
         annotator=annotator.name,
         model=annotator.model,
         prompt_hash=annotator.prompt_hash,
-        seed=query_seed(cfg.seed, take.index, index, attempts - 1),
-        attempts=attempts,
+        seed=query_seed(cfg.seed, take.index, index, asked.num_answers - 1),
+        attempts=asked.num_answers,
         rejected=tuple(asked.rejected),
-        checks=cfg.checks.names,
+        checks=(*cfg.checks.names, *(("judge",) if cfg.openai.judge else ())),
         prompt_tokens=sum(reply.prompt_tokens for reply in asked.replies),
         completion_tokens=sum(reply.completion_tokens for reply in asked.replies),
     )

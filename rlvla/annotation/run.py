@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -13,22 +12,21 @@ import numpy as np
 from tqdm import tqdm
 
 from rlvla import identity
-from rlvla.annotation.asking import Journal, PluginAnnotator
+from rlvla.annotation.annotators import SERVER, open_annotators
+from rlvla.annotation.answers import Journal
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.prompts import prompt_hash
 from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take
 from rlvla.annotation.sources import TakeSource, open_source
 from rlvla.annotation.store import Store
-from rlvla.annotation.take import Annotator, Take, Tally
+from rlvla.annotation.take import Take, Tally
 from rlvla.config import AnnotateConfig, OpenAIConfig
 from rlvla.files import CONTENT
 from rlvla.markup import print_think, print_zoom
 from rlvla.types import Annotation, Decision, Demonstration
 
 T = TypeVar("T")
-SERVER = "openai"
-"""The annotator that is no plugin."""
-_MOVES_ANSWERS = ("model", "temperature", "max_tokens")
+_MOVES_ANSWERS = ("model", "temperature", "max_tokens", "judge", "judge_model")
 """Keys of the server."""
 
 
@@ -50,29 +48,18 @@ async def annotate_all(cfg: AnnotateConfig, store: Store, thread: ThreadPoolExec
     loop = asyncio.get_running_loop()
     source = await loop.run_in_executor(thread, open_source, cfg)
     try:
-        async with _annotator(cfg) as annotator:
-            if cfg.annotator == SERVER and annotator:
-                store.hold_to(annotator.model)
-            await _Run(cfg, store, thread, Journal(annotator, store) if annotator else None).over(source)
+        async with open_annotators(cfg) as asked:
+            journal = None
+            if asked is not None:
+                store.hold_to(asked.served)
+                journal = Journal(asked.annotator, asked.judge, store)
+            await _Run(cfg, store, thread, journal).over(source)
     except ExceptionGroup as errors:
         # The tasks of a group end together: the first error is the cause, the others are its echoes.
         raise errors.exceptions[0] from None
     finally:
         await loop.run_in_executor(thread, source.close)
     return source
-
-
-@asynccontextmanager
-async def _annotator(cfg: AnnotateConfig) -> AsyncIterator[Annotator | None]:
-    """The one that `cfg.annotator` names; None where nobody is to annotate."""
-    if cfg.annotator == SERVER:
-        # Only here: it loads an HTTP client.
-        from rlvla.annotation.openai_annotator import OpenAIAnnotator
-
-        async with OpenAIAnnotator(cfg.openai) as annotator:
-            yield annotator
-    else:
-        yield PluginAnnotator(cfg.annotator, cfg.annotator_kwargs) if cfg.annotator else None
 
 
 def protocol(cfg: AnnotateConfig) -> dict[str, Any]:
@@ -82,7 +69,7 @@ def protocol(cfg: AnnotateConfig) -> dict[str, Any]:
     # An env that takes longer fails no take: no deadline holds for an expert.
     limits = ("env.deadline_s", "env.reset_deadline_s", "env.max_attempts")
     said = identity.of(cfg, ("output", "num_samples", "max_refused_first", *unused, *server, *limits))
-    return said | ({f"{CONTENT}prompts": prompt_hash()} if cfg.annotator == SERVER else {})
+    return said | ({f"{CONTENT}prompts": prompt_hash()} if cfg.annotator == SERVER or cfg.openai.judge else {})
 
 
 class _Run:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlvla.types import Annotation
 
-MAX_CHARS = {"subtask": 80, "subject": 60, "observation": 480, "conclusion": 480, "thought": 480}
+MAX_CHARS = {"subtask": 80, "subject": 60, "observation": 480, "conclusion": 480, "thought": 480, "reason": 480}
 """Longest string of each field: 80 English words for a thought. It ends a model that would run on for ever; what the
 server cuts there is no sentence, so it counts as an error."""
 GRIPPER_STATES = ("open", "closed")
+NEXT_GRIPPER = ("open", "close", "stay")
+VERDICTS = ("yes", "no")
+UNREAD = "the judge's verdict cannot be read: "
 PERCENT = 100
 _FENCE = "```"
 
@@ -26,7 +29,8 @@ def json_schema(*, is_key: bool, num_images: int) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "subtask": _text("subtask"),
         "subject": _text("subject"),
-        "gripper": {"type": "string", "enum": list(GRIPPER_STATES)},
+        "gripper": _choice(GRIPPER_STATES),
+        "next_gripper": _choice(NEXT_GRIPPER),
         "progress": _integer(PERCENT),
     }
     if is_key:
@@ -36,7 +40,20 @@ def json_schema(*, is_key: bool, num_images: int) -> dict[str, Any]:
         fields["conclusion"] = _text("conclusion")
     else:
         fields["thought"] = _text("thought")
+    return _object(fields)
+
+
+def verdict_schema() -> dict[str, Any]:
+    """JSON schema of a judge's answer: the reason first, so that the verdict follows from it."""
+    return _object({"reason": _text("reason"), "verdict": _choice(VERDICTS)})
+
+
+def _object(fields: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
+def _choice(values: Sequence[str]) -> dict[str, Any]:
+    return {"type": "string", "enum": list(values)}
 
 
 def _text(field: str) -> dict[str, Any]:
@@ -58,17 +75,11 @@ def read(text: str, *, is_key: bool, num_images: int) -> Annotation | str:
         is_key: see `json_schema`.
         num_images: see `json_schema`.
     """
-    try:
-        # Not strict: in strings of bounded length xgrammar lets line breaks and other control characters through.
-        fields = json.loads(_bare(text), strict=False)
-    except (ValueError, RecursionError):
-        return "the answer is not valid JSON"
-    if not isinstance(fields, dict):
-        return "the answer is not a JSON object"
+    if isinstance(fields := _fields(text), str):
+        return fields
     answer = _Answer(fields)
     subtask, subject = answer.text("subtask"), answer.text("subject")
-    if (gripper := fields.get("gripper")) not in GRIPPER_STATES:
-        answer.problems.append('gripper must be "open" or "closed"')
+    gripper, next_gripper = answer.choice("gripper", GRIPPER_STATES), answer.choice("next_gripper", NEXT_GRIPPER)
     progress = answer.integer("progress", PERCENT)
     if is_key:
         thoughts = (answer.text("observation"), answer.text("conclusion"))
@@ -82,9 +93,31 @@ def read(text: str, *, is_key: bool, num_images: int) -> Annotation | str:
         looks=looks,
         subtask=subtask,
         subject=subject,
-        gripper=str(gripper),
+        gripper=gripper,
+        next_gripper=next_gripper,
         progress=progress / PERCENT,
     )
+
+
+def read_verdict(text: str) -> str:
+    """Why a judge refuses, or why its answer cannot be read; empty where it says yes. Never raises."""
+    if isinstance(fields := _fields(text), str):
+        return UNREAD + fields
+    answer = _Answer(fields)
+    reason, verdict = answer.text("reason"), answer.choice("verdict", VERDICTS)
+    if answer.problems:
+        return UNREAD + "; ".join(answer.problems)
+    return "" if verdict == "yes" else f"a judge refuses it: {reason}"
+
+
+def _fields(text: str) -> dict[str, Any] | str:
+    """The JSON object in an answer, or why there is none."""
+    try:
+        # Not strict: in strings of bounded length xgrammar lets line breaks and other control characters through.
+        fields = json.loads(_bare(text), strict=False)
+    except (ValueError, RecursionError):
+        return "the answer is not valid JSON"
+    return fields if isinstance(fields, dict) else "the answer is not a JSON object"
 
 
 def _bare(text: str) -> str:
@@ -118,6 +151,13 @@ class _Answer:
         if not words.isprintable():  # also half a surrogate pair, which no file can hold
             return self._refuse(f"{name} holds characters that cannot be printed", "")
         return words
+
+    def choice(self, name: str, values: Sequence[str]) -> str:
+        value = self.fields.get(name)
+        if not isinstance(value, str) or value not in values:
+            *rest, last = (f'"{value}"' for value in values)
+            return self._refuse(f"{name} must be {', '.join(rest)} or {last}", "")
+        return value
 
     def integer(self, name: str, most: int) -> int:
         value = self.fields.get(name)

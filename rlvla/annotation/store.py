@@ -31,10 +31,12 @@ from rlvla.config import ActionKind
 from rlvla.dataset import Writer
 from rlvla.dataset_rows import DatasetError, encode, require_same
 from rlvla.files import CONTENT, appear_whole, differences, lock, sync, sync_tree, warn_untold, write_json
-from rlvla.identity import flatten
 from rlvla.types import Demonstration
 
-_SERVED = f"{CONTENT}openai.model"
+_SERVED = f"{CONTENT}openai."
+"""What servers have: they say so later."""
+_VERSION = 2
+"""Of the folder, kept with the protocol; 1 had none, and takes without `annotation.next_gripper`."""
 
 
 class Store:
@@ -69,7 +71,8 @@ class Store:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self._folder)
         try:
-            self._open(json.loads(json.dumps(protocol)))  # as it is read back: tuples become lists
+            # As it is read back: tuples become lists.
+            self._open(json.loads(json.dumps({**protocol, "version": _VERSION})))
         except BaseException:
             self.close()
             raise
@@ -103,11 +106,11 @@ class Store:
             self._answers[index] = AnswerLog(self._answers_file(index))
         return self._answers[index]
 
-    def hold_to(self, served: str) -> None:
-        """Keep in mind which model a server has; raises ValueError where it was another one."""
+    def hold_to(self, served: Mapping[str, str]) -> None:
+        """Keep in mind which model each server has, by key of the config; raises ValueError where it was another."""
         file = self._folder / "protocol.json"
         before = json.loads(file.read_text())
-        now = {**before, _SERVED: served}
+        now = before | {f"{CONTENT}{key}": model for key, model in served.items()}
         if differ := differences(before, now):
             raise ValueError(self._another(differ))
         write_json(file, now, sort_keys=True)
@@ -158,9 +161,9 @@ class Store:
         Whatever it was killed at, it is repeated from its beginning. Memory holds one file of rows.
 
         Args:
-            robot: see `dataset.Writer`, as the rest.
-            fps: likewise.
-            suites: likewise.
+            robot: see `dataset.Writer`, as `fps` and `suites`.
+            fps: decisions a second.
+            suites: whose initial states these are.
             complete: called with the folder while it lies aside, to add files of one's own.
             action_kind: see `dataset.Writer`.
 
@@ -208,7 +211,7 @@ class Store:
                     f"{self._output} exists already, and {self._folder} holds an unfinished run: "
                     "remove one of them, or name another output folder"
                 )
-            differ = differences(_read(marker, protocol), protocol) if there else ""
+            differ = differences(json.loads(marker.read_text()), protocol) if there else ""
             self._clean_up()
             if differ:
                 raise FileExistsError(f"{self._output} exists already, of another run ({differ}): name another output")
@@ -216,11 +219,16 @@ class Store:
         marker.unlink(missing_ok=True)
         file = self._folder / "protocol.json"
         if file.is_file():
-            before = _read(file, protocol)
+            before = json.loads(file.read_text())
+            if before.get("version") != _VERSION:
+                raise ValueError(
+                    f"{self._folder} holds an unfinished run of an earlier version of rlvla, whose takes lack "
+                    "annotation.next_gripper: finish it with that version, or remove it, or name another output folder"
+                )
             if differ := differences(before, protocol):
                 raise ValueError(self._another(differ))
-            before.pop(_SERVED, None)  # which the server says later
-            warn_untold(before, protocol, self._folder)
+            told = {key: value for key, value in before.items() if not key.startswith(_SERVED)}
+            warn_untold(told, protocol, self._folder)
         else:
             write_json(file, protocol, sort_keys=True)
         self._takes.mkdir(exist_ok=True)
@@ -270,13 +278,6 @@ class Store:
         (self._folder / "lock").unlink()
         self._folder.rmdir()
         self.is_finished = True
-
-
-def _read(file: Path, now: Mapping[str, Any]) -> dict[str, Any]:
-    """A protocol; of one that an earlier version nested, with keys that move nothing, those that count today."""
-    told = json.loads(file.read_text())
-    flat = flatten(told)
-    return told if flat == told else {key: value for key, value in flat.items() if key in now}
 
 
 def _pack(table: pa.Table) -> bytes:

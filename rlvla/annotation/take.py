@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rlvla.config import CheckName
 from rlvla.types import Annotation, Decision, Timeline
@@ -40,6 +40,8 @@ class Query:
     """Of the nearest annotated key frame behind, likewise."""
     complaints: tuple[str, ...] = ()
     """What was wrong with the last answer, in words for the annotator."""
+    judged: Annotation | None = None
+    """The answer that is to be judged; None: an answer is wanted."""
     attempt: int = 0
     """Answers before."""
     seed: int = 0
@@ -48,7 +50,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An answer, as far as it could be read."""
+    """An answer, as far as it could be read; of a judge, the annotation that it lets pass."""
 
     annotation: Annotation | None
     """None where `error` says why there is none."""
@@ -59,7 +61,7 @@ class Reply:
 
 
 class Annotator(Protocol):
-    """Who answers queries; many may be asked at once."""
+    """Who answers queries, or judges answers; many may be asked at once."""
 
     name: str
     """See `Provenance.annotator`."""
@@ -75,7 +77,7 @@ class Annotator(Protocol):
 class Problem:
     """What is wrong with an annotation."""
 
-    check: CheckName
+    check: CheckName | Literal["judge"]
     text: str
     """In words for the annotator: what is wrong, and what is wanted."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla.annotation.schema import MAX_CHARS, json_schema, read
+from rlvla.annotation.schema import MAX_CHARS, json_schema, read, read_verdict
 from rlvla.types import Annotation
 
 JSON = st.recursive(
@@ -42,6 +42,7 @@ def check(found: Annotation | str, *, is_key: bool, num_images: int) -> None:
         assert 0 <= image < num_images
         assert all(type(v) is int and 0 <= v <= 1000 for v in box)
     assert found.gripper in ("open", "closed")
+    assert found.next_gripper in ("open", "close", "stay")
     assert found.progress is not None
     assert 0 <= found.progress <= 1
     for text in (found.subtask, found.subject, *found.thoughts):
@@ -53,6 +54,7 @@ def check(found: Annotation | str, *, is_key: bool, num_images: int) -> None:
 @given(st.text(st.characters(codec=None)), st.booleans())
 def test_any_text_is_read(text: str, is_key: bool) -> None:
     check(read(text, is_key=is_key, num_images=1), is_key=is_key, num_images=1)
+    assert read_verdict(text)
 
 
 @given(st.data(), st.booleans(), st.integers(1, 3))

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from rlvla.annotation.schema import MAX_CHARS, json_schema, read
+from rlvla.annotation.schema import MAX_CHARS, json_schema, read, read_verdict
 from rlvla.types import Annotation
 
 ANSWER: dict[str, Any] = {
     "subtask": "grasp the bowl",
     "subject": "bowl",
     "gripper": "open",
+    "next_gripper": "close",
     "progress": 25,
     "observation": "The rim is close.",
     "image": 0,
@@ -33,6 +34,7 @@ def test_a_key_frame_has_two_thoughts_and_the_look_between_them() -> None:
         subtask="grasp the bowl",
         subject="bowl",
         gripper="open",
+        next_gripper="close",
         progress=0.25,
     )
 
@@ -110,6 +112,7 @@ BOX_ERROR = "bbox must be four integers from 0 to 1000: left, top, right, bottom
             for value in (101, 40.0, "40", float("nan"))
         ),
         *(("gripper", value, 'gripper must be "open" or "closed"') for value in ("ajar", "", None, ["open"], {})),
+        *(("next_gripper", value, 'next_gripper must be "open", "close" or "stay"') for value in ("opens", "", None)),
         *(("subject", value, "subject must be a text") for value in (3, None, ["bowl"], {})),
         *(("observation", value, "observation is empty") for value in ("", " \t\n ", "\u3000")),
         *(
@@ -163,3 +166,21 @@ def test_the_look_is_bounded_by_the_cameras_and_the_frame() -> None:
     assert fields["image"] == {"type": "integer", "minimum": 0, "maximum": 2}
     assert fields["bbox"]["items"] == {"type": "integer", "minimum": 0, "maximum": 1000}
     assert (fields["bbox"]["minItems"], fields["bbox"]["maxItems"]) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ('{"reason": "All is well.", "verdict": "yes"}', ""),
+        ('<think>Well.</think>```json\n{"verdict": "yes", "reason": "Fine."}\n```', ""),
+        ('{"reason": "It is  shut.", "verdict": "no"}', "a judge refuses it: It is shut."),
+        ("yes", "the judge's verdict cannot be read: the answer is not valid JSON"),
+        ("[]", "the judge's verdict cannot be read: the answer is not a JSON object"),
+        ('{"reason": "", "verdict": "maybe"}', 'reason is empty; verdict must be "yes" or "no"'),
+        ('{"verdict": true}', 'reason must be a text; verdict must be "yes" or "no"'),
+    ],
+)
+def test_a_judge_says_yes_or_why_not(text: str, refusal: str) -> None:
+    found = read_verdict(text)
+    assert found.endswith(refusal)
+    assert bool(found) == bool(refusal)

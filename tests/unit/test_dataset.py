@@ -87,6 +87,7 @@ def test_annotation_and_provenance_come_back(tmp_path: Path) -> None:
         "annotation.subtask": "string",
         "annotation.subject": "string",
         "annotation.gripper": "string",
+        "annotation.next_gripper": "string",
         "annotation.progress": "float32",
         "annotation.is_key_frame": "bool",
         "annotation.decision_index": "int64",

@@ -15,8 +15,8 @@ import pytest
 
 import rlvla_reward
 from rlvla import metrics
+from rlvla.annotation.annotators import PluginAnnotator
 from rlvla.annotation.answers import AnswerLog
-from rlvla.annotation.asking import PluginAnnotator
 from rlvla.annotation.sources import ExpertSource
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply
