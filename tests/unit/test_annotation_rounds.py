@@ -13,8 +13,8 @@ from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take, quer
 from rlvla.annotation.run import protocol
 from rlvla.annotation.take import Query, Reply
 from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig, OpenAIConfig
-from rlvla.dataset_rows import DatasetError
-from rlvla.files import CONTENT
+from rlvla.data.rows import DatasetError
+from rlvla.durable.files import CONTENT
 from rlvla.types import Annotation
 from tests.takes import moving
 
