@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from rlvla.data.action_kind import contradiction
 from rlvla.config import ActionKind, ReadConfig
+from rlvla.data.action_kind import contradiction
 from rlvla.data.dataset import DatasetError
 from rlvla.types import Box, Decision
 
