@@ -11,7 +11,7 @@ import asyncio
 import base64
 import os
 from collections.abc import Awaitable
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -102,9 +102,7 @@ class OpenAIAnnotator:
             asked = request(query, self.model, self._config)
             completion = await self._sent(self._client.chat.completions.create(**asked))
         reply = read_completion(completion, query)
-        if reply is None:
-            raise AnnotatorError(self._stranger())
-        return reply
+        return reply or self._refuse_stranger()
 
     async def _only_model(self) -> str:
         listing = await self._sent(self._client.models.list())
@@ -122,47 +120,43 @@ class OpenAIAnnotator:
         except (openai.APIError, aiohttp.ClientError) as error:  # the latter where a server does not speak HTTP
             raise AnnotatorError(self._explain(error)) from None  # its request carries the key
         except (ValueError, RecursionError):  # no JSON
-            raise AnnotatorError(self._stranger()) from None
+            self._refuse_stranger()
 
-    def _stranger(self) -> str:
-        return (
+    def _refuse_stranger(self) -> NoReturn:
+        raise AnnotatorError(
             f"what answers at {self._url} does not speak OpenAI's chat completions: "
             f"set {self._url_key} to the address of the server, usually ending in /v1"
-        )
+        ) from None
 
     def _explain(self, error: Exception) -> str:
         """What went wrong and which key to change, without the API key."""
-        cfg = self._config
-        if not isinstance(error, openai.APIStatusError):
-            return (
-                f"{self._url} gives no answer ({self._quote(error.__cause__ or error)}): is the server up, and "
-                f"{self._url_key} its address? If it is only slow, raise openai.timeout_s ({cfg.timeout_s:g}) or "
-                f"openai.max_retries ({cfg.max_retries}), or lower openai.concurrency ({cfg.concurrency})"
+        cfg, status, said = self._config, getattr(error, "status_code", 0), self._quote(error)
+        if not status:
+            why = (
+                f"gives no answer ({self._quote(error.__cause__ or error)}): is the server up, and {self._url_key} its "
+                f"address? If it is only slow, raise openai.timeout_s ({cfg.timeout_s:g}) or openai.max_retries "
+                f"({cfg.max_retries}), or lower openai.concurrency ({cfg.concurrency})"
             )
-        status: int = error.status_code
-        said = self._quote(error)
-        if status in (401, 403):
-            state = "is set, but to another key" if self._key else "is not set"
-            return (
-                f"{self._url} refuses the key ({said}): put it into the environment variable that "
-                f"{self._env_key} names, {self._env or 'none yet'}, which {state}; or check {self._url_key}"
+        elif status in (401, 403):
+            why = (
+                f"refuses the key ({said}): put it into the environment variable that {self._env_key} names, "
+                f"{self._env or 'none yet'}, which {'is set, but to another key' if self._key else 'is not set'}; or "
+                f"check {self._url_key}"
             )
-        if status == 404:
-            return (
-                f"{self._url} knows no such model or path ({said}): {self._model_key} is {self.model!r}, empty takes "
-                f"the only one that the server lists; {self._url_key} usually ends in /v1"
+        elif status == 404:
+            why = (
+                f"knows no such model or path ({said}): {self._model_key} is {self.model!r}, empty takes the only one "
+                f"that the server lists; {self._url_key} usually ends in /v1"
             )
-        if status == 429:
-            return (
-                f"{self._url} is still overloaded after {cfg.max_retries} retries ({said}): "
-                "lower openai.concurrency or raise openai.max_retries"
+        elif status == 429 or status >= 500:
+            advice = "lower openai.concurrency or raise openai.max_retries" if status == 429 else "see its log"
+            why = f"fails, also after {cfg.max_retries} retries ({said}): {advice}"
+        else:
+            why = (
+                f"refuses the request ({said}): {self._model_key} {self.model!r} must take images and JSON schemas, "
+                f"and its context must hold a prompt and openai.max_tokens ({cfg.max_tokens})"
             )
-        if status >= 500:
-            return f"{self._url} fails, also after {cfg.max_retries} retries ({said}): see the log of the server"
-        return (
-            f"{self._url} refuses the request ({said}): {self._model_key} {self.model!r} must take images and JSON "
-            f"schemas, and its context must hold a prompt and openai.max_tokens ({cfg.max_tokens})"
-        )
+        return f"{self._url} {why}"
 
     def _quote(self, error: BaseException) -> str:
         """What an error says, in short."""
@@ -210,34 +204,31 @@ def read_completion(completion: ChatCompletion, query: Query) -> Reply | None:
 
     The client believes what a server sends: any attribute may be missing, or be of any type.
     """
-    choices = getattr(completion, "choices", None)
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message: Any = getattr(choice, "message", None)
-    if not hasattr(message, "content"):
+    choices, usage = getattr(completion, "choices", None), getattr(completion, "usage", None)
+    choice: Any = choices[0] if isinstance(choices, list) and choices else None
+    if not hasattr(getattr(choice, "message", None), "content"):
         return None
-    error = _obstacle(message, getattr(choice, "finish_reason", None))
-    annotation = None
+    annotation, error = query.judged, _obstacle(choice)
     if query.judged is not None:
-        error = f"{schema.UNREAD}{error}" if error else schema.read_verdict(message.content)
-        annotation = None if error else query.judged
+        error = f"{schema.UNREAD}{error}" if error else schema.read_verdict(choice.message.content)
     elif not error:
         num_images, is_key = len(query.take.decisions[query.index].images), query.timeline.is_key[query.index]
-        found = schema.read(message.content, is_key=is_key, num_images=num_images)
+        found = schema.read(choice.message.content, is_key=is_key, num_images=num_images)
         annotation, error = (None, found) if isinstance(found, str) else (found, "")
-    usage = getattr(completion, "usage", None)
     return Reply(
-        annotation=annotation,
+        annotation=None if error else annotation,
         error=error,
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
     )
 
 
-def _obstacle(message: Any, finish_reason: object) -> str:
-    """Why there is nothing to read in a message; empty where there is."""
-    if finish_reason == "length":
+def _obstacle(choice: Any) -> str:
+    """Why there is nothing to read in an answer; empty where there is."""
+    message, reason = choice.message, getattr(choice, "finish_reason", None)
+    if reason == "length":
         return "the answer was cut off, because it was too long: write shorter sentences"
-    if finish_reason == "content_filter":
+    if reason == "content_filter":
         return "the answer was withheld by a filter of its content: describe the robot's work soberly"
     if not isinstance(message.content, str) or not message.content.strip():
         return "the answer was a refusal" if getattr(message, "refusal", None) else "the answer was empty"

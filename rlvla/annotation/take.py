@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol
 
 from rlvla.config import CheckName
@@ -37,7 +38,7 @@ class Query:
     before: Annotation | None = None
     """Of the nearest annotated key frame before; None at a key frame, or where there is none."""
     after: Annotation | None = None
-    """Of the nearest annotated key frame behind, likewise."""
+    """Of the nearest one behind."""
     complaints: tuple[str, ...] = ()
     """What was wrong with the last answer, in words for the annotator."""
     judged: Annotation | None = None
@@ -95,21 +96,13 @@ class Tally:
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Check -> decisions whose last answer failed it."""
     prompt_tokens: int = 0
-    """Of all answers, also of dropped decisions."""
+    """Of all answers and verdicts, also of dropped decisions; so are `completion_tokens`."""
     completion_tokens: int = 0
-    """Likewise."""
 
     def __add__(self, other: Tally) -> Tally:
         """Sums, field by field."""
-        return Tally(
-            num_decisions=self.num_decisions + other.num_decisions,
-            num_dropped=self.num_dropped + other.num_dropped,
-            rejected=_sum(self.rejected, other.rejected),
-            dropped=_sum(self.dropped, other.dropped),
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-        )
-
-
-def _sum(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-    return {name: first.get(name, 0) + second.get(name, 0) for name in sorted({*first, *second})}
+        sums = {}
+        for name in (f.name for f in fields(self)):
+            mine, more = getattr(self, name), getattr(other, name)
+            sums[name] = mine + more if isinstance(mine, int) else dict(Counter(mine) + Counter(more))
+        return Tally(**sums)

@@ -160,7 +160,7 @@ async def test_a_fault_that_lasts_names_the_keys_to_change() -> None:
         404: ("openai.model", MODEL, "/v1"),
         400: ("openai.model", "openai.max_tokens (512)"),
         429: ("openai.concurrency", "openai.max_retries"),
-        500: ("the log of the server",),
+        500: ("see its log",),
     }.items():
         said = await complaint(lambda _, status=status: refuse(status, "what the server says", **SOON), max_retries=1)
         assert all(key in said for key in (*keys, f"Error code: {status} - what the server says")), said
@@ -228,9 +228,9 @@ def test_what_is_no_address_is_refused_at_once(address: str) -> None:
         (lambda _: say("  \n"), "empty"),
         (lambda _: say([{"type": "text", "text": "{}"}]), "empty"),  # type: ignore[arg-type]
         (lambda _: say("The bowl is left."), "not valid JSON"),
-        (lambda asked: say(good_answer(asked, bbox=[0, 0, 10, 1001])), "bbox must be four integers from 0 to 1000"),
-        (lambda asked: say(good_answer(asked, image=1)), "image must be an integer from 0 to 0"),
-        (lambda asked: say(good_answer(asked, progress="40")), "progress must be an integer from 0 to 100"),
+        (lambda asked: say(good_answer(asked, bbox=[0, 0, 10, 1001])), "bbox.3: Input should be less than"),
+        (lambda asked: say(good_answer(asked, image=1)), "image: there are pictures 0 to 0"),
+        (lambda asked: say(good_answer(asked, progress="40")), "progress: Input should be a valid integer"),
     ],
 )
 async def test_a_bad_answer_is_a_reply_that_says_why_and_counts_its_tokens(script: Script, error: str) -> None:
@@ -249,7 +249,7 @@ JUDGED = Annotation(thoughts=("The bowl is near.",), subtask="grasp the bowl")
         (answer_well, ""),
         (lambda asked: say(good_answer(asked, verdict="no", reason="It is far.")), "a judge refuses it: It is far."),
         (lambda _: say("yes"), "the judge's verdict cannot be read: the answer is not valid JSON"),
-        (lambda asked: say(good_answer(asked, verdict="maybe")), 'cannot be read: verdict must be "yes" or "no"'),
+        (lambda asked: say(good_answer(asked, verdict="maybe")), "read: verdict: Input should be 'yes' or 'no'"),
         (lambda asked: say(good_answer(asked), finish_reason="length"), "cannot be read: the answer was cut off"),
         (lambda _: say(None), "cannot be read: the answer was empty"),
     ],

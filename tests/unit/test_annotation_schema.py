@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from rlvla.annotation.schema import MAX_CHARS, json_schema, read, read_verdict
+from rlvla.annotation.schema import json_schema, read, read_verdict
 from rlvla.types import Annotation
 
 ANSWER: dict[str, Any] = {
@@ -88,47 +89,32 @@ def test_what_is_no_object_is_said_to_be_none(text: str) -> None:
     assert read(text, is_key=True, num_images=1) == "the answer is not a JSON object"
 
 
-BOX_ERROR = "bbox must be four integers from 0 to 1000: left, top, right, bottom"
-
-
 @pytest.mark.parametrize(
-    ("field", "value", "error"),
+    ("field", "values", "error"),
     [
-        *(
-            ("bbox", value, BOX_ERROR)
-            for value in (
-                [0, 0, 9],
-                [0, 0, 9, 1001],
-                [0, 0, 9, -1],
-                [0, 0, 9, 2.0],
-                [0, 0, 9, True],
-                "0, 0, 9, 9",
-                None,
-            )
-        ),
-        *(("image", value, "image must be an integer from 0 to 0") for value in (1, -1, None, False, "0")),
-        *(
-            ("progress", value, "progress must be an integer from 0 to 100")
-            for value in (101, 40.0, "40", float("nan"))
-        ),
-        *(("gripper", value, 'gripper must be "open" or "closed"') for value in ("ajar", "", None, ["open"], {})),
-        *(("next_gripper", value, 'next_gripper must be "open", "close" or "stay"') for value in ("opens", "", None)),
-        *(("subject", value, "subject must be a text") for value in (3, None, ["bowl"], {})),
-        *(("observation", value, "observation is empty") for value in ("", " \t\n ", "\u3000")),
-        *(
-            ("subtask", value, "subtask holds characters that cannot be printed")
-            for value in ("grasp\x00it", "\ud800", "\x1b[1m")
-        ),
+        ("bbox", ([0, 0, 9], "0, 0, 9, 9", None, {}), "bbox: (List should have at least 4|Input should be a valid)"),
+        ("bbox", ([0, 0, 9, 1001], [0, 0, 9, -1], [0, 0, 9, 2.0], [0, 0, 9, True]), r"bbox\.3: Input should be"),
+        ("image", (1, -1, None, False, "0"), "image: (there are pictures 0 to 0|Input should be)"),
+        ("progress", (101, 40.0, "40", float("nan"), -1), "progress: Input should be"),
+        ("gripper", ("ajar", "", None, ["open"], {}), "gripper: Input should be 'open' or 'closed'"),
+        ("next_gripper", ("opens", "", None), "next_gripper: Input should be 'open', 'close' or 'stay'"),
+        ("subject", (3, None, ["bowl"], {}), "subject: Input should be a valid string"),
+        ("observation", (" \t\n ", "\u3000"), "observation: is empty"),
+        ("subtask", ("grasp\x00it", "\x1b[1m"), "subtask: holds characters that cannot be printed"),
+        ("subtask", ("\ud800", ""), "subtask: (Input|String) should"),
     ],
 )
-def test_a_field_that_is_wrong_is_named(field: str, value: object, error: str) -> None:
-    assert read_key(**{field: value}) == error
+def test_a_field_that_is_wrong_is_named(field: str, values: tuple, error: str) -> None:
+    for value in values:
+        assert re.match(error, str(read_key(**{field: value}))), value
 
 
 def test_a_text_that_the_server_had_to_end_is_refused() -> None:
-    most = MAX_CHARS["conclusion"]
-    assert isinstance(read_key(conclusion="x" * (most - 1)), Annotation)
-    assert "conclusion is too long and was cut off" in str(read_key(conclusion="x" * most))
+    fields = json_schema(is_key=True, num_images=1)["properties"]
+    for name in ("subtask", "subject", "observation", "conclusion"):
+        most = fields[name]["maxLength"]
+        assert isinstance(read_key(**{name: "x" * (most - 1)}), Annotation)
+        assert f"{name}: String should have at most {most - 1} characters" in str(read_key(**{name: "x" * most}))
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
@@ -176,8 +162,8 @@ def test_the_look_is_bounded_by_the_cameras_and_the_frame() -> None:
         ('{"reason": "It is  shut.", "verdict": "no"}', "a judge refuses it: It is shut."),
         ("yes", "the judge's verdict cannot be read: the answer is not valid JSON"),
         ("[]", "the judge's verdict cannot be read: the answer is not a JSON object"),
-        ('{"reason": "", "verdict": "maybe"}', 'reason is empty; verdict must be "yes" or "no"'),
-        ('{"verdict": true}', 'reason must be a text; verdict must be "yes" or "no"'),
+        ('{"reason": " ", "verdict": "maybe"}', "read: reason: is empty; verdict: Input should be 'yes' or 'no'"),
+        ('{"verdict": true}', "read: reason: Field required; verdict: Input should be 'yes' or 'no'"),
     ],
 )
 def test_a_judge_says_yes_or_why_not(text: str, refusal: str) -> None:
