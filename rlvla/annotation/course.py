@@ -94,48 +94,29 @@ def _progress(course: Course) -> Iterator[tuple[int, str]]:
     told = {index: one.progress for index, one in course.annotations.items() if one.progress is not None}
     values = {index: value for index, value in told.items() if math.isfinite(value)}
     slack = course.cfg.progress_slack
-    kept = _climbers(values, course.trusted, slack)
-    last = None
-    for index, value in values.items():
-        if index in kept:
-            last = index
-            continue
-        if last is not None and value < values[last] - slack:
-            other, where = last, "before"
+    kept = _climb(values, course.trusted, slack)
+    for index in values.keys() - set(kept):
+        value, before = values[index], max((i for i in kept if i < index), default=None)
+        if before is not None and value < values[before] - slack:
+            other, where = before, "before"
         else:
-            other, where = next(later for later in values if later > index and later in kept), "behind"
+            other, where = min(i for i in kept if i > index), "behind"
         said = f"progress is {value:.2f}, but {values[other]:.2f} at decision {other + 1} {where}"
         yield index, f"{said}: it must not fall"
 
 
-def _climbers(values: Mapping[int, float], trusted: Collection[int], slack: float) -> set[int]:
-    """Trusted decisions, and between each two of them the most that fit in."""
-    kept, run, low = set[int](), dict[int, float](), -math.inf
-    for index in [*values, None]:
-        if index is not None and index not in trusted:
-            run[index] = values[index]
-            continue
-        high = math.inf if index is None else values[index]
-        kept.update(_longest_climb({i: v for i, v in run.items() if low - slack <= v <= high + slack}, slack))
-        if index is not None:
-            kept.add(index)
-            run, low = {}, values[index]
-    return kept
-
-
-def _longest_climb(values: Mapping[int, float], slack: float) -> list[int]:
-    """Keys of the most values that never fall by more than `slack` from one to the next; of several, the first."""
-    climbs: dict[int, tuple[int, int | None]] = {}  # its end -> (length, the one before the end)
+def _climb(values: Mapping[int, float], trusted: Collection[int], slack: float) -> list[int]:
+    """Decisions whose values never fall by more than `slack`: all trusted ones, and as many others as go with them."""
+    climbs: dict[int, tuple[int, int | None]] = {}  # its end -> (its length, a trusted one worth more than all others)
     for index, value in values.items():
         fit = [(-climbs[i][0], i) for i in climbs if values[i] <= value + slack]
         length, before = min(fit, default=(0, None))
-        climbs[index] = (1 - length, before)
-    at = min(climbs, key=lambda i: (-climbs[i][0], i), default=None)
-    climb = []
+        climbs[index] = ((len(values) + 1 if index in trusted else 1) - length, before)
+    at, climb = min(climbs, key=lambda i: (-climbs[i][0], i), default=None), []
     while at is not None:
         climb.append(at)
         at = climbs[at][1]
-    return climb[::-1]
+    return climb
 
 
 def _repetition(course: Course) -> Iterator[tuple[int, str]]:

@@ -71,6 +71,13 @@ def test_the_fewest_are_blamed_for_progress() -> None:
     assert blamed("progress", progress(float("nan"), 0.5, float("inf"), 0.6)) == {}
 
 
+def test_who_contradicts_a_trusted_decision_is_to_blame_for_progress() -> None:
+    values = progress(0.1, 0.6, 0.7, 0.8, 0.5, 0.9)
+    cfg = CheckConfig(names=("progress",))
+    for trusted, wanted in (((), [4]), ((4,), [1, 2, 3]), ((2, 5), [4]), ((0, 4, 5), [1, 2, 3])):
+        assert list(check_course(values, takes.take(), takes.timeline(), cfg, trusted=trusted)) == wanted
+
+
 def test_progress_may_fall_a_little() -> None:
     values = progress(0.5, 0.45, 0.4, 0.2)
     assert list(blamed("progress", values, progress_slack=0.06)) == [3]
