@@ -6,20 +6,16 @@ import asyncio
 import json
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from rlvla.annotation.take import Annotator, Query, Reply
 
-if TYPE_CHECKING:
-    from rlvla.annotation.store import Store
-
 _REPLY = TypeAdapter(Reply)
-Key = tuple[int, int, bool]
-"""Decision, attempt, and whether it is the judge's."""
 
 
 class AnswerLog:
@@ -36,7 +32,7 @@ class AnswerLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._replies: dict[Key, Reply] = {}
+        self._replies: dict[tuple[int, int, bool], Reply] = {}
         content = path.read_bytes() if path.is_file() else b""
         num_good = 0
         for line in content.splitlines(keepends=True):
@@ -88,20 +84,20 @@ class Journal:
     Args:
         annotator: who is asked.
         judge: who is asked about its answers, where a query has one.
-        store: of the answers.
+        answers: take -> what has been answered of it.
     """
 
-    def __init__(self, annotator: Annotator, judge: Annotator | None, store: Store) -> None:
+    def __init__(self, annotator: Annotator, judge: Annotator | None, answers: Callable[[int], AnswerLog]) -> None:
         self.name, self.model, self.prompt_hash = annotator.name, annotator.model, annotator.prompt_hash
         self.num_open = 0
         """Answers that are awaited."""
         self.answered = asyncio.Condition()
         """Notified of every answer."""
-        self._annotator, self._judge, self._store = annotator, judge, store
+        self._annotator, self._judge, self._answers = annotator, judge, answers
 
     async def annotate(self, query: Query) -> Reply:
         """See `Annotator`."""
-        answers, is_judge = self._store.answers(query.take.index), query.judged is not None
+        answers, is_judge = self._answers(query.take.index), query.judged is not None
         known = answers.get(query.index, query.attempt, is_judge=is_judge)
         if known is not None:
             return known

@@ -17,7 +17,8 @@ from rlvla.annotation.course import check_course
 from rlvla.annotation.take import Annotator, Problem, Query, Reply, Take, Tally
 from rlvla.config import AnnotateConfig
 from rlvla.data.rows import DatasetError
-from rlvla.types import Annotation, Provenance, Timeline
+from rlvla.data.types import Provenance
+from rlvla.types import Annotation, Timeline
 
 
 @dataclass(kw_only=True)

@@ -30,8 +30,8 @@ from rlvla.annotation.take import Tally
 from rlvla.config import ActionKind
 from rlvla.data.dataset import Writer
 from rlvla.data.rows import DatasetError, encode, require_same
+from rlvla.data.types import Demonstration
 from rlvla.durable.files import CONTENT, appear_whole, differences, lock, sync, sync_tree, warn_untold, write_json
-from rlvla.types import Demonstration
 
 _SERVED = f"{CONTENT}openai."
 """Begins the keys of what servers have, which they say later."""

@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from rlvla.types import Annotation, Demonstration, Provenance
+from rlvla.data.types import Demonstration, Provenance
+from rlvla.types import Annotation
 
 PLACE = {
     "timestamp": pa.float32(),

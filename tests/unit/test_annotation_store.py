@@ -18,8 +18,9 @@ from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply, Tally
 from rlvla.config import AnnotateConfig, EnvConfig, OpenAIConfig
 from rlvla.data import dataset
+from rlvla.data.types import Demonstration
 from rlvla.durable.files import CONTENT
-from rlvla.types import Annotation, Demonstration
+from rlvla.types import Annotation
 from tests.e2e.run import script
 from tests.unit.store_worker import answer, demonstration
 

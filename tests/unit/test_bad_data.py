@@ -23,12 +23,12 @@ from rlvla.data import dataset
 from rlvla.data.dataset import DatasetError
 from rlvla.data.read_lerobot import open_lerobot
 from rlvla.data.rows import MAX_PIXELS, decode_picture
+from rlvla.data.types import Demonstration
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
 from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.policies.thinker.prompt import PolicyProcessor, parse_settings
 from rlvla.policies.thinker.tools import call_tool
-from rlvla.types import Demonstration
 from tests.unit.recorded import png, raw, write_hdf5, write_v2, write_v3
 
 needs_h5py = pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="needs h5py: make setup")

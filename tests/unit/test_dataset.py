@@ -14,7 +14,8 @@ from PIL import Image
 
 from rlvla.data import dataset
 from rlvla.data.rows import to_png
-from rlvla.types import Annotation, Demonstration, Provenance
+from rlvla.data.types import Demonstration, Provenance
+from rlvla.types import Annotation
 
 
 def demonstration(value: int, num_crops: int = 1) -> Demonstration:

@@ -29,8 +29,8 @@ from rlvla.config import (
     to_dict,
 )
 from rlvla.data import dataset
+from rlvla.data.types import Demonstration
 from rlvla.run import identity, preflight
-from rlvla.types import Demonstration
 from tests.unit.store_worker import answer, demonstration
 
 ROOT = Path(__file__).resolve().parents[2]
