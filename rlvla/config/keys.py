@@ -593,7 +593,7 @@ class AnnotateConfig:
     annotator_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to a plugin."""
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
-    """Used by the annotator "openai"."""
+    """Server of the annotator "openai", and of the judge."""
     key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
     """Where to look closer."""
     checks: CheckConfig = field(default_factory=CheckConfig)

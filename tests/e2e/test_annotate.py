@@ -145,16 +145,6 @@ def test_the_key_of_a_server_is_sent_and_written_nowhere(tmp_path: Path, monkeyp
     assert files_with(SECRET, tmp_path) == set()
 
 
-def test_a_config_that_changed_is_not_mixed_into_what_is_there(tmp_path: Path) -> None:
-    plugin = tmp_path / "nobody.py"
-    plugin.write_text("def annotate(*_, **__):\n    raise RuntimeError('nobody is at home')\n")
-    given = config(tmp_path, "http://127.0.0.1:9/v1") | {"annotator": f"{plugin}:annotate"}
-    with pytest.raises(AssertionError, match="nobody is at home"):
-        recipe("annotate", given, tmp_path)
-    with pytest.raises(AssertionError, match=r"unfinished run of another kind.*seed was 0, is 1"):
-        recipe("annotate", given, tmp_path, "--seed", "1")
-
-
 def test_a_server_none_of_whose_answers_passes_is_not_paid_for_all_of_them(tmp_path: Path) -> None:
     """It ends early and says why; with the key that it names, the same command goes on from what has been paid for."""
     given = config(tmp_path, "") | {"max_refused_first": 20}

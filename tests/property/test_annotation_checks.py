@@ -1,6 +1,5 @@
 import itertools
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -8,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvla.annotation.checks import CHECKS, check_decision
-from rlvla.annotation.course import check_course, is_alike
-from rlvla.annotation.names import find_name
+from rlvla.annotation.course import check_course
 from rlvla.config import CheckConfig, CheckName
 from rlvla.policies.thinker.markup import MARKS, ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
 from rlvla.types import Annotation, Box, SegmentKind
@@ -124,18 +122,6 @@ def test_a_copied_thought_is_found_beyond_the_longest_run(words: list[str], leng
     cfg = CheckConfig(names=("repetition",), max_repetition=most)
     found = check_course(course, takes.take(None, length=length), takes.timeline(takes.idle(length)), cfg)
     assert list(found) == list(range(most, length))
-
-
-@given(st.lists(st.sampled_from("abc7")), st.lists(st.sampled_from("abc7")), st.floats(0, 1))
-def test_likeness_is_mutual(first: list[str], second: list[str], similarity: float) -> None:
-    one, other = Counter(first), Counter(second)
-    assert is_alike(one, one, similarity)
-    assert is_alike(one, other, similarity) == is_alike(other, one, similarity)
-
-
-@given(any_text, st.lists(st.sampled_from(["red block", "blue block", "bowl", ""]), max_size=4))
-def test_names_are_looked_for_in_any_text(text: str, names: list[str]) -> None:
-    assert find_name(text, names) in {*names, ""}
 
 
 @pytest.mark.parametrize(

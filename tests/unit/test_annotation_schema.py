@@ -7,8 +7,10 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rlvla.annotation.schema import json_schema, read, read_verdict
+from rlvla.annotation.schema import json_schema, read, read_verdict, verdict_schema
 from rlvla.types import Annotation
 
 ANSWER: dict[str, Any] = {
@@ -22,71 +24,64 @@ ANSWER: dict[str, Any] = {
     "bbox": [1, 2, 300, 1000],
     "conclusion": "It fits.",
 }
+GOOD = Annotation(
+    thoughts=("The rim is close.", "It fits."),
+    looks=((0, (1, 2, 300, 1000)),),
+    subtask="grasp the bowl",
+    subject="bowl",
+    gripper="open",
+    next_gripper="close",
+    progress=0.25,
+)
 
 
-def read_key(**changes: Any) -> Annotation | str:
-    return read(json.dumps({**ANSWER, **changes}), is_key=True, num_images=1)
+def read_key(text: str | None = None, **changes: Any) -> Annotation | str:
+    return read(json.dumps({**ANSWER, **changes}) if text is None else text, is_key=True, num_images=1)
 
 
-def test_a_key_frame_has_two_thoughts_and_the_look_between_them() -> None:
-    assert read_key() == Annotation(
-        thoughts=("The rim is close.", "It fits."),
-        looks=((0, (1, 2, 300, 1000)),),
-        subtask="grasp the bowl",
-        subject="bowl",
-        gripper="open",
-        next_gripper="close",
-        progress=0.25,
-    )
-
-
-def test_other_frames_have_one_thought() -> None:
+def test_a_key_frame_has_two_thoughts_and_a_look_and_other_frames_one_thought() -> None:
+    assert read_key() == GOOD
     found = read(json.dumps({**ANSWER, "thought": "It is near."}), is_key=False, num_images=1)
     assert isinstance(found, Annotation)
     assert (found.thoughts, found.looks) == (("It is near.",), ())
 
 
-@pytest.mark.parametrize("text", ["The bowl is left.", "", '{"subtask": "gra', "[" * 100_000, "1" * 5000, "\ud800"])
-def test_what_is_no_json_is_said_to_be_none(text: str) -> None:
-    assert read(text, is_key=True, num_images=1) == "the answer is not valid JSON"
+@pytest.mark.parametrize(
+    ("wanted", "texts"),
+    [
+        ("JSON", ["The bowl is left.", "", '{"subtask": "gra', "[" * 100_000, "1" * 5000, "\ud800"]),
+        ("JSON", ["<think>I look.", "```json", "```", "</think>", "<think>a</think>", "```json\n{\n```"]),
+        ("a JSON object", ["[1, 2]", "null", '"a"', "NaN"]),
+    ],
+)
+def test_what_is_no_json_is_said_to_be_none(wanted: str, texts: list[str]) -> None:
+    for text in texts:
+        assert read_key(text) == f"the answer is not {'valid ' if wanted == 'JSON' else ''}{wanted}"
 
 
-WRAPPINGS = [
-    "```json\n{}\n```",
-    "```\n{}\n```",
-    "```JSON {} ```",
-    "  \n{}\n\n",
-    "<think>\nI look.\n</think>\n\n{}",
-    "<think></think>{}",
-    "I look, the mark before it stands in the prompt.\n</think>\n{}",
-    '<think>Shall it be {{"gripper": "open"}}, or ```json {{}}```?</think>```json\n{}\n```',
-]
-
-
-@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize(
+    "wrapping",
+    [
+        "```json\n{}\n```",
+        "```\n{}\n```",
+        "```JSON {} ```",
+        "  \n{}\n\n",
+        "<think>\nI look.\n</think>\n\n{}",
+        "<think></think>{}",
+        "I look, the mark before it stands in the prompt.\n</think>\n{}",
+        '<think>Shall it be {{"gripper": "open"}}, or ```json {{}}```?</think>```json\n{}\n```',
+    ],
+)
 def test_what_a_server_puts_around_the_json_is_taken_off(wrapping: str) -> None:
     for changes in ({}, {"observation": "It says ``` and </think> and {."}):
         text = json.dumps({**ANSWER, **changes})
-        assert read(wrapping.format(text), is_key=True, num_images=1) == read(text, is_key=True, num_images=1)
-        assert isinstance(read(text, is_key=True, num_images=1), Annotation)
+        assert read_key(wrapping.format(text)) == read_key(text)
+        assert isinstance(read_key(text), Annotation)
 
 
 def test_a_fence_may_stand_between_sentences() -> None:
     text = json.dumps({**ANSWER, "observation": "It says ``` and {."})
-    wrapped = f"Here is the JSON:\n```json5\n{text}\n```\nHope it helps!"
-    assert read(wrapped, is_key=True, num_images=1) == read(text, is_key=True, num_images=1)
-
-
-@pytest.mark.parametrize(
-    "text", ["<think>I look.", "```json", "```", "</think>", "<think>a</think>", "```json\n{\n```"]
-)
-def test_what_holds_nothing_but_wrapping_is_no_json(text: str) -> None:
-    assert read(text, is_key=True, num_images=1) == "the answer is not valid JSON"
-
-
-@pytest.mark.parametrize("text", ["[1, 2]", "null", '"a"', "NaN"])
-def test_what_is_no_object_is_said_to_be_none(text: str) -> None:
-    assert read(text, is_key=True, num_images=1) == "the answer is not a JSON object"
+    assert read_key(f"Here is the JSON:\n```json5\n{text}\n```\nHope it helps!") == read_key(text)
 
 
 @pytest.mark.parametrize(
@@ -109,17 +104,9 @@ def test_a_field_that_is_wrong_is_named(field: str, values: tuple, error: str) -
         assert re.match(error, str(read_key(**{field: value}))), value
 
 
-def test_a_text_that_the_server_had_to_end_is_refused() -> None:
-    fields = json_schema(is_key=True, num_images=1)["properties"]
-    for name in ("subtask", "subject", "observation", "conclusion"):
-        most = fields[name]["maxLength"]
-        assert isinstance(read_key(**{name: "x" * (most - 1)}), Annotation)
-        assert f"{name}: String should have at most {most - 1} characters" in str(read_key(**{name: "x" * most}))
-
-
 def test_all_that_is_wrong_is_said_at_once() -> None:
     assert str(read_key(progress=-1, bbox=[], gripper="")).count(";") == 2
-    assert str(read("{}", is_key=True, num_images=1)).count(";") == len(ANSWER) - 1
+    assert str(read_key("{}")).count(";") == len(ANSWER) - 1
 
 
 def test_a_box_without_area_is_left_to_the_checks() -> None:
@@ -129,29 +116,58 @@ def test_a_box_without_area_is_left_to_the_checks() -> None:
 
 
 def test_a_line_break_or_a_tab_in_a_text_is_a_space_escaped_or_not() -> None:
-    for text in (
-        json.dumps({**ANSWER, "conclusion": " It\n\tfits. "}),
-        json.dumps(ANSWER).replace("It fits", "It\tfits"),
-    ):
-        found = read(text, is_key=True, num_images=1)
-        assert isinstance(found, Annotation)
-        assert found.thoughts[1] == "It fits."
+    assert read_key(conclusion=" It\n\tfits. ") == GOOD
+    assert read_key(json.dumps(ANSWER).replace("It fits", "It\tfits")) == GOOD
 
 
-@pytest.mark.parametrize("is_key", [True, False])
-def test_the_schema_is_strict_and_bounds_every_string(is_key: bool) -> None:
-    found = json_schema(is_key=is_key, num_images=2)
-    assert found["additionalProperties"] is False
-    assert found["required"] == list(found["properties"])
-    strings = [field for field in found["properties"].values() if field["type"] == "string"]
-    assert all("enum" in field or 0 < field["maxLength"] <= 480 for field in strings)
-
-
-def test_the_look_is_bounded_by_the_cameras_and_the_frame() -> None:
-    fields = json_schema(is_key=True, num_images=3)["properties"]
+def test_the_schemas_are_strict_and_a_text_that_the_server_had_to_end_is_refused() -> None:
+    schemas = [verdict_schema(), *(json_schema(is_key=is_key, num_images=3) for is_key in (True, False))]
+    for found in schemas:
+        assert found["additionalProperties"] is False
+        assert found["required"] == list(found["properties"])
+        strings = [field for field in found["properties"].values() if field["type"] == "string"]
+        assert all("enum" in field or 0 < field["maxLength"] <= 480 for field in strings)
+    fields = schemas[1]["properties"]
     assert fields["image"] == {"type": "integer", "minimum": 0, "maximum": 2}
-    assert fields["bbox"]["items"] == {"type": "integer", "minimum": 0, "maximum": 1000}
-    assert (fields["bbox"]["minItems"], fields["bbox"]["maxItems"]) == (4, 4)
+    wanted = {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 0, "maximum": 1000},
+        "minItems": 4,
+        "maxItems": 4,
+    }
+    assert fields["bbox"] == wanted
+    for name in ("subtask", "subject", "observation", "conclusion"):
+        most = fields[name]["maxLength"]
+        assert isinstance(read_key(**{name: "x" * (most - 1)}), Annotation)
+        assert f"{name}: String should have at most {most - 1} characters" in str(read_key(**{name: "x" * most}))
+
+
+@given(st.text(st.characters(codec=None)))
+def test_any_text_is_read(text: str) -> None:
+    assert all(isinstance(read(text, is_key=is_key, num_images=1), str) for is_key in (True, False))
+    assert read_verdict(text)
+
+
+WORDS = st.text(st.sampled_from("abc .,"), min_size=1, max_size=40).filter(str.strip)
+
+
+@given(st.data(), st.booleans(), st.integers(1, 3))
+def test_what_keeps_the_schema_is_an_annotation(data: st.DataObject, is_key: bool, num_images: int) -> None:
+    fields: dict[str, Any] = {}
+    for name, field in json_schema(is_key=is_key, num_images=num_images)["properties"].items():
+        if field["type"] == "integer":
+            fields[name] = data.draw(st.integers(field["minimum"], field["maximum"]))
+        elif field["type"] == "array":
+            fields[name] = data.draw(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
+        else:
+            fields[name] = data.draw(st.sampled_from(field["enum"]) if "enum" in field else WORDS)
+    found = read(json.dumps(fields), is_key=is_key, num_images=num_images)
+    assert isinstance(found, Annotation)
+    assert found.looks == (((fields["image"], tuple(fields["bbox"])),) if is_key else ())
+    assert (found.gripper, found.next_gripper) == (fields["gripper"], fields["next_gripper"])
+    assert found.progress == fields["progress"] / 100
+    texts = [fields[name] for name in (("observation", "conclusion") if is_key else ("thought",))]
+    assert (*found.thoughts, found.subtask) == tuple(" ".join(text.split()) for text in (*texts, fields["subtask"]))
 
 
 @pytest.mark.parametrize(
