@@ -13,6 +13,7 @@ import torch
 
 from rlvla.config import EpisodeConfig, LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import read, write
+from rlvla.data.types import Demonstration
 from rlvla.learner.learner import Learner
 from rlvla.learner.sft import SFTTrainer
 from rlvla.policies.thinker import policy
@@ -25,7 +26,7 @@ from rlvla.policies.thinker.turn_context import Recall, executed
 from rlvla.rollout.episode import Decider, EnvThread, decide
 from rlvla.samplers.local import TransformersSampler
 from rlvla.testing import TASK, make_trajectory
-from rlvla.types import Demonstration, EndReason, Group, Observation, SegmentKind
+from rlvla.types import EndReason, Group, Observation, SegmentKind
 from tests import learning
 from tests import parallel_policies as tiny
 from tests.learning import first_of_its_process
