@@ -556,13 +556,13 @@ class AnnotateConfig:
     """K, env steps that a decision plans."""
     stride: int = 0
     """Env steps from one decision to the next; 0: the chunk length. OpenVLA-OFT trains on every frame: 1."""
-    expert: str = "rlvla_envs.tabletop_expert:play"
+    expert: str = "rlvla_envs.tabletop.expert:play"
     """`"module:function"`: (env, task_id, init_state_id, *, chunk_length, stride, rng, **expert_kwargs) -> a list of
     decisions, or None where it failed."""
     expert_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the expert."""
     annotator: str = ""
-    """"openai"; or `"module:function"`, as `rlvla_envs.tabletop_annotate:annotate`: (decisions, index, *,
+    """"openai"; or `"module:function"`, as `rlvla_envs.tabletop.annotate:annotate`: (decisions, index, *,
     timeline, rng, **annotator_kwargs) -> Annotation; empty: act without a thought."""
     annotator_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to a plugin."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlvla.types import Box, SegmentKind
+from rlvla.types import MIN_BOX_SIDE, Box, SegmentKind
 
 MARKS = ("<think>", "</think>", "<tool>", "</tool>", "<result>", "</result>", "<act>", "</act>")
 """Each is one token of the vocabulary."""
@@ -38,8 +38,6 @@ _OPENERS = {"<think>": SegmentKind.THINK, "<tool>": SegmentKind.TOOL_CALL, "<act
 _CLOSERS = {"<think>": "</think>", "<tool>": "</tool>", "<act>": "</act>"}
 _MARK_PATTERN = re.compile("|".join(re.escape(mark) for mark in MARKS))
 
-MIN_BOX_SIDE = 10
-"""Smallest side of a zoom box, in thousandths of the frame."""
 MAX_CALL_CHARS = 1000
 """A longer tool call is refused unread."""
 

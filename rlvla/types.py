@@ -15,6 +15,8 @@ import numpy as np
 
 Box = tuple[int, int, int, int]
 """Zoom box [x1, y1, x2, y2], integers 0..1000 in the frame the model sees, origin top left."""
+MIN_BOX_SIDE = 10
+"""Smallest side of a zoom box, in thousandths of the frame."""
 Switch = Literal["", "open", "close"]
 """What a gripper does; empty: nothing."""
 

@@ -33,8 +33,8 @@ from rlvla.annotation.take import Problem, Take
 from rlvla.config import CheckConfig, KeyFrameConfig
 from rlvla.metrics import wilson_interval
 from rlvla.types import Annotation, Timeline
-from rlvla_envs.tabletop import TabletopEnv
-from rlvla_envs.tabletop_expert import play
+from rlvla_envs.tabletop.env import TabletopEnv
+from rlvla_envs.tabletop.expert import play
 from wordings import Episode, reword
 from wordings_dev import DEV
 from wordings_dev_2 import DEV_2

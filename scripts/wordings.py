@@ -17,9 +17,9 @@ import numpy as np
 
 from rlvla.annotation.take import Take
 from rlvla.types import Annotation, Box, Decision, Scene, SceneObject, Timeline
-from rlvla_envs.tabletop_annotate import explain
-from rlvla_envs.tabletop_model import TABLE_SIZE
-from rlvla_envs.tabletop_objects import project
+from rlvla_envs.tabletop.annotate import explain
+from rlvla_envs.tabletop.model import TABLE_SIZE
+from rlvla_envs.tabletop.objects import project
 
 Patterns = Mapping[str, tuple[str, ...]]
 NEAR_CM, LOW_CM = 2.5, 4.0

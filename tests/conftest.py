@@ -53,7 +53,7 @@ def libero_assets() -> Path:
     """The folder of LIBERO's assets; skips where there is none."""
     if reason := lack_of_libero():
         pytest.skip(reason)
-    from rlvla_envs.libero_assets import find_assets
+    from rlvla_envs.libero.assets import find_assets
 
     return find_assets()
 
@@ -61,7 +61,7 @@ def libero_assets() -> Path:
 @functools.cache
 def lack_of_libero() -> str:
     """What the tests that are marked so lack on this machine, or an empty string. Damaged assets raise instead."""
-    from rlvla_envs.libero_assets import find_assets
+    from rlvla_envs.libero.assets import find_assets
 
     if importlib.util.find_spec("libero") is None:
         return "needs hf-libero: make setup"

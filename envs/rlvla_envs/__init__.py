@@ -31,13 +31,13 @@ os.environ.setdefault("LP_NUM_THREADS", "1")
 # No wrappers, which would hide `step_chunk` and `zoom`: `gymnasium.make` returns the env itself.
 gymnasium.register(
     id="rlvla/Tabletop-v0",
-    entry_point="rlvla_envs.tabletop:TabletopEnv",
+    entry_point="rlvla_envs.tabletop.env:TabletopEnv",
     disable_env_checker=True,
     order_enforce=False,
 )
 gymnasium.register(
     id="rlvla/Libero-v0",
-    entry_point="rlvla_envs.libero:LiberoEnv",
+    entry_point="rlvla_envs.libero.env:LiberoEnv",
     disable_env_checker=True,
     order_enforce=False,
 )

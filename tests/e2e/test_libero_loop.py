@@ -39,8 +39,8 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "env": ENV,
         "num_episodes": 2,
         "chunk_length": CHUNK,
-        "expert": "rlvla_envs.libero_record:play",
-        "annotator": "rlvla_envs.libero_annotate:annotate",
+        "expert": "rlvla_envs.libero.record:play",
+        "annotator": "rlvla_envs.libero.annotate:annotate",
     }
     recipe("annotate", config, folder)
     return folder / "demos"

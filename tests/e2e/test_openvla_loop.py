@@ -18,7 +18,7 @@ from rlvla.metrics import read_metrics
 from rlvla.prompt import PolicyProcessor
 from rlvla.storage import load_trajectories
 from rlvla.types import Demonstration, SegmentKind, Trajectory
-from rlvla_envs.tabletop import TabletopEnv
+from rlvla_envs.tabletop.env import TabletopEnv
 from tests import openvla_checkpoints as published
 from tests.e2e.run import recipe
 

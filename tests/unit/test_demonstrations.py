@@ -301,7 +301,7 @@ def test_a_decision_zooms_into_its_own_frame() -> None:
 
 
 def test_a_view_is_what_our_libero_env_shows() -> None:
-    from rlvla_envs.libero_camera import center_crop
+    from rlvla_envs.libero.camera import center_crop
 
     frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert np.array_equal(policy_view(frame, True, 0), center_crop(frame))

@@ -18,6 +18,7 @@ import pytest
 from rlvla import identity
 from rlvla.checkpoint import MANIFEST, appear_sealed
 from rlvla.config import AnnotateConfig, EnvConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, to_dict
+from rlvla.files import differences
 from tests.e2e.run import environment
 from tests.unit.store_worker import answer, demonstration
 
@@ -128,7 +129,7 @@ def test_an_installed_plugin_is_what_it_takes_of_its_package(tmp_path: Path, mon
     write(tmp_path / "my_lab/sharpness.py", "LEVEL = 2\n")
     assert identity.of_plugin("my_lab:look") != before
     for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
 
 
 def test_a_plugin_is_the_same_in_another_checkout_and_process(tmp_path: Path) -> None:
@@ -208,3 +209,17 @@ def test_lists_of_keys_are_flat_too() -> None:
     assert identity.flatten(flat) == flat
     assert identity.is_below("content of reward.1.fn", ("reward",))
     assert not identity.is_below("rewarded", ("reward",))
+
+
+def test_a_run_of_before_our_modules_lay_in_folders_is_the_same_one() -> None:
+    """It names them as they were then, and its digests of code are of files that are not there any more."""
+    expert, annotator = (f"rlvla_envs.tabletop.{name}" for name in ("expert:play", "annotate:annotate"))
+    now = identity.of(AnnotateConfig(expert=expert, annotator=annotator))
+    old = {"expert": "rlvla_envs.tabletop_expert:play", "annotator": "rlvla_envs.tabletop_annotate:annotate"}
+    before = {**now, **old, "content of expert": "0" * 16, "content of env.id": "1" * 16}
+    assert identity.of(AnnotateConfig(**old)).items() >= {k: v for k, v in now.items() if k not in old}.items()
+    assert differences(before, now) == ""
+    assert differences(before, {**now, "expert": "mine:play"}).startswith(
+        "expert was 'rlvla_envs.tabletop.expert:play'"
+    )
+    assert differences({**now, "content of expert": "code:0"}, now).startswith("content of expert was 'code:0'")

@@ -18,9 +18,9 @@ from rlvla_envs import check_env
 
 pytest.importorskip("libero")
 
-from rlvla_envs.libero import SETTLE_ACTION, LiberoEnv, from_openvla_gripper
-from rlvla_envs.libero_camera import CAMERAS, NATIVE_SIZE, center_crop
-from rlvla_envs.libero_tasks import load_init_states
+from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE, center_crop
+from rlvla_envs.libero.env import SETTLE_ACTION, LiberoEnv, from_openvla_gripper
+from rlvla_envs.libero.tasks import load_init_states
 from rlvla_envs.spec import resize
 
 pytestmark = pytest.mark.libero

@@ -12,8 +12,7 @@ from rlvla.annotation.checks import check_decision
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.take import Take
 from rlvla.config import CheckConfig, KeyFrameConfig
-from rlvla_envs.libero_expert import order_goals
-from rlvla_envs.libero_expert_geometry import (
+from rlvla_envs.libero.expert.geometry import (
     HAND_HALF_LENGTH,
     HAND_HALF_WIDTH,
     PALM_HEIGHT,
@@ -27,6 +26,7 @@ from rlvla_envs.libero_expert_geometry import (
     rotation_error,
     yaw_rotation,
 )
+from rlvla_envs.libero.expert.plan import order_goals
 
 NOTHING = np.zeros((0, 3))
 YAWS = np.deg2rad([-90.0, -45.0, 0.0, 45.0])
@@ -170,7 +170,7 @@ def test_goals_are_put_in_an_order_that_works(case: str) -> None:
 @pytest.fixture(scope="module")
 def object_env() -> Iterator[object]:
     """LIBERO-Object at a size that renders fast."""
-    from rlvla_envs.libero import LiberoEnv
+    from rlvla_envs.libero.env import LiberoEnv
 
     env = LiberoEnv(suite="libero_object", view_size=64, reflections=False)
     yield env
@@ -179,11 +179,11 @@ def object_env() -> Iterator[object]:
 
 def play(suite: str, task_id: int, init_state_id: int, **noise: object) -> tuple[bool, np.ndarray]:
     """Success, and the actions [T, 7]."""
-    from rlvla_envs.libero import SETTLE_ACTION
-    from rlvla_envs.libero_assets import find_assets, import_libero
-    from rlvla_envs.libero_expert import LiberoExpert
-    from rlvla_envs.libero_sim import TaskSim
-    from rlvla_envs.libero_tasks import HORIZONS, load_init_states, load_tasks
+    from rlvla_envs.libero.assets import find_assets, import_libero
+    from rlvla_envs.libero.env import SETTLE_ACTION
+    from rlvla_envs.libero.expert.plan import LiberoExpert
+    from rlvla_envs.libero.sim import TaskSim
+    from rlvla_envs.libero.tasks import HORIZONS, load_init_states, load_tasks
 
     import_libero(find_assets())
     task = load_tasks(suite)[task_id]
@@ -223,8 +223,8 @@ def test_expert_is_deterministic_and_noise_is_drawn_from_its_generator() -> None
 @pytest.mark.libero
 @pytest.mark.slow
 def test_the_template_looks_closely_where_the_gripper_acts(object_env: object) -> None:
-    from rlvla_envs.libero_annotate import annotate
-    from rlvla_envs.libero_record import play
+    from rlvla_envs.libero.annotate import annotate
+    from rlvla_envs.libero.record import play
 
     decisions = play(object_env, 1, 0, chunk_length=8, stride=8, rng=np.random.default_rng(0))  # type: ignore[arg-type]
     assert decisions is not None
@@ -245,7 +245,7 @@ def test_the_template_looks_closely_where_the_gripper_acts(object_env: object) -
 @pytest.mark.libero
 @pytest.mark.slow
 def test_a_later_zoom_shows_what_the_decision_saw(object_env: object) -> None:
-    from rlvla_envs.libero_record import play
+    from rlvla_envs.libero.record import play
 
     env: Any = object_env
     decisions = play(env, 1, 0, chunk_length=8, stride=8, rng=np.random.default_rng(0))
@@ -261,7 +261,7 @@ def test_a_later_zoom_shows_what_the_decision_saw(object_env: object) -> None:
 @pytest.mark.libero
 @pytest.mark.slow
 def test_a_failure_is_no_take(object_env: object) -> None:
-    from rlvla_envs.libero_record import play
+    from rlvla_envs.libero.record import play
 
     env: Any = object_env
     assert play(env, 1, 0, chunk_length=8, stride=8, rng=np.random.default_rng(0), noise=3.0) is None

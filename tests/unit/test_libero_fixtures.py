@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("libero")
 
-from rlvla_envs.libero import SETTLE_ACTION, LiberoEnv
-from rlvla_envs.libero_tasks import load_init_states
+from rlvla_envs.libero.env import SETTLE_ACTION, LiberoEnv
+from rlvla_envs.libero.tasks import load_init_states
 
 pytestmark = pytest.mark.libero
 

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("libero")
 
-from rlvla_envs.libero_assets import import_libero
-from rlvla_envs.libero_tasks import (
+from rlvla_envs.libero.assets import import_libero
+from rlvla_envs.libero.tasks import (
     HORIZONS,
     NUM_INIT_STATES,
     SUITES,

@@ -27,7 +27,7 @@ from rlvla.models import auto
 from rlvla.models.openvla.checkpoint import CheckpointError, load_checkpoint
 from rlvla.prompt import PolicyProcessor, extend_vocabulary
 from rlvla.types import Demonstration, SegmentKind
-from rlvla_envs.libero import from_openvla_gripper
+from rlvla_envs.libero.env import from_openvla_gripper
 from tests import openvla_checkpoints as published
 
 KEY = "libero_spatial_no_noops"

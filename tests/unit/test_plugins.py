@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import rlvla.types
-from rlvla.plugins import PluginError, load, naming, resolve
+from rlvla.plugins import MOVED, PluginError, load, naming, present_name, resolve
 
 
 def test_a_module_and_a_file_resolve(tmp_path: Path) -> None:
@@ -168,3 +168,12 @@ def test_a_module_in_the_folder_that_one_stands_in_is_found(tmp_path: Path, monk
     assert resolve("module_of_here:number") == 3
     with pytest.raises(PluginError, match="colorsys has no 'number'"):
         resolve("colorsys:number")
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_a_shipped_module_is_found_under_the_name_that_it_had(old: str) -> None:
+    pytest.importorskip("mujoco")
+    function = "play" if old.endswith(("record", "expert")) else "annotate"
+    assert resolve(f"{old}:{function}") is resolve(f"{MOVED[old]}:{function}")
+    assert present_name(f"{old}:{function}") == present_name(f"{MOVED[old]}:{function}") == f"{MOVED[old]}:{function}"
+    assert present_name("my_lab.libero_record:play") == "my_lab.libero_record:play"

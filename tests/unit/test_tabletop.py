@@ -15,10 +15,10 @@ from gymnasium.utils.env_checker import check_env as check_gymnasium_env
 pytest.importorskip("mujoco")
 
 from rlvla_envs.spec import scene_of
-from rlvla_envs.tabletop import TabletopEnv, policy_view
-from rlvla_envs.tabletop_camera import NATIVE_SIZE, TopCamera
-from rlvla_envs.tabletop_expert import expert_chunk, play
-from rlvla_envs.tabletop_scene import BADGES, TASKS, Scene, sample_layout
+from rlvla_envs.tabletop.camera import NATIVE_SIZE, TopCamera
+from rlvla_envs.tabletop.env import TabletopEnv, policy_view
+from rlvla_envs.tabletop.expert import expert_chunk, play
+from rlvla_envs.tabletop.scene import BADGES, TASKS, Scene, sample_layout
 
 FIRST_EVALUATE_ID = 1_000_000
 

@@ -21,8 +21,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from rlvla_envs.libero_assets import import_libero
-from rlvla_envs.libero_tasks import LiberoTask
+from rlvla_envs.libero.assets import import_libero
+from rlvla_envs.libero.tasks import LiberoTask
 
 NUM_SUBSTEPS = 25
 """Physics steps of an env step: 20 Hz control (LIBERO's envs/env_wrapper.py, `control_freq`) at robosuite's 2 ms."""

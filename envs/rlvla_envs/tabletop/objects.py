@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlvla_envs.spec import Box
-from rlvla_envs.tabletop_model import BADGE_SIZE, BOWL_RADIUS, CM, TABLE_SIZE
-from rlvla_envs.tabletop_scene import Scene
+from rlvla_envs.tabletop.model import BADGE_SIZE, BOWL_RADIUS, CM, TABLE_SIZE
+from rlvla_envs.tabletop.scene import Scene
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlvla_envs.libero_assets import package_folder
+from rlvla_envs.libero.assets import package_folder
 from rlvla_envs.spec import load_manifest
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")

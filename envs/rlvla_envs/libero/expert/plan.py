@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rlvla_envs.libero_expert_articulated import close, find_joint, joint_position, open_, turn_off, turn_on
-from rlvla_envs.libero_expert_objects import pick_and_place
-from rlvla_envs.libero_expert_phases import OPEN, Label, Step
-from rlvla_envs.libero_expert_scene import Scene
+from rlvla_envs.libero.expert.articulated import close, find_joint, joint_position, open_, turn_off, turn_on
+from rlvla_envs.libero.expert.motions import OPEN, Label, Step
+from rlvla_envs.libero.expert.objects import pick_and_place
+from rlvla_envs.libero.expert.scene import Scene
 
 SKILLS: dict[str, Callable[[Scene, list[str]], Iterator[Step]]] = {
     "on": pick_and_place,

@@ -9,8 +9,8 @@ import numpy as np
 
 from rlvla.types import Decision, Scene, SceneObject
 from rlvla_envs.spec import Observation, zoom_later
-from rlvla_envs.tabletop import ObjectInfo, TabletopEnv
-from rlvla_envs.tabletop_model import BADGE_SIZE
+from rlvla_envs.tabletop.env import ObjectInfo, TabletopEnv
+from rlvla_envs.tabletop.model import BADGE_SIZE
 
 HOVER_HEIGHT = 0.08
 """Fingertips above everything that lies on the table, also with a block between them, m."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla_envs.libero_expert_geometry import (
+from rlvla_envs.libero.expert.geometry import (
     EASY_REACH,
     FINGER_OUTER,
     POINTING_DOWN,
@@ -21,7 +21,7 @@ from rlvla_envs.libero_expert_geometry import (
     reach,
     yaw_rotation,
 )
-from rlvla_envs.libero_expert_phases import (
+from rlvla_envs.libero.expert.motions import (
     CLOSED,
     NUM_TRIES,
     OPEN,
@@ -33,7 +33,7 @@ from rlvla_envs.libero_expert_phases import (
     towards,
     transit,
 )
-from rlvla_envs.libero_expert_scene import Scene
+from rlvla_envs.libero.expert.scene import Scene
 
 LOST = 0.04
 """An object this much further from the hand than before has fallen, m; turning in the hand moves it less."""

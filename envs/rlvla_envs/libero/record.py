@@ -9,11 +9,11 @@ import numpy as np
 
 from rlvla.types import Box, Decision, SceneObject
 from rlvla.types import Scene as PrivilegedScene
-from rlvla_envs.libero import LiberoEnv
-from rlvla_envs.libero_expert import LiberoExpert
-from rlvla_envs.libero_expert_articulated import find_joint
-from rlvla_envs.libero_expert_phases import Step
-from rlvla_envs.libero_expert_scene import Scene
+from rlvla_envs.libero.env import LiberoEnv
+from rlvla_envs.libero.expert.articulated import find_joint
+from rlvla_envs.libero.expert.motions import Step
+from rlvla_envs.libero.expert.plan import LiberoExpert
+from rlvla_envs.libero.expert.scene import Scene
 from rlvla_envs.spec import Observation, zoom_later
 
 PHRASES = {

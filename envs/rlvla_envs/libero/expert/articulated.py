@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlvla_envs.libero_expert_geometry import (
+from rlvla_envs.libero.expert.geometry import (
     TIP_DEPTH,
     UP,
     choose_grasps,
@@ -15,8 +15,8 @@ from rlvla_envs.libero_expert_geometry import (
     half_turn,
     yaw_rotation,
 )
-from rlvla_envs.libero_expert_phases import CLOSED, NUM_TRIES, OPEN, Label, Step, move, nearest_yaw, squeeze, transit
-from rlvla_envs.libero_expert_scene import Scene
+from rlvla_envs.libero.expert.motions import CLOSED, NUM_TRIES, OPEN, Label, Step, move, nearest_yaw, squeeze, transit
+from rlvla_envs.libero.expert.scene import Scene
 
 _SLIDE = 2
 """mjtJoint."""

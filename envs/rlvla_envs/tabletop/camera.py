@@ -11,8 +11,8 @@ import mujoco
 import numpy as np
 
 from rlvla_envs.offscreen import free, gl_context
-from rlvla_envs.tabletop_model import TABLE_SIZE
-from rlvla_envs.tabletop_scene import Scene
+from rlvla_envs.tabletop.model import TABLE_SIZE
+from rlvla_envs.tabletop.scene import Scene
 
 NATIVE_SIZE = 512
 """Side of the native frame, pixels."""

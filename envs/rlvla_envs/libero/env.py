@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 
-from rlvla_envs.libero_assets import find_assets, import_libero
-from rlvla_envs.libero_camera import CAMERAS, NATIVE_SIZE, LiberoCameras, project
-from rlvla_envs.libero_sim import TaskSim
-from rlvla_envs.libero_tasks import (
+from rlvla_envs.libero.assets import find_assets, import_libero
+from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE, LiberoCameras, project
+from rlvla_envs.libero.sim import TaskSim
+from rlvla_envs.libero.tasks import (
     FIXTURES,
     HORIZONS,
     OFFICIAL,

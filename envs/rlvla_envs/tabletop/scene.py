@@ -19,7 +19,7 @@ from itertools import combinations
 import mujoco
 import numpy as np
 
-from rlvla_envs.tabletop_model import (
+from rlvla_envs.tabletop.model import (
     BADGE_SIZE,
     BADGES,
     BOWL_HEIGHT,

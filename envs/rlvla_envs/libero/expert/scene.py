@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla_envs.libero_expert_geometry import box_points, hand_yaw
+from rlvla_envs.libero.expert.geometry import box_points, hand_yaw
 
 _GRIP_SITE = "gripper0_grip_site"
 _ROUND = {2: (0, 1, 2), 3: (0, 1), 4: (0, 1, 2), 5: (0, 1)}

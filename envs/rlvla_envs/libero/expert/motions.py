@@ -1,7 +1,7 @@
 """The elementary motions of LIBERO's experts: generators that yield one step at a time and read the state in between.
 
 Each ends when its pose is reached or its patience is spent. `yield from` strings them together to skills
-(`libero_expert_objects`, `libero_expert_articulated`) that read like the plans they are.
+(`objects`, `articulated`) that read like the plans they are.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlvla_envs.libero_expert_geometry import HeightMap, half_turn, rotation_error, yaw_rotation
-from rlvla_envs.libero_expert_scene import Scene
+from rlvla_envs.libero.expert.geometry import HeightMap, half_turn, rotation_error, yaw_rotation
+from rlvla_envs.libero.expert.scene import Scene
 
 OPEN, CLOSED = -1.0, 1.0
 MAX_MOVE, MAX_TURN = 0.05, 0.5

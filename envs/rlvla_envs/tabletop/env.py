@@ -1,7 +1,7 @@
 """`rlvla/Tabletop-v0`: press the pad, or move the block, whose colour only a zoom can tell.
 
 A 64-pixel view shows where the objects are, but all their badges as the same grey; see
-`tabletop_scene` for why. That holds until the hand moves or half covers a block, by which time the
+`scene` for why. That holds until the hand moves or half covers a block, by which time the
 policy has chosen.
 """
 
@@ -27,10 +27,10 @@ from rlvla_envs.spec import (
     load_manifest,
     resize,
 )
-from rlvla_envs.tabletop_camera import NATIVE_SIZE, TopCamera
-from rlvla_envs.tabletop_model import TIMESTEP_S
-from rlvla_envs.tabletop_objects import ObjectInfo, describe_objects, project
-from rlvla_envs.tabletop_scene import (
+from rlvla_envs.tabletop.camera import NATIVE_SIZE, TopCamera
+from rlvla_envs.tabletop.model import TIMESTEP_S
+from rlvla_envs.tabletop.objects import ObjectInfo, describe_objects, project
+from rlvla_envs.tabletop.scene import (
     SUITE,
     TASKS,
     WORKSPACE_HIGH,
