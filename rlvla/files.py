@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from rlvla.plugins import present_name
-
 
 @contextmanager
 def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
@@ -247,11 +245,9 @@ CONTENT = "content of "
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In words, what tells two protocols apart, key by key; empty where nothing does.
 
-    A module of ours is the same under its old and its present name. A content that only one of the two tells is not
-    compared, see `warn_untold`.
+    A content that only one of the two tells is not compared, see `warn_untold`.
     """
     aside = _untold(before, now)
-    before, now = ({k: present_name(v) if isinstance(v, str) else v for k, v in one.items()} for one in (before, now))
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in aside]
     return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
 
@@ -263,10 +259,4 @@ def warn_untold(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) 
 
 
 def _untold(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    contents = [key for key in {**before, **now} if key.startswith(CONTENT)]
-    return [key for key in contents if _noted_as(before.get(key)) != _noted_as(now.get(key))]
-
-
-def _noted_as(content: str | None) -> str | None:
-    """The mark before a digest; None where there is neither."""
-    return None if content is None else content.rpartition(":")[0]
+    return [key for key in {**before, **now} if key.startswith(CONTENT) and (key in before) != (key in now)]

@@ -20,14 +20,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-import rlvla
 from rlvla.checkpoint import MANIFEST
 from rlvla.config import EnvConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.dataset import data_files
 from rlvla.env_server import make_env
 from rlvla.files import CONTENT, write_json
 from rlvla.models.lora import FOLDER as ADAPTER
-from rlvla.plugins import PluginError, present_name, resolve
+from rlvla.plugins import PluginError, resolve
 
 FILE = "identity.json"
 """In the output folder of a cold start or a GRPO run."""
@@ -37,7 +36,7 @@ _POLICY = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of weights, settings and tokenizer; a card, and other formats of the weights, do not count."""
 _LARGE = 1 << 30
 """Bytes from which on reading them shows a bar."""
-_OWN = Path(rlvla.__file__).parent
+_OWN = Path(__file__).parent
 
 
 def of(cfg: Any, leave_out: Collection[str] = ()) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def of_plugin(spec: str) -> str:
         found = resolve(spec)
     except PluginError:
         return ""
-    target = present_name(spec).rpartition(":")[0]
+    target = spec.rpartition(":")[0]
     home = getattr(found, "__module__", None) or ""
     is_ours = home.partition(".")[0] not in sys.stdlib_module_names  # that of a functools.partial is
     modules = [*([home] if is_ours else []), *([] if target.endswith(".py") else [target])]
@@ -175,9 +174,7 @@ def _of_sources(files: Iterable[str], modules: Iterable[str | None]) -> str:
     starts = {Path(file).resolve() for file in (*files, *of_modules) if file}
     sources = {source for start in starts for source in _with_neighbours(start)}
     # By name, not by path: the same package may be installed elsewhere. Several files may have one name.
-    digest = _combine(dict.fromkeys((f"{file.name} {_file_digest(file)}" for file in sources), ""))
-    # Marked since our own modules lie in folders: a bare one of before is not compared, see `files.differences`.
-    return digest and f"code:{digest}"
+    return _combine(dict.fromkeys((f"{file.name} {_file_digest(file)}" for file in sources), ""))
 
 
 def _with_neighbours(start: Path) -> set[Path]:

@@ -210,16 +210,3 @@ def test_lists_of_keys_are_flat_too() -> None:
     assert identity.is_below("content of reward.1.fn", ("reward",))
     assert not identity.is_below("rewarded", ("reward",))
 
-
-def test_a_run_of_before_our_modules_lay_in_folders_is_the_same_one() -> None:
-    """It names them as they were then, and its digests of code are of files that are not there any more."""
-    expert, annotator = (f"rlvla_envs.tabletop.{name}" for name in ("expert:play", "annotate:annotate"))
-    now = identity.of(AnnotateConfig(expert=expert, annotator=annotator))
-    old = {"expert": "rlvla_envs.tabletop_expert:play", "annotator": "rlvla_envs.tabletop_annotate:annotate"}
-    before = {**now, **old, "content of expert": "0" * 16, "content of env.id": "1" * 16}
-    assert identity.of(AnnotateConfig(**old)).items() >= {k: v for k, v in now.items() if k not in old}.items()
-    assert differences(before, now) == ""
-    assert differences(before, {**now, "expert": "mine:play"}).startswith(
-        "expert was 'rlvla_envs.tabletop.expert:play'"
-    )
-    assert differences({**now, "content of expert": "code:0"}, now).startswith("content of expert was 'code:0'")

@@ -21,18 +21,7 @@ from rlvla_envs.libero.expert.geometry import (
     reach,
     yaw_rotation,
 )
-from rlvla_envs.libero.expert.motions import (
-    CLOSED,
-    NUM_TRIES,
-    OPEN,
-    Label,
-    Step,
-    move,
-    nearest_yaw,
-    squeeze,
-    towards,
-    transit,
-)
+from rlvla_envs.libero.expert.motions import CLOSED, OPEN, Hand, Step, nearest_yaw
 from rlvla_envs.libero.expert.scene import Scene
 
 LOST = 0.04
@@ -41,21 +30,9 @@ PRESSURE = 0.01
 """How far below a surface the hand aims to press on it, m."""
 
 
-def relative_to_hand(scene: Scene, name: str | None) -> np.ndarray:
-    """The gripper as it is now and, with a name, the object it holds; [N, 3], world axes, from the grip site."""
-    gripper = gripper_points(scene.opening) @ scene.hand_rotation.T
-    return gripper if name is None else np.concatenate([gripper, scene.points(name) - scene.hand])
-
-
-def find_grasp(scene: Scene, name: str, target: str, tried: list[np.ndarray]) -> Grasp | None:
-    """The cheapest grasp of an object that is not close to one that failed.
-
-    Args:
-        scene: the present state.
-        name: of the object.
-        target: where it goes.
-        tried: positions relative to the object, [3] each.
-    """
+def find_grasp(hand: Hand) -> Grasp | None:
+    """The cheapest grasp of an object that is not close to one that failed."""
+    scene, name = hand.scene, hand.subject
     shape = scene.points(name)
     spread = shape[:, :2] - shape[:, :2].mean(axis=0)
     main_axis = np.linalg.svd(spread, full_matrices=False)[2][0]
@@ -67,46 +44,42 @@ def find_grasp(scene: Scene, name: str, target: str, tried: list[np.ndarray]) ->
         scene.center_of_mass(name),
         floor=scene.floor,
         shoulder=scene.shoulder,
-        way=scene.position(target) - scene.position(name),
+        way=scene.position(hand.target) - scene.position(name),
         present_yaw=scene.yaw,
         yaws=yaws,
     )
     offsets = [grasp.position - scene.position(name) for grasp in grasps]
-    is_fresh = [all(np.linalg.norm(offset - other) > 0.02 for other in tried) for offset in offsets]
+    is_fresh = [all(np.linalg.norm(offset - other) > 0.02 for other in hand.tried) for offset in offsets]
     return next(itertools.compress(grasps, is_fresh), next(iter(grasps), None))
 
 
-def reach_grasp(scene: Scene, name: str, grasp: Grasp) -> Iterator[Step]:
-    """From anywhere to a grasp, and close the gripper."""
-    yaw = nearest_yaw(grasp.yaw, scene.yaw)
-    rotation = yaw_rotation(yaw)
-    approach, closing = Label(phase="approach", subject=name), Label(phase="grasp", subject=name)
-    empty = gripper_points() @ rotation.T
-    yield from transit(scene, approach, empty, grasp.position[:2], yaw, OPEN, scene.other_points())
-    yield from move(scene, approach, grasp.position, rotation, OPEN, tolerance=0.005)
-    yield from squeeze(scene, closing, CLOSED)
-
-
-def pick(scene: Scene, name: str, target: str, tried: list[np.ndarray]) -> Generator[Step, Any, bool]:
-    """Grasp an object and lift it a little; whether it is in the hand. Notes the grasp in `tried`."""
-    grasp = find_grasp(scene, name, target, tried)
+def pick(hand: Hand) -> Generator[Step, Any, bool]:
+    """Grasp an object and lift it a little; whether it is in the hand."""
+    scene, name = hand.scene, hand.subject
+    grasp = find_grasp(hand)
     if grasp is None:
         return False
-    tried.append(grasp.position - scene.position(name))
-    yield from reach_grasp(scene, name, grasp)
+    hand.tried.append(grasp.position - scene.position(name))
+    yield from hand.grasp(grasp.position, nearest_yaw(grasp.yaw, scene.yaw))
     start = scene.position(name)[2]
-    lifted = scene.hand + 0.05 * UP
-    upright = yaw_rotation(scene.yaw)
-    yield from move(scene, Label(phase="lift", subject=name), lifted, upright, CLOSED, tolerance=0.015)
+    yield from hand.move("lift", scene.hand + 0.05 * UP, yaw_rotation(scene.yaw), CLOSED, tolerance=0.015)
     return bool(scene.position(name)[2] > start + 0.015)
 
 
-def find_place(scene: Scene, name: str, target: str) -> tuple[np.ndarray, float]:
-    """Where the hand, holding an object, comes down on a target: position [3] at first touch, and yaw.
+def held_points(hand: Hand) -> np.ndarray:
+    """The gripper as it is now and the object that it holds; [N, 3], world axes, from the grip site."""
+    scene = hand.scene
+    gripper = gripper_points(scene.opening) @ scene.hand_rotation.T
+    return np.concatenate([gripper, scene.points(hand.subject) - scene.hand])
+
+
+def find_place(hand: Hand) -> tuple[np.ndarray, float]:
+    """Where the hand, holding an object, comes down on its target: position [3] at first touch, and yaw.
 
     Spots and turns are judged by where the object's root body would end, with LIBERO's own check of the region.
     """
-    held, offset = relative_to_hand(scene, name), scene.position(name) - scene.hand
+    scene, name, target = hand.scene, hand.subject, hand.target
+    held, offset = held_points(hand), scene.position(name) - scene.hand
     heights = HeightMap(scene.other_points(name), scene.floor, scene.position(target))
     center = scene.position(target)
     options = []
@@ -145,43 +118,31 @@ def _would_hold(scene: Scene, target: str, body: np.ndarray) -> bool:
     return bool(site.under(center, rotation, body))
 
 
-def place(scene: Scene, name: str, target: str) -> Iterator[Step]:
-    """Carry the held object over a target, set it down, let go, and retreat upwards; ends early where it is lost."""
-    position, yaw = find_place(scene, name, target)
+def place(hand: Hand) -> Iterator[Step]:
+    """Carry the held object over its target, set it down, let go, and retreat upwards; ends early where it is lost."""
+    scene, name = hand.scene, hand.subject
+    position, yaw = find_place(hand)
     offset = scene.position(name) - scene.hand
     rotation = yaw_rotation(yaw)
-    others = scene.other_points(name)
-    carry = Label(phase="carry", subject=name, target=target)
-    yield from transit(scene, carry, relative_to_hand(scene, name), position[:2], yaw, CLOSED, others)
+    yield from hand.transit("carry", held_points(hand), position[:2], yaw, CLOSED)
     if np.linalg.norm(scene.position(name) - scene.hand) > np.linalg.norm(offset) + LOST:
         return
     # The grasp may have slipped on the way: aim anew from where the object hangs now.
-    position, yaw = find_place(scene, name, target)
+    position, _ = find_place(hand)
     above = np.array([*position[:2], scene.hand[2]])
-    yield from move(scene, carry, above, rotation, CLOSED, tolerance=0.006, max_steps=12)
-    lowered = position + 0.006 * UP
-    lower, release = (Label(phase=phase, subject=name, target=target) for phase in ("lower", "release"))
-    yield from move(scene, lower, lowered, rotation, CLOSED, tolerance=0.006)
-    yield from squeeze(scene, release, OPEN)
-    retreat = Label(phase="retreat", subject=name)
-    yield from move(scene, retreat, scene.hand + 0.10 * UP, rotation, OPEN, tolerance=0.02)
+    yield from hand.move("carry", above, rotation, CLOSED, tolerance=0.006, max_steps=12)
+    yield from hand.move("lower", position + 0.006 * UP, rotation, CLOSED, tolerance=0.006)
+    yield from hand.let_go(0.10 * UP, rotation)
 
 
-def pick_and_place(scene: Scene, predicate: list[str]) -> Iterator[Step]:
-    """Picks an object and places it, again with another grasp where that failed."""
-    _, name, target = predicate
-    if is_flat(scene.points(name)):
-        yield from drag(scene, predicate)
-        return
-    tried: list[np.ndarray] = []
-    for _ in range(NUM_TRIES):
-        held = yield from pick(scene, name, target, tried)
-        if held:
-            yield from place(scene, name, target)
-        if scene.holds(predicate):
-            return
-        rise = scene.hand + 0.08 * UP
-        yield from move(scene, Label(phase="retreat", subject=name), rise, scene.hand_rotation, OPEN, max_steps=10)
+def pick_and_place(hand: Hand, goal: list[str]) -> Iterator[Step]:
+    """Picks an object and places it."""
+    scene = hand.scene
+    held = yield from pick(hand)
+    if held:
+        yield from place(hand)
+    if not scene.holds(goal):
+        yield from hand.move("retreat", scene.hand + 0.08 * UP, scene.hand_rotation, OPEN, max_steps=10)
 
 
 def is_flat(shape: np.ndarray) -> bool:
@@ -190,31 +151,24 @@ def is_flat(shape: np.ndarray) -> bool:
     return bool(min(width, depth) > 2 * FINGER_OUTER and height < 0.03)
 
 
-def drag(scene: Scene, predicate: list[str]) -> Iterator[Step]:
+def drag(hand: Hand, goal: list[str]) -> Iterator[Step]:
     """Presses the closed fingers into a plate and drags it over the table."""
-    _, name, target = predicate
-    approach, push = Label(phase="approach", subject=name), Label(phase="push", subject=name, target=target)
-    for _ in range(NUM_TRIES):
-        spot = scene.position(name)[:2]
-        # The hand is wide: turn it so that it comes down between what stands around.
-        heights = HeightMap(scene.other_points(name), scene.floor, scene.hand)
-        fist = gripper_points(0.0)
-        contacts = {yaw: heights.contact(fist @ yaw_rotation(yaw).T, spot[None])[0] for yaw in (0.0, np.pi / 2)}
-        yaw = nearest_yaw(min(contacts, key=contacts.__getitem__), scene.yaw)
-        rotation = yaw_rotation(yaw)
-        above = np.array([*spot, scene.floor + TIP_DEPTH + 0.03])
-        held = fist @ rotation.T
-        yield from transit(scene, approach, held, spot, yaw, CLOSED, scene.other_points())
-        yield from move(scene, approach, above, rotation, CLOSED)
-        for _ in range(80):
-            rest = (scene.position(target) - scene.position(name))[:2]
-            if scene.holds(predicate):
-                break
-            # Aimed below the plate's bottom, so that the controller presses.
-            ahead = scene.hand[:2] + 0.03 * rest / max(0.03, float(np.linalg.norm(rest)))
-            goal = np.array([*ahead, scene.floor + TIP_DEPTH - PRESSURE])
-            yield towards(scene, push, goal, rotation, CLOSED)
-        rise = scene.hand + 0.08 * UP
-        yield from move(scene, Label(phase="retreat", subject=name), rise, rotation, CLOSED, tolerance=0.02)
-        if scene.holds(predicate):
-            return
+    scene, name = hand.scene, hand.subject
+    spot = scene.position(name)[:2]
+    # The hand is wide: turn it so that it comes down between what stands around.
+    heights = HeightMap(scene.other_points(name), scene.floor, scene.hand)
+    fist = gripper_points(0.0)
+    contacts = {yaw: heights.contact(fist @ yaw_rotation(yaw).T, spot[None])[0] for yaw in (0.0, np.pi / 2)}
+    yaw = nearest_yaw(min(contacts, key=contacts.__getitem__), scene.yaw)
+    rotation = yaw_rotation(yaw)
+    above = np.array([*spot, scene.floor + TIP_DEPTH + 0.03])
+    yield from hand.transit("approach", fist @ rotation.T, spot, yaw, CLOSED)
+    yield from hand.move("approach", above, rotation, CLOSED)
+    for _ in range(80):
+        rest = (scene.position(hand.target) - scene.position(name))[:2]
+        if scene.holds(goal):
+            break
+        # Aimed below the plate's bottom, so that the controller presses.
+        ahead = scene.hand[:2] + 0.03 * rest / max(0.03, float(np.linalg.norm(rest)))
+        yield hand.towards("push", np.array([*ahead, scene.floor + TIP_DEPTH - PRESSURE]), rotation, CLOSED)
+    yield from hand.move("retreat", scene.hand + 0.08 * UP, rotation, CLOSED, tolerance=0.02)
