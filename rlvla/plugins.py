@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 
 MOVED = {
+    "rlvla.tools": "rlvla.policies.thinker.tools",
     "rlvla_envs.libero_annotate": "rlvla_envs.libero.annotate",
     "rlvla_envs.libero_record": "rlvla_envs.libero.record",
     "rlvla_envs.tabletop_annotate": "rlvla_envs.tabletop.annotate",
     "rlvla_envs.tabletop_expert": "rlvla_envs.tabletop.expert",
 }
-"""Old name -> present name of the modules with shipped plugins. Configs and run folders of users have the old ones."""
+"""Former -> present name of the modules with shipped plugins: configs and run folders of users have the former ones."""
 _PREFIX = "rlvla_plugin_"
 _NEVER_BESIDE = ("rlvla", "rlvla_envs", "rlvla_reward", "__main__")
 """A second copy of our types would be other types."""

@@ -11,14 +11,14 @@ import numpy as np
 
 import rlvla_reward
 from benchmark_result import Run
-from rlvla.learner.advantage import with_advantages
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
-from rlvla.rollout.env_process import EnvPool
-from rlvla.rollout.env_thread import EnvThread
+from rlvla.learner.advantage import with_advantages
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.rollout.collect import Job, rollout
+from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_server import make_env
+from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.tasks import task_ids
 from rlvla.types import Group, TaskSpec
 

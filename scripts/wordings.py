@@ -19,7 +19,7 @@ from rlvla.annotation.take import Take
 from rlvla.types import Annotation, Box, Decision, Scene, SceneObject, Timeline
 from rlvla_envs.tabletop.annotate import explain
 from rlvla_envs.tabletop.model import TABLE_SIZE
-from rlvla_envs.tabletop.objects import project
+from rlvla_envs.tabletop.scene import project
 
 Patterns = Mapping[str, tuple[str, ...]]
 NEAR_CM, LOW_CM = 2.5, 4.0

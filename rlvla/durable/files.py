@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from rlvla.plugins import present_name
+
 
 @contextmanager
 def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
@@ -240,23 +242,33 @@ def sync_tree(folder: Path) -> None:
 
 CONTENT = "content of "
 """Begins the key of what lies at a path that a config names, see `rlvla.run.identity`."""
+SHIPPED = " of rlvla "
+"""Stands between the digest of code that comes with rlvla and the version that it came with."""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In words, what tells two protocols apart, key by key; empty where nothing does.
 
-    A content that only one of the two tells is not compared, see `warn_untold`.
+    A module of ours is the same under its former and its present name. A content that only one of the two tells, or two
+    versions of rlvla tell, is not compared, see `warn_untold`.
     """
     aside = _untold(before, now)
+    before, now = ({k: present_name(v) if isinstance(v, str) else v for k, v in one.items()} for one in (before, now))
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in aside]
     return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
 
 
 def warn_untold(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Warn, in one line, of contents that cannot be compared: an earlier version kept none, a hub id had none yet."""
+    """Warn, in one line, of contents that cannot be compared: a hub id that had none yet, code of another version."""
     if keys := [key.removeprefix(CONTENT) for key in _untold(before, now)]:
         warnings.warn(f"{where} does not tell whether these are what they were: {', '.join(keys)}", stacklevel=3)
 
 
 def _untold(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [key for key in {**before, **now} if key.startswith(CONTENT) and (key in before) != (key in now)]
+    contents = [key for key in {**before, **now} if key.startswith(CONTENT)]
+    return [key for key in contents if _teller(before.get(key)) != _teller(now.get(key))]
+
+
+def _teller(content: str | None) -> str | None:
+    """The version of rlvla, where a content is that of its own code; None of no content."""
+    return content and content.partition(SHIPPED)[2]

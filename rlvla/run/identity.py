@@ -2,7 +2,7 @@
 
 `of` gives one flat mapping: every key of a config with its value, and `content of <key>` for each key that names a
 model, a data set, recorded episodes, a plugin, an env, or a file for one of them. What may change between two starts is
-left out by whoever compares (`rlvla.run.preflight`, `rlvla.run.evaluation`, `rlvla.annotation.run`), with `files.differences`.
+left out by whoever compares (`preflight`, `evaluation`, `rlvla.annotation.run`), with `files.differences`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from rlvla.durable.sealed import MANIFEST
+from rlvla import __version__
 from rlvla.config import EnvConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.data.dataset import data_files
-from rlvla.rollout.env_server import make_env
-from rlvla.durable.files import CONTENT, write_json
+from rlvla.durable.files import CONTENT, SHIPPED, write_json
+from rlvla.durable.sealed import MANIFEST
+from rlvla.plugins import PluginError, present_name, resolve
 from rlvla.policies.models.lora import FOLDER as ADAPTER
-from rlvla.plugins import PluginError, resolve
+from rlvla.rollout.env_server import make_env
 
 FILE = "identity.json"
 """In the output folder of a cold start or a GRPO run."""
@@ -36,7 +37,8 @@ _POLICY = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of weights, settings and tokenizer; a card, and other formats of the weights, do not count."""
 _LARGE = 1 << 30
 """Bytes from which on reading them shows a bar."""
-_OWN = Path(__file__).parent
+_SHIPPED = ("rlvla", "rlvla_envs", "rlvla_reward")
+_OWN = Path(__file__).parents[1]
 
 
 def of(cfg: Any, leave_out: Collection[str] = ()) -> dict[str, Any]:
@@ -116,18 +118,25 @@ def of_plugin(spec: str) -> str:
         found = resolve(spec)
     except PluginError:
         return ""
-    target = spec.rpartition(":")[0]
+    target = present_name(spec).rpartition(":")[0]
     home = getattr(found, "__module__", None) or ""
     is_ours = home.partition(".")[0] not in sys.stdlib_module_names  # that of a functools.partial is
     modules = [*([home] if is_ours else []), *([] if target.endswith(".py") else [target])]
-    return _of_sources([target] if target.endswith(".py") else [], modules)
+    return _told([home], _of_sources([target] if target.endswith(".py") else [], modules))
 
 
 def of_env(cfg: EnvConfig) -> str:
     """Of the source of an env's class; its constructor runs, no reset."""
     env: Any = make_env(cfg)
     env.close()
-    return _of_sources([], [type(env).__module__, *cfg.imports])
+    modules = [type(env).__module__, *cfg.imports]
+    return _told(modules, _of_sources([], modules))
+
+
+def _told(modules: Sequence[str], digest: str) -> str:
+    """A digest, with our version where some of the code is ours: the next version's is another, and does the same."""
+    is_ours = any(module.partition(".")[0] in _SHIPPED for module in modules)
+    return f"{digest}{SHIPPED}{__version__}" if digest and is_ours else digest
 
 
 def _of_argument(value: Any) -> str:

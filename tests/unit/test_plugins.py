@@ -171,9 +171,9 @@ def test_a_module_in_the_folder_that_one_stands_in_is_found(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("old", sorted(MOVED))
-def test_a_shipped_module_is_found_under_the_name_that_it_had(old: str) -> None:
+def test_a_module_of_ours_is_found_under_its_former_name(old: str) -> None:
     pytest.importorskip("mujoco")
-    function = "play" if old.endswith(("record", "expert")) else "annotate"
+    function = {"tools": "zoom_in", "annotate": "annotate"}.get(old.split(".")[-1].split("_")[-1], "play")
     assert resolve(f"{old}:{function}") is resolve(f"{MOVED[old]}:{function}")
     assert present_name(f"{old}:{function}") == present_name(f"{MOVED[old]}:{function}") == f"{MOVED[old]}:{function}"
     assert present_name("my_lab.libero_record:play") == "my_lab.libero_record:play"
