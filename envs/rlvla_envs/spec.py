@@ -14,10 +14,8 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
-from rlvla.types import Decision, Scene
+from rlvla.types import Box, Decision, Scene
 
-Box = tuple[int, int, int, int]
-"""Zoom box [x1, y1, x2, y2], integers 0..1000 in the frame the model sees, origin top left."""
 Observation = dict[str, Any]
 """`images` uint8 [N, H, W, 3], `proprio` float32 [P], `instruction` str."""
 

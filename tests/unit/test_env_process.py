@@ -323,12 +323,10 @@ def test_closing_closes_envs_and_kills_what_hangs(config: EnvConfig, tmp_path: P
         asyncio.run(EnvThread(partial(RemoteEnv, config, pool._processes[0], 0)).call(lambda e: e.reset()))
 
 
-def test_a_child_of_a_simulator_that_lives_on_does_not_keep_the_pool_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_of_a_simulator_that_lives_on_does_not_keep_the_pool_open(config: EnvConfig, tmp_path: Path) -> None:
     """It holds the pipe, hence no end of file comes."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    config = EnvConfig(id="forking/Env-v0", imports=("forking_env",), kwargs={"folder": str(tmp_path)})
+    plant(tmp_path, "reset", "fork")
+    plant(tmp_path, "close", "hang")
     pool = EnvPool(config, 1, 1)
     asyncio.run(pool.envs[0].call(lambda e: e.reset()))
     closing = threading.Thread(target=pool.close, daemon=True)

@@ -28,7 +28,6 @@ from rlvla.policies.thinker.cold_start import start_policy, to_turn
 from rlvla.policies.thinker.markup import MARKS, ToolCall, parse_call, parse_text, print_think, print_zoom, slot_tokens
 from rlvla.policies.thinker.prompt import PolicyProcessor, extend_vocabulary
 from rlvla.types import Demonstration, SegmentKind
-from rlvla_envs.libero.env import from_openvla_gripper
 from tests import openvla_checkpoints as published
 
 KEY = "libero_spatial_no_noops"
@@ -301,14 +300,16 @@ def test_a_demonstration_trains_the_published_action_tokens(
 
 
 def test_the_gripper_of_the_codec_is_that_of_the_simulator() -> None:
-    """LIBERO's env converts OpenVLA's gripper (1 open, 0 closed) to robosuite's (-1 open, 1 closed); so does ours."""
+    """OpenVLA's evaluation converts its gripper (1 open, 0 closed) to robosuite's (-1 open, 1 closed); so does ours."""
     stats = {"libero": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}}
     plain, ours = (
         BinCodec.from_norm_stats(stats, chunk_length=1, gripper_dim=gripper_dim) for gripper_dim in (None, -1)
     )
     for symbol in range(256):
         symbols = np.array([10, 20, 30, 40, 50, 60, symbol])
-        np.testing.assert_array_equal(ours.decode(symbols), from_openvla_gripper(plain.decode(symbols)))
+        expected = plain.decode(symbols)
+        expected[:, 6] = -np.sign(2 * expected[:, 6] - 1)  # OpenVLA's experiments/robot/robot_utils.py, binarized
+        np.testing.assert_array_equal(ours.decode(symbols), expected)
     opened, closed = np.array([[0.0] * 6 + [-1.0]]), np.array([[0.0] * 6 + [1.0]])
     for action in (opened, closed):
         assert ours.decode(ours.encode(action))[0, 6] == action[0, 6]

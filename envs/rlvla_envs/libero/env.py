@@ -31,23 +31,12 @@ _MAX_INSTRUCTION = 100
 """Characters; LIBERO's longest instruction has 83."""
 
 
-def from_openvla_gripper(actions: np.ndarray) -> np.ndarray:
-    """Actions [..., 7] of an OpenVLA policy (gripper 0 closed .. 1 open) in robosuite's sign: -1 open, +1 closed.
-
-    `normalize_gripper_action(binarize=True)` and `invert_gripper_action` of OpenVLA's
-    experiments/robot/robot_utils.py.
-    """
-    converted = np.array(actions)
-    converted[..., 6] = -np.sign(2 * converted[..., 6] - 1)
-    return converted
-
-
 class LiberoEnv(TaskEnv):
     """One suite of LIBERO: a Franka arm under operational space control, seen by one or two cameras.
 
     Action [7], each in [-1, 1]: translation of the gripper x, y, z (1 is 5 cm), rotation vector x, y, z (1 is 0.5 rad),
-    both relative to where it is, and the gripper's command, -1 open to +1 closed (robosuite's sign;
-    `from_openvla_gripper` converts). Proprio [8]: gripper position (m), its rotation vector (rad), the two fingers (m).
+    both relative to where it is, and the gripper's command, -1 open to +1 closed (robosuite's sign).
+    Proprio [8]: gripper position (m), its rotation vector (rad), the two fingers (m).
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}

@@ -91,10 +91,6 @@ class Scene:
         """[3]."""
         return self.data.subtree_com[self.env.obj_body_id[name]].copy()
 
-    def rotation(self, name: str) -> np.ndarray:
-        """[3, 3]: of an object's root body."""
-        return self.data.xmat[self.env.obj_body_id[name]].reshape(3, 3).copy()
-
     def points(self, name: str) -> np.ndarray:
         """The solid parts of an object or a fixture, [N, 3]."""
         return self.body_points(self.env.obj_body_id[name])
