@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -119,10 +119,11 @@ def _check_reset(env: Any, task_id: int) -> None:
     _check_obs(env, obs)
     state = env.get_state()
     require(state.dtype == np.float64 and state.ndim == 1, f"get_state: {state.dtype} {state.shape}, not float64 [S]")
-    first, state = look(env, obs), state.copy()
+    state = state.copy()
+    first = look(env, obs)
     env.step(actions(env, 1)[0])
-    again = look(env, start(env, task_id, seed=1))
-    differ = again.differences(first) + ["the state"] * (not np.array_equal(env.get_state(), state))
+    obs = start(env, task_id, seed=1)
+    differ = ["the state"] * (not np.array_equal(env.get_state(), state)) + look(env, obs).differences(first)
     require(
         not differ,
         f"reset: task {task_id}: two resets to the same ids differ in {', '.join(differ)}; draw only what `options` "
@@ -139,9 +140,7 @@ def _check_steps(env: Any, task_id: int) -> None:
     rewards = []
     is_over = False
     for action in chunk:
-        given = action.copy()
-        obs, reward, terminated, truncated, info = env.step(given)
-        require(np.array_equal(given, action), "step: writes into the action that it is given; work on a copy")
+        obs, reward, terminated, truncated, info = _given("step", env.step, action)
         _check_obs(env, obs)
         require(
             obs["instruction"] == instruction,
@@ -159,9 +158,7 @@ def _check_steps(env: Any, task_id: int) -> None:
             break
     state = np.array(env.get_state())
     start(env, task_id)
-    given = chunk.copy()
-    chunk_obs, chunk_rewards, *ended, _ = env.step_chunk(given)
-    require(np.array_equal(given, chunk), "step_chunk: writes into the actions that it is given; work on a copy")
+    chunk_obs, chunk_rewards, *ended, _ = _given("step_chunk", env.step_chunk, chunk)
     require(
         np.array_equal(chunk_rewards, rewards),
         f"step_chunk: rewards {chunk_rewards}, not {rewards}: one for each step executed, up to the end or a success",
@@ -172,6 +169,14 @@ def _check_steps(env: Any, task_id: int) -> None:
         require(np.array_equal(chunk_obs[key], obs[key]), f"step_chunk: other {key} than behind the last single step")
     if not is_over:
         _check_chunk_ends_at_success(env, task_id)
+
+
+def _given(name: str, method: Callable[[np.ndarray], Any], array: np.ndarray) -> Any:
+    """What a method returns, which has to leave alone what it is given."""
+    given = array.copy()
+    result = method(given)
+    require(np.array_equal(given, array), f"{name}: writes into the actions that it is given; work on a copy")
+    return result
 
 
 def _check_chunk_ends_at_success(env: Any, task_id: int) -> None:
