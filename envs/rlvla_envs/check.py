@@ -71,9 +71,9 @@ def _check_spaces(env: Any) -> None:
         ("images", np.uint8, 4, "uint8 [N,H,W,3]"),
         ("proprio", np.float32, 1, "float32 [P]"),
     ):
-        part = space[key]
-        fits = part.dtype == dtype and len(part.shape) == num_axes and part.shape[3:] in ((), (3,))
-        require(fits, f"observation_space: {key} of {part.dtype} {part.shape}, not {wanted}")
+        shape = space[key].shape or ()
+        fits = space[key].dtype == dtype and len(shape) == num_axes and shape[3:] in ((), (3,))
+        require(fits, f"observation_space: {key} of {space[key].dtype} {shape}, not {wanted}")
     require(isinstance(space["instruction"], gymnasium.spaces.Text), "observation_space: instruction is not a Text")
     action = env.action_space
     require(isinstance(action, gymnasium.spaces.Box), "action_space: not a Box")
