@@ -12,6 +12,8 @@ from rlvla_envs.spec import Box, Observation, VLAEnv, box_to_pixels, check_actio
 
 RUNNING, SUCCESS, FAILURE = 0, 1, 2
 """How far an episode has come."""
+CHARSET = "abcdefghijklmnopqrstuvwxyz "
+"""Of the instructions."""
 _HEAD_SIZE = 4
 
 

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 
-from rlvla_envs.base import RUNNING, SUCCESS, TaskEnv
+from rlvla_envs.base import CHARSET, RUNNING, SUCCESS, TaskEnv
 from rlvla_envs.libero.assets import find_assets, import_libero
 from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE, LiberoCameras, project
 from rlvla_envs.libero.sim import TaskSim
-from rlvla_envs.libero.tasks import FIXTURES, HORIZONS, OFFICIAL, charset, load_init_states, load_splits, load_tasks
+from rlvla_envs.libero.tasks import FIXTURES, HORIZONS, OFFICIAL, load_init_states, load_splits, load_tasks
 from rlvla_envs.spec import Observation
 
 ACTION_SIZE = 7
@@ -105,7 +105,7 @@ class LiberoEnv(TaskEnv):
         self.observation_space = gymnasium.spaces.Dict(
             images=gymnasium.spaces.Box(0, 255, (len(cameras), view_size, view_size, 3), np.uint8),
             proprio=gymnasium.spaces.Box(-np.inf, np.inf, (_PROPRIO_SIZE,), np.float32),
-            instruction=gymnasium.spaces.Text(_MAX_INSTRUCTION, charset=charset(self.tasks)),
+            instruction=gymnasium.spaces.Text(_MAX_INSTRUCTION, charset=CHARSET),
         )
 
     @classmethod

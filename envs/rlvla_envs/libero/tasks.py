@@ -103,8 +103,3 @@ def check_suite(suite: str) -> None:
     """Raises ValueError unless LIBERO has this suite."""
     if suite not in SUITES:
         raise ValueError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
-
-
-def charset(tasks: tuple[LiberoTask, ...]) -> str:
-    """Every character of the instructions."""
-    return "".join(sorted(set("".join(task.instruction for task in tasks))))

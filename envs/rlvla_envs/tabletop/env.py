@@ -16,7 +16,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from rlvla_envs.base import FAILURE, RUNNING, SUCCESS, TaskEnv
+from rlvla_envs.base import CHARSET, FAILURE, RUNNING, SUCCESS, TaskEnv
 from rlvla_envs.spec import Observation, load_manifest
 from rlvla_envs.tabletop.camera import NATIVE_SIZE, TopCamera, policy_view
 from rlvla_envs.tabletop.model import TIMESTEP_S
@@ -27,7 +27,6 @@ MAX_MOVE = 0.28
 """How far the hand moves towards its target in one env step, m."""
 MAX_ENV_STEPS = {"press": 15, "pick": 40}
 _TICKS = round(ENV_STEP_S / TIMESTEP_S)
-_CHARSET = "abcdefghijklmnopqrstuvwxyz "
 
 
 class TabletopEnv(TaskEnv):
@@ -76,7 +75,7 @@ class TabletopEnv(TaskEnv):
         self.observation_space = gymnasium.spaces.Dict(
             images=gymnasium.spaces.Box(0, 255, (1, view_size, view_size, 3), np.uint8),
             proprio=gymnasium.spaces.Box(-1, 1, (4,), np.float32),
-            instruction=gymnasium.spaces.Text(80, charset=_CHARSET),
+            instruction=gymnasium.spaces.Text(80, charset=CHARSET),
         )
 
     def max_env_steps(self, task_id: int) -> int:

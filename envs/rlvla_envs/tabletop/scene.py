@@ -55,7 +55,6 @@ _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 class Layout:
     """An initial state."""
 
-    task: str
     cells: tuple[tuple[int, int], ...]
     """Centres of the badged objects, cm, left to right."""
     badges: tuple[str, ...]
@@ -80,7 +79,6 @@ def sample_layout(task: str, init_state_id: int) -> Layout:
     rng = np.random.default_rng(np.random.SeedSequence(entropy))
     cells, bowl = _sample_cells(rng, with_bowl=task == "pick")
     return Layout(
-        task=task,
         cells=cells,
         badges=tuple(BADGES[i] for i in rng.permutation(len(BADGES))),
         target=int(rng.integers(len(BADGES))),
