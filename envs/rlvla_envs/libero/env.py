@@ -20,7 +20,7 @@ from rlvla_envs.base import CHARSET, RUNNING, SUCCESS, TaskEnv
 from rlvla_envs.libero.assets import find_assets, import_libero
 from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE, LiberoCameras, project
 from rlvla_envs.libero.sim import TaskSim
-from rlvla_envs.libero.tasks import FIXTURES, HORIZONS, OFFICIAL, load_init_states, load_splits, load_tasks
+from rlvla_envs.libero.tasks import FIXTURES, HORIZONS, OFFICIAL, check_suite, load_init_states, load_splits, load_tasks
 from rlvla_envs.spec import Observation
 
 ACTION_SIZE = 7
@@ -113,6 +113,23 @@ class LiberoEnv(TaskEnv):
         """See `VLAEnv`: LIBERO and, for its initial states, torch."""
         import_libero(find_assets(kwargs.get("assets")))
         load_tasks(kwargs.get("suite", "libero_object"))
+
+    @classmethod
+    def sizes(
+        cls,
+        suite: str = "libero_object",
+        cameras: Sequence[str] = ("agentview",),
+        view_size: int = 256,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """See `VLAEnv`; arguments and defaults are the constructor's."""
+        check_suite(suite)
+        return {
+            "num_images": len(cameras),
+            "view_shape": (view_size, view_size),
+            "action_size": ACTION_SIZE,
+            "max_env_steps": HORIZONS[suite],
+        }
 
     def max_env_steps(self, task_id: int) -> int:
         """See `VLAEnv`; the steps to settle do not count."""
