@@ -22,8 +22,9 @@ from rlvla.actions import BinCodec, QuantileCodec
 from rlvla.annotation.answers import AnswerLog, checked
 from rlvla.config import ReadConfig
 from rlvla.dataset import DatasetError
-from rlvla.dataset_rows import MAX_PIXELS, decode_picture
+from rlvla.dataset_rows import decode_picture
 from rlvla.models.openvla.shards import CheckpointError, shard_names
+from rlvla.pictures import MAX_PIXELS
 from rlvla.prompt import PolicyProcessor, parse_settings
 from rlvla.read_lerobot import open_lerobot
 from rlvla.storage import load_trajectories

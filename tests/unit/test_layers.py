@@ -8,12 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
-    ["types", "config", "config_file", "files"],
+    ["types", "pictures", "config", "config_file", "files"],
     ["models"],
     [
         *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "storage", "prompt"),
         *("action_slots", "checkpoint", "ledger", "random_state", "interrupts", "skipping"),
-        *("dataset", "dataset_rows", "dataset_checks", "running_stats", "demonstrations", "action_kind"),
+        *("dataset", "dataset_rows", "dataset_checks", "tables", "demonstrations", "action_kind"),
         *("read_hdf5", "read_lerobot", "read_video"),
         *("html_page", "html_picture", "svg_chart"),
     ],
@@ -31,7 +31,7 @@ LAYERS = [
 """Modules of `rlvla`, and its sub-packages as one; those of one layer may import each other."""
 RANK = {f"rlvla.{module}": number for number, layer in enumerate(LAYERS) for module in layer}
 PACKAGES = {
-    "envs/rlvla_envs": {"rlvla.types", "rlvla.markup"},
+    "envs/rlvla_envs": {"rlvla.types", "rlvla.markup", "rlvla.pictures"},
     "reward/rlvla_reward": {"rlvla.types", "rlvla.markup", "rlvla.config", "rlvla.plugins", "rlvla.protocols"},
 }
 """Folder -> what of `rlvla` its modules may import."""
