@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from typing import Any
@@ -9,8 +10,6 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from rlvla.html_page import text
 
 COLOURS = ("#3f7fc4", "#e07b28", "#3f9e57", "#a763b5", "#cf4a55", "#2b9fa3")
 """Readable on white and on near-black."""
@@ -56,4 +55,4 @@ def to_svg(figure: Figure, *, salt: str, label: str, ink: str = "currentColor") 
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace(INK, ink)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{text(label)}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)

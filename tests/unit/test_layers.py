@@ -15,7 +15,7 @@ LAYERS = [
         *("action_slots", "checkpoint", "ledger", "random_state", "interrupts", "skipping"),
         *("dataset", "dataset_rows", "dataset_checks", "tables", "demonstrations", "action_kind"),
         *("read_hdf5", "read_lerobot", "read_video"),
-        *("html_page", "html_picture", "svg_chart"),
+        *("report", "svg_chart"),
     ],
     ["vllm_plugin"],
     ["advantage", "loss", "collate"],

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rlvla import html_page, policy
-from rlvla.html_page import note
+from rlvla import policy
+from rlvla.report.decision import Note
+from rlvla.report.templating import render
 from tests.learning import make_checkpoint
 from tests.pages import EVIL, needs_browser, title, without_policy
 
@@ -88,8 +90,10 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 @needs_browser
 @pytest.mark.timeout(200)
 def test_a_browser_runs_nothing_that_a_model_wrote(tmp_path: Path) -> None:
-    escaped = html_page.page("rlvla report", {EVIL: note(EVIL, EVIL)})
-    raw = html_page.page("rlvla report", {"Episodes": EVIL})
+    pieces = [Note(who=EVIL, words=EVIL)]
+    sample = {"instruction": EVIL, "badges": [(EVIL, EVIL)], "place": EVIL, "facts": {EVIL: EVIL}, "pieces": pieces}
+    escaped = render("contact_sheet.html", title="rlvla report", samples=[sample], num_rows=1, seed=0)
+    raw = unescape(escaped)
     pages = {"escaped": escaped, "no-policy": without_policy(escaped), "raw": raw, "raw-no-policy": without_policy(raw)}
     titles = {name: title(source, tmp_path) for name, source in pages.items()}
     # Escaping holds by itself, so does the page's policy; without both the payload runs.
