@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlvla.svg_chart import COLOURS, INK, new_axes, to_svg
+from rlvla.svg_chart import COLOURS, LEGEND, new_axes, to_svg
 
 Metrics = Sequence[Mapping[str, float | None]]
 SHOWN = {
@@ -130,15 +130,14 @@ def _phases(run: str, metrics: Metrics) -> Chart:
     labels = [name.removeprefix("time/").removesuffix("_s") for name in names]
     figure, axes = _axes()
     axes.stackplot(steps, rows, labels=labels, colors=COLOURS[: len(names)], alpha=0.8, linewidth=0)
-    figure.legend(loc="outside upper left", frameon=False, fontsize=8, labelcolor=INK, ncols=3)
+    figure.legend(loc="outside upper left", ncols=3, **LEGEND)
     axes.set_ylim(0, None)
     svg = to_svg(figure, salt=f"time-{run}", label=", ".join(labels))
     return Chart(title=f"seconds per step, {run}", svg=Markup(svg))
 
 
 def _axes() -> tuple[Figure, Axes]:
-    figure, axes = new_axes()
+    figure, axes = new_axes(x="step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("step", color=INK)
     return figure, axes

@@ -32,6 +32,7 @@ _ENVIRONMENT = Environment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
+    keep_trailing_newline=True,
 )
 _ENVIRONMENT.filters |= {
     "png_url": _png_url,
@@ -40,4 +41,5 @@ _ENVIRONMENT.filters |= {
     "code": markdown.code,
     "fenced": markdown.fenced,
     "percent": markdown.percent,
+    "comma": "{:,}".format,
 }

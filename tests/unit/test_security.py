@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 import torch
 
 from rlvla import policy
-from rlvla.report.decision import Note
-from rlvla.report.templating import render
+from rlvla.report.run_page import Run, run_page
+from tests.examples import good_turn, trajectory
 from tests.learning import make_checkpoint
 from tests.pages import EVIL, needs_browser, title, without_policy
 
@@ -90,9 +91,8 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 @needs_browser
 @pytest.mark.timeout(200)
 def test_a_browser_runs_nothing_that_a_model_wrote(tmp_path: Path) -> None:
-    pieces = [Note(who=EVIL, words=EVIL)]
-    sample = {"instruction": EVIL, "badges": [(EVIL, EVIL)], "place": EVIL, "facts": {EVIL: EVIL}, "pieces": pieces}
-    escaped = render("contact_sheet.html", title="rlvla report", samples=[sample], num_rows=1, seed=0)
+    run = Run(name=EVIL, summary={}, metrics=[], trajectories=(replace(trajectory([good_turn()]), error=EVIL),))
+    escaped = run_page([run], "rlvla report", lambda call: 0)
     raw = unescape(escaped)
     pages = {"escaped": escaped, "no-policy": without_policy(escaped), "raw": raw, "raw-no-policy": without_policy(raw)}
     titles = {name: title(source, tmp_path) for name, source in pages.items()}
