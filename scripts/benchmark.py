@@ -92,7 +92,7 @@ def measure(cfg: GRPOConfig, repeats: int) -> dict[str, Any]:
     from benchmark_ours import Ours, jobs_of, measure_simulator, num_decisions
     from benchmark_padded import PaddedLearner
     from benchmark_trl import measure_trl
-    from rlvla.rollout import TaskStream
+    from rlvla.rollout.tasks import TaskStream
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; ours are enough
     stream = TaskStream(config=cfg.env, seed=cfg.seed)
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the JSON."""
     args = parse(argv)
     cfg = configure(args)
-    # Before torch, Mesa and transformers are loaded: as `rlvla.cluster` sets them for its actors.
+    # Before torch, Mesa and transformers are loaded: as `rlvla.cluster.cluster` sets them for its actors.
     os.environ.setdefault("LP_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     result = measure(cfg, args.repeats) | {

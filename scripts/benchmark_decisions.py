@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import Sampler, SampleRequest
 
 INSTRUCTION = "put the red block into the bowl"

@@ -29,8 +29,8 @@ from typing import Any
 from benchmark_modes_run import measure_decisions, measure_rollout
 from benchmark_result import machine, software
 from rlvla.config import EpisodeConfig, EvaluateConfig, load
-from rlvla.prompt import PolicyProcessor
-from rlvla.rollout import TaskStream, most_images
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.rollout.tasks import TaskStream, most_images
 from rlvla.types import Trajectory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,8 +55,8 @@ def measure(model: Path, cfg: EvaluateConfig, args: argparse.Namespace) -> dict[
     import torch
     import transformers
 
-    from rlvla.hf_sampler import TransformersSampler
-    from rlvla.sampler import VLLMSampler
+    from rlvla.samplers.local import TransformersSampler
+    from rlvla.samplers.vllm.sampler import VLLMSampler
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights
     torch.set_num_threads(cfg.sampler.threads)  # as vLLM's
@@ -71,7 +71,7 @@ def measure(model: Path, cfg: EvaluateConfig, args: argparse.Namespace) -> dict[
         model,
         cfg.sampler,
         max_images=most_images(cfg.env, cfg.episode),
-        max_model_len=cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster`
+        max_model_len=cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster.cluster`
         seed=args.seed,
         action_decoding=processor.action_decoding,
     )
@@ -180,7 +180,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the JSON."""
     args = parse(argv)
-    # Before torch, Mesa and transformers are loaded: as `rlvla.cluster` sets them for its actors.
+    # Before torch, Mesa and transformers are loaded: as `rlvla.cluster.cluster` sets them for its actors.
     os.environ.setdefault("LP_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     cfg = load(EvaluateConfig, ["--config", str(args.config)])

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from rlvla.config import EpisodeConfig, EvaluateConfig
-from rlvla.episode import Decider, EnvThread, run_episode
-from rlvla.prompt import PolicyProcessor
+from rlvla.rollout.episode import Decider, EnvThread, run_episode
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import Env, SampleOutput, Sampler, SampleRequest
-from rlvla.rollout import TaskStream, make_env
-from rlvla.tools import load_tools
+from rlvla.rollout.tasks import TaskStream
+from rlvla.rollout.env_server import make_env
+from rlvla.policies.thinker.tools import load_tools
 from rlvla.types import SegmentKind, TaskSpec, Trajectory, Turn
 
 

@@ -1,6 +1,6 @@
 """The learner that ours is compared with: a plain torch + transformers loop over padded batches.
 
-Same checkpoint, reference, objective (`rlvla.loss`), scoring of tokens (`rlvla.policy`), AdamW, gradient clipping,
+Same checkpoint, reference, objective (`rlvla.learner.loss`), scoring of tokens (`rlvla.policies.thinker.policy`), AdamW, gradient clipping,
 minibatches and rows per forward as ours, in one process, without DeepSpeed. Two ways to lay the rows out, both in the
 order in which the rollout gave them:
 
@@ -27,10 +27,11 @@ import numpy as np
 import torch
 
 from benchmark_result import Run
-from rlvla import collate, loss, policy
-from rlvla.collate import Batch, Row
+from rlvla.learner import collate, loss
+from rlvla.policies.thinker import policy
+from rlvla.learner.collate import Batch, Row
 from rlvla.config import GRPOConfig, num_minibatches
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import Group
 
 Scored = tuple[Batch, dict[str, torch.Tensor]]

@@ -20,10 +20,10 @@ import torch
 
 from benchmark_padded import live_rows
 from benchmark_result import Run
-from rlvla import policy
-from rlvla.collate import KINDS, Row
+from rlvla.policies.thinker import policy
+from rlvla.learner.collate import KINDS, Row
 from rlvla.config import GRPOConfig
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import Group, SegmentKind
 
 

@@ -11,10 +11,10 @@ import re
 import numpy as np
 
 from fuzz_files import FOLDER, spread
-from rlvla.actions import BinCodec, QuantileCodec
-from rlvla.models.lora import parse_config
-from rlvla.models.openvla.shards import CheckpointError, shard_names
-from rlvla.prompt import parse_settings
+from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
+from rlvla.policies.models.lora import parse_config
+from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
+from rlvla.policies.thinker.prompt import parse_settings
 
 
 def checkpoint(data: bytes) -> None:
@@ -37,8 +37,8 @@ def checkpoint(data: bytes) -> None:
 
 def openvla(data: bytes) -> None:
     """An OpenVLA folder's config and statistics are refused, or give action tokens and a sound codec."""
-    from rlvla.models import auto
-    from rlvla.models.openvla.checkpoint import read_norm_stats
+    from rlvla.policies.models import auto
+    from rlvla.policies.models.openvla.checkpoint import read_norm_stats
 
     folder = FOLDER / "openvla"
     spread(data, folder, ("config.json", "dataset_statistics.json"))
@@ -64,7 +64,7 @@ WEIGHTS = {"norm.weight": [2, 3], "blocks.0.ls1.scale_factor": [4]}
 
 def safetensors(data: bytes) -> None:
     """Weights are refused by the name of their place, or are those that the model has."""
-    from rlvla.models.openvla.checkpoint import read_weights
+    from rlvla.policies.models.openvla.checkpoint import read_weights
 
     folder = FOLDER / "safetensors"
     folder.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ import fuzz_checkpoints
 import fuzz_files
 import fuzz_texts
 from fuzz_files import FOLDER
-from rlvla.markup import MARKS
+from rlvla.policies.thinker.markup import MARKS
 
 __all__ = ["FOLDER", "TARGETS", "Target"]
 

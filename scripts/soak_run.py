@@ -142,10 +142,10 @@ class SoakRun:
         for start, role in ROLES.items():
             if command.startswith(start):
                 return role
-        if "rlvla.env_server" not in command:
+        if "rlvla.rollout.env_server" not in command:
             return "other"
         parent = process.parent()
-        return "env" if parent is not None and "rlvla.env_server" in " ".join(parent.cmdline()) else "env_server"
+        return "env" if parent is not None and "rlvla.rollout.env_server" in " ".join(parent.cmdline()) else "env_server"
 
 
 def own_memory(pid: int) -> int | None:

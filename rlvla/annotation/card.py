@@ -13,7 +13,7 @@ from rlvla import __version__
 from rlvla.annotation.card_columns import read_columns
 from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, to_dict
-from rlvla.dataset import read_tasks
+from rlvla.data.dataset import read_tasks
 
 _HIDDEN = {"output", "num_samples", "openai.base_url", "openai.api_key_env"}
 """Keys that say where somebody works, and nothing about the data."""

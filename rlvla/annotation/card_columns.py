@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlvla.dataset import data_files
-from rlvla.tables import read_table
+from rlvla.data.dataset import data_files
+from rlvla.data.tables import read_table
 
 KEY = "annotation.is_key_frame"
 _SCALARS = ("episode_index", "task_index", "annotation.decision_index", "annotation.progress", KEY)

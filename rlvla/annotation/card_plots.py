@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from rlvla.annotation.card_columns import Columns
-from rlvla.svg_chart import COLOURS, INK, LEGEND, PERCENT, new_axes, to_svg
+from rlvla.report.svg_chart import COLOURS, INK, LEGEND, PERCENT, new_axes, to_svg
 
 MAX_BARS, MAX_CAMERAS = 40, 4
 """Of the histogram of words, and maps of boxes."""

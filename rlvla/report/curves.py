@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlvla.svg_chart import COLOURS, LEGEND, new_axes, to_svg
+from rlvla.report.svg_chart import COLOURS, LEGEND, new_axes, to_svg
 
 Metrics = Sequence[Mapping[str, float | None]]
 SHOWN = {

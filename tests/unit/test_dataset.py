@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rlvla import dataset
+from rlvla.data import dataset
 from rlvla.types import Annotation, Demonstration, Provenance
 
 

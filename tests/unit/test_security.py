@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlvla import policy
+from rlvla.policies.thinker import policy
 from rlvla.report.run_page import Run, run_page
 from tests.examples import good_turn, trajectory
 from tests.learning import make_checkpoint
