@@ -24,15 +24,15 @@ import numpy as np
 
 import benchmark_decisions
 from benchmark_decisions import INSTRUCTION, NUM_LOOKS, Decision, actions
+from rlvla.config import SamplerConfig, TinyModelConfig, provenance
+from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.policies.thinker.action_slots import add_slots
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.config import SamplerConfig, TinyModelConfig, provenance
-from rlvla.samplers.local import TransformersSampler
 from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import Sampler, SampleRequest
+from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.sampler import VLLMSampler
-from rlvla.policies.models.tiny_vlm import build_tiny
 
 CHUNK_LENGTH, ACTION_SIZE = 8, 7
 NUM_BINS = 256

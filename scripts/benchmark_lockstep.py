@@ -27,20 +27,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from rlvla.rollout.collect import Job
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from benchmark_ours import num_decisions
 from benchmark_result import Run
-from rlvla.policies.thinker import policy
 from rlvla.config import GRPOConfig
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.tools import load_tools
+from rlvla.policies.thinker.turn_context import Recall
+from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import Decider, decide, derive_seed, observe
-from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.rollout.collect import Job
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import Recall
 
 
 class _RowsEnd(StoppingCriteria):

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rlvla.rollout.collect import Job, rollout
+from rlvla.rollout.tasks import task_ids
 
 import rlvla_reward
 from benchmark_result import Run
-from rlvla.learner.advantage import with_advantages
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
-from rlvla.rollout.env_process import EnvPool
-from rlvla.rollout.env_thread import EnvThread
+from rlvla.learner.advantage import with_advantages
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.rollout.collect import Job, rollout
+from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_server import make_env
-from rlvla.rollout.tasks import task_ids
+from rlvla.rollout.env_thread import EnvThread
 from rlvla.types import Group, TaskSpec
 
 

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 from benchmark_result import Run
-from rlvla.learner import collate, loss
-from rlvla.policies.thinker import policy
-from rlvla.learner.collate import Batch, Row
 from rlvla.config import GRPOConfig, num_minibatches
+from rlvla.learner import collate, loss
+from rlvla.learner.collate import Batch, Row
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import Group
 

@@ -20,9 +20,9 @@ import torch
 
 from benchmark_padded import live_rows
 from benchmark_result import Run
-from rlvla.policies.thinker import policy
-from rlvla.learner.collate import KINDS, Row
 from rlvla.config import GRPOConfig
+from rlvla.learner.collate import KINDS, Row
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import Group, SegmentKind
 

@@ -11,9 +11,9 @@ import re
 import numpy as np
 
 from fuzz_files import FOLDER, spread
-from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.policies.models.lora import parse_config
 from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
+from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.policies.thinker.prompt import parse_settings
 
 

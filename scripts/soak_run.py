@@ -145,7 +145,9 @@ class SoakRun:
         if "rlvla.rollout.env_server" not in command:
             return "other"
         parent = process.parent()
-        return "env" if parent is not None and "rlvla.rollout.env_server" in " ".join(parent.cmdline()) else "env_server"
+        return (
+            "env" if parent is not None and "rlvla.rollout.env_server" in " ".join(parent.cmdline()) else "env_server"
+        )
 
 
 def own_memory(pid: int) -> int | None:

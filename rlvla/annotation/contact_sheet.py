@@ -10,8 +10,8 @@ import numpy as np
 
 from rlvla.data.dataset import data_files, read_tasks
 from rlvla.data.rows import decode_image
-from rlvla.report.decision import Note, Picture, Piece, look_colour, views
 from rlvla.data.tables import picked_rows, read_table
+from rlvla.report.decision import Note, Picture, Piece, look_colour, views
 
 FILE = "contact_sheet.html"
 _KEY = "annotation.is_key_frame"

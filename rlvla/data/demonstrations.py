@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from rlvla import pictures
-from rlvla.data.action_kind import contradiction
 from rlvla.config import ActionKind, ReadConfig
+from rlvla.data.action_kind import contradiction
 from rlvla.data.dataset import DatasetError
 from rlvla.pictures import box_pixels, resize
 from rlvla.types import Box, Decision

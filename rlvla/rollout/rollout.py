@@ -21,14 +21,14 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, LoraConfig, SamplerConfig
+from rlvla.policies.models.lora import Adapter
+from rlvla.policies.thinker.prompt import PolicyProcessor, read_decoding
+from rlvla.policies.thinker.tools import load_tools
+from rlvla.protocols import Env, SampleOutput, SampleRequest
 from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import Decider, derive_seed, run_episode
-from rlvla.policies.models.lora import Adapter
-from rlvla.policies.thinker.prompt import PolicyProcessor, read_decoding
-from rlvla.protocols import Env, SampleOutput, SampleRequest
-from rlvla.policies.thinker.tools import load_tools
 from rlvla.types import EndReason, Group, TaskSpec, Trajectory
 
 

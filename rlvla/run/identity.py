@@ -20,13 +20,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rlvla.durable.sealed import MANIFEST
 from rlvla.config import EnvConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.data.dataset import data_files
-from rlvla.rollout.env_server import make_env
 from rlvla.durable.files import CONTENT, write_json
-from rlvla.policies.models.lora import FOLDER as ADAPTER
+from rlvla.durable.sealed import MANIFEST
 from rlvla.plugins import PluginError, resolve
+from rlvla.policies.models.lora import FOLDER as ADAPTER
+from rlvla.rollout.env_server import make_env
 
 FILE = "identity.json"
 """In the output folder of a cold start or a GRPO run."""

@@ -16,22 +16,22 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rlvla.run import identity
 from rlvla.annotation.asking import load_annotator
 from rlvla.annotation.run import SERVER
 from rlvla.annotation.sources import load_expert
+from rlvla.cluster.placement import reserved
 from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.data.dataset import read_sizes
 from rlvla.durable.files import CONTENT, differences, warn_untold
-from rlvla.run.metrics import require_sinks
 from rlvla.policies.models.lora import require_lora
-from rlvla.cluster.placement import reserved
 from rlvla.policies.thinker.prompt import POLICY_FILE, PolicyProcessor, vllm_obstacle
+from rlvla.policies.thinker.tools import load_tools
+from rlvla.policies.thinker.turn_context import require_action_temperature
 from rlvla.protocols import Env
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import state_ids, task_ids, trial_states
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import require_action_temperature
+from rlvla.run import identity
+from rlvla.run.metrics import require_sinks
 
 _MAY_CHANGE = (
     *("output", "num_steps", "validate_every", "save_every", "keep_states", "save_trajectories", "num_trials"),

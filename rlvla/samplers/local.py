@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from rlvla.policies.models.lora import Adapter, config_of, load_adapter, put_on
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.hybrid_mask import base_model, check_hybrid, model_inputs
-from rlvla.policies.models.lora import Adapter, config_of, load_adapter, put_on
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.samplers.vllm.engine import refuse_other_adapter, refuse_other_weights, weight_names

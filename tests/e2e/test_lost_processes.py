@@ -23,9 +23,11 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from rlvla.rollout.collect import Job
+from rlvla.rollout.tasks import TaskStream
 
-from rlvla.durable.sealed import appear_sealed, newest_whole
 from rlvla.cluster.cluster import Cluster, ProcessLostError
+from rlvla.cluster.dispatch import Watch, wait_for
 from rlvla.config import (
     ClusterConfig,
     EnvConfig,
@@ -35,9 +37,7 @@ from rlvla.config import (
     LearnerConfig,
     SamplerConfig,
 )
-from rlvla.cluster.dispatch import Watch, wait_for
-from rlvla.rollout.collect import Job
-from rlvla.rollout.tasks import TaskStream
+from rlvla.durable.sealed import appear_sealed, newest_whole
 from rlvla.types import Group, Trajectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

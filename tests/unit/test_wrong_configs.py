@@ -17,8 +17,6 @@ import pytest
 import ray
 import yaml
 
-from rlvla.data import dataset
-from rlvla.run import identity, preflight
 from rlvla.config import (
     AnnotateConfig,
     EvaluateConfig,
@@ -29,6 +27,8 @@ from rlvla.config import (
     load,
     to_dict,
 )
+from rlvla.data import dataset
+from rlvla.run import identity, preflight
 from rlvla.types import Demonstration
 from tests.unit.store_worker import answer, demonstration
 

@@ -14,9 +14,9 @@ from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlvla.config import LoraConfig
-from rlvla.policies.thinker.hybrid_mask import base_model, model_inputs
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import FOLDER, adapter_config, put_on, read_adapter, require_lora, take
+from rlvla.policies.thinker.hybrid_mask import base_model, model_inputs
 from rlvla.policies.thinker.prompt import PolicyProcessor
 
 IMAGE_TOKEN_BIAS = -100.0
