@@ -18,10 +18,9 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rlvla.annotation.preflight import check_annotate
-
 from rlvla.annotation.card import write_card
 from rlvla.annotation.contact_sheet import write_contact_sheet
+from rlvla.annotation.preflight import check_annotate
 from rlvla.annotation.run import annotate_all, protocol
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Tally

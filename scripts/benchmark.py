@@ -87,12 +87,12 @@ def measure(cfg: GRPOConfig, repeats: int) -> dict[str, Any]:
     """Run everything, one after the other, and return the medians and ratios."""
     import torch
     import transformers
-    from rlvla.rollout.tasks import TaskStream
 
     from benchmark_lockstep import LockstepRollout
     from benchmark_ours import Ours, jobs_of, measure_simulator, num_decisions
     from benchmark_padded import PaddedLearner
     from benchmark_trl import measure_trl
+    from rlvla.rollout.tasks import TaskStream
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; ours are enough
     stream = TaskStream(config=cfg.env, seed=cfg.seed)

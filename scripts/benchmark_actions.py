@@ -2,7 +2,7 @@
 
     python scripts/benchmark_actions.py --output docs/results/actions_benchmark.json
 
-The model has random weights (`rlvla.policies.models.tiny_vlm`). The chunk is K x A = 8 x 7 tokens, as on LIBERO; of the chunk alone the
+The model has random weights (`tiny_vlm`). The chunk is K x A = 8 x 7 tokens, as on LIBERO; of the chunk alone the
 context is a prompt with two pictures and a thought, and is in the prefix cache, as it is when the thought has just been
 sampled. Decisions look closer, think or neither (`benchmark_decisions`), out of vLLM and out of transformers.
 """

@@ -1,7 +1,7 @@
 """The rollout that ours is compared with: `transformers.generate` over the whole batch, in lockstep.
 
-It makes the same decisions as ours: same checkpoint, same prompts, markup, tools, limits and temperature (it calls our
-`rlvla.rollout.episode.decide`), same envs in the same kind of processes, same initial states, one env per trajectory. What
+It makes the same decisions as ours: same checkpoint, same prompts, markup, tools, limits and temperature (it calls
+our `episode.decide`), same envs in the same kind of processes, same initial states, one env per trajectory. What
 differs is what SimpleVLA-RL's rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/rob_rollout.py,
 `_generate_minibatch`):
 
@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rlvla.rollout.collect import Job
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from benchmark_ours import num_decisions
@@ -38,6 +37,7 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.policies.thinker.turn_context import Recall
 from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.rollout.collect import Job
 from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import Decider, decide, derive_seed, observe

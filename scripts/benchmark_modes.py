@@ -26,12 +26,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlvla.rollout.tasks import TaskStream, most_images
-
 from benchmark_modes_run import measure_decisions, measure_rollout
 from benchmark_result import machine, software
 from rlvla.config import EpisodeConfig, EvaluateConfig, load
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.rollout.tasks import TaskStream, most_images
 from rlvla.types import Trajectory
 
 ROOT = Path(__file__).resolve().parents[1]

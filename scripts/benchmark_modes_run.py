@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from rlvla.rollout.tasks import TaskStream
 
 from rlvla.config import EpisodeConfig, EvaluateConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
@@ -17,6 +16,7 @@ from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import Env, SampleOutput, Sampler, SampleRequest
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.episode import Decider, EnvThread, run_episode
+from rlvla.rollout.tasks import TaskStream
 from rlvla.types import SegmentKind, TaskSpec, Trajectory, Turn
 
 

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rlvla.rollout.collect import Job, rollout
-from rlvla.rollout.tasks import task_ids
 
 import rlvla_reward
 from benchmark_result import Run
@@ -17,9 +15,11 @@ from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
 from rlvla.learner.advantage import with_advantages
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.rollout.collect import Job, rollout
 from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.env_thread import EnvThread
+from rlvla.rollout.tasks import task_ids
 from rlvla.types import Group, TaskSpec
 
 

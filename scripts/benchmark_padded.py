@@ -1,6 +1,6 @@
 """The learner that ours is compared with: a plain torch + transformers loop over padded batches.
 
-Same checkpoint, reference, objective (`rlvla.learner.loss`), scoring of tokens (`rlvla.policies.thinker.policy`), AdamW, gradient clipping,
+Same checkpoint, reference, objective (`rlvla.learner.loss`), scoring of tokens (`policy.py`), AdamW, gradient clipping,
 minibatches and rows per forward as ours, in one process, without DeepSpeed. Two ways to lay the rows out, both in the
 order in which the rollout gave them:
 

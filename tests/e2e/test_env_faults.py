@@ -12,10 +12,8 @@ from uuid import uuid4
 import psutil
 import pytest
 import ray
-from rlvla.cluster.actors import RolloutActor
-from rlvla.rollout.collect import Job
-from rlvla.rollout.tasks import TaskStream
 
+from rlvla.cluster.actors import RolloutActor
 from rlvla.cluster.cluster import start_ray
 from rlvla.cluster.dispatch import Dispatcher, Watch
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, TinyModelConfig
@@ -25,6 +23,8 @@ from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.rollout.collect import Job
+from rlvla.rollout.tasks import TaskStream
 from rlvla.run.metrics import rollout_metrics
 from rlvla.types import EndReason, Group, TaskSpec
 from tests.look_then_act import ZOOM, LookThenAct, assert_same_play

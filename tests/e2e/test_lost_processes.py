@@ -23,8 +23,6 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from rlvla.rollout.collect import Job
-from rlvla.rollout.tasks import TaskStream
 
 from rlvla.cluster.cluster import Cluster, ProcessLostError
 from rlvla.cluster.dispatch import Watch, wait_for
@@ -38,6 +36,8 @@ from rlvla.config import (
     SamplerConfig,
 )
 from rlvla.durable.sealed import appear_sealed, newest_whole
+from rlvla.rollout.collect import Job
+from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -126,7 +126,7 @@ def test_blocks_that_come_out_of_the_prefix_cache_are_noticed(checkpoint, monkey
     monkeypatch.setattr(kv_cache_utils, "generate_block_hash_extra_keys", plain)
     for module in (sampler, worker, vllm_plugin):
         monkeypatch.setattr(module, "register", lambda: None)
-    with pytest.raises(SamplerError, match=r"are an action block.*register rlvla\.vllm_plugin"):
+    with pytest.raises(SamplerError, match=r"are an action block.*register rlvla\.samplers\.vllm\.plugin"):
         start(checkpoint)
 
 

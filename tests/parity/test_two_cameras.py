@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from rlvla.rollout.tasks import most_images
 
 from rlvla.config import EnvConfig, EpisodeConfig, SamplerConfig
 from rlvla.learner.collate import rows, to_batch
@@ -19,6 +18,7 @@ from rlvla.policies.thinker.turn_context import Decider
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import run_episode
+from rlvla.rollout.tasks import most_images
 from rlvla.samplers.vllm.sampler import VLLMSampler
 from rlvla.types import EndReason, Group, SegmentKind, TaskSpec
 from tests import two_cameras

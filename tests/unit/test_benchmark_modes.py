@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rlvla.rollout.tasks import TaskStream
 
 from benchmark_modes import compare_rollouts, modes, parse, with_ratios
 from benchmark_modes_run import measure_decisions, measure_rollout
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.rollout.tasks import TaskStream
 from tests.examples import good_turn, trajectory
 
 CONFIG = EvaluateConfig(

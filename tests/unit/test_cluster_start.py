@@ -17,7 +17,10 @@ from rlvla.samplers.vllm.sampler import VLLMSampler
 from tests.e2e.run import ROOT, environment
 from tests.learning import free_address, make_checkpoint, make_learner
 
-START = "import ray; from rlvla.cluster.cluster import *; start_ray(ClusterConfig()); print(ray.get_runtime_context().gcs_address)"
+START = (
+    "import ray; from rlvla.cluster.cluster import *; start_ray(ClusterConfig()); "
+    "print(ray.get_runtime_context().gcs_address)"
+)
 
 
 def test_a_cluster_that_does_not_answer_is_named_at_once() -> None:

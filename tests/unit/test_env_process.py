@@ -18,12 +18,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rlvla.rollout.collect import Job, SamplerLostError, play_job
 
 from rlvla.config import EnvConfig, EpisodeConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.rollout.collect import Job, SamplerLostError, play_job
 from rlvla.rollout.env_process import EnvPool, RemoteEnv
 from rlvla.rollout.env_thread import EnvCrashError, EnvThread
 from rlvla.rollout.episode import Decider

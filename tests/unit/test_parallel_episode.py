@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rlvla.cluster.actors import SamplerActor, SamplerClosedError
 
+from rlvla.cluster.actors import SamplerActor, SamplerClosedError
 from rlvla.config import EpisodeConfig, GRPOConfig, SamplerConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import DemonstrationSet, read, write
 from rlvla.policies.thinker import policy
@@ -263,7 +263,7 @@ def test_a_checkpoint_from_before_decodes_as_it_always_did(tiny_policy):
         False,
         (),
     )
-    with pytest.raises(ValueError, match=r"no token '<slot_0>'; add it with rlvla\.action_slots\.add_slots"):
+    with pytest.raises(ValueError, match=r"no token '<slot_0>'; add it with rlvla\..*\.action_slots\.add_slots"):
         PolicyProcessor.create(processor.hf_processor, processor.codec, False, action_decoding="parallel")
 
 

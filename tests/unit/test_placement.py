@@ -15,8 +15,8 @@ import pytest
 import ray
 import torch
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from rlvla.cluster.actors import SamplerActor
 
+from rlvla.cluster.actors import SamplerActor
 from rlvla.cluster.placement import Placement, place, reserve, reserved
 from rlvla.config import ClusterConfig, SamplerConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rlvla.rollout.collect import Job, collect, rollout
-from rlvla.rollout.tasks import TaskStream, task_ids, trial_states
 
 from rlvla.config import AdvantageConfig, EnvConfig, EvaluateConfig, GRPOConfig
 from rlvla.learner import collate
 from rlvla.learner.advantage import with_advantages
+from rlvla.rollout.collect import Job, collect, rollout
 from rlvla.rollout.env_server import make_env
+from rlvla.rollout.tasks import TaskStream, task_ids, trial_states
 from rlvla.run.metrics import rollout_metrics
 from rlvla.testing import make_trajectory
 from rlvla.types import EndReason, Group, Trajectory

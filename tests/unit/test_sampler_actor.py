@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rlvla.cluster.actors import SamplerActor
 
+from rlvla.cluster.actors import SamplerActor
 from rlvla.config import SamplerConfig
 from rlvla.rollout.env_thread import EnvThread
 

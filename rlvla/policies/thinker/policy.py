@@ -124,7 +124,7 @@ def token_logprobs(
         first: first column to score, at least 1; the columns before cost no logits.
         temperature: logits are divided by it; the sampler's, or 1 for greedy.
         action_temperature: likewise of actions that are decoded in parallel; None: the same.
-        banned_ids: that text could not hold when it was sampled; see `rlvla.policies.thinker.markup.Vocabulary.banned_ids`.
+        banned_ids: that text could not hold when it was sampled; see `markup.Vocabulary.banned_ids`.
         with_entropy: also compute the entropy, in nats.
         entropy_grad: with its gradient, which keeps another copy of the logits.
 
