@@ -26,13 +26,14 @@ PLACE = {
     "task_index": pa.int64(),
 }
 """Columns that depend on the place in a set."""
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""A column of pictures."""
 _STRINGS = pa.list_(pa.string())
-_TYPES = {
+COLUMNS = {
     "observation.state": pa.list_(pa.float32()),
     "action": pa.list_(pa.list_(pa.float32())),
     "annotation.texts": _STRINGS,
-    "annotation.crops": pa.list_(_IMAGE),
+    "annotation.crops": pa.list_(IMAGE),
     "annotation.carried_thought": pa.string(),
     "annotation.thoughts": _STRINGS,
     "annotation.boxes": pa.list_(pa.list_(pa.int64())),
@@ -166,7 +167,7 @@ def _schema(
     }
     told["observation.state"] = {"dtype": "float32", "shape": proprio, "names": None}
     told["action"] = {"dtype": "float32", "shape": actions, "names": ["chunk", "action"]}
-    columns = {name: _TYPES.get(name, _IMAGE) for name in names}
+    columns = {name: COLUMNS.get(name, IMAGE) for name in names}
     told |= {name: _scalar(kind) for name, kind in columns.items() if kind in _SCALARS and name != "task"}
     return pa.schema(list(columns.items()), metadata={"features": json.dumps(told)})
 
