@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -184,9 +183,6 @@ def test_words_of_a_model_stay_words(tmp_path: Path) -> None:
     assert {image["src"] for image in page.all("img")} == {f"card/{name}.svg" for name in charts(folder)}
     shown = " ".join(WORST.replace("\x00", " ").split())
     assert page.text.count(shown[:150]) == 5  # instruction, annotator, model, prompts, check
-    for path in (folder / "card").iterdir():
-        names = {element.tag.split("}")[-1] for element in ElementTree.parse(path).iter()}
-        assert not names & {"script", "foreignObject", "a"}
 
 
 @pytest.mark.parametrize(
