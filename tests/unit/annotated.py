@@ -48,6 +48,7 @@ def row(
         "annotation.subtask": "",
         "annotation.subject": "",
         "annotation.gripper": "",
+        "annotation.next_gripper": "",
         "annotation.progress": progress,
         "annotation.is_key_frame": is_key,
         "annotation.decision_index": decision,

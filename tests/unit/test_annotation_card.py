@@ -139,7 +139,7 @@ def test_the_config_is_shown_as_far_as_it_was_chosen(folder: Path) -> None:
         output=Path("/home/somebody/demos"),
         source=Path("/home/somebody/libero_goal"),
         annotator="openai",
-        openai=OpenAIConfig(base_url="http://10.0.0.7/v1", model="m"),
+        openai=OpenAIConfig(base_url="http://10.0.0.7/v1", model="m", judge=True, judge_base_url="http://10.0.0.8/v1"),
         checks=CheckConfig(num_words=(5, 60)),
         expert_kwargs={"note": "x\n```\n\n# y"},
     )
@@ -148,14 +148,14 @@ def test_the_config_is_shown_as_far_as_it_was_chosen(folder: Path) -> None:
     absolute = replace(cfg, read=ReadConfig(actions="absolute"))
     assert line(written(folder, cfg=absolute), "actions") == ["absolute, but for the gripper's"]
     assert "somebody" not in source
-    assert "10.0.0.7" not in source
+    assert "10.0.0." not in source
     block = re.search(r"^(`{3,})yaml\n(.*?)\n\1$", source, re.DOTALL | re.MULTILINE)
     assert block is not None
     assert yaml.safe_load(block[2]) == {
         "source": "libero_goal",
         "expert_kwargs": {"note": "x\n```\n\n# y"},
         "annotator": "openai",
-        "openai": {"model": "m"},
+        "openai": {"model": "m", "judge": True},
         "checks": {"num_words": [5, 60]},
     }
     assert "5 to 60 words a thought" in source

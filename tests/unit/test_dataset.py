@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlvla.data import dataset
-from rlvla.types import Annotation, Demonstration, Provenance
+from rlvla.data.types import Demonstration, Provenance
+from rlvla.types import Annotation
 
 
 def demonstration(value: int, num_crops: int = 1) -> Demonstration:
@@ -36,6 +37,7 @@ def annotated(value: int) -> Demonstration:
         subtask="press",
         subject="red pad",
         gripper="closed",
+        next_gripper="open",
         progress=0.25 if value else None,
     )
     provenance = Provenance(
@@ -75,9 +77,19 @@ def test_columns_of_numbers_and_words_are_told_to_lerobot(tmp_path: Path) -> Non
     dataset.write(tmp_path / "demos", [[annotated(0)]], robot="test", fps=2.0)
     told = json.loads((tmp_path / "demos/meta/info.json").read_text())["features"]
     kinds = {name.removeprefix("annotation."): told[name]["dtype"] for name in told if name.startswith("annotation.")}
-    words = dict.fromkeys(("carried_thought", "subtask", "subject", "gripper"), "string")
+    words = dict.fromkeys(("carried_thought", "subtask", "subject", "gripper", "next_gripper"), "string")
     assert kinds == words | {"progress": "float32", "is_key_frame": "bool", "decision_index": "int64"}
     assert told["provenance.seed"] == {"dtype": "int64", "shape": [1], "names": None}
+
+
+def test_sets_of_an_earlier_version_lack_the_next_gripper_event(tmp_path: Path) -> None:
+    dataset.write(tmp_path / "demos", [[annotated(1)]], robot="test", fps=2.0)
+    file = tmp_path / "demos/data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["annotation.next_gripper"]), file)
+    (read,) = dataset.read(tmp_path / "demos")
+    said = annotated(1).annotation
+    assert said is not None
+    assert read.annotation == replace(said, next_gripper="")
 
 
 @pytest.mark.parametrize(
