@@ -70,7 +70,7 @@ ELSEWHERE = {
     "demo.py": "tests/e2e/test_scripts.py",
     "fuzz/one.py": "scripts/fuzz/fuzz.py",
     "merge_adapter.py": "tests/unit/test_lora.py",
-    "soak.py": "tests/e2e/test_scripts.py",
+    "soak/soak.py": "tests/e2e/test_scripts.py",
     "torchvision_cpu_hook.py": "tests/unit/test_packaging.py",
 }
 """Script -> who runs it, and names it."""
@@ -124,7 +124,7 @@ def test_the_soak_ends_with_a_verdict(demo: Path, tmp_path: Path) -> None:
     """Which may be that it was too short for a step: a busy machine starts slowly."""
     flags = ("--minutes", "0.5", "--calm", "0.2", "--every", "10", "--output", tmp_path / "soak")
     try:
-        script("scripts/soak.py", "--model", demo / "sft/checkpoint", *flags)
+        script("scripts/soak/soak.py", "--model", demo / "sft/checkpoint", *flags)
     except AssertionError:
         assert json.loads((tmp_path / "soak/soak.json").read_text())["problems"] == ["no step was finished"]
     assert "<svg" in (tmp_path / "soak/soak.svg").read_text()
