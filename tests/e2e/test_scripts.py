@@ -42,7 +42,7 @@ COMMANDS: dict[str, Sequence[str]] = {
         *("--sides", "16", "--frames", "20", "--repeats", "1", "--concurrency", "1", "2", "--latency", "0.01"),
         *("--seconds", "0.1", "--episodes", "1", "--output", "{out}/result.json", "--chart", "{out}/chart.svg"),
     ),
-    "benchmark_modes.py": (
+    "benchmark/modes.py": (
         *("--model", "{demo}/grpo/checkpoint", "--config", "{configs}/evaluate_tiny_tabletop.yaml"),
         *("--num-decisions", "3", "--rounds", "6", "--num-trajectories", "2", "--output", "{out}/result.json"),
     ),
@@ -63,8 +63,8 @@ ON_LIBERO: dict[str, Sequence[str]] = {
 }
 ELSEWHERE = {
     "audit.py": ".ci/run",  # by `make audit`, before the tests
-    "benchmark.py": "tests/e2e/test_scripts.py",
-    "benchmark_actions.py": "tests/e2e/test_benchmark_actions.py",
+    "benchmark/grpo.py": "tests/e2e/test_scripts.py",
+    "benchmark/actions.py": "tests/e2e/test_benchmark_actions.py",
     "benchmark_annotate_run.py": "scripts/benchmark_annotate.py",
     "benchmark_annotate_server.py": "scripts/benchmark_annotate_run.py",
     "demo.py": "tests/e2e/test_scripts.py",
@@ -133,9 +133,9 @@ def test_the_soak_ends_with_a_verdict(demo: Path, tmp_path: Path) -> None:
 def test_the_benchmark_measures_everything_and_writes_it_down(demo: Path, configs: Path, tmp_path: Path) -> None:
     file = tmp_path / "results/benchmark.json"
     printed = script(
-        "scripts/benchmark.py",
+        "scripts/benchmark/grpo.py",
         *("--model", demo / "sft/checkpoint", "--config", configs / "grpo_tiny_tabletop.yaml"),
-        *("--num-trajectories", "2", "--repeats", "1", "--seed", "3", "--json", file),
+        *("--num-trajectories", "2", "--repeats", "1", "--seed", "3", "--output", file),
     )
     result = json.loads(file.read_text())
     for ratio in ("rollout_vs_lockstep", "learner_vs_padded", "learner_vs_longest"):
