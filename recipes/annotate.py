@@ -24,9 +24,9 @@ from rlvla.annotation.run import annotate_all, protocol
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, load, write_resolved
-from rlvla.files import claim
-from rlvla.interrupts import Interrupts
-from rlvla.preflight import check_annotate
+from rlvla.durable.files import claim
+from rlvla.durable.interrupts import Interrupts
+from rlvla.annotation.preflight import check_annotate
 
 
 def main(cfg: AnnotateConfig) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from rlvla import plan
 from rlvla.config import EvaluateConfig, load
-from rlvla.evaluation import evaluate, line
-from rlvla.files import claim, hold
-from rlvla.interrupts import Interrupts
-from rlvla.preflight import check_evaluate
+from rlvla.run.evaluation import evaluate, line
+from rlvla.durable.files import claim, hold
+from rlvla.durable.interrupts import Interrupts
+from rlvla.run.preflight import check_evaluate
 
 
 def main(cfg: EvaluateConfig) -> None:

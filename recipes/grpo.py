@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import rlvla_reward
 from rlvla import plan
-from rlvla.advantage import with_advantages
-from rlvla.cluster import Cluster
+from rlvla.learner.advantage import with_advantages
+from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig, load
-from rlvla.interrupts import Interrupts
-from rlvla.metrics import PhaseTimer, rollout_metrics
-from rlvla.preflight import check_grpo
-from rlvla.rollout import TaskStream, collect
-from rlvla.run import GRPORun
+from rlvla.durable.interrupts import Interrupts
+from rlvla.run.metrics import PhaseTimer, rollout_metrics
+from rlvla.run.preflight import check_grpo
+from rlvla.rollout.tasks import TaskStream
+from rlvla.rollout.collect import collect
+from rlvla.run.grpo import GRPORun
 from rlvla.types import Group
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 
-from rlvla import dataset, disk, plan
-from rlvla.cold_start import start_policy
+from rlvla.data import dataset
+from rlvla.run import disk
+from rlvla import plan
+from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.config import SFTConfig, load
-from rlvla.files import claim, hold
-from rlvla.interrupts import Interrupts
-from rlvla.preflight import check_result, check_sft
-from rlvla.sft import SFTRun, SFTTrainer
+from rlvla.durable.files import claim, hold
+from rlvla.durable.interrupts import Interrupts
+from rlvla.run.preflight import check_result, check_sft
+from rlvla.run.sft import SFTRun, SFTTrainer
 
 
 def main(cfg: SFTConfig) -> None:

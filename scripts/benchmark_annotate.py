@@ -36,7 +36,7 @@ from benchmark_annotate_run import Measured, configure, run
 from benchmark_annotate_server import AnnotationServer
 from benchmark_result import cpu_model
 from rlvla.config import provenance
-from rlvla.svg_chart import COLOURS, INK, new_axes, to_svg
+from rlvla.report.svg_chart import COLOURS, INK, new_axes, to_svg
 
 BAR_MS = 2.0
 """A frame, everything but the model."""

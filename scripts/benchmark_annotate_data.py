@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from rlvla.files import appear_whole
+from rlvla.durable.files import appear_whole
 
 FPS = 20
 EPISODES_PER_FILE = 10

@@ -17,7 +17,7 @@ from rlvla.annotation.sources import RecordedSource
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Query, Reply, Take, Tally
 from rlvla.config import AnnotateConfig
-from rlvla.dataset_rows import encode
+from rlvla.data.rows import encode
 
 PARTS = {
     "read": "read: decode, crop, cut into decisions",

@@ -31,7 +31,7 @@ from rlvla.annotation.course import check_course
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.take import Problem, Take
 from rlvla.config import CheckConfig, KeyFrameConfig
-from rlvla.metrics import wilson_interval
+from rlvla.run.metrics import wilson_interval
 from rlvla.types import Annotation, Timeline
 from rlvla_envs.tabletop import TabletopEnv
 from rlvla_envs.tabletop_expert import play

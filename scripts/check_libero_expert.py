@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rlvla.metrics import wilson_interval
+from rlvla.run.metrics import wilson_interval
 from rlvla_envs.libero import SETTLE_ACTION
 from rlvla_envs.libero_assets import find_assets, import_libero
 from rlvla_envs.libero_expert import LiberoExpert

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from rlvla import policy
-from rlvla.checkpoint import appear_sealed
-from rlvla.models import auto
-from rlvla.models.adapter import merge_down
-from rlvla.models.lora import read_config
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker import policy
+from rlvla.durable.sealed import appear_sealed
+from rlvla.policies.models import auto
+from rlvla.policies.models.adapter import merge_down
+from rlvla.policies.models.lora import read_config
+from rlvla.policies.thinker.prompt import PolicyProcessor
 
 
 def merge_checkpoint(checkpoint: Path, output: Path, dtype: torch.dtype | None = None) -> float:

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlvla.html_page import tag, text
-from rlvla.svg_chart import COLOURS, INK, new_axes, to_svg
+from rlvla.report.html_page import tag, text
+from rlvla.report.svg_chart import COLOURS, INK, new_axes, to_svg
 
 Metrics = Sequence[Mapping[str, float | None]]
 SHOWN = {

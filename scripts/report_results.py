@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlvla.html_page import table, tag, text
+from rlvla.report.html_page import table, tag, text
 
 RATE_KEYS = {"rate", "low", "high", "num_trials"}
 """What makes a mapping in a summary a success rate with its Wilson interval."""

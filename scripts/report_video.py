@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rlvla.html_page import tag, text
+from rlvla.report.html_page import tag, text
 from rlvla.types import Box
 
 Views = Sequence[tuple[np.ndarray, Sequence[tuple[str, Box]]]]

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 import rlvla_reward
 from rlvla.config import GRPOConfig, RewardTermConfig, from_yaml
-from rlvla.storage import load_trajectories
+from rlvla.durable.trajectories import load_trajectories
 from rlvla.types import Group, Trajectory
 
 WIDTH = 12

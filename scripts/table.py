@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlvla.metrics import wilson_interval
+from rlvla.run.metrics import wilson_interval
 
 _USUAL = {"episode.mode": "zoom", "episode.think_every": 1}
 """What a column need not say."""

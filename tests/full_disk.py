@@ -16,7 +16,7 @@ from typing import Any
 
 import rlvla_reward
 from rlvla.config import EnvConfig, GRPOConfig, LearnerConfig, LoraConfig, SamplerConfig
-from rlvla.metrics import PhaseTimer
+from rlvla.run.metrics import PhaseTimer
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/grpo.py"
 DISK = 2 << 20
@@ -52,7 +52,7 @@ def main(case: str, folder: Path, checkpoint: Path) -> None:
 
 def _state(folder: Path, checkpoint: Path) -> None:
     """State after state of a run, until one does not fit."""
-    from rlvla.run import GRPORun
+    from rlvla.run.grpo import GRPORun
     from tests.learning import make_learner
 
     learner = make_learner(checkpoint)
@@ -68,7 +68,7 @@ def _state(folder: Path, checkpoint: Path) -> None:
 
 def _line(folder: Path, checkpoint: Path) -> None:
     """Steps on a disk that is full."""
-    from rlvla.run import GRPORun
+    from rlvla.run.grpo import GRPORun
 
     cfg, timer = _config(folder, checkpoint), PhaseTimer()
     timer.seconds["rollout"] = 1.0
@@ -81,7 +81,7 @@ def _line(folder: Path, checkpoint: Path) -> None:
 
 def _policy(folder: Path, checkpoint: Path) -> None:
     """The end of a run, and that of a longer one in the same folder, which finds less room than its policy takes."""
-    from rlvla.run import GRPORun
+    from rlvla.run.grpo import GRPORun
     from tests.learning import make_learner
 
     learner = make_learner(checkpoint)

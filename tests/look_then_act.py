@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.types import Trajectory
 
@@ -14,7 +14,7 @@ ZOOM = '<tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 0, 500, 
 
 
 class LookThenAct:
-    """A `protocols.Sampler`, and what `rlvla.rollout.RaySampler` calls when it is made a Ray actor.
+    """A `protocols.Sampler`, and what `rlvla.cluster.actors.RaySampler` calls when it is made a Ray actor.
 
     Args:
         checkpoint: whose tokens it speaks.

@@ -17,7 +17,7 @@ from rlvla.annotation.contact_sheet import FILE as CONTACT_SHEET
 from rlvla.annotation.markdown import code, fenced, percent, plain, table
 from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, to_dict
-from rlvla.dataset import read_tasks
+from rlvla.data.dataset import read_tasks
 
 MAX_TASKS = 150
 """Rows in the table of tasks: LIBERO-90 and LIBERO-10 fit."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlvla.annotation.rows import rows
-from rlvla.dataset import data_files
+from rlvla.data.dataset import data_files
 
 COLUMNS = (
     "episode_index",

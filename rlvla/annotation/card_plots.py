@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from rlvla.annotation.card_counts import AREA_EDGES, NUM_LEVELS, NUM_SHARES, Counts, quantile
 from rlvla.annotation.markdown import one_line
 from rlvla.annotation.take import Tally
-from rlvla.svg_chart import COLOURS, INK, new_axes, to_svg
+from rlvla.report.svg_chart import COLOURS, INK, new_axes, to_svg
 
 FOLDER = "card"
 """Beside the card."""

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from rlvla.annotation.rows import num_rows, picked, rows
-from rlvla.dataset import data_files, read_tasks
-from rlvla.dataset_rows import decode_image
-from rlvla.html_page import note, page, tag, text
-from rlvla.html_picture import box_colour, picture
+from rlvla.data.dataset import data_files, read_tasks
+from rlvla.data.rows import decode_image
+from rlvla.report.html_page import note, page, tag, text
+from rlvla.report.html_picture import box_colour, picture
 
 FILE = "contact_sheet.html"
 _KEY = "annotation.is_key_frame"

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlvla.annotation.take import Take
 from rlvla.config import KeyFrameConfig
-from rlvla.dataset import DatasetError
+from rlvla.data.dataset import DatasetError
 from rlvla.types import Switch, Timeline
 
 

@@ -16,7 +16,7 @@ from rlvla.annotation.checks import check_decision
 from rlvla.annotation.course import check_course
 from rlvla.annotation.take import Annotator, Problem, Query, Reply, Take, Tally
 from rlvla.config import AnnotateConfig
-from rlvla.dataset_rows import DatasetError
+from rlvla.data.rows import DatasetError
 from rlvla.types import Annotation, Provenance, Timeline
 
 

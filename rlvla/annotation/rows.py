@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rlvla.dataset import data_files
+from rlvla.data.dataset import data_files
 
 BATCH_ROWS = 512
 """Rows without pictures in memory at once."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from rlvla import identity
+from rlvla.run import identity
 from rlvla.annotation.asking import Journal, PluginAnnotator
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.prompts import prompt_hash
@@ -21,8 +21,8 @@ from rlvla.annotation.sources import TakeSource, open_source
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Annotator, Take, Tally
 from rlvla.config import AnnotateConfig, OpenAIConfig
-from rlvla.files import CONTENT
-from rlvla.markup import print_think, print_zoom
+from rlvla.durable.files import CONTENT
+from rlvla.policies.thinker.markup import print_think, print_zoom
 from rlvla.types import Annotation, Decision, Demonstration
 
 T = TypeVar("T")

@@ -28,10 +28,10 @@ import pyarrow as pa
 from rlvla.annotation.answers import AnswerLog, checked, verified
 from rlvla.annotation.take import Tally
 from rlvla.config import ActionKind
-from rlvla.dataset import Writer
-from rlvla.dataset_rows import DatasetError, encode, require_same
-from rlvla.files import CONTENT, appear_whole, differences, lock, sync, sync_tree, warn_untold, write_json
-from rlvla.identity import flatten
+from rlvla.data.dataset import Writer
+from rlvla.data.rows import DatasetError, encode, require_same
+from rlvla.durable.files import CONTENT, appear_whole, differences, lock, sync, sync_tree, warn_untold, write_json
+from rlvla.run.identity import flatten
 from rlvla.types import Demonstration
 
 _SERVED = f"{CONTENT}openai.model"

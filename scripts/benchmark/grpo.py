@@ -97,7 +97,7 @@ def measure_all(cfg: GRPOConfig, repeats: int) -> tuple[dict[str, list[Run]], di
     from learners import PaddedLearner, measure_trl
     from lockstep import LockstepRollout
     from ours import Ours, jobs_of, measure_simulator, num_decisions
-    from rlvla.rollout import TaskStream
+    from rlvla.rollout.tasks import TaskStream
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; ours are enough
     stream = TaskStream(config=cfg.env, seed=cfg.seed)

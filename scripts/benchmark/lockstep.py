@@ -1,7 +1,7 @@
 """The rollout that ours is compared with: `transformers.generate` over the whole batch, in lockstep.
 
 It makes the same decisions as ours: same checkpoint, same prompts, markup, tools, limits and temperature (it plays our
-`rlvla.episode.run_episode`), same envs in the same kind of processes, same initial states, one env per trajectory. What
+`rlvla.rollout.episode.run_episode`), same envs in the same kind of processes, same initial states, one env per trajectory. What
 differs is what SimpleVLA-RL's rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/rob_rollout.py,
 `_generate_minibatch`):
 
@@ -32,14 +32,14 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from measuring import Run
 from ours import rollout_run
-from rlvla import policy
+from rlvla.policies.thinker import policy
 from rlvla.config import GRPOConfig
-from rlvla.env_process import EnvPool
-from rlvla.episode import Decider, run_episode
-from rlvla.prompt import PolicyProcessor
+from rlvla.rollout.env_process import EnvPool
+from rlvla.rollout.episode import Decider, run_episode
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.rollout import Job
-from rlvla.tools import load_tools
+from rlvla.rollout.collect import Job
+from rlvla.policies.thinker.tools import load_tools
 from rlvla.types import Trajectory
 
 

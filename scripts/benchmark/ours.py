@@ -11,13 +11,15 @@ import numpy as np
 
 import rlvla_reward
 from measuring import Run
-from rlvla.advantage import with_advantages
-from rlvla.cluster import Cluster
+from rlvla.learner.advantage import with_advantages
+from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
-from rlvla.env_process import EnvPool
-from rlvla.env_thread import EnvThread
-from rlvla.prompt import PolicyProcessor
-from rlvla.rollout import Job, make_env, rollout, task_ids
+from rlvla.rollout.env_process import EnvPool
+from rlvla.rollout.env_thread import EnvThread
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.rollout.collect import Job, rollout
+from rlvla.rollout.env_server import make_env
+from rlvla.rollout.tasks import task_ids
 from rlvla.types import Group, TaskSpec, Trajectory
 
 

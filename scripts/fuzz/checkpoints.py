@@ -7,10 +7,10 @@ import re
 
 import numpy as np
 
-from rlvla.actions import BinCodec, QuantileCodec
-from rlvla.models.lora import parse_config
-from rlvla.models.openvla.shards import CheckpointError, shard_names
-from rlvla.prompt import parse_settings
+from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
+from rlvla.policies.models.lora import parse_config
+from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
+from rlvla.policies.thinker.prompt import parse_settings
 from target import FOLDER, refused, spread, target, written
 
 _CODEC = {"low": [-1.0], "high": [1.0], "num_bins": 16, "chunk_length": 2, "gripper_dim": None}
@@ -57,8 +57,8 @@ _TINY = {"model_type": "openvla", "vision_backbone_id": "siglip-vit-so400m", "vi
 )
 def openvla(data: bytes) -> None:
     """An OpenVLA folder's config and statistics are refused, or give action tokens and a sound codec."""
-    from rlvla.models import auto  # loads torch and transformers, which other targets do without
-    from rlvla.models.openvla.checkpoint import read_norm_stats
+    from rlvla.policies.models import auto  # loads torch and transformers, which other targets do without
+    from rlvla.policies.models.openvla.checkpoint import read_norm_stats
 
     spread(data, "openvla/config.json", "openvla/dataset_statistics.json")
     with refused(OSError, ""), refused(ValueError, ""):
@@ -92,7 +92,7 @@ def _header(dtype: str, num_bits: int) -> bytes:
 @target(*(_header(*dtype) for dtype in _DTYPES.items()), max_bytes=512)
 def safetensors(data: bytes) -> None:
     """Weights are refused by the name of their place, or are those that the model has."""
-    from rlvla.models.openvla.checkpoint import read_weights
+    from rlvla.policies.models.openvla.checkpoint import read_weights
 
     # The header alone is fuzzed as well, behind its right length and before as many bytes as it probably names.
     num_bytes = max(map(int, re.findall(rb"\d{1,2}", data)), default=0)

@@ -9,16 +9,16 @@ import struct
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from rlvla.actions import QuantileCodec
+from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.annotation import schema
 from rlvla.config import EvaluateConfig, GRPOConfig, to_dict
-from rlvla.config_file import ConfigError, explain, parse_yaml
-from rlvla.markup import MARKS, ToolCall, parse, parse_call, parse_text, split_text
-from rlvla.tools import call_tool, load_tools
+from rlvla.config.file import ConfigError, explain, parse_yaml
+from rlvla.policies.thinker.markup import MARKS, ToolCall, parse, parse_call, parse_text, split_text
+from rlvla.policies.thinker.tools import call_tool, load_tools
 from rlvla.types import Annotation, Observation, SegmentKind
 from target import refused, target
 
-TOOLS = load_tools({"zoom_in": "rlvla.tools:zoom_in"})
+TOOLS = load_tools({"zoom_in": "rlvla.policies.thinker.tools:zoom_in"})
 _CALL = b'{"name": "zoom_in", "arguments": {"image": 0, "bbox": [1, 2, 300, 400]}}'
 
 

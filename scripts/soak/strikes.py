@@ -21,7 +21,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = {"ray::SamplerActor": "sampler", "ray::RolloutActor": "rollout", "ray::LearnerActor": "learner"}
 """Start of a command line -> role."""
-ENV_SERVER = "rlvla.env_server"
+ENV_SERVER = "rlvla.rollout.env_server"
 """In the command line of the process that envs are forked from, and of the envs."""
 EXIT_S = 90.0
 """How long the processes of a run may outlive their driver, seconds. Ray's own agents look for their parent only once a

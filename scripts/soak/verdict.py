@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.files import read_lines
-from rlvla.ledger import balance
-from rlvla.svg_chart import COLOURS, new_axes, to_svg
+from rlvla.durable.files import read_lines
+from rlvla.run.ledger import balance
+from rlvla.report.svg_chart import COLOURS, new_axes, to_svg
 from strikes import Sample
 
 WARM_UP_S = 900.0
@@ -47,7 +47,7 @@ def judge(
         memory: what `memory_slopes` says.
 
     Returns:
-        `steps`; `trajectories` with `started` = `finished` + `failed` + `dropped`, as `rlvla.ledger.balance` counts
+        `steps`; `trajectories` with `started` = `finished` + `failed` + `dropped`, as `rlvla.run.ledger.balance` counts
         them, and of those `resampled` (begun again as a process died) and `learned`; `orphans`; `exit_codes`;
         `problems` in words.
     """

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rlvla import dataset
+from rlvla.data import dataset
 from tests.e2e.run import environment, recipe
 from tests.scripted_server import Answer, Asked, ScriptedServer, drop, good_answer, refuse, say
 from tests.unit.recorded import raw, write_v2

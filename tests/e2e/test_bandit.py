@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlvla.metrics import read_metrics
+from rlvla.run.metrics import read_metrics
 from rlvla_envs.spec import check_env
 from tests.e2e import bandit
 from tests.e2e.run import recipe

@@ -9,9 +9,10 @@ import ray
 from ray.cluster_utils import Cluster as RayNodes
 from ray.util import placement_group_table
 
-from rlvla.cluster import Cluster
+from rlvla.cluster.cluster import Cluster
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
-from rlvla.rollout import Job, TaskStream, rollout
+from rlvla.rollout.collect import Job, rollout
+from rlvla.rollout.tasks import TaskStream
 
 
 @pytest.fixture

@@ -13,17 +13,19 @@ import psutil
 import pytest
 import ray
 
-from rlvla.actions import QuantileCodec
-from rlvla.cluster import start_ray
+from rlvla.policies.thinker.actions import QuantileCodec
+from rlvla.cluster.cluster import start_ray
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, TinyModelConfig
-from rlvla.dispatch import Dispatcher, Watch
-from rlvla.metrics import rollout_metrics
+from rlvla.cluster.dispatch import Dispatcher, Watch
+from rlvla.run.metrics import rollout_metrics
 from rlvla.plugins import PluginError
-from rlvla.policy import save_policy
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker.policy import save_policy
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.rollout import Job, RolloutActor, TaskStream
-from rlvla.tiny_vlm import build_tiny
+from rlvla.rollout.collect import Job
+from rlvla.cluster.actors import RolloutActor
+from rlvla.rollout.tasks import TaskStream
+from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.types import EndReason, Group, TaskSpec
 from tests.look_then_act import ZOOM, LookThenAct, assert_same_play
 
@@ -79,7 +81,7 @@ def actor(tiny_policy: Path) -> Iterator[Any]:
 def family(actor: Any) -> tuple[psutil.Process, set[psutil.Process]]:
     """The actor's process, and the env processes that it has started, without their server."""
     process = psutil.Process(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())))
-    servers = [child for child in process.children() if "rlvla.env_server" in child.cmdline()]
+    servers = [child for child in process.children() if "rlvla.rollout.env_server" in child.cmdline()]
     return process, {child for server in servers for child in server.children()}
 
 

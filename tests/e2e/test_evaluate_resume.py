@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from rlvla.storage import load_trajectories
+from rlvla.durable.trajectories import load_trajectories
 from tests.e2e.run import ROOT, environment, recipe
 
 NUM_TRIALS, NUM_SHOWN = 24, 6

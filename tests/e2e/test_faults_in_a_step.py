@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlvla.ledger import balance
-from rlvla.metrics import read_metrics
+from rlvla.run.ledger import balance
+from rlvla.run.metrics import read_metrics
 from tests import parallel_policies
 from tests.e2e.run import recipe
 from tests.e2e.test_interrupts import running, wait_until

@@ -21,9 +21,9 @@ import psutil
 import pytest
 import yaml
 
-from rlvla.checkpoint import damage
-from rlvla.interrupts import GRACE_S
-from rlvla.metrics import read_metrics
+from rlvla.durable.sealed import damage
+from rlvla.durable.interrupts import GRACE_S
+from rlvla.run.metrics import read_metrics
 from tests.e2e.run import ROOT, TORCHRUN, environment, noted, recipe, struck
 from tests.full_disk import can_mount
 from tests.learning import make_checkpoint

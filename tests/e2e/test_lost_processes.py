@@ -24,8 +24,8 @@ import psutil
 import pytest
 import ray
 
-from rlvla.checkpoint import appear_sealed, newest_whole
-from rlvla.cluster import Cluster, ProcessLostError
+from rlvla.durable.sealed import appear_sealed, newest_whole
+from rlvla.cluster.cluster import Cluster, ProcessLostError
 from rlvla.config import (
     ClusterConfig,
     EnvConfig,
@@ -35,8 +35,9 @@ from rlvla.config import (
     LearnerConfig,
     SamplerConfig,
 )
-from rlvla.dispatch import Watch, wait_for
-from rlvla.rollout import Job, TaskStream
+from rlvla.cluster.dispatch import Watch, wait_for
+from rlvla.rollout.collect import Job
+from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -324,7 +325,7 @@ def test_a_state_whose_parts_lie_on_two_disks_is_refused_when_it_is_written(clus
     theirs = str(tmp_path / "node_b")
 
     def lead_elsewhere(actor: Any) -> None:
-        from rlvla import cluster as module
+        from rlvla.cluster import cluster as module
 
         call, seen = actor.call, module.seen
         actor.call = lambda method, folder: call(method, Path(theirs) / folder.name)

@@ -20,7 +20,7 @@ USE = """
 import pathlib, sys
 import rlvla, rlvla_envs, rlvla_reward
 from rlvla.config import GRPOConfig, load
-from rlvla.storage import save_trajectories
+from rlvla.durable.trajectories import save_trajectories
 from rlvla.types import EndReason, TaskSpec, Trajectory
 
 assert all(module.__file__.startswith(sys.prefix) for module in (rlvla, rlvla_envs, rlvla_reward))

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla import policy
-from rlvla.cluster import Cluster
-from rlvla.collate import to_batch, to_row
+from rlvla.policies.thinker import policy
+from rlvla.cluster.cluster import Cluster
+from rlvla.learner.collate import to_batch, to_row
 from rlvla.config import EvaluateConfig, SamplerConfig
-from rlvla.hf_sampler import TransformersSampler
-from rlvla.hybrid_mask import HybridAttentionError, check_hybrid
-from rlvla.prompt import PolicyProcessor
+from rlvla.samplers.local import TransformersSampler
+from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
-from rlvla.sampler import SamplerError, VLLMSampler
+from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
 from rlvla.testing import make_turn
 from rlvla.types import SegmentKind, Turn
 from tests import parallel_policies as tiny

@@ -17,9 +17,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from rlvla.models.openvla.checkpoint import load_checkpoint
-from rlvla.models.openvla.config import TowerConfig
-from rlvla.models.openvla.vision import VisionTransformer
+from rlvla.policies.models.openvla.checkpoint import load_checkpoint
+from rlvla.policies.models.openvla.config import TowerConfig
+from rlvla.policies.models.openvla.vision import VisionTransformer
 from tests import openvla_checkpoints as published
 
 TOLERANCE = 1e-5  # of features and logits of about 1, float32

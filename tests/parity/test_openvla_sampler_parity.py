@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rlvla.config import SamplerConfig
-from rlvla.models.openvla.checkpoint import load_checkpoint, load_processor
+from rlvla.policies.models.openvla.checkpoint import load_checkpoint, load_processor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.sampler import VLLMSampler
+from rlvla.samplers.vllm.sampler import VLLMSampler
 from tests import openvla_checkpoints as published
 
 TOLERANCE = 1e-4  # nats, float32

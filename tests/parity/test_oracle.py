@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla import loss
-from rlvla.advantage import advantages
+from rlvla.learner import loss
+from rlvla.learner.advantage import advantages
 from rlvla.config import AdvantageConfig, LossConfig
 
 LENGTHS = ((3, 2), (4,), (1, 5, 2), (6,))

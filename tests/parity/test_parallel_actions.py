@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla import policy
-from rlvla.collate import Batch, to_batch, to_row
-from rlvla.hf_sampler import TransformersSampler
-from rlvla.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker import policy
+from rlvla.learner.collate import Batch, to_batch, to_row
+from rlvla.samplers.local import TransformersSampler
+from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
 from rlvla.types import Turn
 from tests import parallel_policies as tiny

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla import policy
-from rlvla.actions import QuantileCodec
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.config import SamplerConfig
-from rlvla.markup import print_think, print_zoom
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.sampler import VLLMSampler
-from rlvla.vllm_plugin.request import ActionBlock, encode_ids, take_actions
+from rlvla.samplers.vllm.sampler import VLLMSampler
+from rlvla.samplers.vllm.plugin.request import ActionBlock, encode_ids, take_actions
 from tests.tiny_checkpoints import ARCHITECTURES, build
 
 TOLERANCE = 1e-4  # nats, float32
@@ -184,7 +184,7 @@ async def test_a_worker_ships_eight_bytes_an_action_whatever_the_bins(sampler, p
 
         return take_actions(SimpleNamespace(collective_rpc=call), keys)
 
-    monkeypatch.setattr("rlvla.sampler.take_actions", take)
+    monkeypatch.setattr("rlvla.samplers.vllm.sampler.take_actions", take)
     for action_ids in (processor.vocabulary.action_ids, processor.vocabulary.action_ids[:2]):
         output = await sampler.sample(action_request(processor, 5 * BLOCK, num_actions=56, action_ids=action_ids))
         (((ids, logprobs),),) = shipped.pop()  # one worker, one request

@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from rlvla import policy
-from rlvla.action_slots import add_slots
-from rlvla.actions import QuantileCodec
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.action_slots import add_slots
+from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.config import ActionDecoding, SamplerConfig
-from rlvla.models.openvla.config import OpenVLAConfig
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.models.openvla.config import OpenVLAConfig
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
-from rlvla.sampler import SamplerError, VLLMSampler
-from rlvla.vllm_plugin.request import EXTRA_ARG
+from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
+from rlvla.samplers.vllm.plugin.request import EXTRA_ARG
 from tests.tiny_checkpoints import build
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def block_request(processor: PolicyProcessor) -> SampleRequest:
 
 
 def test_a_backend_that_attends_causally_all_the_same_is_noticed(checkpoint, monkeypatch):
-    from rlvla.vllm_plugin import worker
+    from rlvla.samplers.vllm.plugin import worker
 
     blocks_alone = worker.blocks_alone
     monkeypatch.setattr(worker, "blocks_alone", lambda *args: replace(blocks_alone(*args), causal=True))
@@ -63,7 +63,7 @@ def test_a_backend_that_attends_causally_all_the_same_is_noticed(checkpoint, mon
 @pytest.mark.parametrize("where", ["uncached", "cached"])
 def test_a_prefix_that_hears_of_the_slots_is_noticed(checkpoint, monkeypatch, where):
     """As if a block began four tokens too early; in one of the two cases only where the prefix cache was of use."""
-    from rlvla.vllm_plugin import worker
+    from rlvla.samplers.vllm.plugin import worker
 
     plan, blocks_alone = worker.plan, worker.blocks_alone
 
@@ -117,8 +117,8 @@ async def test_causal_blocks_take_no_backend_with_full_attention(checkpoint, mon
 def test_blocks_that_come_out_of_the_prefix_cache_are_noticed(checkpoint, monkeypatch):
     from vllm.v1.core import kv_cache_utils
 
-    from rlvla import sampler, vllm_plugin
-    from rlvla.vllm_plugin import worker
+    from rlvla.samplers.vllm import plugin as vllm_plugin, sampler
+    from rlvla.samplers.vllm.plugin import worker
 
     plain = kv_cache_utils.generate_block_hash_extra_keys
     plain = getattr(plain, "__wrapped__", plain)
@@ -164,7 +164,7 @@ def test_vllm_finds_the_plugin_by_itself_in_each_of_its_processes():
     from vllm.v1.core import kv_cache_utils
 
     (entry,) = (e for e in entry_points(group=DEFAULT_PLUGINS_GROUP) if e.name == "rlvla")
-    assert entry.value == "rlvla.vllm_plugin:register"
+    assert entry.value == "rlvla.samplers.vllm.plugin:register"
     register = load_plugins_by_group(DEFAULT_PLUGINS_GROUP)["rlvla"]
     register()
     hashing = kv_cache_utils.generate_block_hash_extra_keys
@@ -174,5 +174,5 @@ def test_vllm_finds_the_plugin_by_itself_in_each_of_its_processes():
     assert _CONFIG_REGISTRY["openvla"] is OpenVLAConfig
     for architecture in ("OpenVLAForActionPrediction", "OpenVLAForConditionalGeneration"):
         known: Any = ModelRegistry.models[architecture]
-        assert (known.module_name, known.class_name) == ("rlvla.vllm_plugin.openvla", "OpenVLA")
+        assert (known.module_name, known.class_name) == ("rlvla.samplers.vllm.plugin.openvla", "OpenVLA")
     assert isinstance(AutoConfig.for_model("openvla"), OpenVLAConfig)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla import policy
-from rlvla.collate import to_batch, to_row
+from rlvla.policies.thinker import policy
+from rlvla.learner.collate import to_batch, to_row
 from rlvla.config import SamplerConfig
-from rlvla.prompt import PolicyProcessor
-from rlvla.sampler import VLLMSampler
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.samplers.vllm.sampler import VLLMSampler
 from tests import parallel_policies as tiny
 
 TOLERANCE = 1e-4  # nats, float32

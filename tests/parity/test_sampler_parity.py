@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla import policy
-from rlvla.actions import QuantileCodec
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.config import SamplerConfig
-from rlvla.markup import print_think, print_zoom
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.sampler import SamplerError, VLLMSampler
+from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
 from tests.tiny_checkpoints import ARCHITECTURES, build
 
 TOLERANCE = 1e-4  # nats, float32

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.cold_start import to_turn
-from rlvla.collate import to_row
-from rlvla.markup import print_think, print_zoom
-from rlvla.policy import IMAGE_TOKEN_BIAS, placeholder_ids
-from rlvla.prompt import PolicyProcessor
-from rlvla.sft import SFTTrainer
+from rlvla.policies.thinker.cold_start import to_turn
+from rlvla.learner.collate import to_row
+from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.thinker.policy import IMAGE_TOKEN_BIAS, placeholder_ids
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.run.sft import SFTTrainer
 from rlvla.types import Demonstration, Turn
 from tests import parallel_policies as tiny
 

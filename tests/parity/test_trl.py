@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlvla import loss
+from rlvla.learner import loss
 from rlvla.config import LossConfig
 
 NAMES = {"token": "bnpo", "trajectory": "grpo", "constant": "dr_grpo"}

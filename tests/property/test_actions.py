@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rlvla.actions import BinCodec, QuantileCodec
+from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 
 VALUES = st.floats(-1e6, 1e6, width=32)
 DATA = hnp.arrays(np.float32, st.tuples(st.integers(1, 30), st.integers(1, 7)), elements=VALUES)

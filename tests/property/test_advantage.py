@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla.advantage import advantages
+from rlvla.learner.advantage import advantages
 from rlvla.config import AdvantageConfig
 
 REWARDS = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=16).map(np.array)

@@ -15,19 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from rlvla.actions import QuantileCodec
+from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.annotation import schema
 from rlvla.config import GRPOConfig, to_dict
-from rlvla.config_file import ConfigError, explain, parse_yaml
-from rlvla.markup import MARKS, parse_call, parse_text, print_think
-from rlvla.tools import call_tool, load_tools
+from rlvla.config.file import ConfigError, explain, parse_yaml
+from rlvla.policies.thinker.markup import MARKS, parse_call, parse_text, print_think
+from rlvla.policies.thinker.tools import call_tool, load_tools
 from rlvla.types import Annotation, Observation, SegmentKind
 
 WIDE = "\u202e\u200b\ufeff\u0000\ud800\U0010ffff<\uff1cthink\uff1e\u0130ﬁ"
 """Right-to-left, zero-width, half a pair, full-width brackets, letters that change length with their case."""
 texts = st.text(st.sampled_from([*WIDE, *"<>/thinkacol "]), max_size=40) | st.sampled_from(MARKS)
 numbers = st.integers(-(10**30), 10**30) | st.floats() | st.sampled_from([0, 1, 1000, 1001, True, None, "0"])
-TOOLS = load_tools({"zoom_in": "rlvla.tools:zoom_in"})
+TOOLS = load_tools({"zoom_in": "rlvla.policies.thinker.tools:zoom_in"})
 
 
 @given(st.lists(texts, max_size=12).map("".join))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla import collate, loss
+from rlvla.learner import collate, loss
 from rlvla.config import LossConfig
 from rlvla.testing import make_turn
 from rlvla.types import SegmentKind

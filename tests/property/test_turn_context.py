@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla.turn_context import Recall
+from rlvla.policies.thinker.turn_context import Recall
 from tests.examples import act, think, turn
 
 TURNS = st.lists(st.lists(st.text("ab", min_size=1, max_size=4), max_size=2), max_size=9)

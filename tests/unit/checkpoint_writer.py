@@ -6,7 +6,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from rlvla.checkpoint import appear_sealed
+from rlvla.durable.sealed import appear_sealed
 
 NUM_FILES = 12
 SIZE = 200_000

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from rlvla.actions import BinCodec, QuantileCodec, codec_from_dict, codec_to_dict
+from rlvla.policies.thinker.actions import BinCodec, QuantileCodec, codec_from_dict, codec_to_dict
 
 
 def codec(**changes) -> QuantileCodec:

@@ -11,7 +11,7 @@ import pytest
 from rlvla.annotation.key_frames import debounce, find_key_frames, hysteresis
 from rlvla.annotation.take import Take
 from rlvla.config import KeyFrameConfig
-from rlvla.dataset import DatasetError
+from rlvla.data.dataset import DatasetError
 from tests.takes import moving
 
 OPEN, CLOSE = -1.0, 1.0

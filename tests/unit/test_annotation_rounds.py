@@ -13,7 +13,7 @@ from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take, quer
 from rlvla.annotation.run import protocol
 from rlvla.annotation.take import Query, Reply
 from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig
-from rlvla.dataset_rows import DatasetError
+from rlvla.data.rows import DatasetError
 from rlvla.types import Annotation
 from tests.takes import moving
 

@@ -17,17 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rlvla import dataset
-from rlvla.actions import BinCodec, QuantileCodec
+from rlvla.data import dataset
+from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.annotation.answers import AnswerLog, checked
 from rlvla.config import ReadConfig
-from rlvla.dataset import DatasetError
-from rlvla.dataset_rows import MAX_PIXELS, decode_picture
-from rlvla.models.openvla.shards import CheckpointError, shard_names
-from rlvla.prompt import PolicyProcessor, parse_settings
-from rlvla.read_lerobot import open_lerobot
-from rlvla.storage import load_trajectories
-from rlvla.tools import call_tool
+from rlvla.data.dataset import DatasetError
+from rlvla.data.rows import MAX_PIXELS, decode_picture
+from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
+from rlvla.policies.thinker.prompt import PolicyProcessor, parse_settings
+from rlvla.data.read_lerobot import open_lerobot
+from rlvla.durable.trajectories import load_trajectories
+from rlvla.policies.thinker.tools import call_tool
 from rlvla.types import Demonstration
 from tests.unit.recorded import png, raw, write_hdf5, write_v2, write_v3
 
@@ -304,7 +304,7 @@ def test_actions_that_are_no_numbers_are_named(tmp_path: Path, value: float) -> 
 
 def test_a_file_of_sound_alone_is_no_video(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    from rlvla.read_video import decode_pyav
+    from rlvla.data.read_video import decode_pyav
 
     file = tmp_path / "sound.mp4"
     with av.open(str(file), "w") as container:
@@ -330,7 +330,7 @@ def edited_hdf5(tmp_path: Path, change: Callable[[Any], None]) -> Path:
 
 
 def refused_hdf5(file: Path, message: str) -> None:
-    from rlvla.read_hdf5 import open_hdf5
+    from rlvla.data.read_hdf5 import open_hdf5
 
     with pytest.raises(DatasetError, match=message):
         list(open_hdf5(file, ReadConfig()).episodes)
@@ -495,7 +495,7 @@ def test_an_index_of_weights_leads_nowhere_else(content: bytes) -> None:
 
 
 def test_weights_that_are_cut_off_are_named(tmp_path: Path) -> None:
-    from rlvla.models.openvla.checkpoint import _published
+    from rlvla.policies.models.openvla.checkpoint import _published
 
     (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cut off, or not safetensors"):
@@ -505,7 +505,7 @@ def test_weights_that_are_cut_off_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "num_bytes"), [("F4", 3), ("U8", 6), ("I64", 48), ("F8_E4M3", 6), ("C64", 48)])
 def test_weights_that_are_no_floats_are_named(tmp_path: Path, dtype: str, num_bytes: int) -> None:
     """Integers would be taken for weights, and half of a byte cannot be read into an odd shape."""
-    from rlvla.models.openvla.checkpoint import read_weights
+    from rlvla.policies.models.openvla.checkpoint import read_weights
 
     header = json.dumps({"a": {"dtype": dtype, "shape": [2, 3], "data_offsets": [0, num_bytes]}}).encode()
     content = len(header).to_bytes(8, "little") + header + bytes(num_bytes)
@@ -543,7 +543,7 @@ TOWER |= {"patch_size": 14, "image_size": 28}
     ],
 )
 def test_a_config_that_describes_no_model_is_refused(tmp_path: Path, content: Any, message: str) -> None:
-    from rlvla.models.auto import load_config
+    from rlvla.policies.models.auto import load_config
 
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
@@ -552,8 +552,8 @@ def test_a_config_that_describes_no_model_is_refused(tmp_path: Path, content: An
 
 @pytest.mark.parametrize("content", [b"3", b"{", b"\xff", b"[" * 100_000, b'["push"]'])
 def test_statistics_that_are_no_table_of_data_sets_are_refused(tmp_path: Path, content: bytes) -> None:
-    from rlvla.models.openvla.checkpoint import read_norm_stats
-    from rlvla.models.openvla.config import OpenVLAConfig
+    from rlvla.policies.models.openvla.checkpoint import read_norm_stats
+    from rlvla.policies.models.openvla.config import OpenVLAConfig
 
     (tmp_path / "dataset_statistics.json").write_bytes(content)
     with pytest.raises(CheckpointError, match="the statistics are no table of data sets"):

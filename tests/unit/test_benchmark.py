@@ -113,7 +113,7 @@ def test_nothing_is_learned_while_it_is_measured(tmp_path: Path) -> None:
 
 def test_the_padded_layout_fills_the_horizon_with_turns_that_teach_nothing() -> None:
     from learners import to_horizon, widen
-    from rlvla import advantage, collate
+    from rlvla.learner import advantage, collate
     from rlvla.config import AdvantageConfig
 
     group = advantage.with_advantages(make_group((0.0, 1.0)), AdvantageConfig(), {})
@@ -159,7 +159,7 @@ def test_a_lockstep_row_gets_what_it_would_get_alone(tiny_policy: Path) -> None:
 def test_lockstep_rows_of_a_parallel_policy_get_what_its_sampler_gives(tmp_path: Path, architecture: str) -> None:
     """One writes while the others act, behind contexts of different lengths."""
     from lockstep import LockstepBatch
-    from rlvla.hf_sampler import TransformersSampler
+    from rlvla.samplers.local import TransformersSampler
     from tests import parallel_policies as policies
 
     folder = policies.save(architecture, tmp_path)

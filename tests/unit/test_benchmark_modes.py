@@ -11,9 +11,9 @@ import pytest
 
 from modes import compare_rollouts, main, measure_decisions, measure_rollout, modes, render, with_ratios
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.rollout import TaskStream
+from rlvla.rollout.tasks import TaskStream
 from tests.examples import good_turn, trajectory
 
 CONFIG = EvaluateConfig(

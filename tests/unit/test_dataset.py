@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rlvla import dataset
-from rlvla.dataset_rows import to_png
+from rlvla.data import dataset
+from rlvla.data.rows import to_png
 from rlvla.types import Annotation, Demonstration, Provenance
 
 

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla import dataset
+from rlvla.data import dataset
 from rlvla.annotation.run import unannotated
 from rlvla.annotation.take import Take
-from rlvla.cold_start import to_turn
+from rlvla.policies.thinker.cold_start import to_turn
 from rlvla.config import ReadConfig
-from rlvla.dataset import DatasetError
-from rlvla.demonstrations import (
+from rlvla.data.dataset import DatasetError
+from rlvla.data.demonstrations import (
     Episode,
     decisions,
     drop_noops,
@@ -31,7 +31,7 @@ from rlvla.demonstrations import (
     see_before_acting,
     zoom,
 )
-from rlvla.prompt import PolicyProcessor
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import Demonstration, SegmentKind
 from tests.e2e.run import recipe
 from tests.unit.recorded import raw, write_v2

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from rlvla import disk
+from rlvla.run import disk
 from rlvla.config import EnvConfig, GRPOConfig, LearnerConfig, LoraConfig, SFTConfig
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from rlvla import dispatch
-from rlvla.dispatch import Dispatcher, Watch
+from rlvla.cluster import dispatch
+from rlvla.cluster.dispatch import Dispatcher, Watch
 
 
 class Stream:

@@ -20,13 +20,13 @@ import psutil
 import pytest
 
 from rlvla.config import EnvConfig, EpisodeConfig
-from rlvla.env_process import EnvPool, RemoteEnv
-from rlvla.env_thread import EnvCrashError, EnvThread
-from rlvla.episode import Decider
-from rlvla.prompt import PolicyProcessor
+from rlvla.rollout.env_process import EnvPool, RemoteEnv
+from rlvla.rollout.env_thread import EnvCrashError, EnvThread
+from rlvla.rollout.episode import Decider
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.rollout import Job, SamplerLostError, play_job
-from rlvla.tools import load_tools
+from rlvla.rollout.collect import Job, SamplerLostError, play_job
+from rlvla.policies.thinker.tools import load_tools
 from rlvla.types import EndReason, TaskSpec, Trajectory
 from tests.look_then_act import LookThenAct, assert_same_play
 from tests.unit.faulty_env import meet, plant, plant_in_turn
@@ -288,7 +288,7 @@ def test_an_env_that_cannot_be_made_says_why(config: EnvConfig) -> None:
 
 
 def server_process() -> psutil.Process:
-    return next(child for child in psutil.Process().children() if "rlvla.env_server" in child.cmdline())
+    return next(child for child in psutil.Process().children() if "rlvla.rollout.env_server" in child.cmdline())
 
 
 def test_the_simulator_is_imported_once_for_all_processes(config: EnvConfig, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_child_of_a_simulator_that_lives_on_does_not_keep_the_pool_open(
 ORPHANS = """
 import asyncio, sys, time
 from rlvla.config import EnvConfig
-from rlvla.env_process import EnvPool
+from rlvla.rollout.env_process import EnvPool
 pool = EnvPool(EnvConfig(id="lab/Faulty-v0", imports=("faulty_env",), kwargs={"folder": sys.argv[1]}), num_envs=2)
 for env in pool.envs:
     asyncio.run(env.call(lambda e: e.reset()))

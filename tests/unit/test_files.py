@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlvla.files import appear_whole, differences, folder_appears_whole, hold, visible
+from rlvla.durable.files import appear_whole, differences, folder_appears_whole, hold, visible
 
 ROOT = Path(__file__).resolve().parents[2]
 REPLACE = """
 import os, signal, sys
 from pathlib import Path
-from rlvla.files import folder_appears_whole
+from rlvla.durable.files import folder_appears_whole
 
 left = int(sys.argv[2])
 
@@ -79,7 +79,7 @@ def test_a_folder_that_is_replaced_is_at_no_moment_half_there(tmp_path: Path) ->
 HOLD = """
 import subprocess, sys, time
 from pathlib import Path
-from rlvla.files import hold
+from rlvla.durable.files import hold
 hold(Path(sys.argv[1]))
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
 print(child.pid, flush=True)

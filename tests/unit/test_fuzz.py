@@ -18,11 +18,11 @@ import checkpoints
 import files
 import target
 from rlvla.annotation import schema
-from rlvla.config_file import parse_yaml
-from rlvla.dataset_rows import decode_picture
-from rlvla.markup import parse_call, parse_text
-from rlvla.prompt import parse_settings
-from rlvla.read_video import decode
+from rlvla.config.file import parse_yaml
+from rlvla.data.rows import decode_picture
+from rlvla.policies.thinker.markup import parse_call, parse_text
+from rlvla.policies.thinker.prompt import parse_settings
+from rlvla.data.read_video import decode
 from targets import TARGETS, WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +52,8 @@ def test_a_few_runs_of_every_target_find_nothing(name: str) -> None:
 
 
 def reads_openvla(data: bytes) -> bool:
-    from rlvla.models.auto import load_config
-    from rlvla.models.openvla.checkpoint import read_norm_stats
+    from rlvla.policies.models.auto import load_config
+    from rlvla.policies.models.openvla.checkpoint import read_norm_stats
 
     checkpoints.openvla(data)
     config = load_config(target.FOLDER / "openvla")
@@ -62,7 +62,7 @@ def reads_openvla(data: bytes) -> bool:
 
 
 def reads_weights(data: bytes) -> bool:
-    from rlvla.models.openvla.checkpoint import read_weights
+    from rlvla.policies.models.openvla.checkpoint import read_weights
 
     checkpoints.safetensors(data)
     return len(read_weights(target.FOLDER / "safetensors", checkpoints.WEIGHTS)) == 2

@@ -15,8 +15,8 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from rlvla import identity
-from rlvla.checkpoint import MANIFEST, appear_sealed
+from rlvla.run import identity
+from rlvla.durable.sealed import MANIFEST, appear_sealed
 from rlvla.config import AnnotateConfig, EnvConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, to_dict
 from tests.e2e.run import environment
 from tests.unit.store_worker import answer, demonstration
@@ -78,7 +78,7 @@ def test_a_model_of_the_hub_is_what_was_downloaded(tmp_path: Path, monkeypatch: 
 
 
 def test_rows_make_a_data_set_and_its_card_does_not(tmp_path: Path) -> None:
-    from rlvla import dataset
+    from rlvla.data import dataset
 
     def made(folder: Path, episode: int) -> str:
         rows = [demonstration(episode, 0, answer(episode, 0, 1))]
@@ -143,7 +143,7 @@ def test_a_plugin_is_the_same_in_another_checkout_and_process(tmp_path: Path) ->
             "import functools\nfrom lab.a import core as a\nfrom lab.b import core as b\n\n"
             "def look(level): ...\n\nlook_closely = functools.partial(look, a)\n",
         )
-    code = "import sys; from rlvla.identity import of_plugin; print(of_plugin('lab.tool:look_closely'))"
+    code = "import sys; from rlvla.run.identity import of_plugin; print(of_plugin('lab.tool:look_closely'))"
     found = set()
     for place, seed in (("one", "1"), ("one", "5"), ("two", "1")):
         env = {**environment(), "PYTHONHASHSEED": seed}

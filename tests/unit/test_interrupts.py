@@ -14,7 +14,7 @@ from tests.e2e.run import ROOT, environment
 
 HEAD = """
 import os, signal, subprocess, sys, time
-from rlvla.interrupts import Interrupts, kept_handlers
+from rlvla.durable.interrupts import Interrupts, kept_handlers
 def hit(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
     time.sleep(0.2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlvla import EndReason, Group
-from rlvla.ledger import Ledger, balance, trajectory_id
+from rlvla.run.ledger import Ledger, balance, trajectory_id
 from tests.examples import TASK, trajectory
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlvla import loss
+from rlvla.learner import loss
 from rlvla.config import LossConfig
 
 LN2 = math.log(2)

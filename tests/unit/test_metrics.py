@@ -12,8 +12,8 @@ import pytest
 import rlvla_reward
 from rlvla import EndReason, Group
 from rlvla.config import GRPOConfig, LogConfig
-from rlvla.metrics import METRICS, MetricsLogger, PhaseTimer, read_metrics, rollout_metrics, wilson_interval
-from rlvla.run import GRPORun
+from rlvla.run.metrics import METRICS, MetricsLogger, PhaseTimer, read_metrics, rollout_metrics, wilson_interval
+from rlvla.run.grpo import GRPORun
 from tests.examples import TASK, act, good_turn, malformed, think, trajectory, turn, zoom
 from tests.learning import make_checkpoint
 
@@ -199,7 +199,7 @@ def test_wandb_gets_every_step_and_its_key_is_written_nowhere(tmp_path: Path) ->
 import sys
 from pathlib import Path
 from rlvla.config import LogConfig
-from rlvla.metrics import MetricsLogger
+from rlvla.run.metrics import MetricsLogger
 logger = MetricsLogger(Path(sys.argv[1]) / "run", LogConfig(wandb_project="zoom"))
 logger.log(0, {"a_loss": 2.0})
 logger.log(1, {"a_loss": 1.5})

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlvla.models.openvla.config import OpenVLAConfig
+from rlvla.policies.models.openvla.config import OpenVLAConfig
 from tests import openvla_checkpoints as published
 
 PUBLISHED = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rlvla.models.openvla.config import OpenVLAConfig
-from rlvla.models.openvla.model import OpenVLAForConditionalGeneration
+from rlvla.policies.models.openvla.config import OpenVLAConfig
+from rlvla.policies.models.openvla.model import OpenVLAForConditionalGeneration
 from tests import openvla_checkpoints as published
 
 FULL_TEXT = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from rlvla import prompt
-from rlvla.actions import BinCodec
-from rlvla.markup import MARKS
-from rlvla.models.openvla import register
-from rlvla.models.openvla.checkpoint import CheckpointError, load_checkpoint, load_processor
-from rlvla.models.openvla.processor import PrismaticImageProcessor, PrismaticProcessor
+from rlvla.policies.thinker import prompt
+from rlvla.policies.thinker.actions import BinCodec
+from rlvla.policies.thinker.markup import MARKS
+from rlvla.policies.models.openvla import register
+from rlvla.policies.models.openvla.checkpoint import CheckpointError, load_checkpoint, load_processor
+from rlvla.policies.models.openvla.processor import PrismaticImageProcessor, PrismaticProcessor
 from tests import openvla_checkpoints as published
 
 INSTRUCTION = "Pick up the black bowl"
@@ -112,7 +112,7 @@ find = importlib.machinery.PathFinder.find_spec
 def hide(name, *rest):
     return None if name.split(".")[0] in ("timm", "torchvision") else find(name, *rest)
 importlib.machinery.PathFinder.find_spec = staticmethod(hide)
-from rlvla.models.openvla.checkpoint import load_checkpoint, load_processor
+from rlvla.policies.models.openvla.checkpoint import load_checkpoint, load_processor
 from PIL import Image
 batch = load_processor({str(path)!r})(text="<image>a", images=Image.new("RGB", (9, 9)), return_tensors="pt")
 print(load_checkpoint({str(path)!r})(**batch).logits.shape[1], {{"timm", "torchvision"}} & sys.modules.keys())

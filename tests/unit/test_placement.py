@@ -16,14 +16,14 @@ import ray
 import torch
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from rlvla import preflight
+from rlvla.run import preflight
 from rlvla.config import ClusterConfig, SamplerConfig
-from rlvla.hf_sampler import TransformersSampler
-from rlvla.placement import Placement, place, reserve, reserved
-from rlvla.prompt import PolicyProcessor
+from rlvla.samplers.local import TransformersSampler
+from rlvla.cluster.placement import Placement, place, reserve, reserved
+from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
-from rlvla.rollout import SamplerActor
-from rlvla.sampler_engine import engine_arguments
+from rlvla.cluster.actors import SamplerActor
+from rlvla.samplers.vllm.engine import engine_arguments
 from tests.learning import make_checkpoint
 
 CPUS: dict[str, Any] = {"sampler_cpus": 0.1, "rollout_cpus": 0.1, "learner_cpus": 0.1}

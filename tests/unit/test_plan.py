@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rlvla import plan
-from rlvla.actions import QuantileCodec
+from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.config import (
     AnnotateConfig,
     EpisodeConfig,
@@ -28,10 +28,10 @@ from rlvla.config import (
     TinyModelConfig,
     load,
 )
-from rlvla.dataset import write
-from rlvla.models.openvla.checkpoint import load_checkpoint
-from rlvla.plan_architecture import ArchitectureError, figures_of
-from rlvla.plan_memory import (
+from rlvla.data.dataset import write
+from rlvla.policies.models.openvla.checkpoint import load_checkpoint
+from rlvla.plan.architecture import ArchitectureError, figures_of
+from rlvla.plan.memory import (
     GIB,
     LIVE_PARAMETERS,
     REDUCE_BUCKET,
@@ -43,11 +43,11 @@ from rlvla.plan_memory import (
     sampler_memory,
     zero_stage,
 )
-from rlvla.plan_model import ModelFigures, Stack, count
-from rlvla.plan_speed import DEVICES, Rollout, learner_s, sampler_s, simulator_s, turn_tokens
-from rlvla.policy import prepare, token_logprobs
-from rlvla.prompt import PolicyProcessor
-from rlvla.tiny_vlm import build_tiny
+from rlvla.plan.model import ModelFigures, Stack, count
+from rlvla.plan.speed import DEVICES, Rollout, learner_s, sampler_s, simulator_s, turn_tokens
+from rlvla.policies.thinker.policy import prepare, token_logprobs
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.types import Demonstration
 from tests import openvla_checkpoints as published
 from tests import parallel_policies
@@ -254,7 +254,7 @@ def test_published_memory_of_openvla_oft() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_the_stage_is_the_one_that_deepspeed_is_told(dtype: Any, stage: Any) -> None:
-    from rlvla.learner_engine import deepspeed_config
+    from rlvla.learner.engine import deepspeed_config
 
     cfg = LearnerConfig(dtype=dtype, zero_stage=stage)
     assert zero_stage(cfg) == deepspeed_config(cfg)["zero_optimization"]["stage"]

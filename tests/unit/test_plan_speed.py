@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlvla.plan_speed import ENV_STEPS_PER_S
+from rlvla.plan.speed import ENV_STEPS_PER_S
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import torch
 
-from rlvla.random_state import random_state, seed_random, set_random_state
+from rlvla.durable.random_state import random_state, seed_random, set_random_state
 
 
 def draw() -> list[float]:
@@ -36,7 +36,7 @@ def test_a_seed_decides_all() -> None:
 
 def test_a_driver_without_torch_does_not_load_it() -> None:
     source = (
-        "import sys; from rlvla.random_state import *; seed_random(3); set_random_state(random_state()); "
+        "import sys; from rlvla.durable.random_state import *; seed_random(3); set_random_state(random_state()); "
         "print('torch' in sys.modules, *random_state())"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)

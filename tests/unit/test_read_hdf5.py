@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from rlvla.config import ReadConfig
-from rlvla.dataset import DatasetError
-from rlvla.demonstrations import Episode, decisions
-from rlvla.read_hdf5 import open_hdf5
+from rlvla.data.dataset import DatasetError
+from rlvla.data.demonstrations import Episode, decisions
+from rlvla.data.read_hdf5 import open_hdf5
 from tests.unit.recorded import raw, write_hdf5
 
 needs_h5py = pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="needs h5py: make setup")

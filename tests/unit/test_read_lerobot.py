@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from rlvla.config import ReadConfig
-from rlvla.dataset import DatasetError
-from rlvla.demonstrations import Episode, decisions
-from rlvla.read_lerobot import open_lerobot
+from rlvla.data.dataset import DatasetError
+from rlvla.data.demonstrations import Episode, decisions
+from rlvla.data.read_lerobot import open_lerobot
 from tests.unit.recorded import VIDEO_SIDE, Raw, png, raw, write_v2, write_v3
 
 RAW = [raw(0, 7), raw(1, 4), raw(2, 6), raw(3, 5), raw(4, 3)]

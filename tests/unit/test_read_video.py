@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlvla.dataset import DatasetError
-from rlvla.read_video import FrameReader, decode_opencv, decode_pyav, first_frames
+from rlvla.data.dataset import DatasetError
+from rlvla.data.read_video import FrameReader, decode_opencv, decode_pyav, first_frames
 from tests.unit.recorded import FPS, write_video
 
 has_pyav = importlib.util.find_spec("av") is not None

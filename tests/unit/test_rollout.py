@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rlvla import collate
-from rlvla.advantage import with_advantages
+from rlvla.learner import collate
+from rlvla.learner.advantage import with_advantages
 from rlvla.config import AdvantageConfig, EnvConfig, EvaluateConfig, GRPOConfig
-from rlvla.metrics import rollout_metrics
-from rlvla.rollout import Job, TaskStream, collect, make_env, rollout, task_ids, trial_states
+from rlvla.run.metrics import rollout_metrics
+from rlvla.rollout.collect import Job, collect, rollout
+from rlvla.rollout.tasks import TaskStream, task_ids, trial_states
+from rlvla.rollout.env_server import make_env
 from rlvla.testing import make_trajectory
 from rlvla.types import EndReason, Group, Trajectory
 

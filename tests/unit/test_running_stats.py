@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlvla import running_stats
-from rlvla.running_stats import RunningStats
+from rlvla.data import running_stats
+from rlvla.data.running_stats import RunningStats
 
 
 def of_numpy(rows: np.ndarray) -> dict[str, np.ndarray]:

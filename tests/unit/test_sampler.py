@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlvla.sampler import SamplerError, VLLMSampler, _Load
+from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler, _Load
 
 
 def test_a_weight_sync_is_answered_when_the_engine_fails_while_requests_run() -> None:

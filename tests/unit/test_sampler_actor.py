@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rlvla.config import SamplerConfig
-from rlvla.env_thread import EnvThread
-from rlvla.rollout import SamplerActor
+from rlvla.rollout.env_thread import EnvThread
+from rlvla.cluster.actors import SamplerActor
 
 CONFIG = SamplerConfig(backend="transformers")
 

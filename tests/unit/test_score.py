@@ -8,7 +8,7 @@ import pytest
 
 import score
 from rlvla import EndReason
-from rlvla.storage import save_trajectories
+from rlvla.durable.trajectories import save_trajectories
 from tests.examples import act, good_turn, think, trajectory, turn, zoom
 
 ROOT = Path(__file__).resolve().parents[2]

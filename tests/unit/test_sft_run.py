@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from rlvla.checkpoint import damage
+from rlvla.durable.sealed import damage
 from rlvla.config import EpisodeConfig, SamplerConfig, SFTConfig
-from rlvla.models.openvla.config import OpenVLAConfig
-from rlvla.preflight import check_result
-from rlvla.prompt import PolicyProcessor
-from rlvla.sft import SFTRun
+from rlvla.policies.models.openvla.config import OpenVLAConfig
+from rlvla.run.preflight import check_result
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.run.sft import SFTRun
 
 
 class Trainer:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlvla import EndReason, Trajectory, Turn
-from rlvla.storage import load_trajectories, save_trajectories
+from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from tests.examples import act, good_turn, malformed, reused, think, trajectory, turn, zoom
 
 ARRAYS = ("token_ids", "sampler_logprobs", "actions")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import table
-from rlvla.metrics import wilson_interval
+from rlvla.run.metrics import wilson_interval
 
 
 def evaluation(folder: Path, suite: str, successes: int, num_trials: int, **protocol: Any) -> Path:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rlvla.plugins import PluginError
-from rlvla.tools import call_tool, load_tools
+from rlvla.policies.thinker.tools import call_tool, load_tools
 from rlvla.types import Observation
 
-TOOLS = load_tools({"zoom_in": "rlvla.tools:zoom_in"})
+TOOLS = load_tools({"zoom_in": "rlvla.policies.thinker.tools:zoom_in"})
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def test_a_refused_call_says_why(observation: Observation, text: str, reason: st
 
 
 def test_tools_come_from_the_config_by_name() -> None:
-    assert str(TOOLS["zoom_in"]) == "episode.tools.zoom_in (rlvla.tools:zoom_in)"
+    assert str(TOOLS["zoom_in"]) == "episode.tools.zoom_in (rlvla.policies.thinker.tools:zoom_in)"
     with pytest.raises(PluginError, match="zoom_out"):
-        load_tools({"zoom_out": "rlvla.tools:zoom_out"})
+        load_tools({"zoom_out": "rlvla.policies.thinker.tools:zoom_out"})
     with pytest.raises(PluginError, match="not callable"):
-        load_tools({"zoom_in": "rlvla.markup:MARKS"})
+        load_tools({"zoom_in": "rlvla.policies.thinker.markup:MARKS"})

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rlvla.metrics import wilson_interval
+from rlvla.run.metrics import wilson_interval
 from rlvla.testing import TASK, make_trajectory
-from rlvla.trials import Trial, TrialLog, success_rate, summarise, to_trial
+from rlvla.run.trials import Trial, TrialLog, success_rate, summarise, to_trial
 from rlvla.types import EndReason
 from tests import examples
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.vllm_plugin.draw import draw, uniforms
-from rlvla.vllm_plugin.request import EXTRA_ARG, ActionBlock, encode_ids
-from rlvla.vllm_plugin.step import ActionBlockError, plan
+from rlvla.samplers.vllm.plugin.draw import draw, uniforms
+from rlvla.samplers.vllm.plugin.request import EXTRA_ARG, ActionBlock, encode_ids
+from rlvla.samplers.vllm.plugin.step import ActionBlockError, plan
 
 P = torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0])
 """Of the bins."""

@@ -17,7 +17,8 @@ import pytest
 import ray
 import yaml
 
-from rlvla import dataset, identity, preflight
+from rlvla.data import dataset
+from rlvla.run import identity, preflight
 from rlvla.config import (
     AnnotateConfig,
     EvaluateConfig,
@@ -164,7 +165,7 @@ WORLD = [
     ("env argument", "grpo", RUN + "env: {kwargs: {colour: red}}", "", r"unexpected keyword argument 'colour'"),
     ("too many trials", "evaluate", RUN + "num_trials: 100000", "", r"num_trials is 100000, task '\w+' has \d+ evaluate"),
     ("too many trials, cold start", "sft", "num_trials: 100000", "", r"num_trials is 100000, task '\w+' has \d+ evaluate"),
-    ("unknown tool", "evaluate", RUN + "episode: {tools: {zoom_in: 'rlvla.tools:zoom'}}", "", r"rlvla\.tools has no 'zoom'"),
+    ("unknown tool", "evaluate", RUN + "episode: {tools: {zoom_in: 'rlvla.policies.thinker.tools:zoom'}}", "", r"rlvla\.tools has no 'zoom'"),
     ("unknown expert", "annotate", "expert: 'mine.py:play'", "", r"mine\.py has no 'play'"),
     ("unknown annotator", "annotate", "annotator: opneai", "", r"plugin 'opneai': write it as 'module:function'"),
     ("temperature of no use", "grpo", RUN + "episode: {action_temperature: 1.0}", "", r"action_temperature is 1\.0: .* like text"),
@@ -271,7 +272,7 @@ def test_demonstrations_of_another_env_than_the_one_to_evaluate_in(
             r"max_turn_tokens is 12: prompt and action chunk alone take \d\d",
         ),
         ("{action_temperature: 1.0}", r"action_temperature is 1\.0: .* like text"),
-        ("{tools: {zoom_in: 'rlvla.tools:zoom'}}", r"rlvla\.tools has no 'zoom'"),
+        ("{tools: {zoom_in: 'rlvla.policies.thinker.tools:zoom'}}", r"rlvla\.tools has no 'zoom'"),
     ],
 )
 def test_an_episode_that_the_policy_cannot_play(

@@ -1,0 +1,295 @@
+"""Annotated demonstrations as a LeRobot v3 data set: one row a decision, `action` a chunk [K, A], images as PNG.
+
+Layout: `meta/info.json`, `meta/stats.json`, `meta/tasks.parquet`, `meta/episodes/chunk-000/file-000.parquet`,
+`data/chunk-000/file-NNN.parquet`. Written and read with pyarrow; columns as LeRobot names them
+(https://huggingface.co/docs/lerobot/lerobot-dataset-v3), beside them `annotation.*` and `provenance.*`, which
+`rlvla.data.rows` lists. The same episodes make the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlvla.config import ActionKind
+from rlvla.data.checks import NEEDED, check_rows
+from rlvla.data.rows import PLACE, DatasetError, decode, encode, features, require_same
+from rlvla.durable.files import appear_whole, visible, write_json
+from rlvla.data.running_stats import RunningStats
+from rlvla.types import Demonstration
+
+ROWS_PER_FILE = 2000
+ROWS_PER_GROUP = 100
+"""What a reader of a few rows has to load: about 10 MB of pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationSet:
+    """A data set in memory, pictures still compressed."""
+
+    path: Path
+    rows: Sequence[dict[str, Any]]
+    tasks: tuple[str, ...]
+    suites: tuple[str, ...] = ()
+    """Suites from whose train initial states the episodes start."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Demonstration:
+        row = self.rows[index]
+        where = f"{self.path}, episode {row['episode_index']}, frame {row['frame_index']}"
+        return decode(row, self.tasks[row["task_index"]], where)
+
+    @property
+    def episode_index(self) -> np.ndarray:
+        """[len] int, the episode that each row belongs to."""
+        return np.array([row["episode_index"] for row in self.rows])
+
+    @property
+    def views(self) -> tuple[tuple[int, int], ...]:
+        """(H, W) of each camera's picture, the same in all rows."""
+        return tuple((image.shape[0], image.shape[1]) for image in self[0].images)
+
+    def actions(self) -> np.ndarray:
+        """[len, K, A] float32."""
+        return np.array([row["action"] for row in self.rows], np.float32)
+
+
+class Writer:
+    """Writes a data set as its episodes come; memory holds one file's rows, and a few numbers of each episode.
+
+    `meta/info.json` comes last, and `read` takes a folder without it for no data set, so that a kill leaves nothing
+    that could be taken for whole.
+
+    Args:
+        path: folder to make; must not exist.
+        robot: `robot_type` in `info.json`.
+        fps: decisions a second.
+        suites: see `DemonstrationSet`.
+        action_kind: see `ReadConfig.actions`, kept in `info.json`; None: not known.
+
+    Raises:
+        FileExistsError: the folder exists; nothing is overwritten.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        robot: str,
+        fps: float,
+        suites: Sequence[str] = (),
+        action_kind: ActionKind | None = None,
+    ) -> None:
+        path.mkdir(parents=True)
+        self._path = path
+        self._source: dict[str, Any] = {"robot_type": robot, "fps": fps, "suites": list(suites)}
+        if action_kind is not None:
+            self._source["action_kind"] = action_kind
+        self._fps = fps
+        self._tasks: dict[str, int] = {}
+        self._lengths: list[int] = []
+        self._num_rows = 0
+        self._num_pending = 0
+        self._num_files = 0
+        self._pending: list[pa.Table] = []
+        self._schema: pa.Schema | None = None
+        self._stats = {"action": RunningStats(), "observation.state": RunningStats()}
+
+    def add(self, rows: pa.Table) -> None:
+        """Append an episode that `encode` made; raises DatasetError where its columns are not those of the first."""
+        self._schema = self._schema or rows.schema
+        require_same(rows.schema, self._schema, f"{self._path}, episode {len(self._lengths)}")
+        for name, stats in self._stats.items():
+            stats.add(np.array(rows[name].to_pylist(), np.float32))
+        self._pending.append(self._placed(rows))
+        self._lengths.append(len(rows))
+        self._num_rows += len(rows)
+        self._num_pending += len(rows)
+        if self._num_pending >= ROWS_PER_FILE:
+            self._flush()
+
+    def finish(self) -> int:
+        """Write what is left, and `meta`.
+
+        Returns:
+            Number of episodes.
+
+        Raises:
+            DatasetError: there is none.
+        """
+        if self._schema is None:
+            raise DatasetError(f"{self._path}: there is no episode to write")
+        if self._pending:
+            self._flush()
+        self._write_meta(features(self._schema))
+        return len(self._lengths)
+
+    def _placed(self, rows: pa.Table) -> pa.Table:
+        """Rows with their places in the set instead of the instruction's words."""
+        num_rows = len(rows)
+        frames = np.arange(num_rows)
+        places = {
+            "timestamp": frames / self._fps,
+            "frame_index": frames,
+            "episode_index": np.full(num_rows, len(self._lengths)),
+            "index": self._num_rows + frames,
+            "task_index": [self._tasks.setdefault(task, len(self._tasks)) for task in rows["task"].to_pylist()],
+        }
+        placed = rows.drop_columns(["task"]).replace_schema_metadata()
+        for name, kind in PLACE.items():
+            placed = placed.append_column(pa.field(name, kind), pa.array(places[name], kind))
+        return placed
+
+    def _flush(self) -> None:
+        file = self._path / f"data/chunk-000/file-{self._num_files:03d}.parquet"
+        _write_table(file, pa.concat_tables(self._pending))
+        self._pending.clear()
+        self._num_pending = 0
+        self._num_files += 1
+
+    def _write_meta(self, told: dict[str, Any]) -> None:
+        meta = self._path / "meta"
+        _write_table(
+            meta / "tasks.parquet", pa.table({"task_index": list(self._tasks.values()), "task": list(self._tasks)})
+        )
+        ends = np.cumsum(self._lengths)
+        episodes = {
+            "episode_index": list(range(len(ends))),
+            "length": self._lengths,
+            "dataset_from_index": (ends - self._lengths).tolist(),
+            "dataset_to_index": ends.tolist(),
+        }
+        _write_table(meta / "episodes/chunk-000/file-000.parquet", pa.table(episodes))
+        write_json(meta / "stats.json", {name: stats.summary() for name, stats in self._stats.items()})
+        info = {
+            "codebase_version": "v3.0",
+            **self._source,
+            "total_episodes": len(ends),
+            "total_frames": self._num_rows,
+            "total_tasks": len(self._tasks),
+            "splits": {"train": f"0:{len(ends)}"},
+            "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+            "features": told,
+        }
+        write_json(meta / "info.json", info)
+
+
+def write(
+    path: Path, episodes: Iterable[Sequence[Demonstration]], *, robot: str, fps: float, suites: Sequence[str] = ()
+) -> int:
+    """Write episodes as they come.
+
+    Args:
+        path: see `Writer`, as the rest.
+        episodes: each a sequence of decisions, at least one.
+        robot: likewise.
+        fps: likewise.
+        suites: likewise.
+
+    Returns:
+        Number of episodes.
+
+    Raises:
+        FileExistsError: the folder exists; nothing is overwritten.
+        DatasetError: there is no episode, or one differs from the first in its columns or shapes.
+    """
+    writer = Writer(path, robot=robot, fps=fps, suites=suites)
+    for number, episode in enumerate(episodes):
+        writer.add(encode(episode, f"{path}, episode {number}"))
+    return writer.finish()
+
+
+def read_sizes(path: Path) -> tuple[tuple[tuple[int, int], ...], tuple[int, int]]:
+    """What `meta/info.json` says: (H, W) of each camera's picture, and [K, A] of the actions.
+
+    Raises:
+        DatasetError: it is another kind of data set; the message names the file.
+    """
+    file = path / "meta/info.json"
+    features = json.loads(file.read_text())["features"]
+    images = [told["shape"] for name, told in features.items() if name.startswith("observation.images.")]
+    shape = features["action"]["shape"]
+    if len(shape) != 2:
+        raise DatasetError(f"{file}: action has shape {shape}, need [K, A]: annotate with recipes/annotate.py --source")
+    chunk_length, action_size = shape
+    return tuple((height, width) for height, width, _ in images), (chunk_length, action_size)
+
+
+def data_files(path: Path) -> list[Path]:
+    """Of a data set, in the order of the rows."""
+    return visible(path / "data", "chunk-*/file-*.parquet")
+
+
+def read_tasks(path: Path) -> tuple[str, ...]:
+    """Instructions of a data set by `task_index`."""
+    file = path / "meta/tasks.parquet"
+    names, rows = _read_rows(file)
+    if missing := {"task_index", "task"} - names:
+        raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}")
+    tasks = {row["task_index"]: row["task"] for row in rows}
+    if tasks.keys() != set(range(len(rows))) or not all(isinstance(task, str) for task in tasks.values()):
+        raise DatasetError(f"{file}: need a task in words for each task_index from 0 to {len(rows) - 1}")
+    return tuple(tasks[index] for index in range(len(rows)))
+
+
+def read(path: Path) -> DemonstrationSet:
+    """Read a data set that `write` made, and check all of it but its pictures, which are decoded when asked for.
+
+    Raises:
+        DatasetError: it names the file, and the column, the episode and frame, or the damage.
+    """
+    files = data_files(path)
+    if not files or not all((path / "meta" / name).is_file() for name in ("tasks.parquet", "info.json")):
+        raise DatasetError(
+            f"{path}: no LeRobot v3 data set here (data/chunk-*/file-*.parquet, meta/tasks.parquet, meta/info.json)"
+        )
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        names, found = _read_rows(file)
+        if missing := NEEDED - names:
+            raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}; annotate with recipes/annotate.py")
+        rows += found
+    tasks = read_tasks(path)
+    check_rows(rows, len(tasks), path)
+    return DemonstrationSet(path=path, rows=rows, tasks=tasks, suites=_suites(path / "meta/info.json"))
+
+
+def _suites(file: Path) -> tuple[str, ...]:
+    try:
+        suites = json.loads(file.read_text()).get("suites", ())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DatasetError(f"{file}: damaged ({error})") from error
+    if not isinstance(suites, list | tuple) or not all(isinstance(suite, str) for suite in suites):
+        raise DatasetError(f"{file}: suites is {suites!r}, need a list of names")
+    return tuple(suites)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appear_whole(path) as file:
+        pq.write_table(table, file, row_group_size=ROWS_PER_GROUP, write_page_checksum=True)
+
+
+def _read_rows(path: Path) -> tuple[set[str], list[dict[str, Any]]]:
+    """Names of the columns, and the rows."""
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        return set(table.column_names), table.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: damaged ({error})") from error
+
+
+def text_corpus(demonstrations: DemonstrationSet) -> Iterator[str]:
+    """Everything that the demonstrations say and are told, to train a tokenizer on."""
+    for row in demonstrations.rows:
+        yield demonstrations.tasks[row["task_index"]]
+        yield from row["annotation.texts"]

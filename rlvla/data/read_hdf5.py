@@ -1,0 +1,268 @@
+"""LIBERO's demonstrations, `<task>_demo.hdf5`: the official ones, and those that OpenVLA's script has replayed.
+
+`data/demo_N/` holds `actions` [T, 7], `states` [T, S] (MuJoCo: time, then joints) and `obs/`: `agentview_rgb` and
+`eye_in_hand_rgb` [T, H, W, 3], `ee_pos` [T, 3], `ee_ori` [T, 3] axis-angle, `gripper_states` [T, 2], `joint_states`
+[T, 7]. Written by LIBERO's scripts/create_dataset.py (128 pixels, with attributes) and by OpenVLA's
+experiments/robot/libero/regenerate_libero_dataset.py (256 pixels, without). They differ in what docs/demonstrations.md
+tells: the official frames are those after the action.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlvla.config import ReadConfig
+from rlvla.data.dataset import DatasetError
+from rlvla.data.demonstrations import Episode, Source, prepared, see_before_acting, wrong_instruction
+from rlvla.durable.files import visible
+
+CONTROL_FREQ = 20.0
+"""Env steps a second where the file does not say: what LIBERO's scripts/create_dataset.py records with."""
+MAX_CONTROL_FREQ = 100_000.0
+MAX_BYTES = 1 << 30
+"""Of one array; a small file may claim to hold any amount of zeros."""
+_STATE = ("ee_pos", "ee_ori", "gripper_states")
+"""Concatenated to [T, 8], the proprio of OpenVLA-OFT (experiments/robot/libero/run_libero_eval.py)."""
+
+
+def open_hdf5(path: Path, options: ReadConfig) -> Source:
+    """Find the files and check that none is cut off; episodes are read when asked for.
+
+    Args:
+        path: an `.hdf5` file, or a folder that holds some at any depth.
+        options: how to read.
+
+    Raises:
+        ModuleNotFoundError: h5py is not installed.
+        DatasetError: there is no such file, one is damaged, or has no instruction; the message names it. Later, while
+            reading: an episode is malformed.
+    """
+    files = [path] if path.is_file() else visible(path, "**/*.hdf5")
+    if not files:
+        raise DatasetError(f"{path}: no .hdf5 file here, and no meta/info.json as in a LeRobot data set")
+    rates: set[float] = set()
+    num_episodes = 0
+    for file in files:
+        with _open(file) as handle, _named(file):
+            num_episodes += len(_demos(handle, file))
+            rates.add(_control_freq(handle, file))
+            _check_kind(handle, file, options)
+            if wrong := wrong_instruction(_instruction(handle, file)):
+                raise DatasetError(f"{file}: {wrong}")
+    if len(rates) > 1:
+        raise DatasetError(f"{path}: files of different control_freq ({sorted(rates)}): read them one by one")
+    fps = rates.pop()
+    episodes = (episode for file in files for episode in _episodes(file, options, fps))
+    return Source(
+        robot="panda",
+        fps=fps,
+        num_episodes=num_episodes,
+        episodes=prepared(episodes, options),
+    )
+
+
+def _open(file: Path) -> Any:
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{file}: reading HDF5 needs h5py: make setup, or install rlvla[libero]") from error
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:  # LIBERO-90 has been served with files cut off (LIBERO issue 76)
+        raise DatasetError(f"{file}: {error}; download it again") from error
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Raises DatasetError naming the file for whatever h5py makes of a damage that HDF5 stumbles over."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
+        raise DatasetError(f"{file}: damaged ({error}); download it again") from error
+
+
+def _demos(handle: Any, file: Path) -> list[str]:
+    """Names of the demonstrations in the order of their numbers."""
+    if not hasattr(_follow(handle, "data", str(file)), "keys"):
+        raise DatasetError(f"{file}: no group 'data': not a file of LIBERO's demonstrations")
+    names = list(handle["data"])
+    if wrong := [name for name in names if not re.fullmatch(r"demo_\d+", name)]:
+        raise DatasetError(f"{file}: data/{wrong[0]} is not called demo_N")
+    expected = handle["data"].attrs.get("num_demos", len(names))
+    if not names or expected != len(names):
+        raise DatasetError(f"{file}: holds {len(names)} demonstrations, and says {expected}")
+    return sorted(names, key=lambda name: int(name.removeprefix("demo_")))
+
+
+def _control_freq(handle: Any, file: Path) -> float:
+    env_kwargs = _attribute(handle, "env_args", file).get("env_kwargs", {})
+    rate = env_kwargs.get("control_freq", CONTROL_FREQ) if isinstance(env_kwargs, dict) else None
+    if not isinstance(rate, int | float) or not 0 < rate <= MAX_CONTROL_FREQ:
+        raise DatasetError(f"{file}: env_args has no control_freq above 0, but {rate!r}")
+    return float(rate)
+
+
+def _check_kind(handle: Any, file: Path, options: ReadConfig) -> None:
+    """Raises DatasetError where robosuite's controller, whose settings LIBERO writes down, took other actions."""
+    settings: Any = _attribute(handle, "env_args", file)
+    for key in ("env_kwargs", "controller_configs"):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    is_delta = settings.get("control_delta") if isinstance(settings, dict) else None
+    kind = {True: "delta", False: "absolute"}.get(is_delta) if isinstance(is_delta, bool) else None
+    if kind not in (None, options.action_kind):
+        raise DatasetError(
+            f"{file}: the actions are read as {options.action_kind}, but env_args has control_delta {is_delta}: set "
+            f"read.actions {kind}"
+        )
+
+
+def _attribute(handle: Any, name: str, file: Path) -> dict[str, Any]:
+    """The JSON object that an attribute of `data` holds, empty where there is none."""
+    try:
+        values = json.loads(handle["data"].attrs.get(name, "{}"))
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise DatasetError(f"{file}: the attribute {name} is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise DatasetError(f"{file}: the attribute {name} is no JSON object")
+    return values
+
+
+def _instruction(handle: Any, file: Path) -> str:
+    """In words: of `problem_info`, or of the file's name as LIBERO's benchmark makes it of the same.
+
+    Raises:
+        DatasetError: there is neither; other files are called what nobody tells a robot.
+    """
+    problem = _attribute(handle, "problem_info", file)
+    if "language_instruction" in problem:
+        # A string, or the list of its pieces (scripts/get_dataset_info.py joins them).
+        words = problem["language_instruction"]
+        if not isinstance(words, str | list) or not all(isinstance(word, str) for word in words):
+            raise DatasetError(f"{file}: problem_info has a language_instruction that is no text: {words!r}")
+        return "".join(words).strip().strip('"')
+    if not file.stem.endswith("_demo"):
+        raise DatasetError(
+            f"{file}: no instruction: data has no problem_info with a language_instruction, and the file is not called "
+            "<instruction>_demo.hdf5 as LIBERO's are; rename it"
+        )
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", file.stem.removesuffix("_demo")).replace("_", " ")
+
+
+def _episodes(file: Path, options: ReadConfig, fps: float) -> Iterator[Episode]:
+    with _open(file) as handle, _named(file):
+        instruction = _instruction(handle, file)
+        convention = str(handle["data"].attrs.get("macros_image_convention", "opengl"))
+        for name in _demos(handle, file):
+            where = f"{file}, {name}"
+            group = _follow(handle["data"], name, where)
+            if not hasattr(group, "keys"):
+                raise DatasetError(f"{where}: is no group")
+            demo = _Demo(group, where)
+            turn = _turn(convention, options.rotate, where)
+            cameras = options.cameras or ("agentview",)
+            # robosuite calls the wrist camera robot0_eye_in_hand, LIBERO's files do without the robot
+            keys = {camera: f"obs/{camera.removeprefix('robot0_')}_rgb" for camera in cameras}
+            frames = {camera: turn(demo.array(key, 4)) for camera, key in keys.items()}
+            state = np.concatenate([demo.array(f"obs/{key}", 2) for key in _STATE], axis=1).astype(np.float32)
+            episode = Episode(
+                name=where,
+                instruction=instruction,
+                frames=frames,
+                state=state,
+                actions=demo.array("actions", 2).astype(np.float32),
+                fps=fps,
+                action_kind=options.action_kind,
+            )
+            is_late = options.frames_follow_actions
+            yield see_before_acting(episode) if (demo.is_late() if is_late is None else is_late) else episode
+
+
+def _follow(group: Any, key: str, where: str) -> Any:
+    """What lies in a group under a path, None if there is nothing.
+
+    Raises:
+        DatasetError: a link is on the way: those of a data set from elsewhere could make us read other files.
+    """
+    import h5py
+
+    for part in key.split("/"):
+        link = group.get(part, getlink=True) if hasattr(group, "keys") else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise DatasetError(
+                f"{where}: {part} is a link, which may lead into another file: copy its values into this one"
+            )
+        group = group[part]
+    return group
+
+
+class _Demo:
+    """The group of one demonstration."""
+
+    def __init__(self, group: Any, where: str) -> None:
+        self._group, self._where = group, where
+        self._length = len(self.array("actions", 2))
+
+    def array(self, key: str, num_axes: int) -> np.ndarray:
+        """[T, ...]; raises DatasetError where it is missing, of another rank, or of another length than the actions."""
+        stored = _follow(self._group, key, self._where)
+        if stored is None:
+            there = ", ".join(sorted([*self._group, *(f"obs/{name}" for name in self._group.get("obs", ()))]))
+            raise DatasetError(f"{self._where}: no {key}; there are {there}")
+        if not hasattr(stored, "nbytes"):
+            raise DatasetError(f"{self._where}: {key} is no array")
+        if stored.external or stored.is_virtual:
+            raise DatasetError(f"{self._where}: {key} lies in another file: copy its values into this one")
+        if len(stored.shape) != num_axes:
+            raise DatasetError(f"{self._where}: {key} has shape {list(stored.shape)}, need {num_axes} axes")
+        if stored.dtype.kind not in "iuf":
+            raise DatasetError(f"{self._where}: {key} holds {stored.dtype}, need numbers")
+        if stored.nbytes > MAX_BYTES:
+            raise DatasetError(f"{self._where}: {key} has shape {list(stored.shape)}, more than {MAX_BYTES} bytes")
+        try:
+            values = stored[()]
+        except (OSError, RuntimeError) as error:
+            raise DatasetError(f"{self._where}: {key} is damaged ({error}); download it again") from error
+        if key != "actions" and len(values) != self._length:
+            raise DatasetError(f"{self._where}: {len(values)} of {key} for {self._length} actions")
+        return values
+
+    def is_late(self) -> bool:
+        """Whether frame t was seen after action t, told by the arm's joints.
+
+        State t is that before action t in both kinds of file, and begins with the time and the 7 joints of the arm
+        (robosuite puts the robot first). So joint reading t equals state t + 1 where frames are late, else state t.
+        """
+        joints, states = self.array("obs/joint_states", 2), self.array("states", 2)
+        if len(states) < 2 or states.shape[1] < 8 or joints.shape[1] != 7:
+            raise DatasetError(
+                f"{self._where}: cannot tell from joint_states {list(joints.shape)} and states {list(states.shape)} "
+                "whether frames follow their actions: set read.frames_follow_actions"
+            )
+        arm = states[1:, 1:8]
+        return bool(np.abs(joints[:-1] - arm).mean() < np.abs(joints[1:] - arm).mean())
+
+
+def _turn(convention: str, rotate: bool | None, where: str) -> Callable[[np.ndarray], np.ndarray]:
+    """[T, H, W, 3] -> the same the way OpenVLA sees it: the upright picture, mirrored left to right.
+
+    `opengl` frames begin with the bottom row, so that a turn by 180 degrees does it (OpenVLA's `get_libero_image`);
+    `opencv` frames (robosuite's other IMAGE_CONVENTION) are upright already.
+    """
+    if rotate is not None:
+        return (lambda frames: frames[:, ::-1, ::-1]) if rotate else (lambda frames: frames)
+    if convention == "opengl":
+        return lambda frames: frames[:, ::-1, ::-1]
+    if convention == "opencv":
+        return lambda frames: frames[:, :, ::-1]
+    raise DatasetError(f"{where}: macros_image_convention is {convention!r}, need opengl or opencv: set read.rotate")

@@ -1,0 +1,277 @@
+"""Decisions as rows of a data set, there and back: columns, their types, and what LeRobot is told of them.
+
+An episode is a `pa.Table` whose schema carries LeRobot's `features` as metadata. Column `task` is the instruction;
+what depends on the place in a set (`frame_index`, `task_index` ...) is added by `rlvla.data.dataset`.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from rlvla.types import Annotation, Demonstration, Provenance
+
+PLACE = {
+    "timestamp": pa.float32(),
+    "frame_index": pa.int64(),
+    "episode_index": pa.int64(),
+    "index": pa.int64(),
+    "task_index": pa.int64(),
+}
+"""Columns that depend on the place in a set."""
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_STRINGS = pa.list_(pa.string())
+_TYPES = {
+    "observation.state": pa.list_(pa.float32()),
+    "action": pa.list_(pa.list_(pa.float32())),
+    "annotation.texts": _STRINGS,
+    "annotation.crops": pa.list_(_IMAGE),
+    "annotation.carried_thought": pa.string(),
+    "annotation.thoughts": _STRINGS,
+    "annotation.boxes": pa.list_(pa.list_(pa.int64())),
+    "annotation.box_images": pa.list_(pa.int64()),
+    "annotation.subtask": pa.string(),
+    "annotation.subject": pa.string(),
+    "annotation.gripper": pa.string(),
+    "annotation.progress": pa.float32(),
+    "annotation.is_key_frame": pa.bool_(),
+    "annotation.decision_index": pa.int64(),
+    "provenance.annotator": pa.string(),
+    "provenance.model": pa.string(),
+    "provenance.prompt_hash": pa.string(),
+    "provenance.seed": pa.int64(),
+    "provenance.attempts": pa.int64(),
+    "provenance.rejected": _STRINGS,
+    "provenance.checks": _STRINGS,
+    "provenance.prompt_tokens": pa.int64(),
+    "provenance.completion_tokens": pa.int64(),
+    "task": pa.string(),
+}
+"""Of all columns but pictures."""
+_SCALARS = {pa.string(): "string", pa.bool_(): "bool", pa.int64(): "int64", pa.float32(): "float32"}
+"""Types that are a LeRobot dtype."""
+MAX_PIXELS = 4096 * 4096
+"""Of a picture; a few kilobytes of PNG may claim to be gigabytes."""
+_MODES = ("L", "RGB", "RGBA", "P")
+"""Pillow's."""
+_NO_FILTER, _UP = 0, 2
+"""PNG's filters of a row: its bytes, or what they are more than those of the row above."""
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be read or written; the message names the file or episode and what is wrong with it."""
+
+
+def encode(episode: Sequence[Demonstration], name: str) -> pa.Table:
+    """An episode as rows, its pictures compressed.
+
+    Args:
+        episode: decisions, at least one; annotated all of them or none.
+        name: of the episode, for errors.
+
+    Raises:
+        DatasetError: there is no decision, or two of them differ in their columns or shapes.
+    """
+    if not episode:
+        raise DatasetError(f"{name}: there is no decision")
+    rows = [_row(decision) for decision in episode]
+    schemas = [
+        _schema(tuple(row), tuple(i.shape for i in decision.images), decision.proprio.shape, decision.actions.shape)
+        for decision, row in zip(episode, rows, strict=True)
+    ]
+    for number, schema in enumerate(schemas):
+        require_same(schema, schemas[0], f"{name}, decision {number}")
+    return pa.Table.from_pylist(rows, schema=schemas[0])
+
+
+def decode(row: Mapping[str, Any], instruction: str, where: str) -> Demonstration:
+    """The decision that a row of a data set is; columns that older sets lack come back as their defaults.
+
+    Args:
+        row: by column.
+        instruction: of its task.
+        where: file, episode and frame, for errors.
+
+    Raises:
+        DatasetError: a picture is missing or damaged; it begins with `where`.
+    """
+    names = sorted(key for key in row if key.startswith("observation.images."))
+    return Demonstration(
+        instruction=instruction,
+        images=tuple(decode_image(row[name], f"{where}, {name}") for name in names),
+        proprio=np.array(row["observation.state"], np.float32),
+        texts=tuple(row["annotation.texts"]),
+        crops=tuple(decode_image(crop, f"{where}, a crop") for crop in row["annotation.crops"]),
+        actions=np.array(row["action"], np.float32),
+        carried_thought=row["annotation.carried_thought"],
+        annotation=_annotation(row) if "annotation.thoughts" in row else None,
+        provenance=_provenance(row) if "provenance.annotator" in row else None,
+        is_key_frame=row.get("annotation.is_key_frame", False),
+        decision_index=row.get("annotation.decision_index", 0),
+    )
+
+
+def require_same(schema: pa.Schema, first: pa.Schema, name: str) -> None:
+    """Raises DatasetError that begins with `name` where an episode's columns or shapes differ from the first's."""
+    if schema.equals(first, check_metadata=True):
+        return
+    own, other = _shapes(schema), _shapes(first)
+    key = next(key for key in {**other, **own} if own.get(key) != other.get(key))
+    raise DatasetError(
+        f"{name}: {key} is {own.get(key, 'missing')}, but {other.get(key, 'missing')} in what came first; "
+        "a data set is annotated throughout or not at all, and its pictures and actions have one shape"
+    )
+
+
+def features(schema: pa.Schema) -> dict[str, Any]:
+    """What LeRobot is told of the columns, those of `PLACE` included."""
+    return json.loads((schema.metadata or {})[b"features"]) | {name: _scalar(kind) for name, kind in PLACE.items()}
+
+
+def _row(decision: Demonstration) -> dict[str, Any]:
+    row = {
+        **{f"observation.images.{i}": _encode_image(image) for i, image in enumerate(decision.images)},
+        "observation.state": decision.proprio.tolist(),
+        "action": decision.actions.tolist(),
+        "annotation.texts": decision.texts,
+        "annotation.crops": [_encode_image(crop) for crop in decision.crops],
+        "annotation.carried_thought": decision.carried_thought,
+    }
+    if (annotation := decision.annotation) is not None:
+        row |= {
+            "annotation.thoughts": annotation.thoughts,
+            "annotation.boxes": [box for _, box in annotation.looks],
+            "annotation.box_images": [image for image, _ in annotation.looks],
+            "annotation.subtask": annotation.subtask,
+            "annotation.subject": annotation.subject,
+            "annotation.gripper": annotation.gripper,
+            "annotation.progress": annotation.progress,
+            "annotation.is_key_frame": decision.is_key_frame,
+            "annotation.decision_index": decision.decision_index,
+        }
+    if decision.provenance is not None:
+        row |= {f"provenance.{f.name}": getattr(decision.provenance, f.name) for f in fields(Provenance)}
+    return row | {"task": decision.instruction}
+
+
+@lru_cache(maxsize=8)  # few differ in a data set, mostly none, and it takes a share of what a small picture takes
+def _schema(
+    names: tuple[str, ...], images: tuple[tuple[int, ...], ...], proprio: tuple[int, ...], actions: tuple[int, ...]
+) -> pa.Schema:
+    """Of columns by name, and of the shapes of what they hold."""
+    told: dict[str, Any] = {
+        f"observation.images.{i}": {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]}
+        for i, shape in enumerate(images)
+    }
+    told["observation.state"] = {"dtype": "float32", "shape": proprio, "names": None}
+    told["action"] = {"dtype": "float32", "shape": actions, "names": ["chunk", "action"]}
+    columns = {name: _TYPES.get(name, _IMAGE) for name in names}
+    told |= {name: _scalar(kind) for name, kind in columns.items() if kind in _SCALARS and name != "task"}
+    return pa.schema(list(columns.items()), metadata={"features": json.dumps(told)})
+
+
+def _scalar(kind: pa.DataType) -> dict[str, Any]:
+    return {"dtype": _SCALARS[kind], "shape": [1], "names": None}
+
+
+def _shapes(schema: pa.Schema) -> dict[str, str]:
+    """Columns with their types and shapes, in words."""
+    told = features(schema)
+    return {f.name: f"{f.type}{told[f.name]['shape'] if f.name in told else ''}" for f in schema}
+
+
+def _annotation(row: Mapping[str, Any]) -> Annotation:
+    boxes = [(x1, y1, x2, y2) for x1, y1, x2, y2 in row["annotation.boxes"]]
+    return Annotation(
+        thoughts=tuple(row["annotation.thoughts"]),
+        looks=tuple(zip(row["annotation.box_images"], boxes, strict=True)),
+        subtask=row["annotation.subtask"],
+        subject=row["annotation.subject"],
+        gripper=row["annotation.gripper"],
+        progress=row["annotation.progress"],
+    )
+
+
+def _provenance(row: Mapping[str, Any]) -> Provenance:
+    values: dict[str, Any] = {f.name: row[f"provenance.{f.name}"] for f in fields(Provenance)}
+    for name in ("rejected", "checks"):
+        values[name] = tuple(values[name])
+    return Provenance(**values)
+
+
+def _encode_image(image: np.ndarray) -> dict[str, Any]:
+    return {"bytes": to_png(image, level=1), "path": None}
+
+
+def to_png(image: np.ndarray, *, level: int) -> bytes:
+    """A picture as PNG, half the time of Pillow at the same size, since the filter is not chosen anew for each row.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        level: of zlib; 0 stores the pixels, which is the quickest to write and to read.
+    """
+    height, width, _ = image.shape
+    pixels = image.reshape(height, -1)
+    rows = np.empty((height, 1 + 3 * width), np.uint8)  # a row begins with the number of its filter
+    if level:
+        rows[:, 0] = _UP
+        rows[0, 1:] = pixels[0]
+        np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])  # modulo 256, as PNG wants it
+    else:
+        rows[:, 0] = _NO_FILTER
+        rows[:, 1:] = pixels
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    chunks = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows.data, level)), _chunk(b"IEND", b""))
+    return b"".join((b"\x89PNG\r\n\x1a\n", *itertools.chain(*chunks)))
+
+
+def _chunk(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    return struct.pack(">I", len(content)), kind, content, struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
+
+
+def decode_image(image: Any, where: str) -> np.ndarray:
+    """A picture column's value as [H, W, 3] uint8; see `decode_picture`."""
+    if not isinstance(image, Mapping) or not isinstance(image.get("bytes"), bytes):
+        raise DatasetError(f"{where}: a frame has no picture")
+    return decode_picture(image["bytes"], where)
+
+
+def decode_picture(data: bytes, where: str) -> np.ndarray:
+    """A PNG or JPEG of 8 bits a channel as [H, W, 3] uint8.
+
+    Other kinds of files are refused unread: Pillow would hand some of them to other programs.
+
+    Raises:
+        DatasetError: it begins with `where`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                problem = f"is {width} x {height} pixels large, more than {MAX_PIXELS}"
+            elif picture.mode not in _MODES:  # converting 16 bits to 8 would saturate
+                problem = f"has mode {picture.mode}, need 8 bits a channel ({', '.join(_MODES)})"
+            else:
+                return np.asarray(picture.convert("RGB"))
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        problem = f"cannot be decoded ({error})"
+    raise DatasetError(f"{where}: a picture {problem}")

@@ -1,0 +1,262 @@
+"""What outlives a kill: files that appear whole or not at all, folders on the disk, and whether a run may go on."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+
+@contextmanager
+def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
+    """Write a file aside and rename it at the end, so that under its name it is whole or not there.
+
+    Args:
+        path: replaced if it exists; its folder must exist.
+        is_durable: wait for the disk, so that a power failure cannot take the file back. What is not waited for
+            outlives `kill -9` all the same, since the kernel has it; but a power failure may leave the name without
+            the content, so that whoever reads it needs a checksum.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    if is_durable:
+        sync(path.parent)
+
+
+@contextmanager
+def folder_appears_whole(path: Path) -> Iterator[Path]:
+    """A folder to fill aside, renamed at the end, so that under its name it is whole or what it was before.
+
+    Killed between the two renames that replace a folder, it is neither: then both lie aside, and the next writer of the
+    same path gives the one before its name back.
+
+    Args:
+        path: replaced if it exists. Its folder is made, and what earlier writers left aside there is removed.
+
+    Raises:
+        OSError: it could not be filled; the message names the folder, what was written and what is free, and the cause
+            is chained. What was filled is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replaced = path.with_name(f"replaced-{path.name}")
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
+    _remove(replaced)
+    for left in path.parent.glob("incomplete-*"):
+        shutil.rmtree(left)
+    aside = aside_of(path)
+    aside.mkdir()
+    try:
+        yield aside
+    except Exception as error:
+        written = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
+        shutil.rmtree(aside)
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path} could not be written ({error}): {written} bytes were, then {free} bytes were free; nothing of it "
+            "is kept, what was there before is untouched. If the disk is full, make room and run the same command again"
+        ) from error
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
+    if path.exists():
+        path.rename(replaced)
+    aside.rename(path)
+    _remove(replaced)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def aside_of(path: Path) -> Path:
+    """Where `folder_appears_whole` fills a folder."""
+    return path.with_name(f"incomplete-{path.name}")
+
+
+def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
+    """Make an output folder and try out that it can be written to, before anything costly starts.
+
+    Args:
+        folder: made where it is not there.
+        num_bytes: that will be written, about.
+        key: of the config, for errors.
+
+    Raises:
+        OSError: it cannot be made or written to, or its disk has less room; the message names key and folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written out at once: a full disk takes names and refuses content.
+        with appear_whole(folder / "writable", is_durable=True) as file:
+            file.write(bytes(4096))
+        (folder / "writable").unlink(missing_ok=True)  # another run may try at the same time
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{key}: cannot write to {folder} ({error.strerror}): name another folder, or make room there"
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{key}: {folder} is on a disk with {free / 1e6:.0f} MB free, and the run writes about "
+            f"{num_bytes / 1e6:.0f} MB there: make room, or name another folder",
+        )
+
+
+def hold(folder: Path, key: str = "output") -> None:
+    """Keep an output folder for this process, which may hold it already, until it ends in whatever way.
+
+    Raises:
+        ValueError: another run writes there; the message names key, folder and process.
+    """
+    try:
+        if folder.resolve() not in _HELD:
+            _HELD[folder.resolve()] = lock(folder)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+_HELD: dict[Path, IO[str]] = {}
+"""What `hold` holds, by folder. A child that runs another program, as all of Ray's do, does not inherit it."""
+
+
+def lock(folder: Path) -> IO[str]:
+    """The file whose closing, or whose process's death, lets another process write in the folder.
+
+    Raises:
+        ValueError: another process writes there; the message names folder and process.
+    """
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise ValueError(
+            f"{folder}: process {owner} is writing there; wait for it, end it, or name another output folder"
+        ) from None
+    except OSError as error:  # Lustre, say, where it is mounted without them
+        warnings.warn(f"{folder} has no locks ({error.strerror}): start no second run there", stacklevel=3)
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:
+    """A JSON file that `appear_whole`."""
+    with appear_whole(path) as file:
+        file.write((json.dumps(content, indent=2, sort_keys=sort_keys) + "\n").encode())
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append a JSON object to a file of lines; it outlives `kill -9`, and a power failure once it was synced.
+
+    Raises:
+        OSError: there is no room, say; the message names `output` and the file.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(content, allow_nan=False) + "\n")
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"output: cannot write to {path} ({error.strerror}): make room there, then run the same command again",
+        ) from error
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file of JSON objects, up to the first that is none; no file has none.
+
+    A kill or a full disk may cut the last line short, and a power failure leave zeros where it had not been synced.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return list(itertools.takewhile(_is_object, lines))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What the `whole_lines` of a file say."""
+    return [json.loads(line) for line in whole_lines(path)]
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """What matches a glob pattern in a folder, in order, without what is hidden there or lies in a hidden folder of it.
+
+    Others put such files beside ours: a Mac its `._name` with the same ending, Jupyter its `.ipynb_checkpoints`.
+    """
+    found = ((path, path.relative_to(folder).parts) for path in folder.glob(pattern))
+    return sorted(path for path, parts in found if not any(part.startswith(".") for part in parts))
+
+
+def sync_lines(folder: Path) -> None:
+    """`sync` all files of lines in a folder, as must be before a state that counts their lines is whole."""
+    for path in folder.glob("*.jsonl"):
+        sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` everything in a folder, and the folder."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+CONTENT = "content of "
+"""Begins the key of what lies at a path that a config names, see `rlvla.run.identity`."""
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In words, what tells two protocols apart, key by key; empty where nothing does.
+
+    A content that only one of the two tells is not compared, see `warn_untold`.
+    """
+    aside = _untold(before, now)
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in aside]
+    return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
+
+
+def warn_untold(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Warn, in one line, of contents that cannot be compared: an earlier version kept none, a hub id had none yet."""
+    if keys := [key.removeprefix(CONTENT) for key in _untold(before, now)]:
+        warnings.warn(f"{where} does not tell whether these are what they were: {', '.join(keys)}", stacklevel=3)
+
+
+def _untold(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [key for key in {**before, **now} if key.startswith(CONTENT) and (key in before) != (key in now)]

@@ -1,0 +1,1 @@
+"""Groups with advantages in, one update of the policy out."""

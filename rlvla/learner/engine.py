@@ -1,0 +1,325 @@
+"""DeepSpeed behind few verbs: backward, step, total, weights, changes, save_state, load_state. An object is a rank."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import socket
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read at the import below
+import deepspeed
+from deepspeed import comm
+from deepspeed.ops import __compatible_ops__ as compatible_ops
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from transformers.utils import logging as hf_logging
+
+from rlvla.policies.thinker import policy
+from rlvla.config import LearnerConfig
+from rlvla.learner.master_weights import keeping_masters, masters
+from rlvla.policies.models.lora import Adapter, take
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.durable.random_state import random_state, set_random_state
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_ZERO_STATE = ("base_optimizer_state", "single_partition_of_fp32_groups", "optimizer_state_dict", "fp32_flat_groups")
+"""The entries of a ZeRO optimizer's state that change while it trains (stage 2: the first two, stage 3: the others)."""
+
+
+def join(rank: int, world: int, master: str) -> torch.device:
+    """Enter the process group, over gloo on the CPU and nccl on GPUs.
+
+    Args:
+        rank: of this process, 0..world - 1.
+        world: number of processes.
+        master: `host:port` where rank 0 listens.
+
+    Returns:
+        The device of this rank.
+
+    Raises:
+        ValueError: `master` is no `host:port`.
+        OSError: rank 0 cannot listen there; the message names the address.
+    """
+    host, _, port = master.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"master is {master!r}: write it as host:port, for example 127.0.0.1:29500")
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=local_rank, WORLD_SIZE=str(world), MASTER_ADDR=host, MASTER_PORT=port)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # one a call, by DeepSpeed
+    skip_compilation()
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(local_rank)) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    backend = "nccl" if on_gpu else "gloo"
+    meet(backend, host, int(port), rank, world)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    return device
+
+
+def meet(backend: str, host: str, port: int, rank: int = 0, world: int = 1) -> None:
+    """Enter torch's process group at `host:port`, any free port for 0; raises OSError where rank 0 cannot listen."""
+    if torch.distributed.is_initialized():  # a process is in one group, as DeepSpeed has it
+        return
+    store = _store(host, port, rank, world)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def _store(host: str, port: int, rank: int, world: int) -> TCPStore:
+    """Where the ranks meet; torch's own would listen on every interface, and rank 0's listens on `host` alone."""
+    if rank:
+        return TCPStore(host, port, world, is_master=False)
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        raise OSError(
+            error.errno, f"learner rank 0 cannot listen on {host}:{port} ({error.strerror}): start the run again"
+        ) from error
+    port = listener.getsockname()[1]
+    return TCPStore(host, port, world, is_master=True, master_listen_fd=listener.detach())
+
+
+def skip_compilation() -> None:
+    """Keep DeepSpeed from building its shared-memory all-reduce: a minute of C++ for a little speed on one CPU host."""
+    compatible_ops["deepspeed_shm_comm"] = False
+
+
+class Engine:
+    """A model, its AdamW and their shares on this rank.
+
+    Args:
+        model: Hugging Face or peft model, the same on every rank.
+        cfg: optimisation.
+        device: from `join`.
+    """
+
+    def __init__(self, model: Any, cfg: LearnerConfig, device: torch.device) -> None:
+        self._stage = _zero_stage(cfg)
+        self._max_grad_norm = cfg.max_grad_norm
+        # Dropout would make the policy that learns another one than the policy that is scored; checkpointing wants it.
+        model.to(device).train(cfg.gradient_checkpointing)
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._adamw = torch.optim.AdamW(
+            self._trained.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
+        )
+        with keeping_masters(self._trained):
+            self._deepspeed: Any = deepspeed.initialize(
+                model=model, optimizer=self._adamw, config=deepspeed_config(cfg), dist_init_required=False
+            )[0]
+        self._deepspeed.module.train(cfg.gradient_checkpointing)
+        self._rank, self._world = comm.get_rank(), comm.get_world_size()
+
+    @property
+    def model(self) -> Any:
+        """What to call forward on."""
+        return self._deepspeed
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Add the gradient of one micro-batch's share of the objective.
+
+        Args:
+            loss: scalar; the objective is the sum over micro-batches and ranks.
+            is_last: whether `step` comes next; as many micro-batches on every rank.
+        """
+        self._deepspeed.set_gradient_accumulation_boundary(is_last)
+        # DeepSpeed averages over ranks, and would over micro-batches; the objective is a sum.
+        self._deepspeed.backward(loss * self._world, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """Clip the gradient, update the weights and forget the gradient; returns its norm before clipping.
+
+        Where that is not finite, on all ranks then, weights and moments stay as they are, bit for bit.
+        """
+        for group in self._adamw.param_groups:
+            group["lr"] = lr
+        return update(self._deepspeed, self._trained.values(), self._max_grad_norm)
+
+    @property
+    def _clips_here(self) -> bool:
+        """Whether the optimizer is a plain AdamW, whose state is its own."""
+        return self._deepspeed.optimizer is self._adamw
+
+    def total(self, values: torch.Tensor, *, largest: bool = False) -> torch.Tensor:
+        """Sum (or maximum) over all ranks."""
+        values = values.detach().to(self._deepspeed.device, copy=True)
+        comm.all_reduce(values, op=comm.ReduceOp.MAX if largest else comm.ReduceOp.SUM)
+        return values.cpu()
+
+    def copy(self) -> dict[str, torch.Tensor]:
+        """What is trained, by name, as it is now on this rank; see `policy.holding`."""
+        return {name: p.detach().clone() for name, p in self._trained.items()}
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[Any]:
+        """The model with whole weights on rank 0, of an adapter the float32 ones; every rank must enter."""
+        module = self._deepspeed.module
+        exact = masters(self._trained) if policy.has_adapter(module) else {}
+        with (
+            deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self._stage == 3),
+            policy.holding(module, exact),
+        ):
+            yield module
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """{Hugging Face name: float32 or integer array} on rank 0, empty on the others; every rank must call."""
+        with self.gathered() as module:
+            if self._rank:
+                return {}
+            return {name: _to_numpy(weight) for name, weight in policy.named_weights(module)}
+
+    def changes(self) -> Adapter | dict[str, np.ndarray]:
+        """What a sampler of the checkpoint lacks: the adapter, or all weights; as `weights`, on rank 0 alone."""
+        if not policy.has_adapter(self._deepspeed.module):
+            return self.weights()
+        with self.gathered() as module:
+            return {} if self._rank else take(module)
+
+    def save_policy(self, processor: PolicyProcessor, path: Path) -> None:
+        """Write a Hugging Face checkpoint from rank 0; every rank must call."""
+        with self.gathered() as module:
+            if self._rank == 0:
+                policy.save_policy(module, processor, path)
+        comm.barrier()
+
+    def save_state(self, folder: Path, counters: dict[str, int]) -> None:
+        """Write trained weights, optimizer, random state and the caller's counters, one file per rank."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state: dict[str, Any] = {"world": self._world, "zero_stage": self._stage}
+        state |= {"random": _random_state(), "counters": counters}
+        if self._stage == 3:
+            state["trained"] = {}  # the optimizer's float32 shares are the weights
+        else:
+            state["trained"] = {name: p.detach() for name, p in self._trained.items()}
+        optimizer = self._deepspeed.optimizer.state_dict()
+        state["optimizer"] = optimizer if self._clips_here else {k: optimizer[k] for k in _ZERO_STATE if k in optimizer}
+        torch.save(state, _state_file(folder, self._rank))
+        comm.barrier()
+
+    def load_state(self, folder: Path) -> dict[str, int]:
+        """Go on exactly where `save_state` was called; returns its counters.
+
+        Raises:
+            FileNotFoundError: no state for this rank.
+            ValueError: it was saved with another number of ranks, another ZeRO stage, or other trained weights.
+        """
+        file = _state_file(folder, self._rank)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: {folder} holds no learner state for rank {self._rank}")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        for key, now in (("world", self._world), ("zero_stage", self._stage)):
+            if state[key] != now:
+                raise ValueError(
+                    f"{file} was saved with {key} {state[key]}, this run has {now}: resume with the former"
+                )
+        if self._stage != 3 and (other := sorted(state["trained"].keys() ^ self._trained.keys())):
+            raise ValueError(
+                f"{file} was saved by a run that trains other weights, such as {other[0]} ({len(other)} differ): go on "
+                "with the version of rlvla that wrote it, or name another output folder"
+            )
+        with torch.no_grad():
+            for name, weight in state["trained"].items():
+                self._trained[name].copy_(weight)
+        self._load_optimizer(state["optimizer"])
+        _set_random_state(state["random"])
+        return state["counters"]
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        optimizer = self._deepspeed.optimizer
+        if self._clips_here:
+            optimizer.load_state_dict(saved)
+            return
+        # The rest (layout, loss scaler objects) is as at construction; DeepSpeed picks this rank's entry.
+        by_rank = {self._rank: {**optimizer.state_dict(), **saved}}
+        optimizer.load_state_dict(by_rank, load_optimizer_states=True, load_from_fp32_weights=True)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._deepspeed.destroy()
+        comm.destroy_process_group()
+
+
+def poisoned(loss: torch.Tensor) -> torch.Tensor:
+    """A loss that is not finite with a gradient that is NaN throughout; any other as it is.
+
+    So that the sum of all ranks' gradients tells each of them, and none has to ask the others: a loss may be infinite
+    while a mask, or a ratio that is clipped, keeps its gradient finite.
+    """
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
+
+
+def update(engine: Any, trained: Iterable[torch.Tensor], max_grad_norm: float) -> float:
+    """Update the weights of a DeepSpeed engine, unless the gradient is not finite: then only forget it.
+
+    Args:
+        engine: after its last backward.
+        trained: its parameters that are trained.
+        max_grad_norm: the gradient is clipped there.
+
+    Returns:
+        Norm of the gradient before clipping, the same on every rank.
+    """
+    if engine.zero_optimization():  # whose optimizers skip by themselves
+        engine.step()
+        return float(engine.get_global_grad_norm())
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, max_grad_norm))
+    if math.isfinite(norm):
+        engine.step()
+    else:
+        engine.zero_grad()
+    return norm
+
+
+def _zero_stage(cfg: LearnerConfig) -> int:
+    """DeepSpeed keeps float32 masters of bfloat16 weights in its ZeRO optimizers only."""
+    return 2 if cfg.dtype == "bfloat16" and cfg.zero_stage == 0 else cfg.zero_stage
+
+
+def deepspeed_config(cfg: LearnerConfig) -> dict[str, Any]:
+    """What `deepspeed.initialize`, or accelerate's plugin, is told; the optimizer is ours."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": cfg.max_grad_norm,
+        "bf16": {"enabled": cfg.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {"stage": _zero_stage(cfg), "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+def _to_numpy(weight: torch.Tensor) -> np.ndarray:
+    """A copy on the CPU; NumPy has no bfloat16, and float32 holds it exactly."""
+    weight = weight.detach().cpu()
+    return (weight.float() if weight.is_floating_point() else weight).clone().numpy()
+
+
+def _state_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank_{rank}.pt"
+
+
+def _random_state() -> dict[str, Any]:
+    state = random_state()
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    set_random_state(state)
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

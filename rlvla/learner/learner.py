@@ -1,0 +1,339 @@
+"""The learner: one DeepSpeed rank that turns scored groups into policy updates. Knows nothing of Ray or vLLM."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlvla.learner import collate, loss
+from rlvla.policies.thinker import policy
+from rlvla.learner.collate import Batch, Row
+from rlvla.config import LearnerConfig, LossConfig
+from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid
+from rlvla.learner.engine import DTYPES, Engine, join, poisoned
+from rlvla.policies.models.lora import Adapter
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.types import Group, SegmentKind
+
+METRICS = {
+    "loss": "objective, mean over the step's updates",
+    "kl": "KL(policy || reference) per sampled token, nats",
+    "kl/<kind>": "the same over one kind of segment: think, tool_call, act, malformed",
+    "entropy": "of the policy per sampled token, nats",
+    "clip_fraction_low": "share of sampled tokens whose ratio fell below 1 - clip_low with a negative advantage",
+    "clip_fraction_high": "share of sampled tokens whose ratio rose above 1 + clip_high with a positive advantage",
+    "ratio_max": "largest policy / old probability of a sampled token",
+    "mismatch_kl": "KL(sampler || learner before the step) per sampled token, k3, nats",
+    "grad_norm": "before clipping, mean over the step's updates",
+    "lr": "of the step's last update",
+    "skipped_updates": "updates left out, as loss or gradient was not finite, with all that they measured",
+    "num_rows": "turns learned from",
+    "num_tokens": "sampled tokens learned from",
+    "tokens_per_s": "tokens of those turns, context included, times epochs, per second of `time/update_s`",
+    "time/update_s": "wall time of `Learner.step`, seconds",
+}
+"""Name -> meaning. The KL terms are left out without a reference (kl_coef 0), and a kind that does not occur."""
+
+
+def learning_rate(cfg: LearnerConfig, step: int, total_steps: int) -> float:
+    """The learning rate of optimizer step `step` (from 0) of `total_steps`: linear warm-up, then the schedule to 0."""
+    if step < cfg.warmup_steps:
+        return cfg.lr * (step + 1) / (cfg.warmup_steps + 1)
+    progress = min(1.0, (step - cfg.warmup_steps) / max(1, total_steps - cfg.warmup_steps))
+    factor = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return cfg.lr * factor[cfg.schedule]
+
+
+class Learner:
+    """One rank of the learner; every rank makes the same calls with the same arguments.
+
+    Args:
+        model_path: policy checkpoint: where training starts, and the frozen reference.
+        cfg: optimisation.
+        loss_cfg: objective.
+        temperature: that the tokens were sampled at.
+        action_temperature: likewise of actions that were decoded in parallel; None: the same.
+        mode: `EpisodeConfig.mode` that they were sampled in.
+        total_steps: optimizer steps of the whole run, for the schedule.
+        minibatch_trajectories: trajectories per optimizer step.
+        num_epochs: passes over the trajectories of a step.
+        mask_context_full: leave CONTEXT_FULL trajectories out.
+        seed: of the order of trajectories and of LoRA's initial weights.
+        rank: of this process.
+        world: number of processes.
+        master: `host:port` where rank 0 listens.
+    """
+
+    def __init__(
+        self,
+        model_path: Path | str,
+        cfg: LearnerConfig,
+        loss_cfg: LossConfig,
+        *,
+        temperature: float,
+        action_temperature: float | None = None,
+        mode: str = "zoom",
+        total_steps: int,
+        minibatch_trajectories: int,
+        num_epochs: int,
+        mask_context_full: bool,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        master: str = "127.0.0.1:29500",
+    ) -> None:
+        self._cfg, self._loss_cfg = cfg, loss_cfg
+        self._total_steps, self._seed = total_steps, seed
+        self._minibatch_trajectories, self._num_epochs = minibatch_trajectories, num_epochs
+        self._mask_context_full = mask_context_full
+        self._rank, self._world = rank, world
+        self._device = join(rank, world, master)
+        self._processor = PolicyProcessor.load(model_path)
+        self._sampling: dict[str, Any] = {
+            "temperature": temperature,
+            "action_temperature": action_temperature,
+            "banned_ids": self._processor.vocabulary.banned_ids(mode),
+        }
+        self._pad_id = self._processor.hf_processor.tokenizer.pad_token_id or 0
+        torch.manual_seed(seed)
+        model = policy.load_to_train(
+            model_path,
+            DTYPES[cfg.dtype],
+            lora=cfg.lora,
+            gradient_checkpointing=cfg.gradient_checkpointing,
+            token_ids=self._processor.vocabulary.own_ids,
+        )
+        self._engine = Engine(model, cfg, self._device)
+        if self._processor.is_hybrid:
+            try:
+                check_hybrid(self._engine.model, self._processor)
+            except HybridAttentionError:
+                self._engine.close()  # else this process could join no group any more
+                raise
+        self._reference = self._load_reference(model_path)
+        self._start = self._engine.copy() if cfg.lora is not None and loss_cfg.kl_coef else {}
+        self._num_steps = 0
+        self._num_updates = 0
+
+    def _load_reference(self, model_path: Path | str) -> Any:
+        """A frozen copy of the initial policy, unless a copy of the adapter will do, or no term asks for it."""
+        if self._cfg.lora is not None or self._loss_cfg.kl_coef == 0:
+            return None
+        model = policy.load_model(model_path, DTYPES[self._cfg.dtype])
+        return model.to(self._device).eval().requires_grad_(False)
+
+    def step(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Learn from one round of rollout.
+
+        Args:
+            groups: with advantages; the same on every rank.
+
+        Returns:
+            Metrics as in `METRICS`, over all ranks. An update whose loss or gradient is not finite is skipped: weights
+            and optimizer stay bit for bit. Where all are, or without a row to learn from, only counts are returned.
+        """
+        started = time.perf_counter()
+        rows = collate.rows(groups, mask_context_full=self._mask_context_full)
+        self._num_steps += 1
+        if not rows:
+            return {"num_rows": 0.0, "num_tokens": 0.0, "skipped_updates": 0.0}
+        totals = _Totals(self._device)
+        minibatches = self._minibatches(rows)
+        is_single_update = len(minibatches) == 1
+        if not is_single_update:  # before the first update, since old means before it
+            minibatches = [
+                [self._scored(b, self._inputs(b), with_old=True) for b in batches] for batches in minibatches
+            ]
+        for batches in minibatches:
+            self._update(batches, totals, scored=not is_single_update)
+        return totals.metrics(self._engine) | self._speed(rows, started)
+
+    def _speed(self, rows: Sequence[Row], started: float) -> dict[str, float]:
+        elapsed = time.perf_counter() - started
+        return {
+            "num_rows": float(len(rows)),
+            "num_tokens": float(sum(row.num_sampled_tokens for row in rows)),
+            "tokens_per_s": sum(len(row.token_ids) for row in rows) * self._num_epochs / elapsed,
+            "time/update_s": elapsed,
+        }
+
+    def _minibatches(self, rows: Sequence[Row]) -> list[list[Batch]]:
+        """This rank's micro-batches of each minibatch of each epoch, weighted."""
+        rng = np.random.default_rng((self._seed, self._num_steps))
+        epochs = [collate.minibatches(rows, self._minibatch_trajectories, rng) for _ in range(self._num_epochs)]
+        return [self._micro_batches(minibatch) for minibatch in itertools.chain(*epochs)]
+
+    def _micro_batches(self, minibatch: Sequence[Row]) -> list[Batch]:
+        weights = loss.token_weights(
+            torch.tensor([row.num_sampled_tokens for row in minibatch]),
+            torch.tensor([row.trajectory for row in minibatch]),
+            self._loss_cfg.average,
+            self._loss_cfg.constant_length,
+        )
+        weighted = [replace(row, token_weight=w) for row, w in zip(minibatch, weights.tolist(), strict=True)]
+        shares = collate.share(weighted, self._rank, self._world, self._cfg.micro_batch_rows)
+        return [collate.to_batch(rows, self._pad_id) for rows in shares]
+
+    def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What the model's forward takes, on the device."""
+        inputs = self._processor.forward_inputs(
+            batch.input_ids, batch.attention_mask, batch.is_act, batch.num_prefix_tokens
+        )
+        inputs |= self._processor.pixel_inputs(batch.images)
+        dtype = DTYPES[self._cfg.dtype]
+        return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
+
+    @torch.no_grad()
+    def _scored(self, batch: Batch, inputs: dict[str, torch.Tensor], *, with_old: bool) -> Batch:
+        """The batch with the reference's logprobs, and with the policy's own of before the first update."""
+        options: dict[str, Any] = {"first": batch.first, **self._sampling}
+        if self._reference is not None:
+            batch = replace(batch, ref_logprobs=policy.token_logprobs(self._reference, inputs, **options)[0])
+        elif self._loss_cfg.kl_coef != 0:
+            with policy.holding(self._engine.model, self._start):
+                batch = replace(batch, ref_logprobs=policy.token_logprobs(self._engine.model, inputs, **options)[0])
+        if with_old:
+            batch = replace(batch, old_logprobs=policy.token_logprobs(self._engine.model, inputs, **options)[0])
+        return batch
+
+    def _update(self, batches: Sequence[Batch], totals: _Totals, *, scored: bool) -> None:
+        """One optimizer step over this rank's micro-batches of a minibatch."""
+        objective = torch.zeros((), dtype=torch.float64, device=self._device)
+        for i, batch in enumerate(batches):
+            inputs = self._inputs(batch)
+            if not scored:
+                batch = self._scored(batch, inputs, with_old=False)
+            value = self._micro_batch_loss(batch.to(self._device), inputs, totals)
+            objective += value.detach()
+            self._engine.backward(poisoned(value), is_last=i == len(batches) - 1)
+        objective = self._engine.total(objective)
+        lr = learning_rate(self._cfg, self._num_updates, self._total_steps)
+        grad_norm = self._engine.step(lr)
+        if not math.isfinite(grad_norm):
+            totals.skip_update()
+            return
+        self._num_updates += 1
+        totals.add_update(float(objective), grad_norm, lr)
+
+    def _micro_batch_loss(self, batch: Batch, inputs: dict[str, torch.Tensor], totals: _Totals) -> torch.Tensor:
+        """This micro-batch's summand of the objective."""
+        logprobs, entropy = policy.token_logprobs(
+            self._engine.model,
+            inputs,
+            first=batch.first,
+            **self._sampling,
+            with_entropy=True,
+            entropy_grad=self._loss_cfg.entropy_coef != 0,
+        )
+        assert entropy is not None
+        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        token_loss, stats = loss.grpo_token_loss(
+            logprobs,
+            old_logprobs=old_logprobs,
+            sampler_logprobs=batch.sampler_logprobs,
+            ref_logprobs=batch.ref_logprobs,
+            entropy=entropy if self._loss_cfg.entropy_coef else None,
+            advantages=batch.advantages,
+            mask=batch.loss_mask,
+            cfg=self._loss_cfg,
+        )
+        totals.add_tokens(batch, stats, entropy.detach())
+        return (token_loss * batch.weights).sum()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """{Hugging Face name: float32 array}, LoRA merged, on rank 0, empty on the others; every rank must call."""
+        return self._engine.weights()
+
+    def changes(self) -> Adapter | dict[str, np.ndarray]:
+        """What samplers of the checkpoint are sent, on rank 0: the adapter, or all weights; every rank must call."""
+        return self._engine.changes()
+
+    def save(self, path: Path) -> None:
+        """Write the policy as a checkpoint folder; every rank must call."""
+        self._engine.save_policy(self._processor, path)
+
+    def save_state(self, path: Path) -> None:
+        """Write all that an exact resume needs: weights, optimizer, random state, counters. Every rank must call."""
+        self._engine.save_state(path, counters={"steps": self._num_steps, "updates": self._num_updates})
+
+    def load_state(self, path: Path) -> None:
+        """Go on from `save_state`; raises FileNotFoundError or ValueError naming the file that does not fit."""
+        counters = self._engine.load_state(path)
+        self._num_steps, self._num_updates = counters["steps"], counters["updates"]
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._engine.close()
+
+
+class _Totals:
+    """Sums of a step's measurements on this rank."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._kinds = [kind for kind in SegmentKind if kind.is_sampled]
+        self._sums = torch.zeros(6 + 2 * len(self._kinds), dtype=torch.float64, device=device)
+        self._ratio_max = torch.zeros((), dtype=torch.float64, device=device)
+        self._has_kl = False
+        self._updates: list[tuple[float, float, float]] = []
+        self._num_skipped = 0
+        self._begin_update()
+
+    def _begin_update(self) -> None:
+        """What an update measures counts once it is made."""
+        self._new_sums = torch.zeros_like(self._sums)
+        self._new_ratio_max = torch.zeros_like(self._ratio_max)
+
+    def add_tokens(self, batch: Batch, stats: loss.TokenStats, entropy: torch.Tensor) -> None:
+        """Add the sampled tokens of a micro-batch."""
+        mask = batch.loss_mask
+        per_token = [stats.kl, entropy * mask, stats.is_clipped_low, stats.is_clipped_high, stats.mismatch_kl, mask]
+        sums = [values.sum(dtype=torch.float64) for values in per_token]
+        for kind in self._kinds:
+            of_kind = mask & (batch.segment_kind == collate.KINDS.index(kind))
+            sums += [(stats.kl * of_kind).sum(dtype=torch.float64), of_kind.sum(dtype=torch.float64)]
+        self._new_sums += torch.stack(sums)
+        self._new_ratio_max = torch.maximum(self._new_ratio_max, stats.ratio.max().double())
+        self._has_kl |= batch.ref_logprobs is not None
+
+    def add_update(self, objective: float, grad_norm: float, lr: float) -> None:
+        """Add one optimizer step, and the tokens since the last one."""
+        self._sums += self._new_sums
+        self._ratio_max = torch.maximum(self._ratio_max, self._new_ratio_max)
+        self._updates.append((objective, grad_norm, lr))
+        self._begin_update()
+
+    def skip_update(self) -> None:
+        """Count an optimizer step that was not made; its tokens were not learned from."""
+        self._num_skipped += 1
+        self._begin_update()
+
+    def metrics(self, engine: Engine) -> dict[str, float]:
+        """Means over all ranks; without an update there is nothing to average."""
+        if not self._updates:
+            return {"skipped_updates": float(self._num_skipped)}
+        kl, entropy, low, high, mismatch, tokens, *by_kind = engine.total(self._sums).tolist()
+        objectives, grad_norms, lrs = zip(*self._updates, strict=True)
+        metrics = {
+            "loss": float(np.mean(objectives)),
+            "entropy": entropy / tokens,
+            "clip_fraction_low": low / tokens,
+            "clip_fraction_high": high / tokens,
+            "ratio_max": float(engine.total(self._ratio_max, largest=True)),
+            "mismatch_kl": mismatch / tokens,
+            "grad_norm": float(np.mean(grad_norms)),
+            "lr": lrs[-1],
+            "skipped_updates": float(self._num_skipped),
+        }
+        if self._has_kl:
+            metrics["kl"] = kl / tokens
+            pairs = zip(self._kinds, by_kind[::2], by_kind[1::2], strict=True)
+            metrics |= {f"kl/{kind}": value / count for kind, value, count in pairs if count}
+        return metrics

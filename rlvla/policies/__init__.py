@@ -1,0 +1,1 @@
+"""What acts: a folder per family, and `models`, the networks that they are made of."""

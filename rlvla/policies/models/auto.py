@@ -1,0 +1,122 @@
+"""Hugging Face checkpoints -> config, model, processor, and back: where transformers' `Auto` classes are called.
+
+They know the models that this package adds as soon as one of these functions ran. Code from a checkpoint is never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlvla.policies.models import openvla
+from rlvla.policies.models.adapter import merge, require_adapter
+
+if TYPE_CHECKING:
+    import torch
+
+_PUBLISHED = ("*.json", "*.safetensors", "tokenizer.model")
+"""Files of a hub's repository that a checkpoint needs."""
+
+
+def load_config(name: Path | str) -> Any:
+    """The `config.json` of a checkpoint.
+
+    Args:
+        name: folder or hub id.
+
+    Raises:
+        OSError: there is none; the message is transformers'.
+        ValueError: a model that neither transformers nor this package knows, or a config that describes none.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    openvla.register()
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    # transformers takes what a file says as it is, whatever that leads to.
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, StrictDataclassError, TypeError) as error:
+        raise ValueError(f"{name}: its config.json describes no model: {error}") from error
+
+
+def load_model(name: Path | str, dtype: torch.dtype, adapter: Path | None = None) -> Any:
+    """A vision-language model with its weights, on the CPU.
+
+    Args:
+        name: folder or hub id.
+        dtype: of weights and activations.
+        adapter: folder of a LoRA adapter, merged into the weights.
+
+    Raises:
+        rlvla.policies.models.openvla.checkpoint.CheckpointError: an OpenVLA folder or an adapter that is not whole, or an
+            adapter of another model; the message says how.
+        OSError: see `load_config`.
+        ValueError: see `load_config`.
+    """
+    if adapter is not None:
+        require_adapter(adapter)  # before a large model is read
+    model = _load_base(name, dtype)
+    if adapter is not None:
+        merge(model, adapter)
+    return model
+
+
+def _load_base(name: Path | str, dtype: torch.dtype) -> Any:
+    if is_openvla(load_config(name)):
+        from rlvla.policies.models.openvla.checkpoint import load_checkpoint
+
+        return load_checkpoint(_folder(name), dtype=dtype)
+    from transformers import AutoModelForImageTextToText
+
+    # Left out, transformers would ask at a terminal about code, and fall back to pickles.
+    return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+
+
+def load_processor(name: Path | str) -> Any:
+    """The processor that belongs to a model: tokenizer and image processor.
+
+    Args:
+        name: folder or hub id.
+
+    Raises:
+        rlvla.policies.models.openvla.checkpoint.CheckpointError: see `rlvla.policies.models.openvla.checkpoint.load_processor`.
+        OSError: see `load_config`.
+        ValueError: see `load_config`.
+    """
+    if is_openvla(load_config(name)):
+        from rlvla.policies.models.openvla.checkpoint import load_processor
+
+        return load_processor(_folder(name))
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(name, trust_remote_code=False)
+
+
+def save_model(model: Any, path: Path | str, weights: Mapping[str, Any]) -> None:
+    """Write config and weights into a folder that the functions above read; an OpenVLA one in the published layout.
+
+    Args:
+        model: Hugging Face VLM, no adapter on it.
+        path: folder.
+        weights: {name in the model: tensor}, in the place of its own.
+    """
+    model.save_pretrained(path, state_dict=weights)
+    if is_openvla(model.config):
+        from rlvla.policies.models.openvla.checkpoint import write_norm_stats
+
+        write_norm_stats(path, model.config)
+
+
+def is_openvla(config: Any) -> bool:
+    """Whether a config is that of OpenVLA or OpenVLA-OFT."""
+    return config.model_type == "openvla"
+
+
+def _folder(name: Path | str) -> Path:
+    """A checkpoint on the disk, out of the hub's cache if it is no folder, downloaded if it is not there either."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(name), allow_patterns=list(_PUBLISHED)))

@@ -1,0 +1,162 @@
+"""A turn while it grows: who decides, what has been read and said so far, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from rlvla.config import EpisodeConfig
+from rlvla.plugins import Plugin
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.protocols import SampleOutput, Sampler
+from rlvla.types import EndReason, Segment, SegmentKind, Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decider:
+    """Everything a decision needs beside the observation."""
+
+    sampler: Sampler
+    processor: PolicyProcessor
+    tools: Mapping[str, Plugin]
+    config: EpisodeConfig
+
+    def __post_init__(self) -> None:
+        """See `require_action_temperature`."""
+        require_action_temperature(self.config, self.processor)
+
+
+def require_action_temperature(config: EpisodeConfig, processor: PolicyProcessor) -> None:
+    """Raises ValueError when the config has a temperature that the policy has no use for."""
+    if config.action_temperature is not None and not processor.is_parallel:
+        raise ValueError(
+            f"episode.action_temperature is {config.action_temperature}: this checkpoint decodes actions like text, at "
+            "episode.temperature; leave it out, or train with action_decoding: parallel"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thought:
+    """What the policy thought last in a turn; empty where it did not think."""
+
+    token_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[L] int32 as sampled, its marks included."""
+    text: str = ""
+    """Without the marks."""
+
+    @classmethod
+    def last_of(cls, turn: Turn) -> Thought:
+        """The turn's last thought."""
+        thoughts = turn.of_kind(SegmentKind.THINK)
+        if not thoughts:
+            return cls()
+        return cls(token_ids=turn.token_ids[thoughts[-1].start : thoughts[-1].end], text=thoughts[-1].text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """What a decision knows of the thoughts before it; the first of an episode knows nothing.
+
+    A turn that reuses a thought has the prompt of the turn that thought it, so that with `carry_thought` its prompt
+    shows the thought before that one, as in training, and no text stands there twice.
+    """
+
+    thought: Thought = field(default_factory=Thought)
+    """The last one of the last turn in which the policy was to think."""
+    carried: str = ""
+    """What the prompt shows, where the checkpoint has `carry_thought`."""
+    reuses: bool = False
+    """Whether this decision goes by `thought` instead of thinking."""
+    num_decisions: int = 0
+    """Before this one."""
+
+    def after(self, turn: Turn, *, think_every: int, carry_thought: bool) -> Recall:
+        """What the next decision knows.
+
+        Args:
+            turn: of this decision.
+            think_every: see `EpisodeConfig`.
+            carry_thought: see `PolicyProcessor`.
+        """
+        num_decisions = self.num_decisions + 1
+        thought = self.thought if self.reuses else Thought.last_of(turn)
+        reuses = num_decisions % think_every != 0
+        carried = thought.text if carry_thought and not reuses else self.carried
+        return Recall(thought=thought, carried=carried, reuses=reuses, num_decisions=num_decisions)
+
+
+@dataclass(kw_only=True)
+class Context:
+    """A turn while it grows: compact ids for the sampler, expanded ids and segments for the learner."""
+
+    compact_ids: list[int]
+    images: list[np.ndarray]
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    policy_version: int = 0
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Of the prompt, which is the first segment."""
+        return self.segments[0].end
+
+    def ends_in(self, id_: int) -> bool:
+        """Whether this is the last token."""
+        return self.compact_ids[-1] == id_
+
+    def add_context(self, ids: np.ndarray, kind: SegmentKind, text: str = "") -> None:
+        """Append tokens that we, not the policy, put there."""
+        start = len(self.token_ids)
+        self.token_ids += ids.tolist()
+        self.logprobs += [0.0] * len(ids)
+        self.segments.append(Segment(kind=kind, start=start, end=len(self.token_ids), text=text))
+
+    def add_reused(self, thought: Thought) -> None:
+        """Append a thought of an earlier decision, as context; nothing where it had none."""
+        if len(thought.token_ids):
+            self.compact_ids += thought.token_ids.tolist()
+            self.add_context(thought.token_ids, SegmentKind.PROMPT, thought.text)
+            self.segments[-1] = replace(self.segments[-1], is_reused=True)
+
+    def add_output(self, output: SampleOutput, segments: list[Segment]) -> None:
+        """Append what the policy sampled; raises RuntimeError if the sampler saw another context than we keep."""
+        if output.context_ids.tolist() != self.token_ids:
+            raise RuntimeError(
+                f"the sampler expanded the context to {len(output.context_ids)} tokens, the processor to "
+                f"{len(self.token_ids)}: the checkpoint's processor and the sampler disagree"
+            )
+        self.compact_ids += output.token_ids.tolist()
+        self.token_ids += output.token_ids.tolist()
+        self.logprobs += output.logprobs.tolist()
+        self.segments += segments
+        self.policy_version = output.policy_version
+
+
+def executed(turn: Turn, actions: np.ndarray, processor: PolicyProcessor) -> Turn:
+    """A turn whose chunk the env has taken, the whole of it or its first steps; what it did not is marked.
+
+    Args:
+        turn: with one ACT segment, of a whole chunk.
+        actions: [k, A] of its K steps.
+        processor: of the policy.
+    """
+    (index,) = (i for i, segment in enumerate(turn.segments) if segment.kind is SegmentKind.ACT)
+    act = turn.segments[index]
+    first = act.start + int(turn.token_ids[act.start] == processor.vocabulary.mark_ids["<act>"])
+    span = (first + len(actions) * processor.codec.chunk_shape[1], first + processor.num_action_tokens)
+    marked = replace(act, unexecuted=span if span[0] < span[1] else None)
+    return replace(turn, actions=actions, segments=(*turn.segments[:index], marked, *turn.segments[index + 1 :]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """A finished turn and what it leads to."""
+
+    turn: Turn
+    actions: np.ndarray | None
+    """[K, A], or None when the turn holds no executable action."""
+    end: EndReason | None
+    """Why the trajectory ends here, if it does."""

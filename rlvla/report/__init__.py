@@ -1,0 +1,1 @@
+"""Run folders in, one HTML page with results, curves and episodes out."""

@@ -1,0 +1,1 @@
+"""One run's folder: checks before it starts, metrics, ledger, resume, evaluation."""

@@ -1,0 +1,86 @@
+"""What a run writes, in bytes, so that a disk that is too small is told before anything costly starts.
+
+Policy, states to go on from, and trajectories; logs and reports are small beside them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlvla.config import GRPOConfig, SFTConfig
+from rlvla.durable.files import visible
+from rlvla.policies.thinker.prompt import read_settings
+from rlvla.rollout.env_server import make_env
+from rlvla.rollout.tasks import task_ids
+
+_MOMENTS, _FLOAT32 = 8, 4
+"""Bytes of a weight: AdamW's two moments, and its value."""
+_PNG = 1 / 3
+"""Bytes of a frame in a file of trajectories, base64 of a PNG, for each of its raw bytes; rendered ones take less."""
+
+
+def of_grpo(cfg: GRPOConfig) -> int:
+    """Bytes that a GRPO run has yet to write.
+
+    A state holds the trained weights in float32 with their moments, and the surplus groups of dynamic sampling, of
+    which half a step's are assumed. Of LoRA's weights nobody knows yet how many there are.
+    """
+    policy, num_weights = _weights(cfg.model)
+    state = 0 if cfg.learner.lora else num_weights * (_FLOAT32 + _MOMENTS)
+    num_states = _num_states(cfg)
+    num_trajectories = float(cfg.save_trajectories)
+    if cfg.max_waves > 1:
+        num_trajectories += num_states * cfg.groups_per_step * cfg.group_size / 2
+    trajectories = num_trajectories * _trajectory_bytes(cfg) if num_trajectories else 0.0
+    return _left(cfg.output, policy, num_states * state + trajectories)
+
+
+def of_sft(cfg: SFTConfig, model: Any) -> int:
+    """Bytes that a cold start has yet to write, of a Hugging Face model.
+
+    A state holds all weights and, of the trained ones, the moments and DeepSpeed's float32 masters, where it has any.
+    """
+    policy = model.get_memory_footprint()
+    masters = _FLOAT32 if cfg.learner.zero_stage or cfg.learner.dtype == "bfloat16" else 0
+    trained = 0 if cfg.learner.lora else sum(parameter.numel() for parameter in model.parameters())
+    return _left(cfg.output, policy, _num_states(cfg) * (policy + trained * (_MOMENTS + masters)))
+
+
+def _num_states(cfg: GRPOConfig | SFTConfig) -> int:
+    """That lie on the disk at once: those that stay, and the one that is being written."""
+    return min(cfg.keep_states + 1, cfg.num_steps // cfg.save_every) if cfg.save_every else 0
+
+
+def _left(output: Path, policy: int, others: float) -> int:
+    """Without what an earlier start of the run has written; a policy that is there stays until it is replaced."""
+    policies = [output / "checkpoint"] if (output / "checkpoint").is_dir() else []
+    written = [file for folder in (*policies, output / "state") for file in folder.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in (*written, *output.glob("trajectories.jsonl")))
+    return max(0, round(policy * (1 + len(policies)) + others) - size)
+
+
+def _weights(model: Path) -> tuple[int, int]:
+    """(bytes, number) of a checkpoint's weights."""
+    from safetensors import safe_open
+
+    num_bytes, count = 0, 0
+    for file in visible(model, "*.safetensors"):
+        num_bytes += file.stat().st_size
+        with safe_open(file, "np") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                size = 1
+                for side in weights.get_slice(name).get_shape():
+                    size *= side
+                count += size
+    return num_bytes, count
+
+
+def _trajectory_bytes(cfg: GRPOConfig) -> float:
+    """The frames of the longest episode, seen once a decision."""
+    env: Any = make_env(cfg.env)
+    num_steps = max(env.max_env_steps(task) for task in task_ids(env, cfg.env))
+    num_cameras, height, width, channels = env.observation_space["images"].shape
+    env.close()
+    chunk_length = read_settings(cfg.model)["codec"]["chunk_length"]
+    return num_steps / chunk_length * num_cameras * height * width * channels * _PNG

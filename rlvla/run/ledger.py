@@ -1,0 +1,139 @@
+"""Which trajectories each step started, sampled, learned from, and had to begin again: `started.jsonl`, `ids.jsonl`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlvla.durable.files import append_line, read_lines
+from rlvla.run.metrics import forget_steps
+from rlvla.types import EndReason, Group, TaskSpec
+
+_STARTED, _IDS = "started.jsonl", "ids.jsonl"
+Lines = list[dict[str, Any]]
+
+
+def trajectory_id(task: TaskSpec, member: int) -> str:
+    """`suite/task_id/init_state_id/seed/member`: each group of a run has a seed of 31 bits of its own."""
+    return f"{task.suite}/{task.task_id}/{task.init_state_id}/{task.seed}/{member}"
+
+
+class Ledger:
+    """Writes both files.
+
+    A line of `started.jsonl` is a batch of episodes that are about to be played: `step`; `batch`, its number in this
+    attempt at the step, which begins with batch 0; `ids`. Those of attempts that were cut short stay.
+
+    A line of `ids.jsonl` is a step that was done: `step`; three lists of ids: `sampled`, every trajectory that this
+    step played; `learned`, those of the groups that it learned from, surplus of earlier steps among them; `resampled`,
+    those whose episode was given out again because a process died, and which are in `sampled` once all the same; and
+    `failed`, how many of the sampled ones ended as ENV_ERROR.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._started, self._ids = output / _STARTED, output / _IDS
+
+    def rewind(self, step: int) -> None:
+        """Forget that steps from `step` on were done, not that they were started: the run resumes there."""
+        forget_steps(self._ids, step)
+        forget_steps(self._started, math.inf)  # half a line at the end
+
+    def start(self, step: int, batch: int, episodes: Iterable[tuple[TaskSpec, int]]) -> None:
+        """Write down, before they are played, the (task, member) of a batch."""
+        append_line(self._started, {"step": step, "batch": batch, "ids": [trajectory_id(*one) for one in episodes]})
+
+    def add(
+        self,
+        step: int,
+        *,
+        sampled: Sequence[Group],
+        learned: Sequence[Group],
+        resampled: Sequence[tuple[TaskSpec, int]],
+    ) -> None:
+        """Write the line of a step; `resampled` holds (task, member)."""
+        line = {
+            "step": step,
+            "sampled": _ids(sampled),
+            "learned": _ids(learned),
+            "resampled": [trajectory_id(task, member) for task, member in resampled],
+            "failed": sum(t.end is EndReason.ENV_ERROR for group in sampled for t in group.trajectories),
+        }
+        append_line(self._ids, line)
+
+
+def _ids(groups: Sequence[Group]) -> list[str]:
+    return [trajectory_id(group.task, member) for group in groups for member in range(len(group.trajectories))]
+
+
+def balance(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """What became of every trajectory that a run has started.
+
+    Args:
+        folder: output of a GRPO run, ended or not.
+
+    Returns:
+        Counts of trajectories: `started`; `finished` and `failed` (ENV_ERROR) in steps that were done; `dropped` in
+        attempts at a step that were cut short, or done again as the run went on from an older state, or that are still
+        being made. And what is wrong, in words; nothing, where every one that was started is one of the three.
+    """
+    attempts, problems = _attempts(read_lines(folder / _STARTED))
+    steps = read_lines(folder / _IDS)
+    numbers = [line["step"] for line in steps]
+    if numbers != list(range(numbers[0], numbers[-1] + 1) if numbers else ()):
+        problems.append(f"steps are missing or doubled in {_IDS}")
+    for line in steps:
+        last = attempts.get(line["step"], [[]])[-1]
+        problems += _differences(f"step {line['step']}", Counter(last), Counter(line["sampled"]))
+        if foreign := set(line["resampled"]) - set(last):
+            problems.append(f"step {line['step']} began again what it had not started: {_some(foreign)}")
+        if not 0 <= line["failed"] <= len(line["sampled"]):
+            problems.append(f"{line['failed']} of {len(line['sampled'])} trajectories failed in step {line['step']}")
+    problems += _doubled("sampled", steps) + _doubled("learned from", steps, "learned")
+    sampled = {id_ for line in steps for id_ in line["sampled"]}
+    unknown = {id_ for line in steps for id_ in line["learned"]} - sampled
+    if unknown and numbers[0] == 0:  # else it may be of a step before, whose line is elsewhere
+        problems.append(f"learned from, and not sampled: {_some(unknown)}")
+    kept = [len(own[-1]) for step, own in attempts.items() if step in numbers]
+    counts = {"started": sum(len(ids) for own in attempts.values() for ids in own)}
+    counts["failed"] = sum(line["failed"] for line in steps)
+    counts["finished"] = sum(len(line["sampled"]) for line in steps) - counts["failed"]
+    counts["dropped"] = counts["started"] - sum(kept)
+    if counts["started"] != counts["finished"] + counts["failed"] + counts["dropped"]:
+        problems.append("{started} started, {finished} finished, {failed} failed, {dropped} dropped".format(**counts))
+    return counts, problems
+
+
+def _attempts(lines: Lines) -> tuple[dict[int, list[list[str]]], list[str]]:
+    """The ids of each attempt at each step, and what is wrong with them."""
+    attempts: dict[int, list[list[str]]] = {}
+    problems = []
+    for line in lines:
+        own = attempts.setdefault(line["step"], [])
+        if line["batch"] == 0 or not own:
+            own.append([])
+        own[-1] += line["ids"]
+    for step, own in attempts.items():
+        for ids in own:
+            if twice := [id_ for id_, count in Counter(ids).items() if count > 1]:
+                problems.append(f"step {step} started twice in one attempt: {_some(twice)}")
+    return attempts, problems
+
+
+def _differences(where: str, started: Counter[str], sampled: Counter[str]) -> list[str]:
+    lost, strange = started - sampled, sampled - started
+    problems = [f"{where} started, and did not sample: {_some(lost)}"] if lost else []
+    return problems + ([f"{where} sampled, and had not started: {_some(strange)}"] if strange else [])
+
+
+def _doubled(what: str, steps: Lines, key: str = "") -> list[str]:
+    counts = Counter(id_ for line in steps for id_ in line[key or what])
+    twice = [id_ for id_, count in counts.items() if count > 1]
+    return [f"{what} twice: {_some(twice)}"] if twice else []
+
+
+def _some(ids: Iterable[str]) -> str:
+    first, *others = sorted(ids)
+    return f"{first} and {len(others)} more" if others else first

@@ -1,0 +1,243 @@
+"""What a run measures, and where the numbers go: `metrics.jsonl` always, TensorBoard and W&B when asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlvla.config import LogConfig
+from rlvla.durable.files import appear_whole, append_line, read_lines, whole_lines
+from rlvla.plugins import naming
+from rlvla.types import EndReason, Group, SegmentKind, Trajectory, Turn
+
+METRICS = {
+    "success": "share of trajectories that ended in success",
+    "reward": "mean weighted reward, of those that are finite",
+    "reward/<name>": "mean unweighted reward term, likewise",
+    "num_trajectories": "trajectories started: num_finished + env_errors",
+    "num_finished": "trajectories that ended otherwise than by a crashed simulator, those of groups dropped later too",
+    "env_errors": "trajectories that ended as ENV_ERROR: the simulator crashed in every attempt",
+    "env_crashes": "attempts at an episode in which its env raised, hung or died",
+    "env_replays": "attempts at an episode after its first one",
+    "num_turns": "turns per trajectory",
+    "num_env_steps": "env steps per trajectory",
+    "format_rate": "share of turns without a malformed part",
+    "response_tokens": "tokens that the policy sampled, per turn",
+    "tool_calls_per_turn": "tool calls per turn, refused ones included",
+    "bad_call_rate": "share of tool calls that were refused",
+    "crop_area": "share of the frame that an accepted zoom box covers",
+    "groups_without_signal": "share of groups whose advantages are all zero: no term that makes signal varies",
+    "groups_not_finite": "groups left out, as a reward in them was NaN or infinite",
+    "end/<reason>": "share of trajectories that ended for this reason",
+    "trajectories_per_s": "num_trajectories per second of `time/rollout_s`",
+    "env_steps_per_s": "num_env_steps of each of them, likewise",
+    "time/<phase>_s": "wall time of a phase of the step, seconds",
+}
+"""Name -> meaning. A metric whose sample is empty (crop_area without a zoom, reward before scoring) is left out."""
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """How the policy behaved, averaged over all trajectories of `groups`; names as in `METRICS`.
+
+    Trajectories that ended as ENV_ERROR count in `num_trajectories`, `end/env_error` and `env_*` and nowhere else.
+    """
+    everything = [t for group in groups for t in group.trajectories]
+    valid = [t for t in everything if t.end is not EndReason.ENV_ERROR]
+    metrics: dict[str, float | None] = {
+        "success": _mean(t.success for t in valid),
+        **_reward_metrics(valid),
+        "num_trajectories": float(len(everything)),
+        "num_finished": float(len(valid)),
+        "env_errors": float(len(everything) - len(valid)),
+        "env_crashes": float(sum(t.num_crashes for t in everything)),
+        "env_replays": float(sum(t.num_replays for t in everything)),
+        "num_turns": _mean(len(t.turns) for t in valid),
+        "num_env_steps": _mean(t.num_env_steps for t in valid),
+        **_turn_metrics([turn for t in valid for turn in t.turns]),
+        "groups_without_signal": _mean(not g.has_signal for g in groups if not g.is_dropped),
+        "groups_not_finite": float(sum(g.is_dropped and not g.is_finite for g in groups)),
+        **_end_metrics(everything),
+    }
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def _reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
+    rewards = [t.reward for t in trajectories if t.reward is not None]
+    terms = [t.reward_terms for t in trajectories if t.reward is not None]
+    names = dict.fromkeys(name for own in terms for name in own)
+    return {
+        "reward": _mean(filter(math.isfinite, rewards)),
+        **{f"reward/{name}": _mean(filter(math.isfinite, (own[name] for own in terms))) for name in names},
+    }
+
+
+def _turn_metrics(turns: Sequence[Turn]) -> dict[str, float | None]:
+    calls = [call for turn in turns for call in turn.of_kind(SegmentKind.TOOL_CALL)]
+    boxes = [call.box for call in calls if call.box and not call.error]
+    return {
+        "format_rate": _mean(not turn.is_malformed for turn in turns),
+        "response_tokens": _mean(turn.num_sampled_tokens for turn in turns),
+        "tool_calls_per_turn": len(calls) / len(turns) if turns else None,
+        "bad_call_rate": _mean(bool(call.error) for call in calls) if calls else 0.0,
+        "crop_area": _mean((x2 - x1) * (y2 - y1) / 1000**2 for x1, y1, x2, y2 in boxes),
+    }
+
+
+def _end_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
+    """Every reason, zeros included, so that curves have no holes."""
+    counts = Counter(t.end for t in trajectories)
+    return {f"end/{reason}": counts[reason] / len(trajectories) for reason in EndReason} if trajectories else {}
+
+
+def _mean(values: Any) -> float | None:
+    numbers = [float(value) for value in values]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927), sound for few trials and for rates near 0 and 1.
+
+        centre = (p + z^2 / 2n) / (1 + z^2 / n)
+        half   = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
+
+    Args:
+        successes: 0..trials.
+        trials: n; 0 says nothing, hence (0, 1).
+        z: normal quantile; 1.96 for 95 %.
+
+    Returns:
+        (low, high) in [0, 1].
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes of {trials} trials")
+    if trials == 0:
+        return 0.0, 1.0
+    p, scale = successes / trials, 1 + z**2 / trials
+    centre = (p + z**2 / (2 * trials)) / scale
+    half = z / scale * math.sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2))
+    # At p = 0 and p = 1 one end is exact; floating point would miss it by 1e-17.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == trials else centre + half
+    return low, high
+
+
+class PhaseTimer:
+    """Seconds by phase; a phase that is entered again adds up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside the `with` block, also when it raises."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def metrics(self) -> dict[str, float]:
+        """`time/<phase>_s` of every phase so far."""
+        return {f"time/{name}_s": seconds for name, seconds in self.seconds.items()}
+
+
+class MetricsLogger:
+    """Writes the metrics of each step to `metrics.jsonl`, and to TensorBoard and W&B when `log` says so."""
+
+    def __init__(self, output: Path, log: LogConfig) -> None:
+        """Open the sinks; lines of an earlier run in `output` stay until `rewind`, or until their step is logged again.
+
+        Raises:
+            ModuleNotFoundError: a sink is asked for whose package is missing; the message names the config key.
+        """
+        output.mkdir(parents=True, exist_ok=True)
+        self.path = output / "metrics.jsonl"
+        self._output = output
+        self._log = log
+        self._tensorboard: Any = None
+        self._is_rewound = False
+        require_sinks(log)
+        self._wandb = _start_wandb(output, log.wandb_project) if log.wandb_project else None
+
+    def rewind(self, step: int) -> None:
+        """Forget all lines from `step` on: the run resumes there."""
+        forget_steps(self.path, step)
+        if self._log.tensorboard:
+            self._tensorboard = _start_tensorboard(self._output, step)
+        self._is_rewound = True
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write one step to every sink; NaN and infinity become null in the file, which stays valid JSON.
+
+        Raises:
+            PluginError: TensorBoard or W&B raised; the message names the key.
+        """
+        if not self._is_rewound:
+            self.rewind(step)
+        values = {name: float(value) for name, value in metrics.items()}
+        line = {"step": step, **{name: v if math.isfinite(v) else None for name, v in values.items()}}
+        append_line(self.path, line)
+        if self._tensorboard is not None:
+            with naming("log.tensorboard"):
+                for name, value in values.items():
+                    self._tensorboard.add_scalar(name, value, step)
+                self._tensorboard.flush()
+        if self._wandb is not None:
+            with naming("log.wandb_project"):
+                self._wandb.log(values, step=step)
+
+    def close(self) -> None:
+        """End the sinks."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, float | None]]:
+    """The lines of a `metrics.jsonl`, step by step; a last line cut short by an interruption is left out."""
+    return read_lines(path)
+
+
+def require_sinks(log: LogConfig) -> None:
+    """Raises ModuleNotFoundError naming the key of a sink whose package is missing."""
+    if log.tensorboard:
+        _require("tensorboard", "log.tensorboard is on")
+    if log.wandb_project:
+        _require("wandb", f"log.wandb_project is {log.wandb_project!r}")
+
+
+def forget_steps(path: Path, step: float) -> None:
+    """Keep the lines of a file, if it is there, whose `step` is below `step`; warns where some cannot be read."""
+    if path.exists():
+        whole = whole_lines(path)
+        if sum(map(len, whole)) < path.stat().st_size:
+            warnings.warn(f"{path}: what stands behind line {len(whole)} cannot be read and is left out", stacklevel=2)
+        with appear_whole(path) as file:
+            file.writelines(line for line in whole if json.loads(line)["step"] < step)
+
+
+def _require(package: str, reason: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(f"{reason}, but {package} is not installed: install it or change the key")
+
+
+def _start_tensorboard(output: Path, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(output / "tensorboard"), purge_step=step)
+
+
+def _start_wandb(output: Path, project: str) -> Any:
+    import wandb  # type: ignore[import-not-found]
+
+    with naming(f"log.wandb_project {project!r}"):
+        return wandb.init(project=project, name=output.name, dir=str(output))

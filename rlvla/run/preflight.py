@@ -1,0 +1,293 @@
+"""What a run needs beside its config, looked at before Ray, a simulator's pool or a model starts.
+
+Each function raises what names the key, and is called by the recipe of its name, which ends there. They write nothing:
+whether `output` can be written to, `rlvla.durable.files.claim` tries out next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rlvla.run import identity
+from rlvla.annotation.asking import load_annotator
+from rlvla.annotation.run import SERVER
+from rlvla.annotation.sources import load_expert
+from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
+from rlvla.data.dataset import read_sizes
+from rlvla.durable.files import CONTENT, differences, warn_untold
+from rlvla.run.metrics import require_sinks
+from rlvla.policies.models.lora import require_lora
+from rlvla.cluster.placement import reserved
+from rlvla.policies.thinker.prompt import POLICY_FILE, PolicyProcessor, vllm_obstacle
+from rlvla.protocols import Env
+from rlvla.rollout.env_server import make_env
+from rlvla.rollout.tasks import state_ids, task_ids, trial_states
+from rlvla.policies.thinker.tools import load_tools
+from rlvla.policies.thinker.turn_context import require_action_temperature
+
+_MAY_CHANGE = (
+    *("output", "num_steps", "validate_every", "save_every", "keep_states", "save_trajectories", "num_trials"),
+    *("log", "cluster", "sampler", "plan", "dry_run"),
+    # After a fault: the reward or the loss was not finite, memory did not do, envs hung or crashed.
+    *("reward", "learner.lr", "learner.max_grad_norm", "learner.max_skipped_steps"),
+    *("learner.micro_batch_rows", "learner.gradient_checkpointing"),
+    *("env.deadline_s", "env.reset_deadline_s", "env.max_attempts", "max_refills", "max_futile_steps"),
+)
+"""Keys of a run, with all below them, that its saved states do not depend on, or that say how far it goes."""
+_MUST_STAY = ("cluster.num_learners",)
+"""The ones among them that states do depend on: each rank has saved its share of the optimizer."""
+
+
+def check_annotate(cfg: AnnotateConfig) -> None:
+    """Source or simulator, expert and annotator are there.
+
+    Raises:
+        ValueError: the message names the key.
+        FileNotFoundError: `source` does not exist.
+    """
+    if cfg.annotator and cfg.annotator != SERVER:
+        load_annotator(cfg.annotator, cfg.annotator_kwargs)
+    if cfg.source is None:
+        load_expert(cfg)
+        _check_env(cfg)
+    elif not cfg.source.exists():
+        raise FileNotFoundError(f"source: there is no {cfg.source}")
+    elif cfg.output.resolve().is_relative_to(cfg.source.resolve()):
+        raise ValueError(
+            f"output: {cfg.output} lies in source {cfg.source}, which has to stay as it is: name a folder beside it"
+        )
+
+
+def check_sft(cfg: SFTConfig) -> None:
+    """The model to start from is there, the batch divides, and the result can be evaluated.
+
+    Of the data set nothing: the recipe reads it next.
+
+    Raises:
+        ValueError: the message names the key.
+        FileNotFoundError: `model` is a path without a model.
+        ModuleNotFoundError: a sink of `log` is not installed.
+    """
+    require_sinks(cfg.log)
+    _check_resume(cfg)
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # of `accelerate launch`
+    if cfg.batch_size % world:
+        raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
+    # `owner/name` may be a hub id; anything else is a folder.
+    is_path = Path(cfg.model).exists() or cfg.model.startswith((".", "/")) or cfg.model.count("/") > 1
+    if cfg.model and is_path and not (Path(cfg.model) / "config.json").is_file():
+        raise FileNotFoundError(f"model: {cfg.model} holds no config.json: name a Hugging Face folder or hub id")
+    if cfg.model:
+        require_lora(cfg.model, cfg.learner.lora)
+    if cfg.num_trials:
+        load_tools(cfg.episode.tools)
+        _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
+        _check_env(cfg)
+
+
+def check_result(cfg: SFTConfig, model: Any, processor: PolicyProcessor) -> None:
+    """What is going to be trained can be evaluated as `num_trials` asks for, which is done once it is trained.
+
+    Args:
+        cfg: of the cold start.
+        model: a Hugging Face model.
+        processor: its own.
+
+    Raises:
+        ValueError: the message names the key.
+    """
+    if not cfg.num_trials:
+        return
+    require_action_temperature(cfg.episode, processor)
+    if cfg.sampler.backend == "vllm":
+        from rlvla.samplers.vllm.engine import require_kv_cache  # torch
+
+        if reason := vllm_obstacle(processor):
+            raise ValueError(reason)
+        require_kv_cache(model.config, cfg.sampler, cfg.episode.max_turn_tokens + 1)
+
+
+def check_grpo(cfg: GRPOConfig) -> None:
+    """The checkpoint fits config and env, the machine has what the cluster reserves, and a resumed run is the same one.
+
+    Raises:
+        ValueError: the message names the key.
+        FileNotFoundError: `model` is no checkpoint.
+        ModuleNotFoundError: a sink of `log`, or a module of `env.imports`, is not installed.
+    """
+    require_sinks(cfg.log)
+    _check_resume(cfg)
+    _check_policy(cfg)
+    require_lora(cfg.model, cfg.learner.lora)
+    _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
+    _check_env(cfg)
+
+
+def check_evaluate(cfg: EvaluateConfig) -> None:
+    """As `check_grpo`, and the simulator has the initial states.
+
+    Raises:
+        ValueError: the message names the key.
+        FileNotFoundError: `model` is no checkpoint.
+        ModuleNotFoundError: a module of `env.imports` is not installed.
+    """
+    _check_policy(cfg)
+    _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
+    _check_env(cfg)
+
+
+def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
+    if not (cfg.model / "config.json").is_file():
+        raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
+    if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
+        raise ValueError(reason)
+    PolicyProcessor.load(cfg.model)
+    load_tools(cfg.episode.tools)
+
+
+def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_learners: int) -> None:
+    if tensor_parallel_size > max(1.0, cluster.sampler_gpus):
+        raise ValueError(
+            f"sampler.tensor_parallel_size is {tensor_parallel_size}, cluster.sampler_gpus {cluster.sampler_gpus}: "
+            "an engine needs a GPU for each"
+        )
+    wanted = reserved(cluster, num_learners)
+    import ray
+
+    if cluster.address != "local" or ray.is_initialized():
+        return  # the cluster that is joined says itself what it has
+    import torch
+
+    for kind, name, there in (("CPU", "cpus", os.cpu_count() or 1), ("GPU", "gpus", torch.cuda.device_count())):
+        if wanted[kind] > there:
+            raise ValueError(
+                f"cluster: {cluster.num_samplers} samplers, {cluster.num_rollout_actors} rollout actors and "
+                f"{num_learners} learners reserve {wanted[kind]:g} {name}, this machine has {there}: lower "
+                f"cluster.*_{name} or their numbers, or join a larger cluster (cluster.address)"
+            )
+    if num_learners > 1 and not cluster.learner_gpus and (num_gpus := torch.cuda.device_count()):
+        raise ValueError(
+            f"cluster.learner_gpus is 0: all {num_learners} learner ranks would take the first of this machine's "
+            f"{num_gpus} GPUs, which NCCL refuses: give each one (cluster.learner_gpus 1), or hide them "
+            "(CUDA_VISIBLE_DEVICES=)"
+        )
+
+
+def _check_env(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig) -> None:
+    env = make_env(cfg.env)
+    try:
+        check_world(cfg, env)
+    finally:
+        env.close()
+
+
+def check_world(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, env: Env) -> None:
+    """All that a run, and its `--dry-run`, ask of an env, and of the policy that is to act in it, as far as it is here.
+
+    Args:
+        cfg: of the run.
+        env: constructed; it is not reset.
+
+    Raises:
+        ValueError: the env lacks a task or initial states, or policy and env do not go together; it names what.
+    """
+    evaluation = cfg if isinstance(cfg, EvaluateConfig) else None
+    if isinstance(cfg, SFTConfig):
+        evaluation = cfg.evaluation
+    for task in task_ids(env, cfg.env):
+        if evaluation is not None:
+            trial_states(env, task, evaluation)
+        elif not len(state_ids(env, task, "train")):
+            raise ValueError(f"{cfg.env.id} has no train states of task {env.task_names[task]!r}")
+    if isinstance(cfg, SFTConfig) and (cfg.dataset / "meta/info.json").is_file():
+        views, (_, action_size) = read_sizes(cfg.dataset)
+        _check_fit(env, f"dataset: {cfg.dataset}", views, action_size)
+    if isinstance(cfg, EvaluateConfig | GRPOConfig) and (cfg.model / POLICY_FILE).is_file():
+        processor = PolicyProcessor.load(cfg.model)
+        _check_fit(env, f"model: {cfg.model}", processor.views, processor.codec.chunk_shape[1])
+        require_action_temperature(cfg.episode, processor)
+        _check_shortest_turn(env, processor, cfg.episode.max_turn_tokens)
+
+
+def _check_fit(env: Env, source: str, views: Sequence[tuple[int, int]], action_size: int) -> None:
+    """What the policy has learned from is what the env shows and takes. The policy does not read its proprio.
+
+    How long a chunk is, is the policy's own matter: an env takes any.
+    """
+    (there,) = env.action_space.shape
+    if action_size != there:
+        raise ValueError(
+            f"{source}: actions have {action_size} dimensions, those of the env {there}: name the env that they are of"
+        )
+    num_images, *size, _ = env.observation_space["images"].shape
+    shown = [(size[0], size[1])] * num_images
+    if views and [*views] != shown:
+        raise ValueError(
+            f"{source}: learned from views (H x W) {_sizes(views)}, the env shows {_sizes(shown)}: give it the same "
+            "cameras and view_size (env.kwargs), or train on what it shows"
+        )
+
+
+def _sizes(views: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{height} x {width}" for height, width in views)
+
+
+def _check_shortest_turn(env: Env, processor: PolicyProcessor, max_turn_tokens: int) -> None:
+    """Raises ValueError where not even a turn without a thought and without an instruction has room."""
+    num_images, *shape = env.observation_space["images"].shape
+    views = [np.zeros(shape, np.uint8)] * num_images
+    least = len(processor.expand(processor.prompt_ids("", num_images), views)) + processor.num_action_tokens + 2
+    if least > max_turn_tokens:
+        raise ValueError(
+            f"episode.max_turn_tokens is {max_turn_tokens}: prompt and action chunk alone take {least}; raise it"
+        )
+
+
+def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
+    """Raises ValueError naming in what a run differs from the one whose states it would go on from.
+
+    Warns of what may change and has changed under the same name: the code of a reward.
+    """
+    if os.environ.get("RANK", "0") != "0" or not identity.has_states(cfg.output):  # one process reads all for all
+        return
+    before, now = _before(cfg), identity.of_run(cfg)
+    warn_untold(before, now, cfg.output)
+    # What a run of an earlier version does not know it did as a config does that leaves it out.
+    usual = identity.flatten(to_dict(type(cfg)()))
+    before = {key: usual[key] for key in now if key in usual} | before
+    stays = [{k: value for k, value in one.items() if not _may_change(k, cfg)} for one in (before, now)]
+    if differ := differences(*stays):
+        raise ValueError(
+            f"output: {cfg.output} holds states of a run with another config ({differ}): name another output folder, "
+            "or go on with the config, and with all that it names, as it was"
+        )
+    if cfg.learner.lora is not None and not (cfg.output / identity.FILE).is_file():
+        raise ValueError(
+            f"output: {cfg.output} holds LoRA states of an earlier version, which trained no rows of the markup's "
+            "tokens: go on with that version, or name another output folder"
+        )
+    said = [{k: v for k, v in one.items() if k.startswith(CONTENT) and _may_change(k, cfg)} for one in (before, now)]
+    if differ := differences(*said):
+        warnings.warn(f"{cfg.output} goes on with what has been edited since it began: {differ}", stacklevel=3)
+
+
+def _before(cfg: GRPOConfig | SFTConfig) -> dict[str, Any]:
+    """What the run that left the states was started from; of one of an earlier version, its config."""
+    file, config = cfg.output / identity.FILE, cfg.output / "config.yaml"
+    if file.is_file():
+        return json.loads(file.read_text())
+    return identity.flatten(yaml.safe_load(config.read_text())) if config.is_file() else identity.flatten(to_dict(cfg))
+
+
+def _may_change(key: str, cfg: GRPOConfig | SFTConfig) -> bool:
+    if isinstance(cfg, SFTConfig) and identity.is_below(key, identity.ONLY_EVALUATED):
+        return True
+    return key not in _MUST_STAY and identity.is_below(key, _MAY_CHANGE)

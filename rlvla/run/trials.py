@@ -1,0 +1,176 @@
+"""One evaluated episode as a line of `trials.jsonl`, so that a killed evaluation goes on, and what all of them say."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlvla.durable.files import CONTENT, differences, whole_lines
+from rlvla.run.metrics import wilson_interval
+from rlvla.types import EndReason, SegmentKind, Trajectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What counts of one episode."""
+
+    task_id: int
+    init_state_id: int
+    end: EndReason
+    num_env_steps: int
+    num_turns: int = 0
+    num_malformed_turns: int = 0
+    num_tool_calls: int = 0
+    num_bad_calls: int = 0
+    """Refused tool calls."""
+    num_sampled_tokens: int = 0
+    latencies_s: Sequence[float] = field(default_factory=tuple)
+    """From observation to decoded actions, one a turn."""
+
+    @property
+    def success(self) -> bool:
+        """Whether the goal was reached."""
+        return self.end is EndReason.SUCCESS
+
+    @property
+    def is_crashed(self) -> bool:
+        """Whether the simulator failed in every attempt, so that nothing is known of the policy."""
+        return self.end is EndReason.ENV_ERROR
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What tells it from the other trials of an evaluation."""
+        return self.task_id, self.init_state_id
+
+
+def to_trial(trajectory: Trajectory) -> Trial:
+    """The trial that a trajectory is."""
+    turns = trajectory.turns
+    calls = [call for turn in turns for call in turn.of_kind(SegmentKind.TOOL_CALL)]
+    return Trial(
+        task_id=trajectory.task.task_id,
+        init_state_id=trajectory.task.init_state_id,
+        end=trajectory.end,
+        num_env_steps=trajectory.num_env_steps,
+        num_turns=len(turns),
+        num_malformed_turns=sum(turn.is_malformed for turn in turns),
+        num_tool_calls=len(calls),
+        num_bad_calls=sum(bool(call.error) for call in calls),
+        num_sampled_tokens=sum(turn.num_sampled_tokens for turn in turns),
+        latencies_s=tuple(turn.latency_s for turn in turns),
+    )
+
+
+class TrialLog:
+    """`trials.jsonl`: a line a trial, on the disk before the next is waited for.
+
+    Args:
+        path: the file; made when it is not there.
+        protocol: what the trials depend on, the first line; a file of another protocol is not continued.
+        starts_over: but begun anew.
+
+    Raises:
+        ValueError: the file holds trials of another protocol; the message names the keys that differ.
+    """
+
+    def __init__(self, path: Path, protocol: Mapping[str, Any], *, starts_over: bool = False) -> None:
+        lines = whole_lines(path)
+        whole = [json.loads(line) for line in lines]
+        if whole and (differ := _differences(whole[0]["protocol"], protocol)):
+            if not starts_over:
+                raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
+            lines = whole = []
+        self._trials = {trial.key: trial for trial in map(_read, whole[1:])}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a")
+        self._file.truncate(sum(map(len, lines)))
+        if not whole:
+            self._write({"protocol": dict(protocol)})
+
+    def __enter__(self) -> TrialLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Those of earlier runs, and whatever was added since; of one that was played again the last time."""
+        return list(self._trials.values())
+
+    def add(self, trial: Trial) -> None:
+        """Append one trial."""
+        self._trials[trial.key] = trial
+        self._write(asdict(trial))
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if any(key.startswith(CONTENT) for key in now) and not any(key.startswith(CONTENT) for key in before):
+        return "of an earlier version, which did not keep all that moves a score"
+    return differences(before, now)
+
+
+def _read(line: dict[str, Any]) -> Trial:
+    trial = Trial(**line)
+    return replace(trial, end=EndReason(trial.end), latencies_s=tuple(trial.latencies_s))
+
+
+def success_rate(trials: Sequence[Trial]) -> dict[str, float]:
+    """`rate`, Wilson 95 % interval `low`, `high`, `num_trials` and `num_env_errors` (crashed, not counted)."""
+    valid = [t for t in trials if not t.is_crashed]
+    successes = sum(t.success for t in valid)
+    low, high = wilson_interval(successes, len(valid))
+    return {
+        "rate": successes / len(valid) if valid else float("nan"),
+        "low": low,
+        "high": high,
+        "num_trials": len(valid),
+        "num_env_errors": len(trials) - len(valid),
+    }
+
+
+def summarise(task_names: Mapping[int, str], trials: Sequence[Trial]) -> dict[str, Any]:
+    """Success with its interval per task and in all, and how the policy behaved.
+
+    Args:
+        task_names: of the evaluated task ids.
+        trials: of these tasks, in any order.
+
+    Returns:
+        JSON-able; a behaviour without a sample (no turn at all) is left out.
+    """
+    by_task = {name: [t for t in trials if t.task_id == task_id] for task_id, name in task_names.items()}
+    ends = Counter(t.end for t in trials)
+    return {
+        **success_rate(trials),
+        "tasks": {name: success_rate(members) for name, members in by_task.items()},
+        **_behaviour([t for t in trials if not t.is_crashed]),
+        "ends": {str(reason): ends[reason] / len(trials) for reason in EndReason},
+    }
+
+
+def _behaviour(trials: Sequence[Trial]) -> dict[str, Any]:
+    num_turns = sum(t.num_turns for t in trials)
+    if not num_turns:
+        return {}
+    num_calls = sum(t.num_tool_calls for t in trials)
+    latencies = [latency for t in trials for latency in t.latencies_s]
+    return {
+        "format_rate": 1 - sum(t.num_malformed_turns for t in trials) / num_turns,
+        "tool_calls_per_turn": num_calls / num_turns,
+        "bad_call_rate": sum(t.num_bad_calls for t in trials) / num_calls if num_calls else 0.0,
+        "tokens_per_decision": sum(t.num_sampled_tokens for t in trials) / num_turns,
+        "latency_per_decision_s": {"p50": float(np.median(latencies)), "p95": float(np.quantile(latencies, 0.95))},
+    }

@@ -1,0 +1,1 @@
+"""Policies served: contexts in, sampled tokens with their log-probabilities out."""

@@ -1,0 +1,1 @@
+"""A policy served by a vLLM engine."""

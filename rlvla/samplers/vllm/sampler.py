@@ -1,0 +1,369 @@
+"""vLLM behind the Sampler protocol: one engine in this process, one thread that drives it, new weights in place.
+
+The thread admits requests as they come and steps the engine while anything runs, so that vLLM batches continuously
+over all callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import queue
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlvla.config import ActionDecoding, LoraConfig, SamplerConfig
+from rlvla.policies.thinker.markup import known_slot_ids
+from rlvla.policies.models.lora import Adapter, adapter_config, read_adapter
+from rlvla.policies.thinker.prompt import vllm_obstacle
+from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.samplers.vllm.engine import (
+    engine_arguments,
+    refuse_other_adapter,
+    refuse_other_weights,
+    require_kv_cache,
+    set_environment,
+    spare_llvmlite,
+    weight_names,
+)
+from rlvla.samplers.vllm.prompts import PromptRenderer
+from rlvla.samplers.vllm.plugin import register
+from rlvla.samplers.vllm.plugin.adapter import adapter_request
+from rlvla.samplers.vllm.plugin.request import ActionBlock, encode_ids, take_actions
+from rlvla.samplers.vllm.plugin.self_test import check_bidirectional
+
+BAN_BIAS = -100.0
+"""Added to the logits of banned ids; vLLM admits -100..100, and e^-100 is never drawn."""
+
+KEPT_PROMPTS = 2
+"""Prompts whose images are kept ready, for each sequence that the engine batches."""
+
+
+class SamplerError(RuntimeError):
+    """The engine failed and serves no more; the cause is chained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Load:
+    weights: Adapter | Mapping[str, np.ndarray]
+    policy_version: int
+    future: Future[None] = field(default_factory=Future)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    request: SampleRequest
+    future: Future[SampleOutput] = field(default_factory=Future)
+
+
+class VLLMSampler:
+    """A `protocols.Sampler`; thread-safe.
+
+    Args:
+        model: checkpoint folder.
+        config: of the engine.
+        max_images: images in one context at most.
+        max_model_len: tokens of one context at most, sampled ones included.
+        seed: of the engine; requests bring their own.
+        action_decoding: the policy's. `parallel` or `parallel_causal`: requests with `slot_ids` are served, too; an
+            attention backend that cannot is found now.
+        lora: of the learner; its adapters are served unmerged, as is the one of the checkpoint.
+
+    Raises:
+        ValueError: `sampler.kv_cache_mb` is too small for one context; the message says how much it takes.
+        SamplerError: vLLM cannot serve this checkpoint, or not with parallel actions; the cause is chained.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        config: SamplerConfig,
+        *,
+        max_images: int,
+        max_model_len: int,
+        seed: int = 0,
+        action_decoding: ActionDecoding = "autoregressive",
+        lora: LoraConfig | None = None,
+    ) -> None:
+        if reason := vllm_obstacle(model):
+            raise SamplerError(reason)
+        self._weight_names = weight_names(Path(model))
+        self._adapter = read_adapter(model)
+        self._adapter_config = self._adapter.config if self._adapter else lora and adapter_config(lora)
+        self._lora_request: Any = None
+        require_kv_cache(model, config, max_model_len)
+        parallel_actions = action_decoding != "autoregressive"
+        set_environment(config.threads, parallel_actions)
+        self.num_context_tokens = 0
+        """Of all requests so far."""
+        self.num_cached_tokens = 0
+        """Those of them that came out of the prefix cache."""
+        self._policy_version = 0
+        self.num_steps = 0
+        """Of the engine, so far: forwards of the model."""
+        self._action_decoding = action_decoding
+        self._jobs: queue.SimpleQueue[_Sample | _Load | None] = queue.SimpleQueue()
+        self._running: dict[str, _Sample] = {}
+        self._count = 0
+        self._failure: BaseException | None = None
+        # Guards the step from "works" to "failed": no job may slip into the queue behind the last look at it.
+        self._lock = threading.Lock()
+        ready: Future[None] = Future()
+        arguments = engine_arguments(
+            model,
+            config,
+            max_images=max_images,
+            max_model_len=max_model_len,
+            seed=seed,
+            parallel_actions=parallel_actions,
+            adapter=self._adapter_config,
+        )
+        self._thread = threading.Thread(
+            target=self._serve, args=(arguments, config.threads, ready), name="vllm-engine", daemon=True
+        )
+        self._thread.start()
+        try:
+            ready.result()
+        except Exception as error:
+            where = "" if config.kv_cache_mb else f"; sampler.gpu_memory_utilization is {config.gpu_memory_utilization}"
+            raise SamplerError(f"vLLM cannot serve {model}: {error}{where}") from error
+        atexit.register(self.close)  # native threads of an engine that is still alive would abort the process
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        """Continue one context; see `protocols.Sampler`.
+
+        Raises:
+            ValueError: placeholders and images differ in number, actions are asked for that this sampler was not
+                started for, or vLLM refuses the request, e.g. because it is longer than `max_model_len`; others go on.
+            SamplerError: the engine failed.
+        """
+        job = _Sample(request=request)
+        self._submit(job)
+        return await asyncio.wrap_future(job.future)
+
+    def load_weights(self, weights: Adapter | Mapping[str, np.ndarray], policy_version: int) -> None:
+        """Replace the weights between two requests: running ones end first, later ones see the new weights.
+
+        Args:
+            weights: {name in the Hugging Face checkpoint: array}, all of them; or the adapter of a LoRA policy.
+            policy_version: put on every output from now on.
+
+        Raises:
+            ValueError: names differ from the checkpoint's; nothing was loaded.
+            SamplerError: the engine failed.
+        """
+        if isinstance(weights, Adapter):
+            refuse_other_adapter(self._adapter_config, weights.config)
+        else:
+            refuse_other_weights(self._weight_names, weights)
+        job = _Load(weights=weights, policy_version=policy_version)
+        self._submit(job)
+        job.future.result()
+
+    def close(self) -> None:
+        """End the engine once its running requests have ended; requests that still wait fail."""
+        atexit.unregister(self.close)
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _submit(self, job: _Sample | _Load) -> None:
+        with self._lock:
+            if self._failure is not None or not self._thread.is_alive():
+                raise SamplerError("the vLLM engine failed or was closed") from self._failure
+            self._jobs.put(job)
+
+    def _serve(self, arguments: Mapping[str, Any], threads: int, ready: Future[None]) -> None:
+        """The engine's thread: every call into vLLM happens here."""
+        try:
+            engine = self._start(arguments, threads)
+        except Exception as error:  # handed to the constructor, which raises it
+            self._failure = error
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        try:
+            while self._admit(engine):
+                self._step(engine)
+        except Exception as error:  # the callers wait for an answer, whatever happened
+            self._fail(error)
+        finally:
+            self._fail(SamplerError("the sampler was closed"))
+            engine.engine_core.shutdown()
+
+    def _start(self, arguments: Mapping[str, Any], threads: int) -> Any:
+        if not torch.cuda.is_available():
+            torch.set_num_threads(threads)  # vLLM's CPU worker disables this call later on
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from rlvla.policies.thinker.policy import IMAGE_TOKEN_BIAS, placeholder_ids
+
+        register()
+        spare_llvmlite()
+        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        config = engine.model_config.hf_config
+        self._image_token_id = config.image_token_id
+        capacity = KEPT_PROMPTS * engine.vllm_config.scheduler_config.max_num_seqs
+        self._prompts = PromptRenderer(engine, self._image_token_id, capacity)
+        self._logit_bias = dict.fromkeys(placeholder_ids(config), IMAGE_TOKEN_BIAS)
+        if self._adapter is not None:
+            self._receive(engine, self._adapter)
+        if self._action_decoding != "autoregressive":
+            bidirectional = self._action_decoding == "parallel"
+            try:
+                engine.collective_rpc("serve_action_blocks", args=(bidirectional,))
+                if bidirectional:
+                    # Slots start as zeros, of which none differs from another.
+                    slots = known_slot_ids(engine.get_tokenizer().get_vocab())
+                    check_bidirectional(engine, avoid={*placeholder_ids(config), *slots})
+            except Exception:
+                engine.engine_core.shutdown()
+                raise
+        return engine
+
+    def _admit(self, engine: Any) -> bool:
+        """Take the jobs that wait, sleeping when there is nothing else to do; False when it is time to end."""
+        wait = not self._running
+        while True:
+            try:
+                job = self._jobs.get(block=wait)
+            except queue.Empty:
+                return True
+            if isinstance(job, _Sample):
+                self._add(engine, job)
+                wait = not self._running
+                continue
+            if job is None:
+                self._drain(engine)
+                return False
+            self._load(engine, job)
+            wait = True
+
+    def _add(self, engine: Any, job: _Sample) -> None:
+        if not job.future.set_running_or_notify_cancel():
+            return  # its caller was cancelled
+        request = job.request
+        if problem := self._problem(request):
+            job.future.set_exception(ValueError(problem))
+            return
+        request_id = str(self._count)
+        self._count += 1
+        try:
+            parameters = self._parameters(request, request_id)
+            engine.add_request(request_id, self._prompts.render(request), parameters, lora_request=self._lora_request)
+        except Exception as error:  # a request that vLLM refuses concerns its caller alone
+            refusal = ValueError(f"vLLM refuses the request: {error}")
+            refusal.__cause__ = error
+            job.future.set_exception(refusal)
+            return
+        self._running[request_id] = job
+
+    def _problem(self, request: SampleRequest) -> str:
+        """Why a request cannot be served, or nothing; what vLLM refuses itself is left to it."""
+        num_placeholders = request.prompt_ids.count(self._image_token_id)
+        if num_placeholders != len(request.images):  # vLLM would take a surplus placeholder for a word
+            return f"the context has {num_placeholders} image placeholders for {len(request.images)} images"
+        if request.num_actions and self._action_decoding == "autoregressive":
+            return f"the request has {request.num_actions} slots: start the sampler with another action_decoding"
+        if request.num_actions and not request.action_ids:
+            return f"the request has {request.num_actions} slots, and action_ids is empty"
+        return ""
+
+    def _parameters(self, request: SampleRequest, request_id: str) -> Any:
+        if request.num_actions:
+            return ActionBlock(
+                key=request_id,
+                num_actions=request.num_actions,
+                action_ids=encode_ids(request.action_ids),
+                temperature=request.temperature,
+                seed=request.seed,
+            ).sampling_params()
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            stop_token_ids=list(request.stop_ids),
+            logit_bias={**self._logit_bias, **dict.fromkeys(request.banned_ids, BAN_BIAS)},
+            ignore_eos=True,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+
+    def _step(self, engine: Any) -> None:
+        self.num_steps += 1
+        outputs = engine.step()
+        blocks = [o.request_id for o in outputs if self._running[o.request_id].request.num_actions]
+        actions = iter(take_actions(engine, blocks))
+        for output in outputs:
+            job = self._running.pop(output.request_id)
+            num_actions = job.request.num_actions
+            context_ids = np.array(output.prompt_token_ids, np.int32)
+            self.num_context_tokens += len(context_ids)
+            self.num_cached_tokens += output.num_cached_tokens or 0
+            if num_actions:
+                token_ids, logprobs = next(actions)
+            else:
+                completion = output.outputs[0]
+                token_ids = np.array(completion.token_ids, np.int32)
+                logprobs = np.array(completion.logprobs.logprobs, np.float32)
+            job.future.set_result(
+                SampleOutput(
+                    context_ids=context_ids[: len(context_ids) - num_actions],
+                    token_ids=token_ids,
+                    logprobs=logprobs,
+                    policy_version=self._policy_version,
+                )
+            )
+
+    def _drain(self, engine: Any) -> None:
+        """Serve what runs to its end."""
+        while self._running:
+            self._step(engine)
+
+    def _load(self, engine: Any, job: _Load) -> None:
+        try:
+            self._drain(engine)
+            self._receive(engine, job.weights)
+            # What was computed under the old weights must not be met again.
+            engine.reset_prefix_cache()
+            engine.reset_mm_cache()
+            engine.reset_encoder_cache()
+        except Exception as error:
+            job.future.set_exception(SamplerError(f"weights did not load: {error}"))
+            raise  # half-loaded weights: the engine is of no more use
+        self._policy_version = job.policy_version
+        job.future.set_result(None)
+
+    def _receive(self, engine: Any, weights: Adapter | Mapping[str, np.ndarray]) -> None:
+        is_adapter = isinstance(weights, Adapter)
+        engine.collective_rpc("receive_adapter" if is_adapter else "receive_weights", args=(weights,))
+        if is_adapter:
+            self._lora_request = adapter_request()
+
+    def _fail(self, error: BaseException) -> None:
+        """Answer everyone who waits, and refuse whoever comes later."""
+        with self._lock:
+            self._failure = self._failure or error
+            waiting: list[Future[Any]] = [job.future for job in self._running.values()]
+            self._running.clear()
+            while not self._jobs.empty():
+                job = self._jobs.get()
+                if job is not None and job.future.set_running_or_notify_cancel():
+                    waiting.append(job.future)
+        for future in waiting:
+            failure = SamplerError(f"the vLLM engine failed: {error}")
+            failure.__cause__ = error
+            future.set_exception(failure)
