@@ -20,13 +20,13 @@ from pathlib import Path
 
 from rlvla.annotation.card import write_card
 from rlvla.annotation.contact_sheet import write_contact_sheet
+from rlvla.annotation.preflight import check_annotate
 from rlvla.annotation.run import annotate_all, protocol
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, load, write_resolved
 from rlvla.durable.files import claim
 from rlvla.durable.interrupts import Interrupts
-from rlvla.annotation.preflight import check_annotate
 
 
 def main(cfg: AnnotateConfig) -> None:

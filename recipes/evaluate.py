@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from rlvla import plan
 from rlvla.config import EvaluateConfig, load
-from rlvla.run.evaluation import evaluate, line
 from rlvla.durable.files import claim, hold
 from rlvla.durable.interrupts import Interrupts
+from rlvla.run.evaluation import evaluate, line
 from rlvla.run.preflight import check_evaluate
 
 

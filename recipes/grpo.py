@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import rlvla_reward
 from rlvla import plan
-from rlvla.learner.advantage import with_advantages
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig, load
 from rlvla.durable.interrupts import Interrupts
+from rlvla.learner.advantage import with_advantages
+from rlvla.rollout.collect import collect
+from rlvla.rollout.tasks import TaskStream
+from rlvla.run.grpo import GRPORun
 from rlvla.run.metrics import PhaseTimer, rollout_metrics
 from rlvla.run.preflight import check_grpo
-from rlvla.rollout.tasks import TaskStream
-from rlvla.rollout.collect import collect
-from rlvla.run.grpo import GRPORun
 from rlvla.types import Group
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 
-from rlvla.data import dataset
-from rlvla.run import disk
 from rlvla import plan
-from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.config import SFTConfig, load
+from rlvla.data import dataset
 from rlvla.durable.files import claim, hold
 from rlvla.durable.interrupts import Interrupts
+from rlvla.policies.thinker.cold_start import start_policy
+from rlvla.run import disk
 from rlvla.run.preflight import check_result, check_sft
 from rlvla.run.sft import SFTRun, SFTTrainer
 

@@ -30,11 +30,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmark_result import cpu_model
+
 from benchmark_annotate_data import write_episodes
 from benchmark_annotate_parts import PARTS, measure_parts
 from benchmark_annotate_run import Measured, configure, run
 from benchmark_annotate_server import AnnotationServer
-from benchmark_result import cpu_model
 from rlvla.config import provenance
 from rlvla.report.svg_chart import COLOURS, INK, new_axes, to_svg
 

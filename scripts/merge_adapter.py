@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from rlvla.policies.thinker import policy
 from rlvla.durable.sealed import appear_sealed
 from rlvla.policies.models import auto
 from rlvla.policies.models.adapter import merge_down
 from rlvla.policies.models.lora import read_config
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 
 

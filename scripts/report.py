@@ -20,9 +20,9 @@ from typing import Any
 import report_curves
 import report_episodes
 import report_results
+from rlvla.durable.trajectories import load_trajectories
 from rlvla.report import html_page
 from rlvla.run.metrics import read_metrics
-from rlvla.durable.trajectories import load_trajectories
 from rlvla.types import Trajectory
 
 FILES = ("summary.json", "metrics.jsonl", "trajectories.jsonl")

@@ -33,11 +33,11 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a tiny random policy: Idefics3, 16 action bins, chunks [2, 4]."""
     import numpy as np
 
-    from rlvla.policies.thinker.actions import QuantileCodec
     from rlvla.config import TinyModelConfig
+    from rlvla.policies.models.tiny_vlm import build_tiny
+    from rlvla.policies.thinker.actions import QuantileCodec
     from rlvla.policies.thinker.policy import save_policy
     from rlvla.policies.thinker.prompt import PolicyProcessor
-    from rlvla.policies.models.tiny_vlm import build_tiny
 
     corpus = ['<think>look 100 200</think><tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 5, 10, 20]}}']
     model, hf_processor = build_tiny(TinyModelConfig(hidden_size=64, num_layers=2, vision_layers=1), corpus, 16, seed=0)

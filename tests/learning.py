@@ -17,13 +17,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.config import LearnerConfig, LossConfig, TinyModelConfig
 from rlvla.learner.learner import Learner
+from rlvla.policies.models.tiny_vlm import build_tiny
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.testing import TASK, make_trajectory, make_turn
-from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.types import EndReason, Group, SegmentKind, Turn
 
 NUM_BINS = 8

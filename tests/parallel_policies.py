@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlvla.config import ActionDecoding
+from rlvla.policies.models import auto
 from rlvla.policies.thinker import policy, prompt
 from rlvla.policies.thinker.action_slots import add_slots
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.config import ActionDecoding
 from rlvla.policies.thinker.markup import print_think, print_zoom
-from rlvla.policies.models import auto
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import Sampler, SampleRequest
 from rlvla.testing import make_turn

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from rlvla.run import identity
 from rlvla.annotation.asking import Journal, PluginAnnotator
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.prompts import prompt_hash
@@ -23,6 +22,7 @@ from rlvla.annotation.take import Annotator, Take, Tally
 from rlvla.config import AnnotateConfig, OpenAIConfig
 from rlvla.durable.files import CONTENT
 from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.run import identity
 from rlvla.types import Annotation, Decision, Demonstration
 
 T = TypeVar("T")

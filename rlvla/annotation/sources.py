@@ -13,9 +13,9 @@ from rlvla.annotation.store import Store
 from rlvla.annotation.take import Take
 from rlvla.config import AnnotateConfig
 from rlvla.data.demonstrations import Source, decisions
-from rlvla.plugins import Plugin, load
 from rlvla.data.read_hdf5 import open_hdf5
 from rlvla.data.read_lerobot import open_lerobot
+from rlvla.plugins import Plugin, load
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import state_ids, task_ids
 from rlvla.types import Decision

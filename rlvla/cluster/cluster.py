@@ -15,17 +15,17 @@ from ray._private import ray_constants
 from ray.exceptions import RayActorError
 from ray.util.placement_group import remove_placement_group
 
-from rlvla.durable.sealed import require_seen, seen
-from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
+from rlvla.cluster.actors import RolloutActor, SamplerActor
 from rlvla.cluster.dispatch import GRACE_S, Dispatcher, NoAnswerError, Watch, get_all, wait_for
-from rlvla.durable.interrupts import kept_handlers
 from rlvla.cluster.placement import Place, place, reserve
+from rlvla.cluster.weight_sync import sync_weights
+from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
+from rlvla.durable.interrupts import kept_handlers
+from rlvla.durable.sealed import require_seen, seen
 from rlvla.policies.thinker.prompt import vllm_obstacle
 from rlvla.rollout.collect import Job
-from rlvla.cluster.actors import RolloutActor, SamplerActor
 from rlvla.rollout.tasks import most_images
 from rlvla.types import Group, Trajectory
-from rlvla.cluster.weight_sync import sync_weights
 
 ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "LP_NUM_THREADS": "1"}
 """Of every actor: no chatter, and no thread storm of Mesa's software renderer."""

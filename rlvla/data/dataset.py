@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from rlvla.config import ActionKind
 from rlvla.data.checks import NEEDED, check_rows
 from rlvla.data.rows import PLACE, DatasetError, decode, encode, features, require_same
-from rlvla.durable.files import appear_whole, visible, write_json
 from rlvla.data.running_stats import RunningStats
+from rlvla.durable.files import appear_whole, visible, write_json
 from rlvla.types import Demonstration
 
 ROWS_PER_FILE = 2000

@@ -1,7 +1,7 @@
 """Recorded expert episodes as users have them: a frame, a state and an action at every env step, and no thought.
 
-`rlvla.data.read_hdf5` and `rlvla.data.read_lerobot` read them. This module says what an episode is, drops its no-ops, and cuts
-it into decisions; what a policy should think at them is the business of an annotator.
+`read_hdf5` and `read_lerobot` read them. This module says what an episode is, drops its no-ops, and cuts it into
+decisions; what a policy should think at them is the business of an annotator.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from rlvla.data.action_kind import contradiction
 from rlvla.config import ActionKind, ReadConfig
+from rlvla.data.action_kind import contradiction
 from rlvla.data.dataset import DatasetError
 from rlvla.types import Box, Decision
 

@@ -29,10 +29,10 @@ import pyarrow.parquet as pq
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from rlvla.config import ReadConfig
-from rlvla.data.rows import DatasetError, decode_picture
 from rlvla.data.demonstrations import Episode, Source, prepared, see_before_acting
-from rlvla.durable.files import visible
 from rlvla.data.read_video import FrameReader, first_frames
+from rlvla.data.rows import DatasetError, decode_picture
+from rlvla.durable.files import visible
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 ROWS_PER_BATCH = 64

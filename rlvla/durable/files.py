@@ -240,12 +240,14 @@ def sync_tree(folder: Path) -> None:
 
 CONTENT = "content of "
 """Begins the key of what lies at a path that a config names, see `rlvla.run.identity`."""
+SHIPPED = " of rlvla "
+"""Stands between the digest of code that comes with rlvla and the version that it came with."""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In words, what tells two protocols apart, key by key; empty where nothing does.
 
-    A content that only one of the two tells is not compared, see `warn_untold`.
+    A content that only one of the two tells, or two versions of rlvla tell, is not compared, see `warn_untold`.
     """
     aside = _untold(before, now)
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in aside]
@@ -253,10 +255,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def warn_untold(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Warn, in one line, of contents that cannot be compared: an earlier version kept none, a hub id had none yet."""
+    """Warn, in one line, of contents that cannot be compared: a hub id that had none yet, code of another version."""
     if keys := [key.removeprefix(CONTENT) for key in _untold(before, now)]:
         warnings.warn(f"{where} does not tell whether these are what they were: {', '.join(keys)}", stacklevel=3)
 
 
 def _untold(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [key for key in {**before, **now} if key.startswith(CONTENT) and (key in before) != (key in now)]
+    contents = [key for key in {**before, **now} if key.startswith(CONTENT)]
+    return [key for key in contents if _teller(before.get(key)) != _teller(now.get(key))]
+
+
+def _teller(content: str | None) -> str | None:
+    """The version of rlvla, where a content is that of its own code; None of no content."""
+    return content and content.partition(SHIPPED)[2]

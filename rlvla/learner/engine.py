@@ -23,12 +23,12 @@ from deepspeed.ops import __compatible_ops__ as compatible_ops
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from transformers.utils import logging as hf_logging
 
-from rlvla.policies.thinker import policy
 from rlvla.config import LearnerConfig
+from rlvla.durable.random_state import random_state, set_random_state
 from rlvla.learner.master_weights import keeping_masters, masters
 from rlvla.policies.models.lora import Adapter, take
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.durable.random_state import random_state, set_random_state
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlvla.learner import collate, loss
-from rlvla.policies.thinker import policy
-from rlvla.learner.collate import Batch, Row
 from rlvla.config import LearnerConfig, LossConfig
-from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid
+from rlvla.learner import collate, loss
+from rlvla.learner.collate import Batch, Row
 from rlvla.learner.engine import DTYPES, Engine, join, poisoned
 from rlvla.policies.models.lora import Adapter
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import Group, SegmentKind
 

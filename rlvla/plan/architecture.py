@@ -14,10 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlvla.policies.thinker.actions import NUM_BINS, QuantileCodec
 from rlvla.config import LoraConfig, PlanConfig, TinyModelConfig
-from rlvla.policies.models import auto
 from rlvla.plan.model import ModelFigures, Stack, count
+from rlvla.policies.models import auto
+from rlvla.policies.thinker.actions import NUM_BINS, QuantileCodec
 
 if TYPE_CHECKING:
     from rlvla.policies.models.openvla.config import OpenVLAConfig
@@ -114,8 +114,8 @@ def _of_json(path: Path, lora: LoraConfig | None) -> ModelFigures:
 def _of_tiny(tiny: TinyModelConfig, num_bins: int, lora: LoraConfig | None, why: str) -> ModelFigures:
     import torch
 
-    from rlvla.policies.thinker.prompt import PolicyProcessor
     from rlvla.policies.models.tiny_vlm import build_tiny
+    from rlvla.policies.thinker.prompt import PolicyProcessor
 
     with torch.device("meta"):
         model, hf_processor = build_tiny(tiny, _TINY_CORPUS, num_bins, seed=0)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlvla.plan import report as plan_report, speed as plan_speed, world as plan_world
-from rlvla.policies.thinker.actions import NUM_BINS
 from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, SFTConfig
+from rlvla.plan import report as plan_report
+from rlvla.plan import speed as plan_speed
+from rlvla.plan import world as plan_world
 from rlvla.plan.architecture import figures_of
 from rlvla.plan.memory import (
     BYTES,
@@ -25,6 +26,7 @@ from rlvla.plan.memory import (
 from rlvla.plan.model import ModelFigures
 from rlvla.plan.speed import DEVICES, Rollout, TurnTokens, turn_tokens
 from rlvla.plan.world import World
+from rlvla.policies.thinker.actions import NUM_BINS
 from rlvla.policies.thinker.prompt import read_decoding
 from rlvla.policies.thinker.tools import load_tools
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from rlvla.config import EpisodeConfig
-from rlvla.rollout.episode import MAX_CALL_TOKENS
 from rlvla.plan.model import ModelFigures
+from rlvla.rollout.episode import MAX_CALL_TOKENS
 
 PROMPT_TEXT_TOKENS = 48
 """Instruction and chat template: LIBERO's longest instruction has 83 characters, Qwen's template 20 tokens."""

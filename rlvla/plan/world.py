@@ -9,10 +9,10 @@ from typing import Any
 
 from rlvla.config import ActionDecoding, EvaluateConfig, GRPOConfig, PlanConfig, SFTConfig
 from rlvla.data.dataset import read_sizes
-from rlvla.run.preflight import check_world
 from rlvla.policies.thinker.prompt import read_decoding, read_settings
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import task_ids
+from rlvla.run.preflight import check_world
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The far side of `env_process`: a server that has the simulator loaded and forks, and what runs in its children.
 
-`python -m rlvla.rollout.env_server FD` is started by `env_process` only. Children are forked from a process that has imported
-everything and started nothing, so that they begin in milliseconds and share its memory. The forkserver of
+`python -m rlvla.rollout.env_server FD` is started by `env_process` only. Children are forked from a process that has
+imported everything and started nothing, so that they begin in milliseconds and share its memory. The forkserver of
 `multiprocessing` does not serve here: it preloads without our `sys.path`, and has each child import the parent's main
 module, which in a Ray actor is Ray.
 """

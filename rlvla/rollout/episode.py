@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.rollout.env_thread import EnvCrashError, EnvThread, NeighbourCrashError
-from rlvla.policies.thinker.markup import Span, parse
 from rlvla.plugins import wrong
+from rlvla.policies.thinker.markup import Span, parse
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.protocols import SampleOutput, SampleRequest, Simulator
 from rlvla.policies.thinker.tools import PICTURE, call_tool, is_picture
 from rlvla.policies.thinker.turn_context import Context, Decider, Decision, Recall, executed
+from rlvla.protocols import SampleOutput, SampleRequest, Simulator
+from rlvla.rollout.env_thread import EnvCrashError, EnvThread, NeighbourCrashError
 from rlvla.types import Box, EndReason, Observation, Segment, SegmentKind, TaskSpec, Trajectory, Turn
 
 MAX_CALL_TOKENS = 64

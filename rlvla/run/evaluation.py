@@ -9,17 +9,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rlvla.run import identity
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import EvaluateConfig, provenance, write_resolved
-from rlvla.rollout.env_server import made_with
-from rlvla.rollout.episode import derive_seed
+from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.policies.thinker.prompt import read_trained
 from rlvla.protocols import Env
 from rlvla.rollout.collect import Job
-from rlvla.rollout.env_server import make_env
+from rlvla.rollout.env_server import made_with, make_env
+from rlvla.rollout.episode import derive_seed
 from rlvla.rollout.tasks import state_ids, task_ids, trial_states
-from rlvla.durable.trajectories import load_trajectories, save_trajectories
+from rlvla.run import identity
 from rlvla.run.trials import Trial, TrialLog, success_rate, summarise, to_trial
 from rlvla.types import TaskSpec
 

@@ -19,21 +19,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rlvla.run import disk, identity
-from rlvla.durable.sealed import appear_sealed, forget_old, newest_whole
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig, write_resolved
 from rlvla.durable.files import claim, differences, hold, sync_lines, write_json
 from rlvla.durable.interrupts import Interrupts
-from rlvla.run.ledger import Ledger
-from rlvla.run.metrics import MetricsLogger, PhaseTimer, read_metrics
+from rlvla.durable.random_state import random_state, seed_random, set_random_state
+from rlvla.durable.sealed import appear_sealed, forget_old, newest_whole
+from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.policies.thinker.prompt import note_trained
 from rlvla.protocols import Stateful
-from rlvla.durable.random_state import random_state, seed_random, set_random_state
 from rlvla.rollout.collect import Job, Play
 from rlvla.rollout.tasks import TaskStream
+from rlvla.run import disk, identity
+from rlvla.run.ledger import Ledger
+from rlvla.run.metrics import MetricsLogger, PhaseTimer, read_metrics
 from rlvla.run.skipping import FutileCount, SkipCount
-from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.types import Group, Trajectory
 
 SHOWN = ("success", "format_rate", "tool_calls_per_turn", "response_tokens", "kl", "mismatch_kl")

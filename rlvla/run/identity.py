@@ -2,7 +2,7 @@
 
 `of` gives one flat mapping: every key of a config with its value, and `content of <key>` for each key that names a
 model, a data set, recorded episodes, a plugin, an env, or a file for one of them. What may change between two starts is
-left out by whoever compares (`rlvla.run.preflight`, `rlvla.run.evaluation`, `rlvla.annotation.run`), with `files.differences`.
+left out by whoever compares (`preflight`, `evaluation`, `rlvla.annotation.run`), with `files.differences`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rlvla.durable.sealed import MANIFEST
+from rlvla import __version__
 from rlvla.config import EnvConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.data.dataset import data_files
-from rlvla.rollout.env_server import make_env
-from rlvla.durable.files import CONTENT, write_json
-from rlvla.policies.models.lora import FOLDER as ADAPTER
+from rlvla.durable.files import CONTENT, SHIPPED, write_json
+from rlvla.durable.sealed import MANIFEST
 from rlvla.plugins import PluginError, resolve
+from rlvla.policies.models.lora import FOLDER as ADAPTER
+from rlvla.rollout.env_server import make_env
 
 FILE = "identity.json"
 """In the output folder of a cold start or a GRPO run."""
@@ -36,7 +37,8 @@ _POLICY = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of weights, settings and tokenizer; a card, and other formats of the weights, do not count."""
 _LARGE = 1 << 30
 """Bytes from which on reading them shows a bar."""
-_OWN = Path(__file__).parent
+_SHIPPED = ("rlvla", "rlvla_envs", "rlvla_reward")
+_OWN = Path(__file__).parents[1]
 
 
 def of(cfg: Any, leave_out: Collection[str] = ()) -> dict[str, Any]:
@@ -120,14 +122,21 @@ def of_plugin(spec: str) -> str:
     home = getattr(found, "__module__", None) or ""
     is_ours = home.partition(".")[0] not in sys.stdlib_module_names  # that of a functools.partial is
     modules = [*([home] if is_ours else []), *([] if target.endswith(".py") else [target])]
-    return _of_sources([target] if target.endswith(".py") else [], modules)
+    return _told(home, _of_sources([target] if target.endswith(".py") else [], modules))
 
 
 def of_env(cfg: EnvConfig) -> str:
     """Of the source of an env's class; its constructor runs, no reset."""
     env: Any = make_env(cfg)
     env.close()
-    return _of_sources([], [type(env).__module__, *cfg.imports])
+    home = type(env).__module__
+    return _told(home, _of_sources([], [home, *cfg.imports]))
+
+
+def _told(module: str, digest: str) -> str:
+    """A digest, with our version where the code is ours: the next version's is another, and does the same."""
+    is_ours = module.partition(".")[0] in _SHIPPED
+    return f"{digest}{SHIPPED}{__version__}" if digest and is_ours else digest
 
 
 def _of_argument(value: Any) -> str:

@@ -16,22 +16,19 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rlvla.run import identity
-from rlvla.annotation.asking import load_annotator
-from rlvla.annotation.run import SERVER
-from rlvla.annotation.sources import load_expert
+from rlvla.cluster.placement import reserved
 from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.data.dataset import read_sizes
 from rlvla.durable.files import CONTENT, differences, warn_untold
-from rlvla.run.metrics import require_sinks
 from rlvla.policies.models.lora import require_lora
-from rlvla.cluster.placement import reserved
 from rlvla.policies.thinker.prompt import POLICY_FILE, PolicyProcessor, vllm_obstacle
+from rlvla.policies.thinker.tools import load_tools
+from rlvla.policies.thinker.turn_context import require_action_temperature
 from rlvla.protocols import Env
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import state_ids, task_ids, trial_states
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import require_action_temperature
+from rlvla.run import identity
+from rlvla.run.metrics import require_sinks
 
 _MAY_CHANGE = (
     *("output", "num_steps", "validate_every", "save_every", "keep_states", "save_trajectories", "num_trials"),
@@ -44,26 +41,6 @@ _MAY_CHANGE = (
 """Keys of a run, with all below them, that its saved states do not depend on, or that say how far it goes."""
 _MUST_STAY = ("cluster.num_learners",)
 """The ones among them that states do depend on: each rank has saved its share of the optimizer."""
-
-
-def check_annotate(cfg: AnnotateConfig) -> None:
-    """Source or simulator, expert and annotator are there.
-
-    Raises:
-        ValueError: the message names the key.
-        FileNotFoundError: `source` does not exist.
-    """
-    if cfg.annotator and cfg.annotator != SERVER:
-        load_annotator(cfg.annotator, cfg.annotator_kwargs)
-    if cfg.source is None:
-        load_expert(cfg)
-        _check_env(cfg)
-    elif not cfg.source.exists():
-        raise FileNotFoundError(f"source: there is no {cfg.source}")
-    elif cfg.output.resolve().is_relative_to(cfg.source.resolve()):
-        raise ValueError(
-            f"output: {cfg.output} lies in source {cfg.source}, which has to stay as it is: name a folder beside it"
-        )
 
 
 def check_sft(cfg: SFTConfig) -> None:
@@ -90,7 +67,7 @@ def check_sft(cfg: SFTConfig) -> None:
     if cfg.num_trials:
         load_tools(cfg.episode.tools)
         _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
-        _check_env(cfg)
+        check_env(cfg)
 
 
 def check_result(cfg: SFTConfig, model: Any, processor: PolicyProcessor) -> None:
@@ -128,7 +105,7 @@ def check_grpo(cfg: GRPOConfig) -> None:
     _check_policy(cfg)
     require_lora(cfg.model, cfg.learner.lora)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
-    _check_env(cfg)
+    check_env(cfg)
 
 
 def check_evaluate(cfg: EvaluateConfig) -> None:
@@ -141,7 +118,7 @@ def check_evaluate(cfg: EvaluateConfig) -> None:
     """
     _check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
-    _check_env(cfg)
+    check_env(cfg)
 
 
 def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
@@ -181,7 +158,8 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
         )
 
 
-def _check_env(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig) -> None:
+def check_env(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig) -> None:
+    """`check_world` of the env that the config names; raises what its constructor raises."""
     env = make_env(cfg.env)
     try:
         check_world(cfg, env)

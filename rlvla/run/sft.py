@@ -19,23 +19,23 @@ from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, InitProces
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from rlvla.run import identity
-from rlvla.durable.sealed import appear_sealed, forget_old, newest_whole, require_seen, seen
-from rlvla.policies.thinker.cold_start import to_turn
-from rlvla.learner.collate import Row, to_batch, to_row
 from rlvla.config import SFTConfig, write_resolved
 from rlvla.data.dataset import DemonstrationSet
-from rlvla.run.evaluation import evaluate, line
 from rlvla.durable.files import aside_of, sync_lines, write_json
-from rlvla.policies.thinker.hybrid_mask import check_hybrid
 from rlvla.durable.interrupts import Interrupts
-from rlvla.learner.learner import learning_rate
+from rlvla.durable.sealed import appear_sealed, forget_old, newest_whole, require_seen, seen
+from rlvla.learner.collate import Row, to_batch, to_row
 from rlvla.learner.engine import deepspeed_config, meet, poisoned, skip_compilation, update  # names the CPU
+from rlvla.learner.learner import learning_rate
 from rlvla.learner.loss import sft_token_loss
 from rlvla.learner.master_weights import keeping_masters, masters
-from rlvla.run.metrics import MetricsLogger
+from rlvla.policies.thinker.cold_start import to_turn
+from rlvla.policies.thinker.hybrid_mask import check_hybrid
 from rlvla.policies.thinker.policy import has_adapter, holding, prepare, save_policy, token_logprobs
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.run import identity
+from rlvla.run.evaluation import evaluate, line
+from rlvla.run.metrics import MetricsLogger
 from rlvla.run.skipping import SkipCount
 
 

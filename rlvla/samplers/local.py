@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from rlvla.policies.models.lora import Adapter, config_of, load_adapter, put_on
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.hybrid_mask import base_model, check_hybrid, model_inputs
-from rlvla.policies.models.lora import Adapter, config_of, load_adapter, put_on
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.samplers.vllm.engine import refuse_other_adapter, refuse_other_weights, weight_names
@@ -28,7 +28,7 @@ class TransformersSampler:
     """A `protocols.Sampler`; thread-safe.
 
     Text is generated token by token, each drawn from softmax(logits / temperature); actions are drawn from one forward
-    with the learner's own inputs and mask. Probabilities are those that `rlvla.policies.thinker.policy.token_logprobs` gives.
+    with the learner's own inputs and mask. Probabilities are those that `policy.token_logprobs` gives.
 
     Args:
         model: checkpoint folder.
@@ -67,7 +67,7 @@ class TransformersSampler:
         """Replace the weights between two requests.
 
         Args:
-            weights: {name in the Hugging Face checkpoint: array}, all of them; see `rlvla.policies.thinker.policy.named_weights`. Or
+            weights: {name in the Hugging Face checkpoint: array}, all of them; see `policy.named_weights`. Or
                 the adapter of a LoRA policy, which stays beside the checkpoint's weights, unmerged.
             policy_version: put on every output from now on.
 

@@ -2,7 +2,7 @@
 
     python scripts/benchmark/actions.py --output docs/results/actions_benchmark.json
 
-The model has random weights (`rlvla.policies.models.tiny_vlm`). The chunk is K x A = 8 x 7 tokens, as on LIBERO. The context of a chunk
+The model has random weights (`tiny_vlm`). The chunk is K x A = 8 x 7 tokens, as on LIBERO. The context of a chunk
 alone (`chunk`) is a prompt with two pictures and a thought, and is in the prefix cache, as it is when the thought has
 just been sampled. Decisions look closer (`zoom`), `think`, or neither (`act`), each of a fixed length, out of vLLM and
 out of transformers, which serves one request at a time.
@@ -22,15 +22,15 @@ import numpy as np
 import tyro
 
 from measuring import latencies, table, write_result
+from rlvla.config import SamplerConfig, TinyModelConfig
+from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.policies.thinker.action_slots import add_slots
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.config import SamplerConfig, TinyModelConfig
-from rlvla.samplers.local import TransformersSampler
 from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import Sampler, SampleRequest
+from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.sampler import VLLMSampler
-from rlvla.policies.models.tiny_vlm import build_tiny
 
 CHUNK_LENGTH, ACTION_SIZE = 8, 7
 NUM_BINS = 256

@@ -1,7 +1,7 @@
 """The learners that ours is compared with, each one update a step on the rows of our rollout, in one process.
 
-**A plain torch loop over padded batches.** Same checkpoint, reference, objective (`rlvla.learner.loss`), scoring of tokens
-(`rlvla.policies.thinker.policy`), AdamW, gradient clipping and rows per forward as ours, without DeepSpeed. Two ways to lay the rows
+**A plain torch loop over padded batches.** Same checkpoint, reference, objective (`grpo_token_loss`), scoring of tokens
+(`token_logprobs`), AdamW, gradient clipping and rows per forward as ours, without DeepSpeed. Two ways to lay the rows
 out, both in the order in which the rollout gave them:
 
 - `padded`: as SimpleVLA-RL's learner (PRIME-RL/SimpleVLA-RL, verl/workers/actor/dp_rob.py, `update_policy`): every
@@ -36,10 +36,10 @@ import numpy as np
 import torch
 
 from measuring import Run
-from rlvla.learner import collate, loss
-from rlvla.policies.thinker import policy
-from rlvla.learner.collate import KINDS, Batch, Row
 from rlvla.config import GRPOConfig
+from rlvla.learner import collate, loss
+from rlvla.learner.collate import KINDS, Batch, Row
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import Group, SegmentKind
 

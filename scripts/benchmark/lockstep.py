@@ -1,9 +1,8 @@
 """The rollout that ours is compared with: `transformers.generate` over the whole batch, in lockstep.
 
 It makes the same decisions as ours: same checkpoint, same prompts, markup, tools, limits and temperature (it plays our
-`rlvla.rollout.episode.run_episode`), same envs in the same kind of processes, same initial states, one env per trajectory. What
-differs is what SimpleVLA-RL's rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/rob_rollout.py,
-`_generate_minibatch`):
+`run_episode`), same envs in the same kind of processes, same initial states, one env per trajectory. The difference is
+what SimpleVLA-RL's rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/rob_rollout.py, `_generate_minibatch`):
 
 - All envs decide together: no decision begins before all have made the one before.
 - Each phase of a decision (until `</tool>` or `</act>`) is one `model.generate` with KV cache over a left-padded batch
@@ -32,14 +31,14 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from measuring import Run
 from ours import rollout_run
-from rlvla.policies.thinker import policy
 from rlvla.config import GRPOConfig
-from rlvla.rollout.env_process import EnvPool
-from rlvla.rollout.episode import Decider, run_episode
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job
-from rlvla.policies.thinker.tools import load_tools
+from rlvla.rollout.env_process import EnvPool
+from rlvla.rollout.episode import Decider, run_episode
 from rlvla.types import Trajectory
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from rlvla.config import provenance
 
-# Before Mesa and transformers are loaded: as `rlvla.cluster.cluster` sets them for its actors.
+# Before Mesa and transformers are loaded: as `rlvla.cluster` sets them for its actors.
 os.environ.setdefault("LP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 ROOT = Path(__file__).resolve().parents[2]

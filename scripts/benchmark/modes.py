@@ -27,12 +27,12 @@ import tyro
 
 from measuring import ROOT, checkpoint_name, latencies, table, write_result
 from rlvla.config import EpisodeConfig, EvaluateConfig, load
-from rlvla.rollout.episode import Decider, EnvThread, run_episode
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.protocols import Env, SampleOutput, Sampler, SampleRequest
-from rlvla.rollout.tasks import TaskStream, most_images
-from rlvla.rollout.env_server import make_env
 from rlvla.policies.thinker.tools import load_tools
+from rlvla.protocols import Env, SampleOutput, Sampler, SampleRequest
+from rlvla.rollout.env_server import make_env
+from rlvla.rollout.episode import Decider, EnvThread, run_episode
+from rlvla.rollout.tasks import TaskStream, most_images
 from rlvla.types import SegmentKind, TaskSpec, Trajectory, Turn
 
 PAPER_RATIO = 1.19
@@ -97,7 +97,7 @@ def measure(
         model,
         cfg.sampler,
         max_images=most_images(cfg.env, cfg.episode),
-        max_model_len=cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster.cluster`
+        max_model_len=cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster`
         seed=seed,
         action_decoding=processor.action_decoding,
     )

@@ -11,20 +11,20 @@ import numpy as np
 
 import rlvla_reward
 from measuring import Run
-from rlvla.learner.advantage import with_advantages
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
-from rlvla.rollout.env_process import EnvPool
-from rlvla.rollout.env_thread import EnvThread
+from rlvla.learner.advantage import with_advantages
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.rollout.collect import Job, rollout
+from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_server import make_env
+from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.tasks import task_ids
 from rlvla.types import Group, TaskSpec, Trajectory
 
 
 def jobs_of(tasks: Sequence[TaskSpec], group_size: int) -> list[Job]:
-    """The episodes of a step, in the order in which `rlvla.rollout.rollout` plays them."""
+    """The episodes of a step, in the order in which `rlvla.rollout.collect.rollout` plays them."""
     return [Job(task=task, member=member) for task in tasks for member in range(group_size)]
 
 

@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 
-from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.policies.models.lora import parse_config
 from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
+from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.policies.thinker.prompt import parse_settings
 from target import FOLDER, refused, spread, target, written
 

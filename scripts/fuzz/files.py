@@ -16,14 +16,14 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from rlvla.data import dataset
 from rlvla.annotation.answers import AnswerLog, checked
 from rlvla.config import ReadConfig
+from rlvla.data import dataset
 from rlvla.data.dataset import DatasetError
-from rlvla.data.rows import decode_picture
 from rlvla.data.read_hdf5 import open_hdf5
 from rlvla.data.read_lerobot import open_lerobot
 from rlvla.data.read_video import decode
+from rlvla.data.rows import decode_picture
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.types import Demonstration, EndReason, TaskSpec, Trajectory
 from target import FOLDER, refused, spread, target, written

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from rlvla.durable.files import read_lines
-from rlvla.run.ledger import balance
 from rlvla.report.svg_chart import COLOURS, new_axes, to_svg
+from rlvla.run.ledger import balance
 from strikes import Sample
 
 WARM_UP_S = 900.0

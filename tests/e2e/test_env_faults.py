@@ -13,19 +13,19 @@ import psutil
 import pytest
 import ray
 
-from rlvla.policies.thinker.actions import QuantileCodec
+from rlvla.cluster.actors import RolloutActor
 from rlvla.cluster.cluster import start_ray
-from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, TinyModelConfig
 from rlvla.cluster.dispatch import Dispatcher, Watch
-from rlvla.run.metrics import rollout_metrics
+from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, TinyModelConfig
 from rlvla.plugins import PluginError
+from rlvla.policies.models.tiny_vlm import build_tiny
+from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job
-from rlvla.cluster.actors import RolloutActor
 from rlvla.rollout.tasks import TaskStream
-from rlvla.policies.models.tiny_vlm import build_tiny
+from rlvla.run.metrics import rollout_metrics
 from rlvla.types import EndReason, Group, TaskSpec
 from tests.look_then_act import ZOOM, LookThenAct, assert_same_play
 

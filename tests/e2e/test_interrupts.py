@@ -21,8 +21,8 @@ import psutil
 import pytest
 import yaml
 
-from rlvla.durable.sealed import damage
 from rlvla.durable.interrupts import GRACE_S
+from rlvla.durable.sealed import damage
 from rlvla.run.metrics import read_metrics
 from tests.e2e.run import ROOT, TORCHRUN, environment, noted, recipe, struck
 from tests.full_disk import can_mount

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rlvla.data import dataset
-from rlvla.run.metrics import read_metrics
-from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.durable.trajectories import load_trajectories
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.run.metrics import read_metrics
 from rlvla.types import SegmentKind
 from tests.e2e.run import recipe, script
 

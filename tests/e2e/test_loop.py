@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rlvla.durable.trajectories import load_trajectories
 from rlvla.run.identity import of_policy
 from rlvla.run.metrics import read_metrics
-from rlvla.durable.trajectories import load_trajectories
 from tests.e2e.run import TORCHRUN, recipe, script
 
 pytestmark = pytest.mark.timeout(900)

@@ -24,8 +24,8 @@ import psutil
 import pytest
 import ray
 
-from rlvla.durable.sealed import appear_sealed, newest_whole
 from rlvla.cluster.cluster import Cluster, ProcessLostError
+from rlvla.cluster.dispatch import Watch, wait_for
 from rlvla.config import (
     ClusterConfig,
     EnvConfig,
@@ -35,7 +35,7 @@ from rlvla.config import (
     LearnerConfig,
     SamplerConfig,
 )
-from rlvla.cluster.dispatch import Watch, wait_for
+from rlvla.durable.sealed import appear_sealed, newest_whole
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rlvla.run.metrics import read_metrics
 from rlvla.durable.trajectories import load_trajectories
+from rlvla.run.metrics import read_metrics
 from rlvla.types import SegmentKind, Turn
 from tests.e2e.run import recipe
 

@@ -24,9 +24,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from rlvla.durable.trajectories import load_trajectories
 from rlvla.run.ledger import balance
 from rlvla.run.metrics import read_metrics
-from rlvla.durable.trajectories import load_trajectories
 from tests.e2e.run import ROOT, environment, recipe, struck
 from tests.learning import make_checkpoint
 

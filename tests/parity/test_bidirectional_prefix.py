@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
 from rlvla.cluster.cluster import Cluster
-from rlvla.learner.collate import to_batch, to_row
 from rlvla.config import EvaluateConfig, SamplerConfig
-from rlvla.samplers.local import TransformersSampler
+from rlvla.learner.collate import to_batch, to_row
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
+from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
 from rlvla.testing import make_turn
 from rlvla.types import SegmentKind, Turn

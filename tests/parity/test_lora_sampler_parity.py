@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
-from rlvla.learner.collate import to_batch, to_row
 from rlvla.config import LoraConfig, SamplerConfig
-from rlvla.samplers.local import TransformersSampler
+from rlvla.learner.collate import to_batch, to_row
 from rlvla.policies.models.lora import Adapter, take
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.sampler import VLLMSampler
 from rlvla.types import Turn
 from tests import parallel_policies as tiny

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from rlvla.config import AdvantageConfig, LossConfig
 from rlvla.learner import loss
 from rlvla.learner.advantage import advantages
-from rlvla.config import AdvantageConfig, LossConfig
 
 LENGTHS = ((3, 2), (4,), (1, 5, 2), (6,))
 """Sampled tokens of each turn of each trajectory."""

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
 from rlvla.learner.collate import Batch, to_batch, to_row
-from rlvla.samplers.local import TransformersSampler
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
+from rlvla.samplers.local import TransformersSampler
 from rlvla.types import Turn
 from tests import parallel_policies as tiny
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from rlvla.config import SamplerConfig
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.config import SamplerConfig
 from rlvla.policies.thinker.markup import print_think, print_zoom
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.samplers.vllm.sampler import VLLMSampler
 from rlvla.samplers.vllm.plugin.request import ActionBlock, encode_ids, take_actions
+from rlvla.samplers.vllm.sampler import VLLMSampler
 from tests.tiny_checkpoints import ARCHITECTURES, build
 
 TOLERANCE = 1e-4  # nats, float32

@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from rlvla.config import ActionDecoding, SamplerConfig
+from rlvla.policies.models.openvla.config import OpenVLAConfig
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.action_slots import add_slots
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.config import ActionDecoding, SamplerConfig
-from rlvla.policies.models.openvla.config import OpenVLAConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
-from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
 from rlvla.samplers.vllm.plugin.request import EXTRA_ARG
+from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
 from tests.tiny_checkpoints import build
 
 pytestmark = pytest.mark.slow
@@ -117,7 +117,8 @@ async def test_causal_blocks_take_no_backend_with_full_attention(checkpoint, mon
 def test_blocks_that_come_out_of_the_prefix_cache_are_noticed(checkpoint, monkeypatch):
     from vllm.v1.core import kv_cache_utils
 
-    from rlvla.samplers.vllm import plugin as vllm_plugin, sampler
+    from rlvla.samplers.vllm import plugin as vllm_plugin
+    from rlvla.samplers.vllm import sampler
     from rlvla.samplers.vllm.plugin import worker
 
     plain = kv_cache_utils.generate_block_hash_extra_keys
@@ -125,7 +126,7 @@ def test_blocks_that_come_out_of_the_prefix_cache_are_noticed(checkpoint, monkey
     monkeypatch.setattr(kv_cache_utils, "generate_block_hash_extra_keys", plain)
     for module in (sampler, worker, vllm_plugin):
         monkeypatch.setattr(module, "register", lambda: None)
-    with pytest.raises(SamplerError, match=r"are an action block.*register rlvla\.vllm_plugin"):
+    with pytest.raises(SamplerError, match=r"are an action block.*register rlvla\.samplers\.vllm\.plugin"):
         start(checkpoint)
 
 

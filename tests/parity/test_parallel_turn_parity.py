@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
-from rlvla.learner.collate import to_batch, to_row
 from rlvla.config import SamplerConfig
+from rlvla.learner.collate import to_batch, to_row
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.samplers.vllm.sampler import VLLMSampler
 from tests import parallel_policies as tiny

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from rlvla.config import SamplerConfig
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.config import SamplerConfig
 from rlvla.policies.thinker.markup import print_think, print_zoom
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlvla.learner import loss
 from rlvla.config import LossConfig
+from rlvla.learner import loss
 
 NAMES = {"token": "bnpo", "trajectory": "grpo", "constant": "dr_grpo"}
 """Our averages and TRL's loss types; TRL knows no turns, so each row is a trajectory."""

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
-from rlvla.learner.collate import rows, to_batch
 from rlvla.config import EnvConfig, EpisodeConfig, SamplerConfig
+from rlvla.learner.collate import rows, to_batch
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.tools import load_tools
+from rlvla.policies.thinker.turn_context import Decider
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import run_episode
-from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.rollout.tasks import most_images
 from rlvla.samplers.vllm.sampler import VLLMSampler
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import Decider
 from rlvla.types import EndReason, Group, SegmentKind, TaskSpec
 from tests import two_cameras
 

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla.learner.advantage import advantages
 from rlvla.config import AdvantageConfig
+from rlvla.learner.advantage import advantages
 
 REWARDS = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=16).map(np.array)
 CONFIGS = st.builds(AdvantageConfig, normalize_std=st.booleans(), eps=st.sampled_from([0.0, 1e-6, 1e-4]))

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla.learner import collate, loss
 from rlvla.config import LossConfig
+from rlvla.learner import collate, loss
 from rlvla.testing import make_turn
 from rlvla.types import SegmentKind
 

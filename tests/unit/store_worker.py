@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd  # noqa: F401 (pyarrow loads it with its first array, which would be in each process)
 
-from rlvla.data import dataset
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply, Tally
+from rlvla.data import dataset
 from rlvla.types import Annotation, Demonstration, Provenance
 
 PROTOCOL = {"seed": 0, "names": ["a", "b"]}

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlvla.policies.thinker import policy
 from rlvla.config import LoraConfig
 from rlvla.policies.models import auto
 from rlvla.policies.models.openvla.checkpoint import CheckpointError
+from rlvla.policies.thinker import policy
 from tests import parallel_policies
 
 LORA = LoraConfig(rank=2, alpha=4.0)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import rlvla_reward
-from rlvla.learner.advantage import advantages, with_advantages
 from rlvla.config import AdvantageConfig, GRPOConfig
+from rlvla.learner.advantage import advantages, with_advantages
 from rlvla.testing import TASK, make_group, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind
 

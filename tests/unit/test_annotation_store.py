@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from rlvla.data import dataset
 from rlvla.annotation.answers import AnswerLog
 from rlvla.annotation.run import protocol
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply, Tally
 from rlvla.config import AnnotateConfig, EnvConfig, OpenAIConfig, to_dict
+from rlvla.data import dataset
 from rlvla.durable.files import CONTENT
 from rlvla.types import Annotation, Demonstration
 from tests.e2e.run import script

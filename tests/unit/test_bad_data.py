@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rlvla.data import dataset
-from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.annotation.answers import AnswerLog, checked
 from rlvla.config import ReadConfig
+from rlvla.data import dataset
 from rlvla.data.dataset import DatasetError
-from rlvla.data.rows import MAX_PIXELS, decode_picture
-from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
-from rlvla.policies.thinker.prompt import PolicyProcessor, parse_settings
 from rlvla.data.read_lerobot import open_lerobot
+from rlvla.data.rows import MAX_PIXELS, decode_picture
 from rlvla.durable.trajectories import load_trajectories
+from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
+from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
+from rlvla.policies.thinker.prompt import PolicyProcessor, parse_settings
 from rlvla.policies.thinker.tools import call_tool
 from rlvla.types import Demonstration
 from tests.unit.recorded import png, raw, write_hdf5, write_v2, write_v3

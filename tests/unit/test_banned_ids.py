@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
 from rlvla.cluster.cluster import LearnerActor
-from rlvla.learner.collate import to_batch, to_row
 from rlvla.config import EpisodeConfig, GRPOConfig, LearnerConfig, LoraConfig
+from rlvla.learner.collate import to_batch, to_row
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.tools import load_tools
+from rlvla.policies.thinker.turn_context import Decider
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import decide
 from rlvla.samplers.local import TransformersSampler
-from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.testing import TASK, make_trajectory
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import Decider
 from rlvla.types import Group, Observation, Turn
 from tests import parallel_policies as tiny
 from tests.learning import free_address

@@ -113,8 +113,8 @@ def test_nothing_is_learned_while_it_is_measured(tmp_path: Path) -> None:
 
 def test_the_padded_layout_fills_the_horizon_with_turns_that_teach_nothing() -> None:
     from learners import to_horizon, widen
-    from rlvla.learner import advantage, collate
     from rlvla.config import AdvantageConfig
+    from rlvla.learner import advantage, collate
 
     group = advantage.with_advantages(make_group((0.0, 1.0)), AdvantageConfig(), {})
     rows = collate.rows([group], mask_context_full=True)

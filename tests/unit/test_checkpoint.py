@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from rlvla.durable.sealed import MANIFEST, appear_sealed, damage, forget_old, newest_whole, require_seen, seen
 from rlvla.durable.files import aside_of
+from rlvla.durable.sealed import MANIFEST, appear_sealed, damage, forget_old, newest_whole, require_seen, seen
 from tests.unit.checkpoint_writer import NUM_FILES, content
 
 ROOT = Path(__file__).resolve().parents[2]

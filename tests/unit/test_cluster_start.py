@@ -12,13 +12,14 @@ import pytest
 
 from rlvla.cluster.cluster import start_ray
 from rlvla.config import ClusterConfig, SamplerConfig
-from rlvla.samplers.vllm.sampler import VLLMSampler
 from rlvla.samplers.vllm.engine import least_kv_cache_mb
+from rlvla.samplers.vllm.sampler import VLLMSampler
 from tests.e2e.run import ROOT, environment
 from tests.learning import free_address, make_checkpoint, make_learner
 
 START = (
-    "import ray; from rlvla.cluster.cluster import *; start_ray(ClusterConfig()); print(ray.get_runtime_context().gcs_address)"
+    "import ray; from rlvla.cluster.cluster import *; start_ray(ClusterConfig()); "
+    "print(ray.get_runtime_context().gcs_address)"
 )
 
 

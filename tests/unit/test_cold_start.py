@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.cold_start import start_policy, to_turn
 from rlvla.config import ActionDecoding, EpisodeConfig, LoraConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import DatasetError, DemonstrationSet, read, write
-from rlvla.rollout.episode import Decider, EnvThread, decide
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.cold_start import start_policy, to_turn
 from rlvla.policies.thinker.markup import print_think, print_zoom
 from rlvla.policies.thinker.prompt import PolicyProcessor, note_trained
-from rlvla.testing import ScriptedSampler
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.policies.thinker.turn_context import Recall
+from rlvla.rollout.episode import Decider, EnvThread, decide
+from rlvla.testing import ScriptedSampler
 from rlvla.types import Demonstration, Observation
 
 VIEW = np.full((64, 64, 3), 90, np.uint8)

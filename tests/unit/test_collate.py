@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from rlvla.config import num_minibatches
 from rlvla.learner import collate
 from rlvla.learner.collate import KINDS, Row
-from rlvla.config import num_minibatches
 from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind
 

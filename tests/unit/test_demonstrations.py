@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla.data import dataset
 from rlvla.annotation.run import unannotated
 from rlvla.annotation.take import Take
-from rlvla.policies.thinker.cold_start import to_turn
 from rlvla.config import ReadConfig
+from rlvla.data import dataset
 from rlvla.data.dataset import DatasetError
 from rlvla.data.demonstrations import (
     Episode,
@@ -31,6 +30,7 @@ from rlvla.data.demonstrations import (
     see_before_acting,
     zoom,
 )
+from rlvla.policies.thinker.cold_start import to_turn
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import Demonstration, SegmentKind
 from tests.e2e.run import recipe

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from rlvla.run import disk
 from rlvla.config import EnvConfig, GRPOConfig, LearnerConfig, LoraConfig, SFTConfig
+from rlvla.run import disk
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlvla.learner.collate import rows
 from rlvla.config import EpisodeConfig
+from rlvla.learner.collate import rows
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.tools import load_tools
+from rlvla.protocols import SampleRequest
 from rlvla.rollout.episode import Decider, EnvThread, derive_seed, run_episode
 from rlvla.run.metrics import rollout_metrics
-from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.protocols import SampleRequest
 from rlvla.testing import ScriptedSampler
-from rlvla.policies.thinker.tools import load_tools
 from rlvla.types import EndReason, Group, SegmentKind, TaskSpec, Trajectory
 from rlvla_reward import format_score
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from rlvla.run import identity
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, SamplerConfig, to_dict
-from rlvla.run.evaluation import _missing, _protocol, _tasks, evaluate, line
 from rlvla.durable.files import differences
 from rlvla.policies.thinker.prompt import note_trained
-from rlvla.testing import make_trajectory
+from rlvla.run import identity
+from rlvla.run.evaluation import _missing, _protocol, _tasks, evaluate, line
 from rlvla.run.trials import TrialLog, to_trial
+from rlvla.testing import make_trajectory
 from rlvla.types import EndReason
 
 LAB: dict[str, Any] = {"id": "lab/Noted-v0", "imports": ("leaky_env",)}

@@ -19,10 +19,10 @@ import files
 import target
 from rlvla.annotation import schema
 from rlvla.config.file import parse_yaml
+from rlvla.data.read_video import decode
 from rlvla.data.rows import decode_picture
 from rlvla.policies.thinker.markup import parse_call, parse_text
 from rlvla.policies.thinker.prompt import parse_settings
-from rlvla.data.read_video import decode
 from targets import TARGETS, WORDS
 
 ROOT = Path(__file__).resolve().parents[2]

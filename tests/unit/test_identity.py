@@ -15,9 +15,10 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from rlvla.run import identity
-from rlvla.durable.sealed import MANIFEST, appear_sealed
 from rlvla.config import AnnotateConfig, EnvConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, to_dict
+from rlvla.durable.files import CONTENT, differences
+from rlvla.durable.sealed import MANIFEST, appear_sealed
+from rlvla.run import identity
 from tests.e2e.run import environment
 from tests.unit.store_worker import answer, demonstration
 
@@ -208,3 +209,13 @@ def test_lists_of_keys_are_flat_too() -> None:
     assert identity.flatten(flat) == flat
     assert identity.is_below("content of reward.1.fn", ("reward",))
     assert not identity.is_below("rewarded", ("reward",))
+
+
+def test_code_that_comes_with_rlvla_is_compared_within_one_version_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, spec = f"{CONTENT}episode.tools.zoom_in", "rlvla.policies.thinker.tools:zoom_in"
+    now = {key: identity.of_plugin(spec)}
+    assert differences({key: "0123456789abcdef"}, now) == ""  # of a version that told the digest alone
+    edited = {key: now[key].replace(now[key][:4], "0000")}
+    assert key in differences(edited, now)
+    monkeypatch.setattr(identity, "__version__", "99")
+    assert differences(edited, {key: identity.of_plugin(spec)}) == ""

@@ -1,4 +1,4 @@
-"""Imports point only at earlier layers. A new arrow is a change of design: edit LAYERS, and say why in the commit."""
+"""Imports point one way, room by room. A new arrow is a change of design: edit ROOMS, and say why in the commit."""
 
 import ast
 from collections.abc import Iterator
@@ -7,45 +7,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYERS = [
-    ["types", "config", "config_file", "files"],
-    ["models"],
-    [
-        *("protocols", "markup", "actions", "tools", "plugins", "metrics", "trials", "storage", "prompt"),
-        *("action_slots", "checkpoint", "ledger", "random_state", "interrupts", "skipping"),
-        *("dataset", "dataset_rows", "dataset_checks", "running_stats", "demonstrations", "action_kind"),
-        *("read_hdf5", "read_lerobot", "read_video"),
-        *("html_page", "html_picture", "svg_chart"),
-    ],
-    ["vllm_plugin"],
-    ["advantage", "loss", "collate"],
-    [
-        *("hybrid_mask", "policy", "tiny_vlm", "sampler", "sampler_engine", "sampler_prompts", "hf_sampler"),
-        *("turn_context", "env_thread", "env_server", "env_process", "episode", "cold_start", "testing", "identity"),
-    ],
-    ["rollout", "learner_engine", "learner", "master_weights"],
-    ["weight_sync", "dispatch", "placement", "cluster", "annotation"],
-    ["preflight", "disk", "run", "evaluation", "sft"],
-    ["plan_model", "plan_architecture", "plan_memory", "plan_speed", "plan_world", "plan_report", "plan"],
-]
-"""Modules of `rlvla`, and its sub-packages as one; those of one layer may import each other."""
-RANK = {f"rlvla.{module}": number for number, layer in enumerate(LAYERS) for module in layer}
+ROOMS = (
+    *("types", "protocols", "plugins", "testing", "durable", "config", "report", "data"),
+    *("policies", "samplers", "rollout", "learner", "cluster", "run", "annotation", "plan"),
+)
+"""Folders and files of `rlvla`, in the order in which they may import: a later one an earlier one."""
+STRANGERS = {("learner", "samplers"), ("report", "data")}
+"""Rooms that do not know each other, though the order would allow it."""
 PACKAGES = {
-    "envs/rlvla_envs": {"rlvla.types", "rlvla.markup"},
-    "reward/rlvla_reward": {"rlvla.types", "rlvla.markup", "rlvla.config", "rlvla.plugins", "rlvla.protocols"},
+    "envs/rlvla_envs": {"rlvla.types", "rlvla.policies.thinker.markup"},
+    "reward/rlvla_reward": {"rlvla.types", "rlvla.config", "rlvla.plugins", "rlvla.protocols"},
 }
 """Folder -> what of `rlvla` its modules may import."""
 MODULES = sorted(path for path in (ROOT / "rlvla").rglob("*.py") if path != ROOT / "rlvla/__init__.py")
 
 
-def rank(module: str) -> int | None:
-    """The layer of a module, or of the sub-package that it is in; None where it is not ours."""
-    return RANK.get(".".join(module.split(".")[:2]))
-
-
-def name(path: Path) -> str:
-    """The module in a file."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+def room(path: Path) -> str:
+    """The folder or file of `rlvla` that a module is in."""
+    return path.relative_to(ROOT / "rlvla").with_suffix("").parts[0]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -56,21 +35,24 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: import by full name, not relatively"
             module = node.module or ""
-            names = {f"{module}.{alias.name}" for alias in node.names} if module == "rlvla" else set()
-            yield from names & RANK.keys() or {module}
+            names = [alias.name for alias in node.names if module == "rlvla" and alias.name in ROOMS]
+            yield from [f"rlvla.{name}" for name in names] or [module]
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {name(path) for path in MODULES if rank(name(path)) is None} == set()
+def test_the_order_holds_every_room() -> None:
+    assert {room(path) for path in MODULES} == set(ROOMS)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
-def test_imports_point_at_earlier_layers(path: Path) -> None:
-    own = rank(name(path))
-    assert own is not None
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: ".".join(path.relative_to(ROOT).with_suffix("").parts))
+def test_imports_point_at_earlier_rooms(path: Path) -> None:
+    own = ROOMS.index(room(path))
     for module in imports(path):
-        assert module.split(".")[0] not in ("rlvla_envs", "rlvla_reward", "recipes", "scripts", "tests"), module
-        assert (rank(module) or 0) <= own, f"{path.name} imports {module}, which is of a later layer"
+        top, _, inside = module.partition(".")
+        assert top not in ("rlvla_envs", "rlvla_reward", "recipes", "scripts", "tests"), module
+        if top == "rlvla" and inside:
+            other = inside.partition(".")[0]
+            assert ROOMS.index(other) <= own, f"{path.name} imports {module}, which is of a later room"
+            assert (room(path), other) not in STRANGERS, f"{path.name} imports {module}"
 
 
 @pytest.mark.parametrize("folder", PACKAGES)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.learner import collate
-from rlvla.policies.thinker import policy
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig
+from rlvla.learner import collate
 from rlvla.learner.learner import METRICS, learning_rate
+from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import EndReason, Group, SegmentKind
 from tests.learning import LOSS, learn, make_checkpoint, make_groups, make_learner, poison

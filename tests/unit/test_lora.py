@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig
 from rlvla.data.dataset import read, write
-from rlvla.samplers.local import TransformersSampler
-from rlvla.run.identity import of_policy
-from rlvla.policies.thinker.markup import print_think
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import Adapter, read_adapter, take
 from rlvla.policies.models.openvla.shards import CheckpointError
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.cold_start import start_policy
+from rlvla.policies.thinker.markup import print_think
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.run.identity import of_policy
 from rlvla.run.sft import SFTTrainer
+from rlvla.samplers.local import TransformersSampler
 from rlvla.types import Demonstration
 from tests.learning import first_of_its_process, make_checkpoint, make_groups, make_learner
 

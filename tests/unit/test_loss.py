@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from rlvla.learner import loss
 from rlvla.config import LossConfig
+from rlvla.learner import loss
 
 LN2 = math.log(2)
 PLAIN = LossConfig(clip_low=0.2, clip_high=0.28, kl_coef=0.0, importance_cap=0.0)

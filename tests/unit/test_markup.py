@@ -2,7 +2,16 @@ import json
 
 import pytest
 
-from rlvla.policies.thinker.markup import MAX_CALL_CHARS, ToolCall, Vocabulary, parse, parse_box, parse_call, parse_text, print_zoom
+from rlvla.policies.thinker.markup import (
+    MAX_CALL_CHARS,
+    ToolCall,
+    Vocabulary,
+    parse,
+    parse_box,
+    parse_call,
+    parse_text,
+    print_zoom,
+)
 from rlvla.types import SegmentKind
 
 THINK, TOOL_CALL, ACT, MALFORMED = (

@@ -12,8 +12,8 @@ import pytest
 import rlvla_reward
 from rlvla import EndReason, Group
 from rlvla.config import GRPOConfig, LogConfig
-from rlvla.run.metrics import METRICS, MetricsLogger, PhaseTimer, read_metrics, rollout_metrics, wilson_interval
 from rlvla.run.grpo import GRPORun
+from rlvla.run.metrics import METRICS, MetricsLogger, PhaseTimer, read_metrics, rollout_metrics, wilson_interval
 from tests.examples import TASK, act, good_turn, malformed, think, trajectory, turn, zoom
 from tests.learning import make_checkpoint
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlvla.policies.thinker.actions import BinCodec
 from rlvla.policies.models import auto
 from rlvla.policies.models.openvla.checkpoint import CheckpointError, load_checkpoint, load_processor, save_checkpoint
+from rlvla.policies.thinker.actions import BinCodec
 from tests import openvla_checkpoints as published
 
 NORM = "language_model.model.norm.weight"

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from rlvla.policies.thinker import prompt
-from rlvla.policies.thinker.actions import BinCodec
-from rlvla.policies.thinker.markup import MARKS
 from rlvla.policies.models.openvla import register
 from rlvla.policies.models.openvla.checkpoint import CheckpointError, load_checkpoint, load_processor
 from rlvla.policies.models.openvla.processor import PrismaticImageProcessor, PrismaticProcessor
+from rlvla.policies.thinker import prompt
+from rlvla.policies.thinker.actions import BinCodec
+from rlvla.policies.thinker.markup import MARKS
 from tests import openvla_checkpoints as published
 
 INSTRUCTION = "Pick up the black bowl"

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.config import EpisodeConfig, LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import read, write
-from rlvla.rollout.episode import Decider, EnvThread, decide
-from rlvla.samplers.local import TransformersSampler
-from rlvla.policies.thinker.hybrid_mask import HybridAttentionError
 from rlvla.learner.learner import Learner
+from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.cold_start import start_policy
+from rlvla.policies.thinker.hybrid_mask import HybridAttentionError
 from rlvla.policies.thinker.markup import print_think, print_zoom
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.run.sft import SFTTrainer
-from rlvla.testing import TASK, make_trajectory
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.policies.thinker.turn_context import Recall, executed
+from rlvla.rollout.episode import Decider, EnvThread, decide
+from rlvla.run.sft import SFTTrainer
+from rlvla.samplers.local import TransformersSampler
+from rlvla.testing import TASK, make_trajectory
 from rlvla.types import Demonstration, EndReason, Group, Observation, SegmentKind
 from tests import parallel_policies as tiny
 from tests.learning import first_of_its_process, free_address

@@ -16,13 +16,13 @@ import ray
 import torch
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from rlvla.run import preflight
-from rlvla.config import ClusterConfig, SamplerConfig
-from rlvla.samplers.local import TransformersSampler
+from rlvla.cluster.actors import SamplerActor
 from rlvla.cluster.placement import Placement, place, reserve, reserved
+from rlvla.config import ClusterConfig, SamplerConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
-from rlvla.cluster.actors import SamplerActor
+from rlvla.run import preflight
+from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.engine import engine_arguments
 from tests.learning import make_checkpoint
 

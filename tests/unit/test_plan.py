@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from rlvla import plan
-from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.config import (
     AnnotateConfig,
     EpisodeConfig,
@@ -29,7 +28,6 @@ from rlvla.config import (
     load,
 )
 from rlvla.data.dataset import write
-from rlvla.policies.models.openvla.checkpoint import load_checkpoint
 from rlvla.plan.architecture import ArchitectureError, figures_of
 from rlvla.plan.memory import (
     GIB,
@@ -45,9 +43,11 @@ from rlvla.plan.memory import (
 )
 from rlvla.plan.model import ModelFigures, Stack, count
 from rlvla.plan.speed import DEVICES, Rollout, learner_s, sampler_s, simulator_s, turn_tokens
+from rlvla.policies.models.openvla.checkpoint import load_checkpoint
+from rlvla.policies.models.tiny_vlm import build_tiny
+from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.policy import prepare, token_logprobs
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.types import Demonstration
 from tests import openvla_checkpoints as published
 from tests import parallel_policies

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 import rlvla_reward
-from rlvla.run import metrics
 from rlvla.annotation.answers import AnswerLog
 from rlvla.annotation.asking import PluginAnnotator
 from rlvla.annotation.sources import ExpertSource
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply
 from rlvla.config import AnnotateConfig, EnvConfig, LogConfig, RewardTermConfig
-from rlvla.rollout.env_server import make_env
 from rlvla.plugins import PluginError
 from rlvla.policies.thinker.tools import call_tool, load_tools
+from rlvla.rollout.env_server import make_env
+from rlvla.run import metrics
 from rlvla.types import Group, Observation
 from tests.examples import TASK, good_turn, trajectory
 from tests.queries import query

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from rlvla.config import LoraConfig
+from rlvla.policies.models import auto
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.config import LoraConfig
 from rlvla.policies.thinker.markup import MARKS, parse, print_think, print_zoom
-from rlvla.policies.models import auto
 from rlvla.policies.thinker.prompt import PolicyProcessor, extend_vocabulary
 from rlvla.types import SegmentKind
 from tests.tiny_checkpoints import ARCHITECTURES, build

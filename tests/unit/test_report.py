@@ -13,8 +13,8 @@ import report_episodes
 import report_results
 from rlvla import EndReason
 from rlvla.config import LogConfig
-from rlvla.run.metrics import MetricsLogger
 from rlvla.durable.trajectories import save_trajectories
+from rlvla.run.metrics import MetricsLogger
 from tests.examples import act, good_turn, malformed, reused, think, trajectory, turn, zoom
 from tests.pages import EVIL, Page, needs_browser, title, without_policy
 

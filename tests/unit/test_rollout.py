@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from rlvla.config import AdvantageConfig, EnvConfig, EvaluateConfig, GRPOConfig
 from rlvla.learner import collate
 from rlvla.learner.advantage import with_advantages
-from rlvla.config import AdvantageConfig, EnvConfig, EvaluateConfig, GRPOConfig
-from rlvla.run.metrics import rollout_metrics
 from rlvla.rollout.collect import Job, collect, rollout
-from rlvla.rollout.tasks import TaskStream, task_ids, trial_states
 from rlvla.rollout.env_server import make_env
+from rlvla.rollout.tasks import TaskStream, task_ids, trial_states
+from rlvla.run.metrics import rollout_metrics
 from rlvla.testing import make_trajectory
 from rlvla.types import EndReason, Group, Trajectory
 

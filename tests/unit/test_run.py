@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import rlvla_reward
-from rlvla.learner.advantage import with_advantages
 from rlvla.config import GRPOConfig, LearnerConfig, RewardTermConfig, to_dict
 from rlvla.durable.files import lock
-from rlvla.run.metrics import rollout_metrics
 from rlvla.durable.random_state import random_state, seed_random
-from rlvla.run.grpo import GRPORun
-from rlvla.run.skipping import SkipCount
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
+from rlvla.learner.advantage import with_advantages
+from rlvla.run.grpo import GRPORun
+from rlvla.run.metrics import rollout_metrics
+from rlvla.run.skipping import SkipCount
 from rlvla.types import Group
 from tests.learning import make_checkpoint, make_groups, make_learner, poison
 from tests.unit.test_checkpoint import recorded

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from rlvla.cluster.actors import SamplerActor
 from rlvla.config import SamplerConfig
 from rlvla.rollout.env_thread import EnvThread
-from rlvla.cluster.actors import SamplerActor
 
 CONFIG = SamplerConfig(backend="transformers")
 

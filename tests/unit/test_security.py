@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlvla.report import html_page
 from rlvla.policies.thinker import policy
+from rlvla.report import html_page
 from rlvla.report.html_page import note
 from tests.learning import make_checkpoint
 from tests.pages import EVIL, needs_browser, title, without_policy

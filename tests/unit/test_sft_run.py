@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from rlvla.durable.sealed import damage
 from rlvla.config import EpisodeConfig, SamplerConfig, SFTConfig
+from rlvla.durable.sealed import damage
 from rlvla.policies.models.openvla.config import OpenVLAConfig
-from rlvla.run.preflight import check_result
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.run.preflight import check_result
 from rlvla.run.sft import SFTRun
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import rlvla_reward
-from rlvla.learner.advantage import with_advantages
 from rlvla.config import AdvantageConfig, GRPOConfig
+from rlvla.durable.trajectories import load_trajectories
+from rlvla.learner.advantage import with_advantages
 from rlvla.run.grpo import GRPORun
 from rlvla.run.skipping import FutileCount
-from rlvla.durable.trajectories import load_trajectories
 from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind, Trajectory
 from tests.learning import make_checkpoint

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlvla.run.metrics import wilson_interval
-from rlvla.testing import TASK, make_trajectory
 from rlvla.run.trials import Trial, TrialLog, success_rate, summarise, to_trial
+from rlvla.testing import TASK, make_trajectory
 from rlvla.types import EndReason
 from tests import examples
 

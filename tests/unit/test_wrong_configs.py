@@ -17,8 +17,7 @@ import pytest
 import ray
 import yaml
 
-from rlvla.data import dataset
-from rlvla.run import identity, preflight
+from rlvla.annotation.preflight import check_annotate
 from rlvla.config import (
     AnnotateConfig,
     EvaluateConfig,
@@ -29,6 +28,8 @@ from rlvla.config import (
     load,
     to_dict,
 )
+from rlvla.data import dataset
+from rlvla.run import identity, preflight
 from rlvla.types import Demonstration
 from tests.unit.store_worker import answer, demonstration
 
@@ -165,7 +166,7 @@ WORLD = [
     ("env argument", "grpo", RUN + "env: {kwargs: {colour: red}}", "", r"unexpected keyword argument 'colour'"),
     ("too many trials", "evaluate", RUN + "num_trials: 100000", "", r"num_trials is 100000, task '\w+' has \d+ evaluate"),
     ("too many trials, cold start", "sft", "num_trials: 100000", "", r"num_trials is 100000, task '\w+' has \d+ evaluate"),
-    ("unknown tool", "evaluate", RUN + "episode: {tools: {zoom_in: 'rlvla.policies.thinker.tools:zoom'}}", "", r"rlvla\.tools has no 'zoom'"),
+    ("unknown tool", "evaluate", RUN + "episode: {tools: {zoom_in: 'rlvla.policies.thinker.tools:zoom'}}", "", r"rlvla\.policies\.thinker\.tools has no 'zoom'"),
     ("unknown expert", "annotate", "expert: 'mine.py:play'", "", r"mine\.py has no 'play'"),
     ("unknown annotator", "annotate", "annotator: opneai", "", r"plugin 'opneai': write it as 'module:function'"),
     ("temperature of no use", "grpo", RUN + "episode: {action_temperature: 1.0}", "", r"action_temperature is 1\.0: .* like text"),
@@ -272,7 +273,7 @@ def test_demonstrations_of_another_env_than_the_one_to_evaluate_in(
             r"max_turn_tokens is 12: prompt and action chunk alone take \d\d",
         ),
         ("{action_temperature: 1.0}", r"action_temperature is 1\.0: .* like text"),
-        ("{tools: {zoom_in: 'rlvla.policies.thinker.tools:zoom'}}", r"rlvla\.tools has no 'zoom'"),
+        ("{tools: {zoom_in: 'rlvla.policies.thinker.tools:zoom'}}", r"rlvla\.policies\.thinker\.tools has no 'zoom'"),
     ],
 )
 def test_an_episode_that_the_policy_cannot_play(
@@ -479,7 +480,7 @@ def test_one_rank_looks_for_all(told: Callable[..., str], tmp_path: Path, monkey
 def test_what_is_right_passes(tiny_policy: Path, tmp_path: Path) -> None:
     preflight.check_grpo(GRPOConfig(model=tiny_policy, output=tmp_path / "new/grpo"))
     preflight.check_evaluate(EvaluateConfig(model=tiny_policy, output=tmp_path / "new/evaluate", num_trials=2))
-    preflight.check_annotate(AnnotateConfig(output=tmp_path / "new/demos"))
+    check_annotate(AnnotateConfig(output=tmp_path / "new/demos"))
     preflight.check_sft(SFTConfig(model="some/hub-id", output=tmp_path / "new/sft", num_trials=2))
     assert list(tmp_path.iterdir()) == [], "looking writes nothing"
 

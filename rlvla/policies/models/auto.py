@@ -49,7 +49,7 @@ def load_model(name: Path | str, dtype: torch.dtype, adapter: Path | None = None
         adapter: folder of a LoRA adapter, merged into the weights.
 
     Raises:
-        rlvla.policies.models.openvla.checkpoint.CheckpointError: an OpenVLA folder or an adapter that is not whole, or an
+        CheckpointError: an OpenVLA folder or an adapter that is not whole, or an
             adapter of another model; the message says how.
         OSError: see `load_config`.
         ValueError: see `load_config`.
@@ -80,7 +80,7 @@ def load_processor(name: Path | str) -> Any:
         name: folder or hub id.
 
     Raises:
-        rlvla.policies.models.openvla.checkpoint.CheckpointError: see `rlvla.policies.models.openvla.checkpoint.load_processor`.
+        CheckpointError: see `openvla.checkpoint.load_processor`.
         OSError: see `load_config`.
         ValueError: see `load_config`.
     """

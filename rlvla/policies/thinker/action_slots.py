@@ -42,7 +42,7 @@ def add_slots(model: Any, hf_processor: Any, num_actions: int) -> None:
 def parallel_inputs(
     vocabulary: Vocabulary, input_ids: torch.Tensor, is_act: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
-    """What `rlvla.policies.thinker.policy.token_logprobs` needs beside an autoregressive policy's inputs; the model sees none of it.
+    """What `policy.token_logprobs` needs beside an autoregressive policy's inputs; the model sees none of it.
 
     Args:
         vocabulary: with slots.

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.policies.thinker.action_slots import add_slots
-from rlvla.policies.thinker.actions import NUM_BINS, BinCodec, QuantileCodec, codec_from_dict, statistics_of
 from rlvla.config import SFTConfig
 from rlvla.data.dataset import DatasetError, DemonstrationSet, text_corpus
-from rlvla.policies.thinker.markup import parse
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import read_config
+from rlvla.policies.thinker.action_slots import add_slots
+from rlvla.policies.thinker.actions import NUM_BINS, BinCodec, QuantileCodec, codec_from_dict, statistics_of
+from rlvla.policies.thinker.markup import parse
 from rlvla.policies.thinker.prompt import PolicyProcessor, extend_vocabulary, own_action_ids, read_settings
 from rlvla.types import Demonstration, Segment, SegmentKind, Turn
 

@@ -14,9 +14,9 @@ from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from rlvla.config import LoraConfig
-from rlvla.policies.thinker.hybrid_mask import base_model, model_inputs
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import FOLDER, adapter_config, put_on, read_adapter, require_lora, take
+from rlvla.policies.thinker.hybrid_mask import base_model, model_inputs
 from rlvla.policies.thinker.prompt import PolicyProcessor
 
 IMAGE_TOKEN_BIAS = -100.0
@@ -124,7 +124,7 @@ def token_logprobs(
         first: first column to score, at least 1; the columns before cost no logits.
         temperature: logits are divided by it; the sampler's, or 1 for greedy.
         action_temperature: likewise of actions that are decoded in parallel; None: the same.
-        banned_ids: that text could not hold when it was sampled; see `rlvla.policies.thinker.markup.Vocabulary.banned_ids`.
+        banned_ids: that text could not hold when it was sampled; see `markup.Vocabulary.banned_ids`.
         with_entropy: also compute the entropy, in nats.
         entropy_grad: with its gradient, which keeps another copy of the logits.
 

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from rlvla.config import ActionDecoding
+from rlvla.policies.models import auto
 from rlvla.policies.thinker.action_slots import PROMPT_BLOCK, block_ids, parallel_inputs
 from rlvla.policies.thinker.actions import QuantileCodec, codec_from_dict, codec_to_dict
-from rlvla.config import ActionDecoding
 from rlvla.policies.thinker.markup import MARKS, Vocabulary, slot_tokens
-from rlvla.policies.models import auto
 
 if TYPE_CHECKING:
     import torch
@@ -386,7 +386,11 @@ def _vocabulary(
         ids = encode(token)
         if len(ids) != 1:
             is_slot = token in slot_tokens(num_slots)
-            adder = "rlvla.policies.thinker.action_slots.add_slots" if is_slot else "rlvla.policies.thinker.prompt.extend_vocabulary"
+            adder = (
+                "rlvla.policies.thinker.action_slots.add_slots"
+                if is_slot
+                else "rlvla.policies.thinker.prompt.extend_vocabulary"
+            )
             raise ValueError(f"the tokenizer has no token {token!r}; add it with {adder}")
         return ids[0]
 

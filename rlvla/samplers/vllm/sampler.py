@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from rlvla.config import ActionDecoding, LoraConfig, SamplerConfig
-from rlvla.policies.thinker.markup import known_slot_ids
 from rlvla.policies.models.lora import Adapter, adapter_config, read_adapter
+from rlvla.policies.thinker.markup import known_slot_ids
 from rlvla.policies.thinker.prompt import vllm_obstacle
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.samplers.vllm.engine import (
@@ -33,11 +33,11 @@ from rlvla.samplers.vllm.engine import (
     spare_llvmlite,
     weight_names,
 )
-from rlvla.samplers.vllm.prompts import PromptRenderer
 from rlvla.samplers.vllm.plugin import register
 from rlvla.samplers.vllm.plugin.adapter import adapter_request
 from rlvla.samplers.vllm.plugin.request import ActionBlock, encode_ids, take_actions
 from rlvla.samplers.vllm.plugin.self_test import check_bidirectional
+from rlvla.samplers.vllm.prompts import PromptRenderer
 
 BAN_BIAS = -100.0
 """Added to the logits of banned ids; vLLM admits -100..100, and e^-100 is never drawn."""

@@ -68,8 +68,8 @@ def plan(runner: Any, num_scheduled: Mapping[str, int]) -> Step | None:
         if first > start or last < request.num_prompt_tokens:
             raise ActionBlockError(
                 f"tokens {start} to {request.num_prompt_tokens - 1} are an action block, this step computes {first} to "
-                f"{last - 1}: register rlvla.samplers.vllm.plugin in vLLM's processes (install rlvla, and leave VLLM_PLUGINS "
-                "unset), and switch chunked prefill off or raise max_num_batched_tokens"
+                f"{last - 1}: register rlvla.samplers.vllm.plugin in vLLM's processes (install rlvla, leave "
+                "VLLM_PLUGINS unset), and switch chunked prefill off or raise max_num_batched_tokens"
             )
         rows.append(Row(index=index, end=end, seq_len=last, block=block))
     if not rows:

@@ -1,4 +1,4 @@
-"""The process of sampling trajectories: Ray actors that hold envs, and one that holds the sampler.
+"""Ray actors: one that holds a sampler, and one that holds envs and plays episodes in them.
 
 A RolloutActor plays as many episodes at once as it has envs, each an independent coroutine, so that the sampler
 batches over all of them and a finished env takes the next episode at once.
@@ -7,11 +7,9 @@ batches over all of them and a finished env takes the next episode at once.
 from __future__ import annotations
 
 import asyncio
-import operator
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,24 +18,20 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, GRPOConfig, LoraConfig, SamplerConfig
-from rlvla.rollout.env_process import EnvPool
-from rlvla.rollout.env_server import make_env
-from rlvla.rollout.env_thread import EnvThread
-from rlvla.rollout.episode import Decider, derive_seed, run_episode
+from rlvla.config import EnvConfig, EpisodeConfig, LoraConfig, SamplerConfig
 from rlvla.policies.models.lora import Adapter
 from rlvla.policies.thinker.prompt import PolicyProcessor, read_decoding
-from rlvla.protocols import Env, SampleOutput, SampleRequest
 from rlvla.policies.thinker.tools import load_tools
-from rlvla.types import EndReason, Group, TaskSpec, Trajectory
+from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.rollout.collect import Job, SamplerLostError, play_job
+from rlvla.rollout.env_process import EnvPool
+from rlvla.rollout.env_thread import EnvThread
+from rlvla.rollout.episode import Decider
+from rlvla.types import Trajectory
 
 
 class SamplerClosedError(RuntimeError):
     """A sampler that has not been told which weights to act with: it was started anew a moment ago."""
-
-
-class SamplerLostError(RuntimeError):
-    """The sampler died or failed under a request; the episode can be played again when it is back."""
 
 
 class SamplerActor:
@@ -169,41 +163,6 @@ class RaySampler:
         await self._actor.wait_open.options(max_task_retries=-1).remote()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One episode to play: which task, and which member of its group."""
-
-    task: TaskSpec
-    member: int
-
-
-async def play_job(
-    decider: Decider, env: EnvThread, job: Job, max_attempts: int, sampler_lost: Callable[[], Awaitable[None]]
-) -> Trajectory:
-    """Play one episode, and again from the same state with the same seeds when the simulator crashed.
-
-    Args:
-        decider: policy side.
-        env: simulator side.
-        job: what to play.
-        max_attempts: after as many crashes of its own the trajectory ends as ENV_ERROR, with the turns and the error of
-            the last attempt. A loss that another env of the same process caused is replayed and does not count.
-        sampler_lost: called when the sampler died under the episode, which is played again when this returns; no fault
-            of the env's, of which the count goes on.
-    """
-    num_crashes = num_replays = 0
-    while True:
-        try:
-            trajectory = await run_episode(decider, env, job.task, member=job.member)
-        except SamplerLostError:
-            await sampler_lost()
-            continue
-        num_crashes += trajectory.num_crashes
-        if trajectory.end is not EndReason.ENV_ERROR or num_crashes == max_attempts:
-            return replace(trajectory, num_crashes=num_crashes, num_replays=num_replays)
-        num_replays += 1
-
-
 class RolloutActor:
     """Several envs, in processes of their own, and the episodes that are played in them.
 
@@ -294,154 +253,3 @@ class RolloutActor:
     async def close(self) -> None:
         """Close every env and end its process."""
         self._pool.close()
-
-
-@dataclass(kw_only=True)
-class TaskStream:
-    """Endless tasks: the env's tasks in turn, each with a train initial state; resumable from its two counters."""
-
-    config: EnvConfig
-    seed: int
-    position: int = 0
-    """Tasks drawn so far."""
-    surplus: list[Group] = field(default_factory=list)
-    """Groups with signal that were sampled and not yet learned from."""
-    suite: str = field(init=False)
-    """The env's."""
-
-    def __post_init__(self) -> None:
-        """Asks one env for its tasks and states, then closes it."""
-        env = make_env(self.config)
-        self.suite = env.suite
-        self._task_ids = task_ids(env, self.config)
-        self._states = {task: state_ids(env, task, "train") for task in self._task_ids}
-        env.close()
-
-    def take(self, count: int) -> list[TaskSpec]:
-        """The next tasks; the k-th of a run is the same whatever was taken together."""
-        return [self._draw() for _ in range(count)]
-
-    def _draw(self) -> TaskSpec:
-        task_id = self._task_ids[self.position % len(self._task_ids)]
-        seed = derive_seed(self.seed, self.position)
-        states = self._states[task_id]
-        self.position += 1
-        return TaskSpec(suite=self.suite, task_id=task_id, init_state_id=states[seed % len(states)], seed=seed)
-
-
-def task_ids(env: Env, config: EnvConfig) -> list[int]:
-    """Ids of the configured task names; raises ValueError naming one that the env lacks."""
-    for name in config.tasks:
-        if name not in env.task_names:
-            raise ValueError(f"env.tasks names {name!r}; {config.id} has {', '.join(env.task_names)}")
-    return [env.task_names.index(name) for name in config.tasks or env.task_names]
-
-
-def most_images(config: EnvConfig, episode: EpisodeConfig) -> int:
-    """Images in one context at most: a view of each camera, and a crop of each tool call.
-
-    Constructs the env, without a reset.
-    """
-    env = make_env(config)
-    num_cameras = env.observation_space["images"].shape[0]
-    env.close()
-    return num_cameras + episode.max_tool_calls
-
-
-def state_ids(env: Env, task_id: int, split: str) -> Sequence[int]:
-    """The initial states of a task for a split, as plain integers, be they NumPy's in the env.
-
-    Raises:
-        ValueError: an id is no integer; the message names it.
-    """
-    ids = env.init_state_ids(task_id, split)
-    if isinstance(ids, range):  # may be long
-        return ids
-    try:
-        return tuple(operator.index(id_) for id_ in ids)
-    except TypeError as error:
-        raise ValueError(
-            f"init_state_ids({task_id}, {split!r}) of suite {env.suite}: {error}: ids are integers"
-        ) from None
-
-
-def trial_states(env: Env, task_id: int, config: EvaluateConfig) -> list[int]:
-    """The initial states of a task that an evaluation plays; raises ValueError when its split has fewer."""
-    states = list(state_ids(env, task_id, config.split)[: config.num_trials])
-    if len(states) < config.num_trials:
-        name = env.task_names[task_id]
-        raise ValueError(f"num_trials is {config.num_trials}, task {name!r} has {len(states)} {config.split} states")
-    return states
-
-
-Play = Callable[[Sequence[Job]], list[Trajectory]]
-"""Plays jobs on whatever actors there are; trajectories in the jobs' order."""
-
-
-def rollout(play: Play, tasks: Sequence[TaskSpec], group_size: int, max_refills: int = 0) -> list[Group]:
-    """One group for each task, in the tasks' order.
-
-    Args:
-        play: plays the episodes.
-        tasks: to start from.
-        group_size: trajectories of a group that did not end as ENV_ERROR. Those that did stay in it beside the others
-            that were played in their place: nothing that was started is lost from the count.
-        max_refills: times that this is done; then a group may lack members.
-    """
-    members: list[list[Trajectory]] = [[] for _ in tasks]
-    for _ in range(1 + max_refills):
-        jobs = [
-            (group, Job(task=task, member=member))
-            for group, task in enumerate(tasks)
-            for member in _next_members(members[group], group_size)
-        ]
-        if not jobs:
-            break
-        for (group, _), trajectory in zip(jobs, play([job for _, job in jobs]), strict=True):
-            members[group].append(trajectory)
-    return [Group(task=group[0].task, trajectories=tuple(group)) for group in members]
-
-
-def _next_members(played: Sequence[Trajectory], group_size: int) -> range:
-    """Member indices to play, each hence with sampling seeds of its own, until `group_size` have ended."""
-    num_ended = sum(trajectory.end is not EndReason.ENV_ERROR for trajectory in played)
-    return range(len(played), len(played) + group_size - num_ended)
-
-
-def collect(
-    play: Play, tasks: TaskStream, judge: Callable[[Group], Group], config: GRPOConfig
-) -> tuple[list[Group], list[Group]]:
-    """The groups that a learner step takes, and all that were sampled for it.
-
-    With `max_waves` above 1 this is dynamic sampling (DAPO, arXiv 2503.14476 section 3.2): groups whose advantages are
-    all zero are dropped and others sampled in their place, wave by wave; groups with signal beyond
-    `groups_per_step` wait in `tasks.surplus` for the next step. Order follows the task stream, never completion. Groups
-    without any advantage (`Group.is_dropped`) are never learned from.
-
-    Args:
-        play: see `rollout`.
-        tasks: where the tasks come from; advanced.
-        judge: fills rewards and advantages of a group.
-        config: `groups_per_step`, `group_size`, `max_waves`, `max_refills`.
-
-    Returns:
-        (groups to learn from, at most `groups_per_step`; groups sampled now).
-    """
-
-    def wave() -> list[Group]:
-        taken = tasks.take(config.groups_per_step)
-        return [judge(group) for group in rollout(play, taken, config.group_size, config.max_refills)]
-
-    if config.max_waves == 1:
-        groups = wave()
-        return [group for group in groups if not group.is_dropped], groups
-    kept, sampled = list(tasks.surplus), []
-    for _ in range(config.max_waves):
-        if len(kept) >= config.groups_per_step:
-            break
-        groups = wave()
-        sampled += groups
-        kept += [group for group in groups if group.has_signal]
-    tasks.surplus = kept[config.groups_per_step :]
-    chosen = kept[: config.groups_per_step]
-    return chosen, sampled or chosen
