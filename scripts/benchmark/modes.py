@@ -5,10 +5,10 @@ python scripts/benchmark/modes.py [--model outputs/demo/grpo/checkpoint ...] [--
 For each checkpoint, greedy, on train initial states of the config's tasks (nothing is said of success):
 
 - decision: time from the observation to the decoded actions (`Turn.latency_s`), one decision at a time in vLLM, with
-  `episode.mode` act, think and zoom, and zoom with `episode.think_every` 2 to 4. Where an episode ends the next initial
-  state follows at once, so that think_every counts on: a reused thought may speak of another scene, which changes where
-  the action goes and not how long it takes. No state is met twice: vLLM would have its prompt in the prefix cache.
-  Behind an injected `<act>` exactly as many tokens are sampled as a chunk has, whatever the policy makes of it.
+  `episode.mode` act, think and zoom, and zoom with `episode.think_every` 2 to 4. Each decision meets the next initial
+  state: a reused thought speaks of another scene, which changes where the action goes and not how long it takes. No
+  state is met twice: vLLM would have its prompt in the prefix cache. Behind an injected `<act>` exactly as many
+  tokens are sampled as a chunk has, whatever the policy makes of it.
 - rollout: the same episodes, `cluster.envs_per_actor` of them at once, with the vLLM sampler and with the
   TransformersSampler, which serves one request at a time.
 """
@@ -29,9 +29,10 @@ from measuring import ROOT, checkpoint_name, latencies, table, write_result
 from rlvla.config import EpisodeConfig, EvaluateConfig, load
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
-from rlvla.protocols import Env, SampleOutput, Sampler, SampleRequest
+from rlvla.policies.thinker.turn_context import Recall
+from rlvla.protocols import SampleOutput, Sampler, SampleRequest
 from rlvla.rollout.env_server import make_env
-from rlvla.rollout.episode import Decider, EnvThread, run_episode
+from rlvla.rollout.episode import Decider, EnvThread, decide, observe, run_episode
 from rlvla.rollout.tasks import TaskStream, most_images
 from rlvla.types import SegmentKind, TaskSpec, Trajectory, Turn
 
@@ -158,37 +159,6 @@ def render(policy: Mapping[str, Any]) -> str:
 
 
 @dataclass(kw_only=True)
-class Endless:
-    """An env whose episodes follow each other unseen, until `num_chunks` chunks have been executed."""
-
-    env: Env
-    tasks: TaskStream
-    num_chunks: int
-    num_left: int = 0
-
-    def reset(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start at the stream's next initial state, whatever was asked for."""
-        self.num_left = self.num_chunks
-        return self._next()
-
-    def step_chunk(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, bool, bool, dict[str, Any]]:
-        """See `protocols.Env`; never a success, truncated behind the last chunk."""
-        self.num_left -= 1
-        raw, rewards, terminated, truncated, _ = self.env.step_chunk(actions)
-        if (terminated or truncated) and self.num_left:
-            raw, _ = self._next()
-        return raw, rewards, False, self.num_left == 0, {}
-
-    def _next(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        (task,) = self.tasks.take(1)
-        return self.env.reset(seed=task.seed, options={"task_id": task.task_id, "init_state_id": task.init_state_id})
-
-    def __getattr__(self, name: str) -> Any:
-        """`zoom` and `close` are the env's own."""
-        return getattr(self.env, name)
-
-
-@dataclass(kw_only=True)
 class ChunkSampler:
     """Behind an injected `<act>`, a sampler that draws exactly as many tokens as a chunk has, and takes them for one.
 
@@ -225,32 +195,35 @@ async def measure_decisions(
     num_decisions: int,
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """Latency in each mode: `rounds` times `num_decisions`, the modes in turn, after a round that warms up.
-
-    A malformed decision ends its round.
-
-    Raises:
-        SystemExit: the simulator crashed, or no decision of a mode ended in an action.
-    """
+    """Latency in each mode: `rounds` times `num_decisions`, the modes in turn, after a round that warms up."""
     tasks = TaskStream(config=cfg.env, seed=seed)
-    env = EnvThread(lambda: Endless(env=make_env(cfg.env), tasks=tasks, num_chunks=num_decisions))  # type: ignore[arg-type, return-value]
-    task = TaskSpec(suite=tasks.suite, task_id=0, init_state_id=0, seed=seed)
+    env = EnvThread(lambda: make_env(cfg.env))
     samplers = {name: ChunkSampler(sampler=sampler, processor=processor) for name in modes}
-    turns: dict[str, list[Turn]] = {name: [] for name in modes}
-    for number in range(rounds + 1):
+    turns: dict[str, list[Turn]] = {}
+    for _ in range(rounds + 1):
         for name, config in modes.items():
-            if number == 1:
-                samplers[name].num_replaced = 0
+            warms_up = name not in turns
             tools = load_tools(config.tools)
             decider = Decider(sampler=samplers[name], processor=processor, tools=tools, config=config)
-            trajectory = await run_episode(decider, env, task, member=0)
-            if trajectory.error:
-                raise SystemExit(f"{cfg.env.id} crashed: {trajectory.error}")
-            turns[name] += trajectory.turns if number else ()
+            played = await _decide(decider, env, tasks.take(num_decisions))
+            turns[name] = [] if warms_up else turns[name] + played
+            samplers[name].num_replaced *= not warms_up
     env.close()
     return {
         name: summarise(name, played) | {"num_replaced": samplers[name].num_replaced} for name, played in turns.items()
     }
+
+
+async def _decide(decider: Decider, env: EnvThread, tasks: Sequence[TaskSpec]) -> list[Turn]:
+    """A decision at each of these states, as if each led to the next."""
+    recall, turns = Recall(), []
+    for task in tasks:
+        options = {"task_id": task.task_id, "init_state_id": task.init_state_id}
+        observation = await env.call(lambda e, t=task, o=options: observe(e, e.reset(seed=t.seed, options=o)[0]))
+        turns.append((await decide(decider, observation, env, seed=task.seed, recall=recall)).turn)
+        carries = decider.processor.carry_thought
+        recall = recall.after(turns[-1], think_every=decider.config.think_every, carry_thought=carries)
+    return turns
 
 
 def summarise(name: str, turns: Sequence[Turn]) -> dict[str, float]:

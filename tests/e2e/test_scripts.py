@@ -38,7 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 COMMANDS: dict[str, Sequence[str]] = {
     "ablation.py": ("--demo", "{demo}", "--configs", "{configs}", "--output", "{out}"),
-    "benchmark_annotate.py": (
+    "benchmark/annotate.py": (
         *("--sides", "16", "--frames", "20", "--repeats", "1", "--concurrency", "1", "2", "--latency", "0.01"),
         *("--seconds", "0.1", "--episodes", "1", "--output", "{out}/result.json", "--chart", "{out}/chart.svg"),
     ),
@@ -54,7 +54,7 @@ COMMANDS: dict[str, Sequence[str]] = {
     "table.py": ("{demo}/evaluate_grpo",),
 }
 ON_LIBERO: dict[str, Sequence[str]] = {
-    "benchmark_libero.py": ("--rounds", "1", "--chunks", "1", "--json", "{out}/result.json"),
+    "benchmark/libero_env.py": ("--rounds", "1", "--chunks", "1", "--output", "{out}/result.json"),
     "check_libero.py": ("--suites", "libero_object", "--tasks", "0", "--json", "{out}/result.json"),
     "check_libero_expert.py": (
         *("--suites", "libero_object", "--tasks", "0", "--first-state", "1", "--num-states", "1"),
@@ -65,8 +65,7 @@ ELSEWHERE = {
     "audit.py": ".ci/run",  # by `make audit`, before the tests
     "benchmark/grpo.py": "tests/e2e/test_scripts.py",
     "benchmark/actions.py": "tests/e2e/test_benchmark_actions.py",
-    "benchmark_annotate_run.py": "scripts/benchmark_annotate.py",
-    "benchmark_annotate_server.py": "scripts/benchmark_annotate_run.py",
+    "benchmark/annotation_server.py": "scripts/benchmark/annotate.py",
     "demo.py": "tests/e2e/test_scripts.py",
     "fuzz/one.py": "scripts/fuzz/fuzz.py",
     "merge_adapter.py": "tests/unit/test_lora.py",
