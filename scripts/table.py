@@ -28,6 +28,8 @@ def main(folders: tuple[Path, ...], /, *, name: str = "") -> None:
         folders: of recipes/evaluate.py, one a suite.
         name: of the row; default: the policy's folder.
     """
+    if not folders:
+        raise SystemExit("name the folders of recipes/evaluate.py, one a suite")
     print(table(name, [_read(folder) for folder in folders]))
 
 

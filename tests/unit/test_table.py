@@ -77,3 +77,5 @@ def test_an_evaluation_of_an_earlier_version_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=rf"{tmp_path} holds no evaluation"):
         table.main((tmp_path,))
+    with pytest.raises(SystemExit, match="name the folders"):
+        table.main(())
