@@ -2,7 +2,7 @@
 
     python scripts/check_libero_expert.py --suites libero_object libero_spatial --num-states 10
     python scripts/check_libero_expert.py --suites libero_object libero_spatial --first-state 40 --num-states 5
-    python scripts/check_libero_expert.py --suites libero_90 --tasks 3 17 --num-states 2 --verbose
+    python scripts/check_libero_expert.py --suites libero_90 --tasks 3 17 --num-states 2
 
 Official horizons, settle steps and initial states; success is LIBERO's own check. Nothing is rendered. Every trial is
 written at once, so that a run that was stopped goes on where it was; delete the JSON after a change of the expert.
@@ -10,13 +10,11 @@ written at once, so that a run that was stopped goes on where it was; delete the
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import metadata
-from itertools import groupby
+from json import dumps, loads
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,67 +43,36 @@ Trials = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """Suite, task name, initial state id -> `success` and `env_steps`."""
 
 
-def play(sim: TaskSim, init_state: np.ndarray, max_env_steps: int, noise: float) -> tuple[bool, list[str]]:
-    """One episode: success, and the phase of each env step."""
+def play(sim: TaskSim, init_state: np.ndarray, max_env_steps: int) -> tuple[bool, int]:
+    """One episode: success, and how many env steps it took."""
     sim.reset(init_state)
     for _ in range(SETTLE_STEPS):
         sim.advance(np.array(SETTLE_ACTION))
-    expert = LiberoExpert(sim.robosuite, noise=noise, rng=np.random.default_rng(0))
-    phases = []
-    for _ in range(max_env_steps):
-        step = expert.step()
-        phases.append(step.label.phase)
-        if sim.advance(step.action.astype(np.float64)):
-            return True, phases
-    return False, phases
+    expert = LiberoExpert(sim.robosuite, noise=0.0, rng=np.random.default_rng(0))
+    for number in range(max_env_steps):
+        if sim.advance(expert.step().action.astype(np.float64)):
+            return True, number + 1
+    return False, max_env_steps
 
 
-@dataclass(kw_only=True)
-class Book:
-    """The trials, in a JSON that is written after each."""
-
-    file: Path
-    noise: float
-    trials: Trials = field(default_factory=dict)
-
-    def read(self) -> None:
-        """Go on from an earlier run; raises ValueError when its trials were played with other noise."""
-        if self.file.exists():
-            result = json.loads(self.file.read_text())
-            if result["noise"] != self.noise:
-                raise ValueError(f"{self.file}: noise is {result['noise']}, not {self.noise}: give another --json")
-            self.trials = result["trials"]
-
-    def write(self) -> None:
-        """A kill leaves the old one."""
-        versions = {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
-        result = {"versions": versions, "settle_steps": SETTLE_STEPS, "noise": self.noise, "trials": self.trials}
-        with appear_whole(self.file) as file:
-            file.write((json.dumps(result, indent=1) + "\n").encode())
-
-
-def run(suite: str, tasks: Sequence[int], states: range, book: Book, assets: Path, *, verbose: bool) -> None:
-    """Plays what is not in the book yet."""
-    all_tasks = load_tasks(suite)
-    with tqdm(total=len(tasks or all_tasks) * len(states), desc=suite, unit="trial", dynamic_ncols=True) as bar:
-        for task in [all_tasks[i] for i in tasks] or all_tasks:
-            known = book.trials.setdefault(suite, {}).setdefault(task.name, {})
-            missing = [i for i in states if str(i) not in known]
-            bar.update(len(states) - len(missing))
-            if not missing:
-                continue
-            sim = TaskSim(task, assets)
-            init_states = load_init_states(task)
-            for i in missing:
-                success, phases = play(sim, init_states[i], HORIZONS[suite], book.noise)
-                known[str(i)] = {"success": success, "env_steps": len(phases)}
-                book.write()
-                bar.update()
-                if verbose:
-                    bar.write(
-                        f"{task.name} {i}: {success} after {len(phases)}: {' '.join(p for p, _ in groupby(phases))}"
-                    )
-            sim.close()
+def run(suite: str, tasks: Sequence[int], states: range, trials: Trials, file: Path) -> None:
+    """Plays what is not in `trials` yet, and writes the file after each trial."""
+    all_tasks, assets = load_tasks(suite), find_assets()
+    versions = {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    result = {"versions": versions, "settle_steps": SETTLE_STEPS, "trials": trials}
+    for task in tqdm([all_tasks[i] for i in tasks] or all_tasks, desc=suite, unit="task", dynamic_ncols=True):
+        known = trials.setdefault(suite, {}).setdefault(task.name, {})
+        missing = [i for i in states if str(i) not in known]
+        if not missing:
+            continue
+        sim = TaskSim(task, assets)
+        init_states = load_init_states(task)
+        for i in missing:
+            success, num_env_steps = play(sim, init_states[i], HORIZONS[suite])
+            known[str(i)] = {"success": success, "env_steps": num_env_steps}
+            with appear_whole(file) as writer:
+                writer.write((dumps(result, indent=1) + "\n").encode())
+        sim.close()
 
 
 def table(trials: Trials) -> str:
@@ -169,11 +136,7 @@ def main(
     tasks: tuple[int, ...] = (),
     first_state: int = 0,
     num_states: int = 10,
-    noise: float = 0.0,
-    assets: str | None = None,
     json: Path = RESULTS / "libero_expert.json",
-    markdown: Path | None = None,
-    verbose: bool = False,
 ) -> int:
     """Plays, writes and prints the table.
 
@@ -182,26 +145,20 @@ def main(
         tasks: ids in each suite; default: all.
         first_state: the first initial state of each task.
         num_states: so many from there on.
-        noise: standard deviation on the six deltas, -1 to 1.
-        assets: their folder; default: those of make libero.
-        json: where trials are kept.
-        markdown: where the table goes; default: beside the JSON.
-        verbose: tell the phases of each trial.
+        json: where trials are kept; the table goes beside it, as Markdown.
     """
     if not 0 <= first_state < first_state + num_states <= NUM_INIT_STATES:
         raise SystemExit(f"--first-state, --num-states: not among the states 0..{NUM_INIT_STATES - 1}")
-    book = Book(file=json, noise=noise)
     try:
-        book.read()
-        found = find_assets(assets)
-        import_libero(found)
+        trials: Trials = loads(json.read_text())["trials"] if json.exists() else {}
+        import_libero(find_assets())
         for suite in suites:
-            run(suite, tasks, range(first_state, first_state + num_states), book, found, verbose=verbose)
+            run(suite, tasks, range(first_state, first_state + num_states), trials, json)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
-    (markdown or json.with_suffix(".md")).write_text(document(book.trials))
-    print(table(book.trials))
+    json.with_suffix(".md").write_text(document(trials))
+    print(table(trials))
     return 0
 
 

@@ -21,7 +21,6 @@ import io
 import json
 import math
 import multiprocessing
-import os
 import re
 import tempfile
 import time
@@ -42,7 +41,6 @@ from annotation_server import MODEL, AnnotationServer
 from measuring import ROOT, measure, table, write_result
 from rlvla.annotation.run import annotate_all, protocol
 from rlvla.annotation.store import Store
-from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, load
 from rlvla.report.svg_chart import COLOURS, INK, new_axes, to_svg
 
@@ -91,15 +89,12 @@ def main(
     """
     if min(*sides, *concurrency, frames, repeats, most, episodes, latency, seconds) <= 0:
         raise SystemExit("all numbers must be positive")
-    load_average = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(prefix="benchmark-annotate-") as name:
         folder = Path(name)
         overhead = {str(side): measure_overhead(side, frames, repeats, folder / f"overhead-{side}") for side in sides}
         points = measure_curve(concurrency, latency, most, seconds, folder / "curve")
         memory = measure_memory(episodes, folder / "memory")
-    load_average.append(os.getloadavg()[0])
     result = {
-        "overhead_vs_bar": {side: one["cpu_ms"] / BAR_MS for side, one in overhead.items()},
         "bar_met": {side: one["cpu_ms"] < BAR_MS for side, one in overhead.items()},
         "least_share_of_ideal": min(point["share"] for point in points),
         "memory_growth": memory[-1]["peak_mib"] / memory[0]["peak_mib"],
@@ -107,7 +102,6 @@ def main(
         "overhead": overhead,
         "curve": {"latency_s": latency, "most": most, "points": points},
         "memory": memory,
-        "load_average": load_average,
     }
     print(render(result))
     write_result(result, output)
@@ -142,7 +136,7 @@ def run(cfg: AnnotateConfig) -> Measured:
     with Store(cfg.output, protocol(cfg)) as store, ThreadPoolExecutor(max_workers=1) as thread:
         source = asyncio.run(annotate_all(cfg, store, thread))
         asked = time.perf_counter()
-        store.finish(robot=source.robot, fps=source.fps, suites=source.suites, complete=_no_card)
+        store.finish(robot=source.robot, fps=source.fps, suites=source.suites, complete=lambda *_: None)  # no card
         tally = store.tally
     end = time.perf_counter()
     if tally.num_dropped or tally.rejected:
@@ -155,10 +149,6 @@ def run(cfg: AnnotateConfig) -> Measured:
         asking_wall_s=asked - wall,
         peak_mib=int(peak[1]) / 1024 if peak else math.nan,
     )
-
-
-def _no_card(folder: Path, tally: Tally) -> None:
-    """The card costs the same whatever the number of frames."""
 
 
 def measure_overhead(side: int, frames: int, repeats: int, folder: Path) -> dict[str, Any]:

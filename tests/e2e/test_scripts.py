@@ -58,7 +58,7 @@ ON_LIBERO: dict[str, Sequence[str]] = {
     "check_libero.py": ("--suites", "libero_object", "--tasks", "0", "--json", "{out}/result.json"),
     "check_libero_expert.py": (
         *("--suites", "libero_object", "--tasks", "0", "--first-state", "1", "--num-states", "1"),
-        *("--json", "{out}/result.json", "--markdown", "{out}/result.md"),
+        *("--json", "{out}/result.json"),
     ),
 }
 ELSEWHERE = {
