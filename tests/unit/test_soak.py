@@ -49,58 +49,51 @@ def test_a_clean_run_has_no_problem(tmp_path):
     assert (result["steps"], result["exit_codes"], result["orphans"]) == (2, {"-9": 1, "143": 1}, [])
 
 
-@pytest.mark.parametrize(
-    ("steps", "events", "problem"),
-    [
-        ([GOOD[0], (["c", "a"], ["c"], 0)], [END], "sampled twice"),
-        ([GOOD[0], (["c", "d"], ["c", "a"], 0)], [END], "learned from twice"),
-        ([GOOD[0], (["c"], ["e"], 0)], [END], "learned from, and not sampled: e"),
-        (GOOD, [{**END, "orphans": ["ray::SamplerActor"]}], "1 processes outlived"),
-        (GOOD, [{"second": 1.0, "fault": "stuck"}, END], "stuck"),
-        ([], [END], "no step was finished"),
-        (GOOD, [{"second": 1.0, "fault": "env killed"}, {"second": 2.0, "fault": "ended", "code": 1}, END], "1 at 2 s"),
-        (
-            GOOD,
-            [{"second": 1.0, "fault": "driver killed"}, *[{"second": 2.0, "fault": "ended", "code": -9}] * 2],
-            "-9 at",
-        ),
-        (GOOD, [{**END, "code": None}], "exit code None"),
-    ],
-)
-def test_what_is_wrong_is_named(tmp_path, steps, events, problem):
-    assert any(problem in p for p in judge(write(tmp_path / "run", steps), events, {})["problems"])
-
-
-def test_memory_that_grows_is_a_problem(tmp_path):
-    memory = {"env": {"slope_mib_per_min": 9.0}, "driver": {}}
-    (problem,) = judge(write(tmp_path / "run", GOOD), [END], memory)["problems"]
-    assert problem.endswith("more than 2 MiB a minute: env")
-
-
-def test_a_lost_step_and_a_lost_trajectory_are_seen(tmp_path):
-    folder = write(tmp_path / "run", [*GOOD, (["e"], ["e"], 0)])
+def lose_a_step(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    (folder / "metrics.jsonl").write_text("\n".join([lines[0], lines[2]]) + "\n")
-    problems = judge(folder, [END], {})["problems"]
-    assert [p for p in problems if "missing or doubled" in p]
-    assert [p for p in problems if "3 finished and 0 failed in metrics.jsonl, 4 and 1 in ids.jsonl" in p]
+    (folder / "metrics.jsonl").write_text(lines[1] + "\n")
 
 
-def test_a_trajectory_that_was_started_and_is_nowhere_is_seen(tmp_path):
-    folder = write(tmp_path / "run", GOOD)
+def start_another(folder):
     with (folder / "started.jsonl").open("a") as file:
         file.write(json.dumps({"step": 1, "batch": 1, "ids": ["x"]}) + "\n")
-    assert "step 1 started, and did not sample: x" in judge(folder, [END], {})["problems"]
 
 
-def test_half_a_line_of_a_run_that_was_killed_at_the_end_hides_nothing(tmp_path):
-    folder = write(tmp_path / "run", GOOD)
+def cut_the_last_lines_short(folder):
     for name in ("metrics", "ids"):
         with (folder / f"{name}.jsonl").open("a") as file:
             file.write('{"step": 2, "sam')
-    assert judge(folder, [{**END, "orphans": ["ray::SamplerActor"]}], {})["problems"] == [
-        "1 processes outlived their driver"
-    ]
+
+
+KILLED, ENDED = {"second": 1.0, "fault": "driver killed"}, {"second": 2.0, "fault": "ended", "code": -9}
+ORPHANED = {**END, "orphans": ["ray::SamplerActor"]}
+
+
+@pytest.mark.parametrize(
+    ("steps", "events", "memory", "damage", "problem"),
+    [
+        ([GOOD[0], (["c", "a"], ["c"], 0)], [END], {}, None, "sampled twice"),
+        ([GOOD[0], (["c", "d"], ["c", "a"], 0)], [END], {}, None, "learned from twice"),
+        ([GOOD[0], (["c"], ["e"], 0)], [END], {}, None, "learned from, and not sampled: e"),
+        (GOOD, [END], {}, start_another, "step 1 started, and did not sample: x"),
+        (GOOD, [END], {}, lose_a_step, "ids.jsonl has other steps than metrics.jsonl"),
+        (GOOD, [END], {}, lose_a_step, "steps are missing or doubled in metrics.jsonl"),
+        (GOOD, [END], {}, lose_a_step, "1 finished and 1 failed in metrics.jsonl, 3 and 1 in ids.jsonl"),
+        (GOOD, [ORPHANED], {}, None, "1 processes outlived"),
+        (GOOD, [ORPHANED], {}, cut_the_last_lines_short, "1 processes outlived"),
+        (GOOD, [{"second": 1.0, "fault": "stuck"}, END], {}, None, "stuck"),
+        ([], [END], {}, None, "no step was finished"),
+        (GOOD, [{**KILLED, "fault": "env killed"}, {**ENDED, "code": 1}, END], {}, None, "1 at 2 s"),
+        (GOOD, [KILLED, ENDED, ENDED], {}, None, "-9 at"),
+        (GOOD, [{**END, "code": None}], {}, None, "exit code None"),
+        (GOOD, [END], {"env": {"slope_mib_per_min": 9.0}, "driver": {}}, None, "more than 2 MiB a minute: env"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, steps, events, memory, damage, problem):
+    folder = write(tmp_path / "run", steps)
+    if damage:
+        damage(folder)
+    assert any(problem in p for p in judge(folder, events, memory)["problems"])
 
 
 def samples(role, pid, mib, start=0, end=1800):
