@@ -26,7 +26,7 @@ from typing import Any
 
 import tyro
 
-from measuring import ROOT, Run, checkpoint_name, measure, medians, table, write_result
+from measuring import ROOT, Run, checkpoint_name, measure, medians, set_environment, table, write_result
 from rlvla.config import GRPOConfig, load
 
 TARGETS = {"rollout_vs_lockstep": 3.0, "learner_vs_padded": 1.3, "sync_fraction": 0.02}
@@ -54,6 +54,7 @@ def main(
         seed: of tasks and sampling.
         output: also write the result here, as JSON.
     """
+    set_environment()
     name = checkpoint_name(model)
     cfg = configure(model, config, tasks, num_trajectories, repeats, seed)
     runs, facts = measure_all(cfg, repeats)

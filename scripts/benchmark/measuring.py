@@ -16,11 +16,14 @@ from tqdm import tqdm
 
 from rlvla.config import provenance
 
-# Before Mesa and transformers are loaded: as `rlvla.cluster` sets them for its actors.
-os.environ.setdefault("LP_NUM_THREADS", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
+
+
+def set_environment() -> None:
+    """As `rlvla.cluster` has it for its actors; to be called before Mesa and transformers are loaded."""
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from measuring import ROOT, checkpoint_name, latencies, table, write_result
+from measuring import ROOT, checkpoint_name, latencies, set_environment, table, write_result
 from rlvla.config import EpisodeConfig, EvaluateConfig, load
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
@@ -61,6 +61,7 @@ def main(
         seed: of initial states.
         output: also write the result here, as JSON.
     """
+    set_environment()
     if min(num_decisions, rounds, num_trajectories) < 1:
         raise SystemExit("--num-decisions, --rounds and --num-trajectories: need at least 1 each")
     cfg = load(EvaluateConfig, ["--config", str(config)])

@@ -1,8 +1,7 @@
-"""scripts/check_libero.py on one real task, and the arithmetic of scripts/benchmark/libero_env.py."""
+"""The arithmetic and the errors of the scripts about LIBERO; tests/e2e/test_scripts.py runs them."""
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,19 +12,8 @@ import pytest
 pytest.importorskip("libero")
 
 import check_libero
+import check_libero_expert
 import libero_env
-
-
-@pytest.mark.libero
-@pytest.mark.slow
-def test_check_one_task(libero_assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = tmp_path / "check.json"
-    status = check_libero.main(suites=("libero_spatial",), tasks=(2,), json=report)
-    assert status == 0
-    assert capsys.readouterr().out == "1/1\n"
-    (result,) = json.loads(report.read_text())
-    assert result["name"] == "pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate"
-    assert result["error"] == ""
 
 
 class Broken:
@@ -92,6 +80,25 @@ def test_wrong_options() -> None:
         (partial(libero_env.main, rounds=0), "--rounds"),
         (partial(check_libero.main, tasks=(-1,)), "--tasks and --resets: need 0 or more"),
         (partial(check_libero.main, resets=-1), "--tasks and --resets: need 0 or more"),
+        *(
+            (partial(check_libero_expert.main, first_state=i, num_states=n), "not among the states 0..49")
+            for i, n in ((45, 10), (-1, 10), (0, 0))
+        ),
     ]:
         with pytest.raises(SystemExit, match=message):
             main()
+
+
+def test_only_states_that_were_not_tuned_on_count_and_held_out_ones_apart() -> None:
+    states = [*range(10), 40, 41]
+    tasks = {
+        name: {str(i): {"success": i not in failed, "env_steps": 9} for i in states}
+        for name, failed in {"a": {0, 6}, "b": {41}}.items()
+    }
+    assert check_libero_expert.NUM_TUNED_STATES == 5
+    only_tuned = {"c": {"0": {"success": True, "env_steps": 9}}}
+    rows = check_libero_expert.unseen({"libero_goal": tasks, "libero_90": only_tuned}).splitlines()[2:]
+    assert rows == [
+        "| libero_goal | 5 to 9 | 2 | 9 of 10 | 90.0 % | 59.6 to 98.2 |",
+        "| libero_goal | 40 to 41 | 2 | 3 of 4 | 75.0 % | 30.1 to 95.4 |",
+    ]
