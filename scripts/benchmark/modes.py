@@ -216,14 +216,17 @@ async def measure_decisions(
 
 
 async def _decide(decider: Decider, env: EnvThread, tasks: Sequence[TaskSpec]) -> list[Turn]:
-    """A decision at each of these states, as if each led to the next."""
+    """A decision at each of these states, as if each led to the next; after a malformed one comes a first one."""
     recall, turns = Recall(), []
     for task in tasks:
         options = {"task_id": task.task_id, "init_state_id": task.init_state_id}
         observation = await env.call(lambda e, t=task, o=options: observe(e, e.reset(seed=t.seed, options=o)[0]))
-        turns.append((await decide(decider, observation, env, seed=task.seed, recall=recall)).turn)
-        carries = decider.processor.carry_thought
-        recall = recall.after(turns[-1], think_every=decider.config.think_every, carry_thought=carries)
+        decision = await decide(decider, observation, env, seed=task.seed, recall=recall)
+        turns.append(decision.turn)
+        every, carries = decider.config.think_every, decider.processor.carry_thought
+        recall = (
+            recall.after(decision.turn, think_every=every, carry_thought=carries) if decision.end is None else Recall()
+        )
     return turns
 
 

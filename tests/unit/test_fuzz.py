@@ -43,7 +43,7 @@ def test_a_few_runs_of_every_target_find_nothing(name: str) -> None:
     for seed in one.seeds:
         one.run(seed)
 
-    @settings(max_examples=400, deadline=5000, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=250, deadline=5000, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(st.builds(edited, st.sampled_from(one.seeds), EDITS) | st.binary(max_size=256))
     def holds(data: bytes) -> None:
         one.run(data)
