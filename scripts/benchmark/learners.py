@@ -17,7 +17,7 @@ step, and there is no forward for old log-probabilities (SimpleVLA-RL always pay
 **TRL's GRPO loss.** Its trainer owns its rollout loop, so that ours cannot be plugged in; what can be compared is the
 update. The rows go to `GRPOTrainer.compute_loss` as its own rollout would hand them over (prompts padded on the left,
 completions on the right, each to the longest of the step; tool results masked by `tool_mask`), with KL to its reference
-model and DAPO's average over tokens.
+model and DAPO's average over tokens. It knows no action slots: actions are scored like text, which is as much work.
 
 All count the same tokens: those of the turns that were played, context included.
 """
@@ -262,7 +262,8 @@ class _TRLLearner(_Baseline):
         inputs |= {f"completion_{name}": tensor[:, prompt_length:] for name, tensor in tensors.items()}
         inputs["tool_mask"] = torch.from_numpy(tool_mask)[:, prompt_length:]
         inputs |= self._processor.pixel_inputs([row.images for row in rows])
-        extra = self._processor.forward_inputs(tensors["ids"], tensors["mask"])
+        no_acts = torch.zeros(shape, dtype=torch.bool)
+        extra = self._processor.forward_inputs(tensors["ids"], tensors["mask"], no_acts)
         inputs |= {name: extra[name] for name in ("mm_token_type_ids",) if name in extra}
         advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=self._device)
         return self._moved(inputs) | {"advantages": advantages, "num_images": [len(row.images) for row in rows]}
