@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 import yaml
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -444,7 +445,14 @@ class KeyFrameConfig:
             )
 
 
-CheckName = Literal["markup", "box", "length", "language", "gripper", "subject", "progress", "repetition", "grounding"]
+CheckName = Literal["markup", "box", "length", "gripper", "subject", "progress", "repetition", "grounding"]
+
+
+def _without_gone(names: Any) -> Any:
+    """Raises ValueError where `checks.names` holds a check of an earlier version."""
+    if isinstance(names, list | tuple) and "language" in names:
+        raise ValueError("checks.names: there is no check language any more: leave it out; openai.judge reads the text")
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,8 +461,8 @@ class CheckConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    names: tuple[CheckName, ...] = (
-        "markup", "box", "length", "language", "gripper", "subject", "progress", "repetition", "grounding",
+    names: Annotated[tuple[CheckName, ...], BeforeValidator(_without_gone)] = (
+        "markup", "box", "length", "gripper", "subject", "progress", "repetition", "grounding",
     )  # fmt: skip
     """Checks to run; `rlvla/annotation/checks.py` says what each one wants."""
     looks: tuple[NonNegativeInt, NonNegativeInt] = (1, 1)
@@ -468,7 +476,7 @@ class CheckConfig:
     max_repetition: PositiveInt = 4
     """Decisions in a row that may think nearly the same."""
     similarity: _Share = 0.95
-    """From which on two thoughts are nearly the same, 0 to 1 (share of words in common, in their order)."""
+    """From which on two thoughts are nearly the same, 0 to 1 (share of words in common)."""
     progress_slack: NonNegativeFloat = 0.0
     """By how much progress may fall from one decision to the next."""
     containment: _Share = 0.5
@@ -506,13 +514,31 @@ class OpenAIConfig:
     """Qwen3-VL-Instruct's own recommendation (generation_config.json)."""
     max_tokens: int = 512
     """Of one answer."""
+    judge: bool = False
+    """Ask a second question about each answer that passed the checks: whether its sentences are true, yes or no, with a
+    reason. A no counts as a failed check."""
+    judge_base_url: str = ""
+    """Address of the server that judges; empty: `base_url`."""
+    judge_model: str = ""
+    """Which judges; empty: `model`, or the only one that the server at `judge_base_url` lists."""
+    judge_api_key_env: str = ""
+    """Environment variable with the key for `judge_base_url`, which is not sent that of `base_url`."""
     usd_per_million_prompt_tokens: NonNegativeFloat = 0.0
     """For the cost in the data card."""
     usd_per_million_completion_tokens: NonNegativeFloat = 0.0
     """Likewise."""
 
+    @property
+    def has_own_judge(self) -> bool:
+        """Whether another server or another model judges than answers."""
+        return bool(self.judge_base_url or self.judge_model)
+
     def __post_init__(self) -> None:
         """Raises ValueError naming the key."""
+        if not self.judge and (self.judge_base_url or self.judge_model or self.judge_api_key_env):
+            raise ValueError("openai.judge is false, and another key of the judge is set: set openai.judge: true")
+        if self.judge_api_key_env and not self.judge_base_url:
+            raise ValueError("openai.judge_api_key_env is set without openai.judge_base_url: set api_key_env instead")
         if self.concurrency < 1 or self.max_tokens < 1 or self.timeout_s <= 0 or self.max_retries < 0:
             raise ValueError("openai.concurrency, max_tokens and timeout_s must be positive, max_retries at least 0")
 
@@ -548,7 +574,7 @@ class AnnotateConfig:
     annotator_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to a plugin."""
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
-    """Used by the annotator "openai"."""
+    """Server of the annotator "openai", and of the judge."""
     key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
     """Where to look closer."""
     checks: CheckConfig = field(default_factory=CheckConfig)
@@ -570,6 +596,8 @@ class AnnotateConfig:
                 f"stride is {self.stride}, need 0 to chunk_length ({self.chunk_length}); "
                 f"max_attempts is {self.max_attempts}, need at least 1"
             )
+        if self.openai.judge and not self.annotator:
+            raise ValueError("openai.judge is true, and annotator is empty: there is nothing to judge")
 
 
 @dataclass(frozen=True, kw_only=True)

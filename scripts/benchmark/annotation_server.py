@@ -22,6 +22,7 @@ MODEL = "stand-in"
 TAIL = 8192
 """Bytes at the end of a request that hold the question and the schema's name; pictures come before."""
 _FACTS = re.compile(rb"decision (\d+) of \d+, (\d+) percent.*Gripper: (open|closed)", re.DOTALL)
+_NEXT = re.compile(rb"(open|close)s (?:during|[0-9]+ decision)")
 _THOUGHTS = (
     "The bowl stands a hand's breadth ahead and a little left at moment {number}, so the arm keeps its height.",
     "At moment {number} the arm is on its way across the table, and the bowl still lies in front of the plate.",
@@ -61,7 +62,14 @@ def answer(request: bytes) -> bytes:
     assert facts is not None, "the question is not where the engine puts it"
     number, progress, gripper = int(facts[1]), int(facts[2]), facts[3].decode()
     thought = _THOUGHTS[number % len(_THOUGHTS)].format(number=number)
-    fields = {"subtask": "move the bowl to the plate", "subject": "bowl", "gripper": gripper, "progress": progress}
+    coming = _NEXT.search(tail)
+    fields = {
+        "subtask": "move the bowl to the plate",
+        "subject": "bowl",
+        "gripper": gripper,
+        "next_gripper": coming[1].decode() if coming else "stay",
+        "progress": progress,
+    }
     if b'"name":"key_frame"' in tail:
         look = {"observation": _LOOK.format(number=number), "image": 0, "bbox": [300, 300, 600, 600]}
         fields |= {**look, "conclusion": thought}

@@ -24,8 +24,9 @@ from rlvla.data.read_hdf5 import open_hdf5
 from rlvla.data.read_lerobot import open_lerobot
 from rlvla.data.read_video import decode
 from rlvla.data.rows import decode_picture
+from rlvla.data.types import Demonstration
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
-from rlvla.types import Demonstration, EndReason, TaskSpec, Trajectory
+from rlvla.types import EndReason, TaskSpec, Trajectory
 from target import FOLDER, refused, spread, target, written
 
 NUM_FRAMES = 20
@@ -33,7 +34,7 @@ NUM_FRAMES = 20
 _REPLY = {"annotation": None, "error": "", "prompt_tokens": 0, "completion_tokens": 0}
 
 
-@target(json.dumps({"decision": 0, "attempt": 1, "reply": _REPLY}).encode())
+@target(json.dumps({"decision": 0, "attempt": 1, "is_judge": False, "reply": _REPLY}).encode())
 def answer_log(data: bytes) -> None:
     """What a kill left of a log of answers is read as far as it is whole; the rest is cut off."""
     for content in (data, b"".join(checked(line) + b"\n" for line in data.split(b"\n"))):

@@ -120,7 +120,7 @@ def config(data: bytes) -> None:
                 assert all(line.strip() for line in told)
 
 
-_ANSWER = b'{"subtask": "reach", "subject": "cup", "gripper": "open", "progress": 10, '
+_ANSWER = b'{"subtask": "reach", "subject": "cup", "gripper": "open", "next_gripper": "stay", "progress": 10, '
 
 
 @target(

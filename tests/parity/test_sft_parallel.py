@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from rlvla.data.types import Demonstration
 from rlvla.learner.collate import to_row
 from rlvla.policies.thinker.cold_start import to_turn
 from rlvla.policies.thinker.markup import print_think, print_zoom
 from rlvla.policies.thinker.policy import IMAGE_TOKEN_BIAS, placeholder_ids
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.run.sft import SFTTrainer
-from rlvla.types import Demonstration, Turn
+from rlvla.types import Turn
 from tests import parallel_policies as tiny
 
 

@@ -13,6 +13,7 @@ import torch
 
 from rlvla.config import EpisodeConfig, LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import read, write
+from rlvla.data.types import Demonstration
 from rlvla.learner.learner import Learner
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.cold_start import start_policy
@@ -25,7 +26,7 @@ from rlvla.rollout.episode import Decider, EnvThread, decide
 from rlvla.run.sft import SFTTrainer
 from rlvla.samplers.local import TransformersSampler
 from rlvla.testing import TASK, make_trajectory
-from rlvla.types import Demonstration, EndReason, Group, Observation, SegmentKind
+from rlvla.types import EndReason, Group, Observation, SegmentKind
 from tests import parallel_policies as tiny
 from tests.learning import first_of_its_process, free_address
 

@@ -30,8 +30,8 @@ from rlvla.config import (
 )
 from rlvla.config.file import GONE
 from rlvla.data import dataset
+from rlvla.data.types import Demonstration
 from rlvla.run import identity, preflight
-from rlvla.types import Demonstration
 from tests.unit.store_worker import answer, demonstration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +131,11 @@ VALUES = [
     ("ZeRO-3 with LoRA", "grpo", "learner: {zero_stage: 3, lora: {}}", "", r"zero_stage 3 with learner\.lora"),
     ("one and a half GPUs", "grpo", "cluster: {sampler_gpus: 1.5}", "", r"cluster\.sampler_gpus is 1\.5"),
     ("words the wrong way round", "annotate", "checks: {num_words: [80, 3]}", "", r"checks\.num_words is 80 to 3"),
+    ("a check that is gone", "annotate", "checks: {names: [markup, language]}", "", r"no check language any more: leave it out"),
+    ("a check that never was", "annotate", "checks: {names: [colour]}", "", r"checks\.names\.0: .*'grounding', got 'colour'"),
+    ("a judge who is off", "annotate", "openai: {judge_model: a}", "", r"openai\.judge is false.*set openai\.judge: true"),
+    ("a key for a judge of no address", "annotate", "openai: {judge: true, judge_api_key_env: A}", "", r"set api_key_env instead"),
+    ("a judge of nothing", "annotate", "openai: {judge: true}", "", r"openai\.judge is true, and annotator is empty"),
     ("stride above the chunk", "annotate", "stride: 9", "", r"stride is 9, need 0 to chunk_length \(5\)"),
     ("a list", "grpo", "- num_steps: 3", "", r"run\.yaml: is a list, need keys with values"),
     ("a word", "sft", "num_steps", "", r"run\.yaml: is a str, need keys with values"),
