@@ -14,11 +14,12 @@ import gymnasium
 import numpy as np
 import pytest
 
+from rlvla.pictures import center_crop
 from rlvla_envs import check_env
 
 pytest.importorskip("libero")
 
-from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE, center_crop
+from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE
 from rlvla_envs.libero.env import SETTLE_ACTION, LiberoEnv
 from rlvla_envs.libero.tasks import load_init_states
 from rlvla_envs.spec import resize
