@@ -1,7 +1,6 @@
 """Soak test: GRPO for an hour while a random fault strikes every minute; nothing may be lost, leak or hang.
 
-python scripts/soak.py --model outputs/demo/sft/checkpoint [--minutes 60] [--calm 30] [--every 60] [--seed 0]
-                       [--output outputs/soak]
+python scripts/soak/soak.py --model outputs/demo/sft/checkpoint [--minutes 60] [--calm 30] [--seed 0]
 
 Faults, all of them in random order before one comes again: an env process killed or hung, likewise the process that
 envs are forked from, a rollout actor, a sampler, a learner or the driver killed, the driver preempted (SIGTERM) or
@@ -13,41 +12,27 @@ exit code is 1 when something was lost, duplicated, orphaned or stuck, or memory
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+import tyro
 from tqdm import tqdm
 
 from rlvla.config import provenance
-from soak_report import chart, judge, memory_slopes, unexplained_ends
-from soak_run import FAULTS, SoakRun
+from strikes import FAULTS, ROOT, SoakRun
+from verdict import chart, judge, memory_slopes, unexplained_ends
 
-CONFIG: dict[str, Any] = {
-    "env": {
-        "id": "rlvla/Tabletop-v0",
-        "tasks": ["press"],
-        "kwargs": {"zoom_source": "render"},
-        "deadline_s": 10.0,
-        "reset_deadline_s": 60.0,
-    },
-    "episode": {"temperature": 0.6, "max_tool_calls": 3, "max_think_tokens": 40, "max_turn_tokens": 256},
-    "cluster": {"envs_per_actor": 16, "envs_per_process": 4, "max_restarts": 1000},
-    "reward": [{"fn": "success"}, {"fn": "format", "weight": 0.1}],
-    "learner": {"lr": 1e-5},
-    "groups_per_step": 4,
-    "group_size": 4,
-    "minibatch_trajectories": 16,
-    "num_steps": 1_000_000,
-    "save_every": 1,
-}
+STEPS = (
+    *("--config", str(ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"), "--num-steps", "1000000", "--save-every", "1"),
+    *("--groups-per-step", "4", "--group-size", "4", "--minibatch-trajectories", "16", "--learner.lr", "1e-5"),
+    *("--env.deadline-s", "10", "--env.reset-deadline-s", "60", "--cluster.max-restarts", "1000"),
+    *("--cluster.envs-per-actor", "16", "--cluster.envs-per-process", "4"),
+)
 """Small steps, so that an hour has many, each followed by a checkpoint."""
 LOOK_S = 2.0
 """Between two looks at the processes, seconds."""
@@ -58,50 +43,45 @@ MAX_UNEXPLAINED = 3
 """Ends of the driver that no fault explains, after which the soak ends early."""
 
 
-def main() -> None:
-    """Strike for as long as asked, then write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint to go on from, such as the demo's SFT")
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--calm", type=float, default=30.0, help="minutes without faults behind those")
-    parser.add_argument("--every", type=float, default=60.0, help="seconds between faults, on average")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs/soak"))
-    args = parser.parse_args()
-    if args.output.exists():
-        raise SystemExit(f"{args.output} exists: move it away, or name another folder with --output")
-    args.output.mkdir(parents=True)
-    config = args.output / "grpo.yaml"
-    paths = {"model": str(args.model.resolve()), "output": str((args.output / "run").resolve())}
-    config.write_text(yaml.safe_dump(CONFIG | paths))
-    soak = Soak(run=SoakRun(config=config, output=args.output), rng=random.Random(args.seed), every=args.every)
+def main(
+    *,
+    model: Path,
+    minutes: float = 60.0,
+    calm: float = 30.0,
+    every: float = 60.0,
+    seed: int = 0,
+    output: Path = Path("outputs/soak"),
+) -> int:
+    """Strike for as long as asked, then write the result; 1 when there is a problem.
+
+    Args:
+        model: checkpoint to go on from, such as the demo's SFT.
+        minutes: with faults.
+        calm: minutes without faults behind those.
+        every: seconds between faults, on average.
+        seed: of the faults.
+        output: folder to make.
+    """
+    if output.exists():
+        raise SystemExit(f"{output} exists: move it away, or name another folder with --output")
+    output.mkdir(parents=True)
+    soak = Soak(run=SoakRun(flags=(*STEPS, "--model", str(model)), output=output), rng=random.Random(seed), every=every)
     try:
-        soak.go(60 * args.minutes, 60 * args.calm)
+        soak.go(60 * minutes, 60 * calm)
     finally:  # whatever broke off, what there is says why
         soak.run.kill()
-        result = write_result(soak, args)
-    print(json.dumps({key: value for key, value in result.items() if key not in ("events", "provenance")}, indent=2))
-    if result["problems"]:
-        sys.exit(1)
-
-
-def write_result(soak: Soak, args: argparse.Namespace) -> dict[str, Any]:
-    """`soak.json` and `soak.svg`; returns the former."""
-    memory = memory_slopes(soak.run.samples)
-    result = {
-        "minutes": args.minutes,
-        "calm_minutes": args.calm,
-        "every_s": args.every,
-        "seed": args.seed,
-        "faults": dict(Counter(event["fault"] for event in soak.events if event["fault"] in FAULTS)),
-        **judge(args.output / "run", soak.events, memory),
-        "memory": memory,
-        "events": soak.events,
-        "provenance": provenance(),
-    }
-    (args.output / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.output / "soak.svg").write_text(chart(soak.run.samples, soak.events))
-    return result
+        memory = memory_slopes(soak.run.samples)
+        result = {
+            **{"minutes": minutes, "calm_minutes": calm, "every_s": every, "seed": seed},
+            "faults": dict(Counter(event["fault"] for event in soak.events if event["fault"] in FAULTS)),
+            **judge(output / "run", soak.events, memory),
+            "memory": memory,
+        }
+        whole = result | {"events": soak.events, "provenance": provenance()}
+        (output / "soak.json").write_text(json.dumps(whole, indent=2) + "\n")
+        (output / "soak.svg").write_text(chart(soak.run.samples, soak.events))
+    print(json.dumps(result, indent=2))
+    return int(bool(result["problems"]))
 
 
 @dataclass(kw_only=True)
@@ -129,14 +109,14 @@ class Soak:
         end = began + seconds + calm_s
         self._start()
         with tqdm(total=round(seconds + calm_s), unit="s", desc="soak", mininterval=5) as bar:
-            while (now := time.monotonic()) < end and self._num_unexplained() < MAX_UNEXPLAINED:
+            while (now := time.monotonic()) < end and len(unexplained_ends(self.events)) < MAX_UNEXPLAINED:
                 bar.update(round(now - began) - bar.n)
                 time.sleep(LOOK_S)
                 self._look()
                 if now < began + seconds and self.next_fault is not None and now > self.next_fault:
-                    self._strike()
+                    self.strike()
         code = self.run.end()
-        self._see_lines()
+        self.see_lines()
         self._note("end of soak", code=code, orphans=self.run.orphans(wait=True))
 
     def _start(self) -> None:
@@ -147,8 +127,7 @@ class Soak:
         self.run.look()
         if orphans := self.run.orphans():
             self._note("orphans", orphans=orphans)
-        self._see_lines()
-        assert self.run.driver is not None
+        self.see_lines()
         if (code := self.run.driver.poll()) is not None:
             self._note("ended", code=code)
             self._start()
@@ -156,7 +135,7 @@ class Soak:
             self._note("stuck")
             self.run.kill()
 
-    def _see_lines(self) -> None:
+    def see_lines(self) -> None:
         """Note steps that are gone, since the run went on from an older state, and whether there is a new one."""
         lines = self.run.lines()
         if gone := set(self.lines) - set(lines):
@@ -167,7 +146,8 @@ class Soak:
                 self._plan_fault()
         self.lines = lines
 
-    def _strike(self) -> None:
+    def strike(self) -> None:
+        """The next fault that is possible now."""
         if not self.bag:
             self.bag = self.rng.sample(sorted(FAULTS), len(FAULTS))
         for fault in self.bag:
@@ -180,13 +160,10 @@ class Soak:
     def _plan_fault(self) -> None:
         self.next_fault = time.monotonic() + self.every * self.rng.uniform(0.5, 1.5)
 
-    def _num_unexplained(self) -> int:
-        return len(unexplained_ends(self.events))
-
     def _note(self, fault: str, **details: Any) -> None:
         second = round(time.monotonic() - self.run.began, 1)
         self.events.append({"second": second, "step": len(self.lines), "fault": fault, **details})
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(tyro.cli(main, description=__doc__))

@@ -14,7 +14,6 @@ import json
 import re
 import subprocess
 import sys
-from types import TracebackType
 from typing import Self
 
 from aiohttp import web
@@ -22,18 +21,15 @@ from aiohttp import web
 MODEL = "stand-in"
 TAIL = 8192
 """Bytes at the end of a request that hold the question and the schema's name; pictures come before."""
-_FACTS = re.compile(rb"decision (\d+) of \d+, (\d+) percent")
-_GRIPPER = re.compile(rb"Gripper: (open|closed)")
+_FACTS = re.compile(rb"decision (\d+) of \d+, (\d+) percent.*Gripper: (open|closed)", re.DOTALL)
 _NEXT = re.compile(rb"(open|close)s (?:during|[0-9]+ decision)")
 _THOUGHTS = (
-    "The bowl stands a hand's breadth ahead and a little left at moment {number}, so the arm keeps its height and "
-    "moves on towards the rim.",
-    "At moment {number} the arm is on its way across the table, and the bowl still lies in front of the plate, so "
-    "the present course serves the task.",
-    "The gap between the arm and the bowl is small at moment {number}; a slow, straight move keeps the bowl in line "
-    "with the middle of the hand.",
+    "The bowl stands a hand's breadth ahead and a little left at moment {number}, so the arm keeps its height.",
+    "At moment {number} the arm is on its way across the table, and the bowl still lies in front of the plate.",
+    "The gap between the arm and the bowl is small at moment {number}; a slow, straight move keeps the bowl in line.",
 )
-"""About as long as a model's, and different from one decision to the next."""
+"""About as long as a model's, different from one decision to the next."""
+_LOOK = "The rim of the bowl is too small to be sure of at moment {number}, so a closer look at it is worth it."
 
 
 class AnnotationServer:
@@ -45,7 +41,6 @@ class AnnotationServer:
     """
 
     def __init__(self, *, latency_s: float = 0.0, most: int = 1_000_000) -> None:
-        self.url = ""
         self._command = [sys.executable, __file__, str(latency_s), str(most)]
 
     def __enter__(self) -> Self:
@@ -56,35 +51,28 @@ class AnnotationServer:
             raise RuntimeError(f"{__file__} ended with {self._process.wait()} before it served")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.communicate()  # it ends with its input, as it would if this process were killed
 
 
 def answer(request: bytes) -> bytes:
     """A chat completion that agrees with the facts in a request of `rlvla.annotation.openai_annotator`."""
     tail = request[-TAIL:]
-    facts, gripper = _FACTS.search(tail), _GRIPPER.search(tail)
+    facts = _FACTS.search(tail)
     assert facts is not None, "the question is not where the engine puts it"
-    assert gripper is not None, "likewise"
-    number = int(facts[1])
+    number, progress, gripper = int(facts[1]), int(facts[2]), facts[3].decode()
+    thought = _THOUGHTS[number % len(_THOUGHTS)].format(number=number)
+    coming = _NEXT.search(tail)
     fields = {
         "subtask": "move the bowl to the plate",
         "subject": "bowl",
-        "gripper": gripper[1].decode(),
-        "next_gripper": coming[1].decode() if (coming := _NEXT.search(tail)) else "stay",
-        "progress": int(facts[2]),
+        "gripper": gripper,
+        "next_gripper": coming[1].decode() if coming else "stay",
+        "progress": progress,
     }
-    thought = _THOUGHTS[number % len(_THOUGHTS)].format(number=number)
     if b'"name":"key_frame"' in tail:
-        fields |= {
-            "observation": f"The rim of the bowl is too small to be sure of at moment {number}, so a closer look at "
-            "it is worth it before the hand acts.",
-            "image": 0,
-            "bbox": [300, 300, 600, 600],
-            "conclusion": thought,
-        }
+        look = {"observation": _LOOK.format(number=number), "image": 0, "bbox": [300, 300, 600, 600]}
+        fields |= {**look, "conclusion": thought}
     else:
         fields["thought"] = thought
     message = {"role": "assistant", "content": json.dumps(fields)}

@@ -13,7 +13,7 @@ import numpy as np
 from rlvla.durable.files import read_lines
 from rlvla.report.svg_chart import COLOURS, new_axes, to_svg
 from rlvla.run.ledger import balance
-from soak_run import Sample
+from strikes import Sample
 
 WARM_UP_S = 900.0
 """Of a process: it still starts and fills its caches, as the sampler does its KV cache page by page, and does not count
@@ -52,6 +52,7 @@ def judge(
         `problems` in words.
     """
     metrics, ids = read_lines(folder / "metrics.jsonl"), read_lines(folder / "ids.jsonl")
+    steps = [line["step"] for line in metrics]
     counts, problems = balance(folder)
     finished, failed = (round(sum(line[name] for line in metrics)) for name in ("num_finished", "env_errors"))
     orphans = [name for event in events for name in event.get("orphans", ())]
@@ -59,10 +60,8 @@ def judge(
     unexplained = unexplained_ends(events)
     checks = {
         "no step was finished": bool(metrics),
-        "steps are missing or doubled in metrics.jsonl": [line["step"] for line in metrics]
-        == list(range(len(metrics))),
-        "ids.jsonl has other steps than metrics.jsonl": [line["step"] for line in ids]
-        == [line["step"] for line in metrics],
+        "steps are missing or doubled in metrics.jsonl": steps == list(range(len(steps))),
+        "ids.jsonl has other steps than metrics.jsonl": [line["step"] for line in ids] == steps,
         f"{finished} finished and {failed} failed in metrics.jsonl, {counts['finished']} and {counts['failed']} in "
         "ids.jsonl": (finished, failed) == (counts["finished"], counts["failed"]),
         f"{len(orphans)} processes outlived their driver": not orphans,
@@ -92,20 +91,14 @@ def unexplained_ends(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def memory_slopes(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """Per role: the largest own memory of one process (MiB), and the median slope of those that lived long enough.
+    """Role -> `max_mib` of one process, `processes`, and `slope_mib_per_min`, the median of `fitted` processes.
 
-    Args:
-        samples: of the whole soak.
-
-    Returns:
-        role -> `max_mib`, `processes`, and, where one lived for `LEAST_S` behind `WARM_UP_S`, `slope_mib_per_min` and
-        `fitted`, the number of processes that it is the median of.
+    The last two only where a process lived for `LEAST_S` behind `WARM_UP_S`.
     """
     result = {}
-    for role, by_pid in sorted(_lives(samples).items()):
-        slopes = [slope for life in by_pid.values() if (slope := _slope(life)) is not None]
-        most = max(sample.memory for life in by_pid.values() for sample in life)
-        result[role] = {"max_mib": round(most / 2**20), "processes": len(by_pid)}
+    for role, lives in _lives(samples).items():
+        slopes = [slope for life in lives if (slope := _slope(life)) is not None]
+        result[role] = {"max_mib": round(max(s.mib for life in lives for s in life)), "processes": len(lives)}
         if slopes:
             result[role] |= {"slope_mib_per_min": round(float(np.median(slopes)), 3), "fitted": len(slopes)}
     return result
@@ -116,8 +109,7 @@ def _slope(life: Sequence[Sample]) -> float | None:
     late = [sample for sample in life if sample.second > life[0].second + WARM_UP_S]
     if not late or late[-1].second - late[0].second < LEAST_S:
         return None
-    minutes = np.array([sample.second for sample in late]) / 60
-    return float(np.polyfit(minutes, np.array([sample.memory for sample in late]) / 2**20, 1)[0])
+    return float(np.polyfit([sample.second / 60 for sample in late], [sample.mib for sample in late], 1)[0])
 
 
 def chart(samples: Sequence[Sample], events: Sequence[Mapping[str, Any]]) -> str:
@@ -125,22 +117,20 @@ def chart(samples: Sequence[Sample], events: Sequence[Mapping[str, Any]]) -> str
     figure, axes = new_axes(8.0, 4.2)
     for event in events:
         axes.axvline(event["second"] / 60, color="#888888", linewidth=0.4, alpha=0.6)
-    for colour, role in zip(COLOURS * 2, sorted({sample.role for sample in samples}), strict=False):
-        label: str | None = role
-        for life in _lives(samples)[role].values():
+    for colour, (role, lives) in zip(COLOURS * 2, _lives(samples).items(), strict=False):
+        for number, life in enumerate(lives):
             seen = life[::CHART_EVERY]
-            minutes, mib = [s.second / 60 for s in seen], [s.memory / 2**20 for s in seen]
-            axes.plot(minutes, mib, color=colour, linewidth=0.8, label=label)
-            label = None
+            minutes, mib = [s.second / 60 for s in seen], [s.mib for s in seen]
+            axes.plot(minutes, mib, color=colour, linewidth=0.8, label=None if number else role)
     axes.set_xlabel("minutes; vertical lines: faults and restarts")
     axes.set_ylabel("own resident MiB of each process")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor="#777777")
     return to_svg(figure, salt="soak", label="memory of each process during the soak test", ink="#777777")
 
 
-def _lives(samples: Sequence[Sample]) -> dict[str, dict[int, list[Sample]]]:
-    """Role -> pid -> samples."""
+def _lives(samples: Sequence[Sample]) -> dict[str, list[list[Sample]]]:
+    """Role -> the samples of each of its processes."""
     lives: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
         lives[sample.role][sample.pid].append(sample)
-    return lives
+    return {role: list(by_pid.values()) for role, by_pid in sorted(lives.items())}

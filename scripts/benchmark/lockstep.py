@@ -1,20 +1,20 @@
 """The rollout that ours is compared with: `transformers.generate` over the whole batch, in lockstep.
 
-It makes the same decisions as ours: same checkpoint, same prompts, markup, tools, limits and temperature (it calls
-our `episode.decide`), same envs in the same kind of processes, same initial states, one env per trajectory. What
-differs is what SimpleVLA-RL's rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/rob_rollout.py,
-`_generate_minibatch`):
+It makes the same decisions as ours: same checkpoint, same prompts, markup, tools, limits and temperature (it plays our
+`run_episode`), same envs in the same kind of processes, same initial states, one env per trajectory. The difference is
+what SimpleVLA-RL's rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/rob_rollout.py, `_generate_minibatch`):
 
-- All envs decide together, and none steps before all have decided. The loop goes on until the time limit.
+- All envs decide together: no decision begins before all have made the one before.
 - Each phase of a decision (until `</tool>` or `</act>`) is one `model.generate` with KV cache over a left-padded batch
   that holds every row: the ones that wait for this phase, those that have acted already (with what they last read), and
   those whose episode has ended (with the prompt of their last decision). A decision takes as many phases as the row
   that looks most often.
 
-Where there is a choice, it is made in favour of this baseline. A row that only rides along (SimpleVLA-RL samples it
-anew from its last observation) never prolongs a `generate`, and its env is neither stepped nor asked; once all episodes
-have ended the loop stops; log-probabilities are not computed (SimpleVLA-RL pays another forward for them); envs live on
-through all repeats (SimpleVLA-RL starts a process for each trajectory of each rollout).
+Where there is a choice, it is made in favour of this baseline. A row that has acted steps its env while others still
+decide. A row that only rides along (SimpleVLA-RL samples it anew from its last observation) never prolongs a
+`generate`, and its env is neither stepped nor asked; once all episodes have ended the loop stops; log-probabilities are
+not computed (SimpleVLA-RL pays another forward for them); envs live on through all repeats (SimpleVLA-RL starts a
+process for each trajectory of each rollout).
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from benchmark_ours import num_decisions
-from benchmark_result import Run
+from measuring import Run
+from ours import rollout_run
 from rlvla.config import GRPOConfig
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import Recall
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job
 from rlvla.rollout.env_process import EnvPool
-from rlvla.rollout.env_thread import EnvThread
-from rlvla.rollout.episode import Decider, decide, derive_seed, observe
+from rlvla.rollout.episode import Decider, run_episode
+from rlvla.types import Trajectory
 
 
 class _RowsEnd(StoppingCriteria):
@@ -74,54 +73,62 @@ class LockstepBatch:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = policy.load_model(model, dtype).to(self._device).eval()
         self._pad_id = self.processor.hf_processor.tokenizer.pad_token_id or 0
-        self._prompts: list[SampleRequest | None] = [None] * num_rows
-        self._requests: list[SampleRequest | None] = [None] * num_rows
-        self._deciding: set[int] = set()
-        self._waiting: dict[int, asyncio.Future[SampleOutput]] = {}
-
-    def begin(self, rows: Sequence[int]) -> None:
-        """A decision starts; `rows` take part in it until they `leave`, others ride along with their last prompt."""
-        self._deciding = set(rows)
-        self._asked = set[int]()
+        self._prompts: list[SampleRequest] = [None] * num_rows  # type: ignore[list-item]
+        """Of each row, what its last decision began with."""
         self._requests = list(self._prompts)
+        """Of each row, what it has last asked for in this decision."""
+        self._waiting: dict[int, tuple[SampleRequest, asyncio.Future[SampleOutput]]] = {}
+        self._playing: set[int] = set()
+        self._deciding: set[int] = set()
 
-    def leave(self, row: int) -> None:
-        """This row has decided; the others need not wait for it any more."""
-        self._deciding.remove(row)
-        self._generate_if_all_wait()
+    def begin(self) -> None:
+        """All rows begin an episode."""
+        self._playing, self._deciding = set(range(len(self._prompts))), set()
+
+    def end(self, row: int) -> None:
+        """The episode of this row has ended."""
+        self._playing.remove(row)
+        self._deciding.discard(row)
+        self._go_on()
 
     async def sample(self, row: int, request: SampleRequest) -> SampleOutput:
-        """Continue one row, once all that take part have asked."""
-        self._requests[row] = request
-        if row not in self._asked:
-            self._prompts[row] = request
-            self._asked.add(row)
-        self._waiting[row] = asyncio.get_running_loop().create_future()
-        future = self._waiting[row]
-        self._generate_if_all_wait()
+        """Continue one row, once all that still have to act in this decision have asked."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[row] = request, future
+        self._go_on()
         return await future
 
-    def _generate_if_all_wait(self) -> None:
-        if not self._waiting or self._waiting.keys() != self._deciding:
+    def _go_on(self) -> None:
+        if not self._deciding and self._playing and self._waiting.keys() == self._playing:  # all have acted
+            self._deciding = set(self._playing)
+            for row, (request, _) in self._waiting.items():
+                self._prompts[row] = request
+            self._requests = list(self._prompts)
+        if not self._deciding or not self._deciding <= self._waiting.keys():
             return
-        waiting, self._waiting = self._waiting, {}
-        chunks = [row for row in sorted(waiting) if self._requests[row].num_actions]  # type: ignore[union-attr]
-        texts = [row for row in sorted(waiting) if row not in chunks]
+        asked = {row: self._waiting.pop(row) for row in sorted(self._deciding)}
+        for row, (request, _) in asked.items():
+            self._requests[row] = request
+        chunks = [row for row, (request, _) in asked.items() if request.num_actions]
+        texts = [row for row in asked if row not in chunks]
         outputs = (self._generate(texts) if texts else {}) | (self._act(chunks) if chunks else {})
+        end = self.processor.vocabulary.mark_ids["</act>"]
+        self._deciding -= {row for row, output in outputs.items() if row in chunks or output.token_ids[-1] == end}
         for row, output in outputs.items():
-            waiting[row].set_result(output)
+            asked[row][1].set_result(output)
 
     @torch.no_grad()
     def _generate(self, live: Sequence[int]) -> dict[int, SampleOutput]:
         """One `generate` over the whole batch; the outputs of the rows in `live`."""
-        requests = [request for request in self._requests if request is not None]
+        requests = self._requests
         contexts = [self.processor.expand(request.prompt_ids, request.images) for request in requests]
-        inputs = self._inputs(contexts, requests)
-        length = inputs["input_ids"].shape[1]
+        ids, mask = self._pad(contexts, left=True)
+        inputs = self.processor.forward_inputs(ids, mask, torch.zeros_like(ids, dtype=torch.bool))
+        known = ("input_ids", "attention_mask", "mm_token_type_ids")  # the rest is about actions; here are none
         limits = torch.tensor([r.max_tokens if i in live else 0 for i, r in enumerate(requests)], device=self._device)
-        request = requests[live[0]]
+        request, length = requests[live[0]], ids.shape[1]
         sequences = self._model.generate(
-            **inputs,
+            **self._to_device({name: inputs[name] for name in known if name in inputs}, requests),
             generation_config=self._generation_config(request, int(limits.max())),
             stopping_criteria=StoppingCriteriaList([_RowsEnd(request.stop_ids, limits, length)]),
         )
@@ -131,7 +138,7 @@ class LockstepBatch:
     @torch.no_grad()
     def _act(self, rows: Sequence[int]) -> dict[int, SampleOutput]:
         """The chunks of these rows out of one forward."""
-        requests = [request for row in rows if (request := self._requests[row]) is not None]
+        requests = [self._requests[row] for row in rows]
         contexts = [self.processor.expand(request.prompt_ids, request.images) for request in requests]
         action_ids, num_actions = list(requests[0].action_ids), requests[0].num_actions
         first = torch.tensor([[len(context)] for context in contexts])
@@ -142,21 +149,13 @@ class LockstepBatch:
         is_act = (columns >= first) & (columns < first + num_actions)
         inputs = self._to_device(self.processor.forward_inputs(ids, mask, is_act), requests)
         logits = policy.next_logits(self._model, inputs)[:, :, action_ids]  # of the tokens from column 1 on
-        logits = logits[is_act[:, 1:].to(self._device)].view(len(rows), num_actions, len(action_ids))
+        logits = logits[is_act[:, 1:].to(self._device)]
         if temperature := requests[0].temperature:
-            probabilities = torch.softmax(logits / temperature, -1).flatten(0, 1)
-            bins = torch.multinomial(probabilities, 1).view(len(rows), num_actions)
+            bins = torch.multinomial(torch.softmax(logits / temperature, -1), 1)
         else:
             bins = logits.argmax(-1)
-        drawn = np.array(action_ids, np.int32)[bins.cpu().numpy()]
+        drawn = np.array(action_ids, np.int32)[bins.view(len(rows), num_actions).cpu().numpy()]
         return {row: _output(contexts[i], drawn[i], requests[i]) for i, row in enumerate(rows)}
-
-    def _inputs(self, contexts: Sequence[np.ndarray], requests: Sequence[SampleRequest]) -> dict[str, torch.Tensor]:
-        """Inputs of `generate`, padded on the left, on the device."""
-        ids, mask = self._pad(contexts, left=True)
-        inputs = self.processor.forward_inputs(ids, mask, torch.zeros_like(ids, dtype=torch.bool))
-        known = ("input_ids", "attention_mask", "mm_token_type_ids")  # the rest is about actions; here are none
-        return self._to_device({name: inputs[name] for name in known if name in inputs}, requests)
 
     def _pad(self, rows: Sequence[np.ndarray], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask, [B, L] each."""
@@ -176,16 +175,13 @@ class LockstepBatch:
         return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
 
     def _generation_config(self, request: SampleRequest, max_tokens: int) -> GenerationConfig:
+        never = (*policy.placeholder_ids(self._model.config), *request.banned_ids, *self.processor.vocabulary.slot_ids)
         sampling = {"temperature": request.temperature, "top_k": 0, "top_p": 1.0} if request.temperature else {}
         return GenerationConfig(
             max_new_tokens=max_tokens,
             do_sample=request.temperature > 0,
             pad_token_id=self._pad_id,
-            suppress_tokens=[
-                *policy.placeholder_ids(self._model.config),
-                *request.banned_ids,
-                *self.processor.vocabulary.slot_ids,
-            ],
+            suppress_tokens=list(never),
             use_cache=True,
             **sampling,
         )
@@ -215,22 +211,6 @@ class _RowSampler:
         return await self.batch.sample(self.row, request)
 
 
-@dataclass(kw_only=True)
-class _Episode:
-    """One row's episode while it is played."""
-
-    row: int
-    job: Job
-    env: EnvThread
-    raw: Any
-    recall: Recall = field(default_factory=Recall)
-    actions: np.ndarray | None = None
-    num_decisions: int = 0
-    num_env_steps: int = 0
-    has_ended: bool = False
-    success: bool = False
-
-
 class LockstepRollout:
     """Envs and model of the baseline. Use as a context manager.
 
@@ -247,7 +227,6 @@ class LockstepRollout:
             Decider(sampler=_RowSampler(self._batch, row), processor=processor, tools=tools, config=cfg.episode)
             for row in range(num_rows)
         ]
-        self._num_decisions = num_decisions(cfg)
         torch.manual_seed(cfg.seed)
 
     def __enter__(self) -> LockstepRollout:
@@ -259,60 +238,14 @@ class LockstepRollout:
     def run(self, jobs: Sequence[Job]) -> Run:
         """Play one trajectory per row."""
         started = time.perf_counter()
-        episodes = asyncio.run(self._play(jobs))
-        seconds = time.perf_counter() - started
-        decisions = sum(e.num_decisions for e in episodes)
-        return Run(
-            seconds=seconds,
-            counts={
-                "trajectories": len(episodes),
-                "env_steps": sum(e.num_env_steps for e in episodes),
-                "decisions": decisions,
-            },
-            facts={
-                "success": sum(e.success for e in episodes) / len(episodes),
-                "decisions_per_trajectory": decisions / len(episodes),
-            },
-        )
+        trajectories = asyncio.run(self._play(jobs))
+        return rollout_run(trajectories, time.perf_counter() - started)
 
-    async def _play(self, jobs: Sequence[Job]) -> list[_Episode]:
-        numbered = enumerate(zip(jobs, self._pool.envs, strict=True))
-        episodes = await asyncio.gather(*(_reset(row, job, env) for row, (job, env) in numbered))
-        for _ in range(self._num_decisions):
-            live = [episode for episode in episodes if not episode.has_ended]
-            if not live:
-                break
-            self._batch.begin([episode.row for episode in live])
-            await asyncio.gather(*(self._decide(episode) for episode in live))
-            await asyncio.gather(*(_step(episode) for episode in live))
-        return episodes
+    async def _play(self, jobs: Sequence[Job]) -> list[Trajectory]:
+        self._batch.begin()
+        return await asyncio.gather(*(self._row(row, job) for row, job in enumerate(jobs)))
 
-    async def _decide(self, episode: _Episode) -> None:
-        decider = self._deciders[episode.row]
-        observation = await episode.env.call(lambda e: observe(e, episode.raw))
-        seed = derive_seed(episode.job.task.seed, episode.job.member, episode.num_decisions)
-        decision = await decide(decider, observation, episode.env, seed=seed, recall=episode.recall)
-        self._batch.leave(episode.row)
-        episode.num_decisions += 1
-        episode.actions = decision.actions
-        episode.recall = episode.recall.after(
-            decision.turn, think_every=decider.config.think_every, carry_thought=decider.processor.carry_thought
-        )
-
-
-async def _reset(row: int, job: Job, env: EnvThread) -> _Episode:
-    options = {"task_id": job.task.task_id, "init_state_id": job.task.init_state_id}
-    raw, _ = await env.call(lambda e: e.reset(seed=job.task.seed, options=options))
-    return _Episode(row=row, job=job, env=env, raw=raw)
-
-
-async def _step(episode: _Episode) -> None:
-    """Execute what was decided; nothing executable ends the episode, as in ours."""
-    chunk = episode.actions
-    if chunk is None:
-        episode.has_ended = True
-        return
-    episode.raw, rewards, terminated, truncated, info = await episode.env.call(lambda e: e.step_chunk(chunk))
-    episode.num_env_steps += len(rewards)
-    episode.success = bool(info.get("is_success", False))
-    episode.has_ended = terminated or truncated or episode.success
+    async def _row(self, row: int, job: Job) -> Trajectory:
+        trajectory = await run_episode(self._deciders[row], self._pool.envs[row], job.task, member=job.member)
+        self._batch.end(row)
+        return trajectory

@@ -1,49 +1,53 @@
-"""The run that a soak test plays with: its process tree by role, its faults, and what its memory does."""
+"""The run that a soak test plays with: its process tree by role, its faults, and its memory."""
 
 from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ROLES = {"ray::SamplerActor": "sampler", "ray::RolloutActor": "rollout", "ray::LearnerActor": "learner"}
 """Start of a command line -> role."""
+ENV_SERVER = "rlvla.rollout.env_server"
+"""In the command line of the process that envs are forked from, and of the envs."""
 EXIT_S = 90.0
 """How long the processes of a run may outlive their driver, seconds. Ray's own agents look for their parent only once a
 minute."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(NamedTuple):
     """One look at one process."""
 
     second: float
     """Since the soak began."""
     role: str
     pid: int
-    memory: int
-    """Resident memory that is its own, bytes: without libraries and Ray's object store, which processes share."""
+    mib: float
+    """Resident memory that is its own: without libraries and Ray's object store, which processes share."""
 
 
 @dataclass(kw_only=True)
 class SoakRun:
     """`recipes/grpo.py` in a process of its own, started again whenever a fault has ended it."""
 
-    config: Path
+    flags: Sequence[str]
+    """Of the recipe; its output is the folder `run`."""
     output: Path
-    driver: psutil.Popen | None = None
+    driver: psutil.Popen = None  # type: ignore[assignment]
+    """Of the last start."""
     known: dict[int, psutil.Process] = field(default_factory=dict)
     """Every process of the present driver that was ever seen, by pid."""
     leaving: list[tuple[float, psutil.Process]] = field(default_factory=list)
@@ -54,31 +58,36 @@ class SoakRun:
     def start(self) -> None:
         """Start the recipe, which resumes from its last whole checkpoint."""
         self._let_go()
-        command = [sys.executable, str(ROOT / "recipes/grpo.py"), "--config", str(self.config)]
-        log = (self.output / "driver.log").open("ab")
-        self.driver = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT)
-        log.close()
+        command = [sys.executable, str(ROOT / "recipes/grpo.py"), *self.flags, "--output", str(self.output / "run")]
+        with (self.output / "driver.log").open("ab") as log:
+            self.driver = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
     def by_role(self) -> dict[str, list[psutil.Process]]:
         """The processes that live now."""
-        assert self.driver is not None
         roles: dict[str, list[psutil.Process]] = defaultdict(list)
-        for process in [self.driver, *self._descendants()]:
-            try:
-                roles[self._role(process)].append(process)
-                self.known[process.pid] = process
-            except psutil.Error:
-                continue  # it has just ended
+        with suppress(psutil.NoSuchProcess):  # the driver has ended
+            for process in (self.driver, *self.driver.children(recursive=True)):
+                with suppress(psutil.Error):  # it has just ended
+                    roles[self._role(process)].append(process)
+                    self.known[process.pid] = process
         return roles
+
+    def _role(self, process: psutil.Process) -> str:
+        if process == self.driver:
+            return "driver"
+        command = " ".join(process.cmdline())
+        if ENV_SERVER in command:
+            parent = process.parent()
+            return "env" if parent is not None and ENV_SERVER in " ".join(parent.cmdline()) else "env_server"
+        return next((role for start, role in ROLES.items() if command.startswith(start)), "other")
 
     def look(self) -> None:
         """Add a sample of every process that has a role."""
         second = time.monotonic() - self.began
         for role, processes in self.by_role().items():
             for process in processes if role != "other" else ():
-                memory = own_memory(process.pid)
-                if memory is not None:
-                    self.samples.append(Sample(second=second, role=role, pid=process.pid, memory=memory))
+                with suppress(psutil.Error):  # it has just ended
+                    self.samples.append(Sample(second, role, process.pid, own_mib(process)))
 
     def lines(self) -> list[str]:
         """The metrics so far, a JSON object for each step."""
@@ -87,7 +96,6 @@ class SoakRun:
 
     def end(self) -> int | None:
         """Ask the driver to end, as a preemption does; its exit code, None when it had to be killed."""
-        assert self.driver is not None
         self.by_role()
         with suppress(psutil.NoSuchProcess):  # it has ended by itself
             self.driver.send_signal(signal.SIGTERM)
@@ -98,7 +106,6 @@ class SoakRun:
 
     def kill(self) -> None:
         """End the driver at once."""
-        assert self.driver is not None
         self.by_role()
         with suppress(psutil.NoSuchProcess):  # it has ended by itself
             self.driver.kill()
@@ -128,59 +135,33 @@ class SoakRun:
         self.leaving += [(until, process) for process in self.known.values()]
         self.known = {}
 
-    def _descendants(self) -> list[psutil.Process]:
-        assert self.driver is not None
-        try:
-            return self.driver.children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
 
-    def _role(self, process: psutil.Process) -> str:
-        if process == self.driver:
-            return "driver"
-        command = " ".join(process.cmdline())
-        for start, role in ROLES.items():
-            if command.startswith(start):
-                return role
-        if "rlvla.rollout.env_server" not in command:
-            return "other"
-        parent = process.parent()
-        return (
-            "env" if parent is not None and "rlvla.rollout.env_server" in " ".join(parent.cmdline()) else "env_server"
-        )
+def own_mib(process: psutil.Process) -> float:
+    """Anonymous resident memory, MiB: what is left without files and shared memory; raises psutil.Error at its end."""
+    memory = process.memory_info()
+    return (memory.rss - memory.shared) / 2**20
 
 
-def own_memory(pid: int) -> int | None:
-    """Anonymous resident memory of a process, bytes (`RssAnon`, proc_pid_status(5)); None when it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) << 10 if found else None  # a zombie has none
+Fault = Callable[[SoakRun, random.Random], str]
+"""Returns the deed in words, or nothing when it was not possible just now."""
 
 
-def kill(role: str, number: signal.Signals) -> Callable[[SoakRun, random.Random], str]:
-    """A fault: send a signal to one process of a role; returns what was done, empty when there is none."""
-
-    def fault(run: SoakRun, rng: random.Random) -> str:
-        processes = run.by_role().get(role, [])
-        if not processes:
-            return ""
-        process = rng.choice(processes)
-        with suppress(ProcessLookupError):  # it has just ended
-            os.kill(process.pid, number)
-        return f"{number.name} to {role} {process.pid}"
-
-    return fault
+def send(number: signal.Signals, role: str, run: SoakRun, rng: random.Random) -> str:
+    """A fault: a signal to one process of a role."""
+    processes = run.by_role().get(role, [])
+    if not processes:
+        return ""
+    process = rng.choice(processes)
+    with suppress(ProcessLookupError):  # it has just ended
+        os.kill(process.pid, number)
+    return f"{number.name} to {role} {process.pid}"
 
 
 def flip_a_bit(run: SoakRun, rng: random.Random) -> str:
     """A fault: kill the driver and damage the newest checkpoint, so that it must go on from the one before."""
     if len(list((run.output / "run/state").glob("step-*"))) < 2:
         return ""
-    killed = kill("driver", signal.SIGKILL)(run, rng)
-    assert run.driver is not None
+    killed = send(signal.SIGKILL, "driver", run, rng)
     run.driver.wait()
     states = sorted((run.output / "run/state").glob("step-*"))
     file = rng.choice(sorted(path for path in states[-1].rglob("*") if path.is_file() and path.stat().st_size))
@@ -190,17 +171,16 @@ def flip_a_bit(run: SoakRun, rng: random.Random) -> str:
     return f"{killed}, bit flipped in {file.relative_to(run.output)}"
 
 
-FAULTS: dict[str, Callable[[SoakRun, random.Random], str]] = {
-    "env killed": kill("env", signal.SIGKILL),
-    "env hung": kill("env", signal.SIGSTOP),
-    "env server killed": kill("env_server", signal.SIGKILL),
-    "env server hung": kill("env_server", signal.SIGSTOP),
-    "rollout actor killed": kill("rollout", signal.SIGKILL),
-    "sampler killed": kill("sampler", signal.SIGKILL),
-    "learner killed": kill("learner", signal.SIGKILL),
-    "driver killed": kill("driver", signal.SIGKILL),
-    "driver preempted": kill("driver", signal.SIGTERM),
-    "driver interrupted": kill("driver", signal.SIGINT),
+FAULTS: dict[str, Fault] = {
+    "env killed": partial(send, signal.SIGKILL, "env"),
+    "env hung": partial(send, signal.SIGSTOP, "env"),
+    "env server killed": partial(send, signal.SIGKILL, "env_server"),
+    "env server hung": partial(send, signal.SIGSTOP, "env_server"),
+    "rollout actor killed": partial(send, signal.SIGKILL, "rollout"),
+    "sampler killed": partial(send, signal.SIGKILL, "sampler"),
+    "learner killed": partial(send, signal.SIGKILL, "learner"),
+    "driver killed": partial(send, signal.SIGKILL, "driver"),
+    "driver preempted": partial(send, signal.SIGTERM, "driver"),
+    "driver interrupted": partial(send, signal.SIGINT, "driver"),
     "checkpoint damaged": flip_a_bit,
 }
-"""Name -> what is done; each returns the deed in words, or nothing when it was not possible just now."""

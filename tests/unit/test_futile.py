@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +12,10 @@ import rlvla_reward
 from rlvla.config import AdvantageConfig, GRPOConfig
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.learner.advantage import with_advantages
-from rlvla.run.grpo import GRPORun
-from rlvla.run.skipping import FutileCount
+from rlvla.run.futile import FutileCount
 from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind, Trajectory
-from tests.learning import make_checkpoint
+from tests.learning import make_run
 
 WORDS = "press the the the"
 REWARD = rlvla_reward.build(GRPOConfig().reward)
@@ -78,20 +75,19 @@ def test_0_never_stops() -> None:
 
 
 @pytest.fixture
-def cfg(tmp_path: Path) -> GRPOConfig:
-    return GRPOConfig(model=make_checkpoint(tmp_path / "policy"), output=tmp_path / "run", max_futile_steps=2)
+def cfg(checkpoint: Path, tmp_path: Path) -> GRPOConfig:
+    return GRPOConfig(model=checkpoint, output=tmp_path / "run", max_futile_steps=2)
 
 
 def stopped(cfg: GRPOConfig, *steps: Group) -> str:
     """What a run stops with at the last of some steps; it keeps that step, and a state if it has learned anything."""
-    run, tasks = GRPORun(cfg, REWARD), SimpleNamespace(position=1, surplus=[])
-    cluster: Any = SimpleNamespace(save_state=lambda folder: folder.mkdir())
+    run = make_run(cfg)
     for step, sampled in enumerate(steps[:-1]):
-        run.require_signal(step, [sampled], [sampled], cluster, tasks)  # type: ignore[arg-type]
+        run.require_signal(step, [sampled], [sampled])
     assert list(cfg.output.glob("bad_step_*")) == []
     last = len(steps) - 1
     with pytest.raises(RuntimeError) as caught:
-        run.require_signal(last, [], [steps[-1]], cluster, tasks)  # type: ignore[arg-type]
+        run.require_signal(last, [], [steps[-1]])
     file = cfg.output / f"bad_step_{last}.jsonl"
     assert [t.end for t in load_trajectories(file)] == [t.end for t in steps[-1].trajectories]
     assert str(file) in str(caught.value)

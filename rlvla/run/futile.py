@@ -1,4 +1,4 @@
-"""How often in a row a run may go on after a step that taught it nothing: a skipped update, no group with signal."""
+"""How often in a row a run may go on after a step without a group with signal."""
 
 from __future__ import annotations
 
@@ -10,40 +10,6 @@ from rlvla.types import EndReason, Group, SegmentKind, Trajectory
 
 _QUOTED = 300
 """Characters of a text that are shown."""
-
-
-class SkipCount:
-    """Steps in a row in which an update was skipped.
-
-    Args:
-        allowed: `learner.max_skipped_steps`.
-    """
-
-    def __init__(self, allowed: int) -> None:
-        self._allowed = allowed
-        self._in_a_row = 0
-
-    def forget(self) -> None:
-        """A step skipped none."""
-        self._in_a_row = 0
-
-    def add(self, step: int, file: Path) -> None:
-        """A step skipped some.
-
-        Args:
-            step: of the run.
-            file: where what it was to learn from is kept.
-
-        Raises:
-            FloatingPointError: it is one in a row too many; the message names the file and the key.
-        """
-        self._in_a_row += 1
-        if self._in_a_row > self._allowed:
-            raise FloatingPointError(
-                f"reward, loss or gradient was not finite in {self._in_a_row} steps in a row, the last of them step "
-                f"{step}, and learner.max_skipped_steps is {self._allowed}: look at what it was to learn from in "
-                f"{file}; mend the reward, lower learner.lr, or raise the key, then start again, from the last state"
-            )
 
 
 class FutileCount:

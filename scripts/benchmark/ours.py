@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import rlvla_reward
-from benchmark_result import Run
+from measuring import Run
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
 from rlvla.learner.advantage import with_advantages
@@ -20,11 +20,11 @@ from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.tasks import task_ids
-from rlvla.types import Group, TaskSpec
+from rlvla.types import Group, TaskSpec, Trajectory
 
 
 def jobs_of(tasks: Sequence[TaskSpec], group_size: int) -> list[Job]:
-    """The episodes of a step, in the order in which `rlvla.rollout.rollout` plays them."""
+    """The episodes of a step, in the order in which `rlvla.rollout.collect.rollout` plays them."""
     return [Job(task=task, member=member) for task in tasks for member in range(group_size)]
 
 
@@ -53,8 +53,8 @@ class Ours:
     def __exit__(self, *_: object) -> None:
         self._cluster.close()
 
-    def step(self, tasks: Sequence[TaskSpec]) -> Run:
-        """One step: parts `rollout` (with scoring), `learner`, `sync`.
+    def step(self, tasks: Sequence[TaskSpec]) -> dict[str, Run]:
+        """One `step` and its parts `rollout` (with scoring), `learner` and `sync`.
 
         `learner` is the time inside `Learner.step`, as that of the loops it is compared with; the step as a whole
         has the transfers to and from it in it too.
@@ -72,35 +72,27 @@ class Ours:
         self.groups.append(groups)
         self._cluster.sync(policy_version=len(self.groups))
         ended = time.perf_counter()
-        tokens = learned["tokens_per_s"] * learned["time/update_s"] / self._cfg.num_epochs
-        return Run(
-            seconds=ended - started,
-            parts={
-                "rollout": _rollout_run(groups, sampled - started),
-                "learner": Run(seconds=learned["time/update_s"], counts={"tokens": tokens}),
-                "sync": Run(seconds=ended - updated),
-            },
-        )
+        tokens = learned["tokens_per_s"] * learned["time/update_s"]
+        return {
+            "step": Run(seconds=ended - started),
+            "rollout": rollout_run([t for group in groups for t in group.trajectories], sampled - started),
+            "learner": Run(seconds=learned["time/update_s"], counts={"tokens": tokens}),
+            "sync": Run(seconds=ended - updated),
+        }
 
     def _judge(self, group: Group) -> Group:
         scored, masks = self._reward.score(group), self._cfg.mask_context_full
         return with_advantages(scored, self._cfg.advantage, self._reward.weights, mask_context_full=masks)
 
 
-def _rollout_run(groups: Sequence[Group], seconds: float) -> Run:
-    trajectories = [t for group in groups for t in group.trajectories]
-    num_decisions = sum(len(t.turns) for t in trajectories)
+def rollout_run(trajectories: Sequence[Trajectory], seconds: float) -> Run:
+    """What was played in that time."""
+    num, num_decisions = len(trajectories), sum(len(t.turns) for t in trajectories)
+    num_env_steps = sum(t.num_env_steps for t in trajectories)
     return Run(
         seconds=seconds,
-        counts={
-            "trajectories": len(trajectories),
-            "env_steps": sum(t.num_env_steps for t in trajectories),
-            "decisions": num_decisions,
-        },
-        facts={
-            "success": sum(t.success for t in trajectories) / len(trajectories),
-            "decisions_per_trajectory": num_decisions / len(trajectories),
-        },
+        counts={"trajectories": num, "env_steps": num_env_steps, "decisions": num_decisions},
+        facts={"success": sum(t.success for t in trajectories) / num, "decisions_per_trajectory": num_decisions / num},
     )
 
 
@@ -109,12 +101,13 @@ def measure_simulator(cfg: GRPOConfig, jobs: Sequence[Job]) -> Run:
 
     One observation is rendered per chunk. Envs are made before the clock starts.
     """
-    codec = PolicyProcessor.load(cfg.model).codec
-    return asyncio.run(_random_rollout(cfg, jobs, codec.chunk_shape[0]))
+    env: Any = make_env(cfg.env)
+    env.close()
+    chunk_length, _ = PolicyProcessor.load(cfg.model).codec.chunk_shape
+    return asyncio.run(_random_rollout(cfg, jobs, chunk_length, env.action_space))
 
 
-async def _random_rollout(cfg: GRPOConfig, jobs: Sequence[Job], chunk_length: int) -> Run:
-    space = _action_space(cfg)
+async def _random_rollout(cfg: GRPOConfig, jobs: Sequence[Job], chunk_length: int, space: Any) -> Run:
     pool = EnvPool(cfg.env, min(cfg.cluster.envs_per_actor, len(jobs)), cfg.cluster.envs_per_process)
     await asyncio.gather(*(env.call(lambda e: e.reset(seed=0)) for env in pool.envs))
     pending = iter(enumerate(jobs))
@@ -131,20 +124,14 @@ async def _random_rollout(cfg: GRPOConfig, jobs: Sequence[Job], chunk_length: in
     return Run(seconds=seconds, counts={"env_steps": sum(steps), "trajectories": len(jobs)})
 
 
-def _action_space(cfg: GRPOConfig) -> Any:
-    env: Any = make_env(cfg.env)
-    env.close()
-    return env.action_space
-
-
 def _play_randomly(env: Any, space: Any, job: Job, seed: int, chunk_length: int) -> int:
     """One episode of uniformly drawn actions; returns its env steps."""
     rng = np.random.default_rng(seed)
     env.reset(seed=job.task.seed, options={"task_id": job.task.task_id, "init_state_id": job.task.init_state_id})
-    count = 0
-    while True:
+    count, is_over = 0, False
+    while not is_over:
         chunk = rng.uniform(space.low, space.high, (chunk_length, *space.shape)).astype(np.float32)
         _, rewards, terminated, truncated, _ = env.step_chunk(chunk)
         count += len(rewards)
-        if terminated or truncated:
-            return count
+        is_over = terminated or truncated
+    return count
