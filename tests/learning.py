@@ -17,12 +17,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from rlvla.config import LearnerConfig, LossConfig, TinyModelConfig
+from rlvla.config import EpisodeConfig, LearnerConfig, LossConfig, TinyModelConfig
 from rlvla.learner.learner import Learner
 from rlvla.policies.models.tiny_vlm import build_tiny
-from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.actions import QuantileCodec
+from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.settings import Settings
 from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind, Turn
 
@@ -37,7 +38,7 @@ def make_checkpoint(path: Path) -> Path:
     config = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1, image_size=32)
     model, hf_processor = build_tiny(config, ["press the red pad"], NUM_BINS, seed=0)
     codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=NUM_BINS, chunk_length=2, gripper_dim=None)
-    policy.save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    save_policy(model, PolicyProcessor.create(hf_processor, Settings(codec=codec)), path)
     return path
 
 
@@ -78,7 +79,7 @@ def poison(groups: Sequence[Group], value: float) -> list[Group]:
 
 def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> Learner:
     """A learner; `options` go to its constructor if it knows them, else to LearnerConfig."""
-    own = {"temperature": 1.0, "total_steps": 10, "minibatch_trajectories": 6, "num_epochs": 1, "seed": 0}
+    own = {"episode": EpisodeConfig(), "total_steps": 10, "minibatch_trajectories": 6, "num_epochs": 1, "seed": 0}
     own |= {"mask_context_full": True, "rank": 0, "world": 1, "master": free_address()}
     own |= {name: options.pop(name) for name in list(options) if name in own}
     return Learner(checkpoint, LearnerConfig(**{"lr": 1e-3, "micro_batch_rows": 4, **options}), loss, **own)

@@ -15,7 +15,7 @@ from rlvla.annotation.prose import flaws
 from rlvla.annotation.subjects import check_grounding, check_subject
 from rlvla.annotation.take import Problem, Take
 from rlvla.config import CheckConfig, CheckName
-from rlvla.policies.thinker.markup import ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
+from rlvla.policies.markup import ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
 from rlvla.types import Annotation, Box, Switch, Timeline
 
 FULL_FRAME: Box = (0, 0, 1000, 1000)

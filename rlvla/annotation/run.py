@@ -21,7 +21,7 @@ from rlvla.annotation.store import Store
 from rlvla.annotation.take import Annotator, Take, Tally
 from rlvla.config import AnnotateConfig, OpenAIConfig
 from rlvla.durable.files import CONTENT
-from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.markup import print_think, print_zoom
 from rlvla.run import identity
 from rlvla.types import Annotation, Decision, Demonstration
 

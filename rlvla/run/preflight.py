@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from rlvla.cluster.placement import reserved
 from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
+from rlvla.config.file import without_gone
 from rlvla.data.dataset import read_sizes
 from rlvla.durable.files import CONTENT, differences, warn_untold
+from rlvla.policies.family import Policy, family_of, is_policy, load_policy
 from rlvla.policies.models.lora import require_lora
-from rlvla.policies.thinker.prompt import POLICY_FILE, PolicyProcessor, vllm_obstacle
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import require_action_temperature
 from rlvla.protocols import Env
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import state_ids, task_ids, trial_states
@@ -65,30 +63,30 @@ def check_sft(cfg: SFTConfig) -> None:
     if cfg.model:
         require_lora(cfg.model, cfg.learner.lora)
     if cfg.num_trials:
-        load_tools(cfg.episode.tools)
+        family_of(cfg.model).check_tools(cfg.episode)
         _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
         check_env(cfg)
 
 
-def check_result(cfg: SFTConfig, model: Any, processor: PolicyProcessor) -> None:
+def check_result(cfg: SFTConfig, model: Any, policy: Policy) -> None:
     """What is going to be trained can be evaluated as `num_trials` asks for, which is done once it is trained.
 
     Args:
         cfg: of the cold start.
         model: a Hugging Face model.
-        processor: its own.
+        policy: its own.
 
     Raises:
         ValueError: the message names the key.
     """
     if not cfg.num_trials:
         return
-    require_action_temperature(cfg.episode, processor)
+    policy.check_episode(cfg.episode)
+    if reason := policy.refuses(cfg.sampler.backend):
+        raise ValueError(reason)
     if cfg.sampler.backend == "vllm":
         from rlvla.samplers.vllm.engine import require_kv_cache  # torch
 
-        if reason := vllm_obstacle(processor):
-            raise ValueError(reason)
         require_kv_cache(model.config, cfg.sampler, cfg.episode.max_turn_tokens + 1)
 
 
@@ -124,10 +122,10 @@ def check_evaluate(cfg: EvaluateConfig) -> None:
 def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
     if not (cfg.model / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
-    if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
-        raise ValueError(reason)
-    PolicyProcessor.load(cfg.model)
-    load_tools(cfg.episode.tools)
+    policy = load_policy(cfg.model)
+    if reason := policy.refuses(cfg.sampler.backend):
+        raise ValueError(f"model: {cfg.model}: {reason}")
+    policy.check_episode(cfg.episode)
 
 
 def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_learners: int) -> None:
@@ -188,11 +186,11 @@ def check_world(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, e
     if isinstance(cfg, SFTConfig) and (cfg.dataset / "meta/info.json").is_file():
         views, (_, action_size) = read_sizes(cfg.dataset)
         _check_fit(env, f"dataset: {cfg.dataset}", views, action_size)
-    if isinstance(cfg, EvaluateConfig | GRPOConfig) and (cfg.model / POLICY_FILE).is_file():
-        processor = PolicyProcessor.load(cfg.model)
-        _check_fit(env, f"model: {cfg.model}", processor.views, processor.codec.chunk_shape[1])
-        require_action_temperature(cfg.episode, processor)
-        _check_shortest_turn(env, processor, cfg.episode.max_turn_tokens)
+    if isinstance(cfg, EvaluateConfig | GRPOConfig) and is_policy(cfg.model):
+        policy = load_policy(cfg.model)
+        _check_fit(env, f"model: {cfg.model}", policy.views, policy.chunk_shape[1])
+        num_images, height, width, _ = env.observation_space["images"].shape
+        policy.check_episode(cfg.episode, [(height, width)] * num_images)
 
 
 def _check_fit(env: Env, source: str, views: Sequence[tuple[int, int]], action_size: int) -> None:
@@ -218,17 +216,6 @@ def _sizes(views: Sequence[tuple[int, int]]) -> str:
     return ", ".join(f"{height} x {width}" for height, width in views)
 
 
-def _check_shortest_turn(env: Env, processor: PolicyProcessor, max_turn_tokens: int) -> None:
-    """Raises ValueError where not even a turn without a thought and without an instruction has room."""
-    num_images, *shape = env.observation_space["images"].shape
-    views = [np.zeros(shape, np.uint8)] * num_images
-    least = len(processor.expand(processor.prompt_ids("", num_images), views)) + processor.num_action_tokens + 2
-    if least > max_turn_tokens:
-        raise ValueError(
-            f"episode.max_turn_tokens is {max_turn_tokens}: prompt and action chunk alone take {least}; raise it"
-        )
-
-
 def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
     """Raises ValueError naming in what a run differs from the one whose states it would go on from.
 
@@ -236,7 +223,7 @@ def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
     """
     if os.environ.get("RANK", "0") != "0" or not identity.has_states(cfg.output):  # one process reads all for all
         return
-    before, now = _before(cfg), identity.of_run(cfg)
+    before, now = without_gone(_before(cfg)), identity.of_run(cfg)
     warn_untold(before, now, cfg.output)
     # What a run of an earlier version does not know it did as a config does that leaves it out.
     usual = identity.flatten(to_dict(type(cfg)()))

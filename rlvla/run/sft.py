@@ -25,14 +25,11 @@ from rlvla.durable.files import aside_of, sync_lines, write_json
 from rlvla.durable.interrupts import Interrupts
 from rlvla.durable.sealed import appear_sealed, forget_old, newest_whole, require_seen, seen
 from rlvla.learner.collate import Row, to_batch, to_row
-from rlvla.learner.engine import deepspeed_config, meet, poisoned, skip_compilation, update  # names the CPU
+from rlvla.learner.engine import DTYPES, deepspeed_config, meet, poisoned, skip_compilation, update  # names the CPU
 from rlvla.learner.learner import learning_rate
-from rlvla.learner.loss import sft_token_loss
 from rlvla.learner.master_weights import keeping_masters, masters
-from rlvla.policies.thinker.cold_start import to_turn
-from rlvla.policies.thinker.hybrid_mask import check_hybrid
-from rlvla.policies.thinker.policy import has_adapter, holding, prepare, save_policy, token_logprobs
-from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.family import Policy
+from rlvla.policies.weights import has_adapter, holding
 from rlvla.run import identity
 from rlvla.run.evaluation import evaluate, line
 from rlvla.run.metrics import MetricsLogger
@@ -42,13 +39,11 @@ from rlvla.run.skipping import SkipCount
 class SFTTrainer:
     """Model, optimizer and data of a cold start, on one of any number of processes."""
 
-    def __init__(
-        self, cfg: SFTConfig, model: Any, processor: PolicyProcessor, demonstrations: DemonstrationSet
-    ) -> None:
+    def __init__(self, cfg: SFTConfig, model: Any, policy: Policy, demonstrations: DemonstrationSet) -> None:
         """Raises ValueError when the batch does not divide over the processes."""
         skip_compilation()
         self.cfg = cfg
-        self.processor = processor
+        self.policy = policy
         self._demonstrations = demonstrations
         self._train, self._validation = split(demonstrations.episode_index, cfg.validation_share, cfg.seed)
         self.accelerator = _accelerator(cfg)
@@ -56,13 +51,7 @@ class SFTTrainer:
         if cfg.batch_size % world:
             raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
         learner = cfg.learner
-        model = prepare(
-            model,
-            lora=learner.lora,
-            gradient_checkpointing=learner.gradient_checkpointing,
-            token_ids=processor.vocabulary.own_ids,
-            start=cfg.model,
-        )
+        model = policy.prepare(model, learner, start=cfg.model)
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._adamw = torch.optim.AdamW(
             self._trained.values(),
@@ -72,8 +61,7 @@ class SFTTrainer:
         )
         with keeping_masters(self._trained):
             self.model, _ = self.accelerator.prepare(model.train(), self._adamw)
-        if processor.is_hybrid:
-            check_hybrid(self.model, processor)
+        policy.check(self.model)
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the `step`-th batch; skipped where loss or gradient is not finite."""
@@ -137,7 +125,7 @@ class SFTTrainer:
             holding(module, exact),
         ):
             if self.accelerator.is_main_process:
-                save_policy(module, self.processor, path)
+                self.policy.save(module, path)
         self.accelerator.wait_for_everyone()
 
     def save_state(self, path: Path) -> None:
@@ -155,19 +143,12 @@ class SFTTrainer:
         return self._rows_at(indices[self.accelerator.process_index :: self.accelerator.num_processes])
 
     def _rows_at(self, indices: np.ndarray) -> list[Row]:
-        return [to_row(to_turn(self.processor, self._demonstrations[i])) for i in indices]
+        return [to_row(self.policy.to_turn(self._demonstrations[i])) for i in indices]
 
     def _token_losses(self, rows: Sequence[Row]) -> torch.Tensor:
-        batch = to_batch(rows, self.processor.hf_processor.tokenizer.pad_token_id).to(self.accelerator.device)
-        pixels = self.processor.pixel_inputs(batch.images)
-        inputs = {
-            **self.processor.forward_inputs(
-                batch.input_ids, batch.attention_mask, batch.is_act, batch.num_prefix_tokens
-            ),
-            **{name: tensor.to(self.accelerator.device) for name, tensor in pixels.items()},
-        }
-        logprobs, _ = token_logprobs(self.model, inputs, first=batch.first)
-        return sft_token_loss(logprobs, batch.loss_mask)
+        batch = to_batch(rows).to(self.accelerator.device)
+        inputs = self.policy.inputs(batch.turns, self.accelerator.device, DTYPES[self.cfg.learner.dtype])
+        return self.policy.sft_losses(self.model, inputs, batch.loss_mask, batch.first)
 
     def _sum(self, value: float) -> float:
         tensor = torch.tensor(float(value), dtype=torch.float64, device=self.accelerator.device)
@@ -330,7 +311,7 @@ def batch_indices(rows: np.ndarray, batch_size: int, step: int, seed: int) -> np
 
 def _micro_batches(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
     """`count` parts of rows of like length; the last ones may be empty."""
-    by_length = sorted(rows, key=lambda row: len(row.token_ids))
+    by_length = sorted(rows, key=lambda row: row.num_tokens)
     cuts = [round(i * len(rows) / count) for i in range(count + 1)]
     return [by_length[start:end] for start, end in itertools.pairwise(cuts)]
 

@@ -11,7 +11,7 @@ from rlvla.annotation.course import check_course, is_alike
 from rlvla.annotation.names import find_name, mentions
 from rlvla.annotation.words import group, tokens
 from rlvla.config import CheckConfig, CheckName
-from rlvla.policies.thinker.markup import MARKS, ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
+from rlvla.policies.markup import MARKS, ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
 from rlvla.types import Annotation, Box, SegmentKind
 from tests import takes
 

@@ -30,7 +30,7 @@ from rlvla.data.demonstrations import (
     see_before_acting,
     zoom,
 )
-from rlvla.policies.thinker.cold_start import to_turn
+from rlvla.policies.thinker.demonstrating import to_turn
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import Demonstration, SegmentKind
 from tests.e2e.run import recipe

@@ -1,4 +1,4 @@
-"""Rollouts are bit for bit those that they have been: what is asked of the sampler, the turns, what is measured of them.
+"""Rollouts are bit for bit those that they have been: requests to the sampler, turns, and what is measured of them.
 
 The digests were taken before deciding moved into the policy's family. Another tokenizer changes none of them.
 """
@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from rlvla.config import EpisodeConfig
-from rlvla.learner.collate import rows
-from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.markup import print_think, print_zoom
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.rollout.episode import Decider, EnvThread, run_episode
+from rlvla.rollout.env_thread import EnvThread
+from rlvla.rollout.episode import run_episode
 from rlvla.run.metrics import rollout_metrics
 from rlvla.types import Group, TaskSpec, Trajectory
 from rlvla_reward import format_score
@@ -73,7 +73,7 @@ class SeededSampler:
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
         vocabulary, rng = self.processor.vocabulary, np.random.default_rng(request.seed)
-        actions = rng.integers(len(vocabulary.action_ids), size=self.processor.num_action_tokens)
+        actions = rng.integers(len(vocabulary.action_ids), size=self.processor.decoding.num_actions)
         ids = [vocabulary.action_ids[bin_] for bin_ in actions]
         if not request.num_actions:
             ids = self._text(rng, ids, request)
@@ -110,7 +110,7 @@ class SeededSampler:
 
 
 def play(processor: PolicyProcessor, config: EpisodeConfig, sampler: SeededSampler, member: int) -> Trajectory:
-    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(config.tools), config=config)
+    decider = Thinker(processor).decider(sampler, config)
     thread = EnvThread(LongEnv)
     try:
         return asyncio.run(run_episode(decider, thread, TASK, member=member))
