@@ -24,6 +24,7 @@ TAIL = 8192
 """Bytes at the end of a request that hold the question and the schema's name; pictures come before."""
 _FACTS = re.compile(rb"decision (\d+) of \d+, (\d+) percent")
 _GRIPPER = re.compile(rb"Gripper: (open|closed)")
+_NEXT = re.compile(rb"(open|close)s (?:during|[0-9]+ decision)")
 _THOUGHTS = (
     "The bowl stands a hand's breadth ahead and a little left at moment {number}, so the arm keeps its height and "
     "moves on towards the rim.",
@@ -32,8 +33,7 @@ _THOUGHTS = (
     "The gap between the arm and the bowl is small at moment {number}; a slow, straight move keeps the bowl in line "
     "with the middle of the hand.",
 )
-"""About as long as a model's, different from one decision to the next, and without a word about the gripper's state,
-which the checks would hold against what it is."""
+"""About as long as a model's, and different from one decision to the next."""
 
 
 class AnnotationServer:
@@ -73,6 +73,7 @@ def answer(request: bytes) -> bytes:
         "subtask": "move the bowl to the plate",
         "subject": "bowl",
         "gripper": gripper[1].decode(),
+        "next_gripper": coming[1].decode() if (coming := _NEXT.search(tail)) else "stay",
         "progress": int(facts[2]),
     }
     thought = _THOUGHTS[number % len(_THOUGHTS)].format(number=number)

@@ -25,8 +25,9 @@ from rlvla.data.read_hdf5 import open_hdf5
 from rlvla.data.read_lerobot import open_lerobot
 from rlvla.data.read_video import decode
 from rlvla.data.rows import decode_picture
+from rlvla.data.types import Demonstration
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
-from rlvla.types import Demonstration, EndReason, TaskSpec, Trajectory
+from rlvla.types import EndReason, TaskSpec, Trajectory
 
 FOLDER = Path(tempfile.mkdtemp(prefix="rlvla-fuzz-"))
 """Of the files that readers are given."""

@@ -17,7 +17,7 @@ import fuzz_checkpoints
 import fuzz_files
 import fuzz_texts
 from fuzz_files import FOLDER
-from rlvla.policies.thinker.markup import MARKS
+from rlvla.policies.markup import MARKS
 
 __all__ = ["FOLDER", "TARGETS", "Target"]
 
@@ -39,7 +39,7 @@ class Target:
 
 
 def _answers() -> tuple[bytes, ...]:
-    plain = {"subtask": "reach", "subject": "cup", "gripper": "open", "progress": 10}
+    plain = {"subtask": "reach", "subject": "cup", "gripper": "open", "next_gripper": "stay", "progress": 10}
     key = plain | {"observation": "a cup", "image": 0, "bbox": [0, 1, 500, 1000], "conclusion": "go"}
     return json.dumps(key).encode(), json.dumps(plain | {"thought": "go on"}).encode()
 
@@ -136,8 +136,8 @@ TARGETS = {
     "answer_log": Target(
         run=fuzz_files.answer_log,
         share=3,
-        seeds=(json.dumps({"decision": 0, "attempt": 1, "reply": _REPLY}).encode(),),
-        tokens=(*_JSON, '"decision"', '"attempt"', '"reply"'),
+        seeds=(json.dumps({"decision": 0, "attempt": 1, "is_judge": False, "reply": _REPLY}).encode(),),
+        tokens=(*_JSON, '"decision"', '"attempt"', '"is_judge"', '"reply"'),
     ),
     "trajectories": Target(
         run=fuzz_files.trajectories,

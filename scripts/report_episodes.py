@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from report_video import Views, animation
-from rlvla.policies.thinker.markup import ToolCall, parse_call
+from rlvla.policies.markup import ToolCall, parse_call
 from rlvla.report.html_page import note, tag, text
 from rlvla.report.html_picture import box_colour, picture
 from rlvla.types import Box, EndReason, Segment, SegmentKind, Trajectory, Turn

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlvla.config import EpisodeConfig
+from rlvla.data.types import Demonstration
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import Decision, Sampler
 from rlvla.testing import ScriptedSampler
-from rlvla.types import Demonstration, Observation
+from rlvla.types import Observation
 
 
 async def here(function: Callable[[], Any]) -> Any:

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from rlvla.data.types import Demonstration
 from rlvla.learner.collate import to_batch, to_row
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.actions import QuantileCodec
@@ -16,7 +17,7 @@ from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.settings import Settings
 from rlvla.policies.thinker.vocabulary import add_slots
-from rlvla.types import Box, Demonstration
+from rlvla.types import Box
 from tests import tiny_checkpoints
 
 SIDE = 32

@@ -14,7 +14,17 @@ from pydantic import ValidationError
 
 MAX_BYTES = 100_000
 """A larger file is none of a config, but for example a checkpoint named by mistake."""
+_DESCRIBED = "the JSON file in plan.architecture says it of a policy that is not here"
+_ENV_TELLS = "the env tells it, and its class where the simulator is not here"
 GONE: dict[str, tuple[Any, str]] = {
+    "plan.gpu_memory_gb": (0.0, "name the GPU in plan.gpu"),
+    "plan.env_steps_per_s": (0.0, "the time of simulators is no longer estimated"),
+    "plan.chunk_length": (8, _DESCRIBED),
+    "plan.action_decoding": ("autoregressive", _DESCRIBED),
+    "plan.num_images": (1, _ENV_TELLS),
+    "plan.view_size": (256, _ENV_TELLS),
+    "plan.action_size": (7, _ENV_TELLS),
+    "plan.max_env_steps": (520, _ENV_TELLS),
     "carry_thought": (None, "prompts no longer show the thought before; measured, it gained nothing: leave it out"),
 }
 """Key that went -> its default, which says nothing, and why it went or what to do instead."""

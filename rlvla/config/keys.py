@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 import yaml
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -28,7 +29,7 @@ from pydantic import (
     ValidationError,
 )
 
-from rlvla.config.file import ConfigError, explain, read_yaml
+from rlvla.config.file import ConfigError, explain, read_yaml, without_gone
 from rlvla.durable.files import appear_whole
 
 # Flags come in past pydantic, as instances; it has to look into those as well.
@@ -330,35 +331,16 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """What `--dry-run` assumes of things that are not at hand yet: checkpoint, data, simulator, GPU.
-
-    A real run takes them from there.
-    """
+    """What `--dry-run` plans for, where checkpoint and GPUs are not at hand yet; a run takes them as they are."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
     architecture: Path | None = None
-    """JSON with a model's figures (recipes/configs/models), for a `model` that is not on this machine."""
+    """JSON of a model and its policy (recipes/configs/models), for a `model` that is not on this machine."""
     gpu: Literal["cpu", "rtx-4090", "a100-40gb", "l40s", "a100-80gb", "h100-80gb", "h200"] = "cpu"
-    """What learner ranks and samplers run on; memory and speed as in `rlvla.plan.speed.DEVICES`."""
-    gpu_memory_gb: NonNegativeFloat = 0.0
-    """Memory of one GPU, GiB; 0: what `gpu` has."""
+    """What learner ranks and samplers run on; memory and speed as in `rlvla.plan.turn.DEVICES`."""
     num_processes: PositiveInt = 1
     """Learner ranks of `recipes/sft.py`, which `accelerate launch --num_processes` decides."""
-    num_images: PositiveInt = 1
-    """Cameras of an env that is not here."""
-    view_size: PositiveInt = 256
-    """Side of its policy view, px."""
-    chunk_length: PositiveInt = 8
-    """K of data or a checkpoint that are not here (OpenVLA-OFT: 8 in LIBERO)."""
-    action_size: PositiveInt = 7
-    """A, likewise."""
-    action_decoding: ActionDecoding = "autoregressive"
-    """Of a checkpoint that is not here; see `SFTConfig`."""
-    max_env_steps: PositiveInt = 520
-    """Longest episode of an env that is not here (OpenVLA-OFT: 520, of LIBERO's Long suite)."""
-    env_steps_per_s: NonNegativeFloat = 0.0
-    """Of one rollout actor, rendering once a chunk; 0: the figure of our own envs in `rlvla.plan.speed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -463,7 +445,14 @@ class KeyFrameConfig:
             )
 
 
-CheckName = Literal["markup", "box", "length", "language", "gripper", "subject", "progress", "repetition", "grounding"]
+CheckName = Literal["markup", "box", "length", "gripper", "subject", "progress", "repetition", "grounding"]
+
+
+def _without_gone(names: Any) -> Any:
+    """Raises ValueError where `checks.names` holds a check of an earlier version."""
+    if isinstance(names, list | tuple) and "language" in names:
+        raise ValueError("checks.names: there is no check language any more: leave it out; openai.judge reads the text")
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,8 +461,8 @@ class CheckConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    names: tuple[CheckName, ...] = (
-        "markup", "box", "length", "language", "gripper", "subject", "progress", "repetition", "grounding",
+    names: Annotated[tuple[CheckName, ...], BeforeValidator(_without_gone)] = (
+        "markup", "box", "length", "gripper", "subject", "progress", "repetition", "grounding",
     )  # fmt: skip
     """Checks to run; `rlvla/annotation/checks.py` says what each one wants."""
     looks: tuple[NonNegativeInt, NonNegativeInt] = (1, 1)
@@ -487,7 +476,7 @@ class CheckConfig:
     max_repetition: PositiveInt = 4
     """Decisions in a row that may think nearly the same."""
     similarity: _Share = 0.95
-    """From which on two thoughts are nearly the same, 0 to 1 (share of words in common, in their order)."""
+    """From which on two thoughts are nearly the same, 0 to 1 (share of words in common)."""
     progress_slack: NonNegativeFloat = 0.0
     """By how much progress may fall from one decision to the next."""
     containment: _Share = 0.5
@@ -525,13 +514,31 @@ class OpenAIConfig:
     """Qwen3-VL-Instruct's own recommendation (generation_config.json)."""
     max_tokens: int = 512
     """Of one answer."""
+    judge: bool = False
+    """Ask a second question about each answer that passed the checks: whether its sentences are true, yes or no, with a
+    reason. A no counts as a failed check."""
+    judge_base_url: str = ""
+    """Address of the server that judges; empty: `base_url`."""
+    judge_model: str = ""
+    """Which judges; empty: `model`, or the only one that the server at `judge_base_url` lists."""
+    judge_api_key_env: str = ""
+    """Environment variable with the key for `judge_base_url`, which is not sent that of `base_url`."""
     usd_per_million_prompt_tokens: NonNegativeFloat = 0.0
     """For the cost in the data card."""
     usd_per_million_completion_tokens: NonNegativeFloat = 0.0
     """Likewise."""
 
+    @property
+    def has_own_judge(self) -> bool:
+        """Whether another server or another model judges than answers."""
+        return bool(self.judge_base_url or self.judge_model)
+
     def __post_init__(self) -> None:
         """Raises ValueError naming the key."""
+        if not self.judge and (self.judge_base_url or self.judge_model or self.judge_api_key_env):
+            raise ValueError("openai.judge is false, and another key of the judge is set: set openai.judge: true")
+        if self.judge_api_key_env and not self.judge_base_url:
+            raise ValueError("openai.judge_api_key_env is set without openai.judge_base_url: set api_key_env instead")
         if self.concurrency < 1 or self.max_tokens < 1 or self.timeout_s <= 0 or self.max_retries < 0:
             raise ValueError("openai.concurrency, max_tokens and timeout_s must be positive, max_retries at least 0")
 
@@ -567,7 +574,7 @@ class AnnotateConfig:
     annotator_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to a plugin."""
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
-    """Used by the annotator "openai"."""
+    """Server of the annotator "openai", and of the judge."""
     key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
     """Where to look closer."""
     checks: CheckConfig = field(default_factory=CheckConfig)
@@ -589,6 +596,8 @@ class AnnotateConfig:
                 f"stride is {self.stride}, need 0 to chunk_length ({self.chunk_length}); "
                 f"max_attempts is {self.max_attempts}, need at least 1"
             )
+        if self.openai.judge and not self.annotator:
+            raise ValueError("openai.judge is true, and annotator is empty: there is nothing to judge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -844,7 +853,7 @@ def load(cls: type[C], argv: Sequence[str] | None = None) -> C:
 def from_yaml(cls: type[C], path: Path) -> C:
     """Read and check one YAML file; raises ConfigError, which names the file, the key and the value."""
     try:
-        return TypeAdapter(cls).validate_python(read_yaml(path))
+        return TypeAdapter(cls).validate_python(without_gone(read_yaml(path)))
     except ValidationError as error:
         raise ConfigError(explain(error, cls, str(path))) from None
 

@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from rlvla.types import Annotation, Demonstration, Provenance
+from rlvla.data.types import Demonstration, Provenance
+from rlvla.types import Annotation
 
 PLACE = {
     "timestamp": pa.float32(),
@@ -44,6 +45,7 @@ _TYPES = {
     "annotation.subtask": pa.string(),
     "annotation.subject": pa.string(),
     "annotation.gripper": pa.string(),
+    "annotation.next_gripper": pa.string(),
     "annotation.progress": pa.float32(),
     "annotation.is_key_frame": pa.bool_(),
     "annotation.decision_index": pa.int64(),
@@ -156,6 +158,7 @@ def _row(decision: Demonstration) -> dict[str, Any]:
             "annotation.subtask": annotation.subtask,
             "annotation.subject": annotation.subject,
             "annotation.gripper": annotation.gripper,
+            "annotation.next_gripper": annotation.next_gripper,
             "annotation.progress": annotation.progress,
             "annotation.is_key_frame": decision.is_key_frame,
             "annotation.decision_index": decision.decision_index,
@@ -199,6 +202,7 @@ def _annotation(row: Mapping[str, Any]) -> Annotation:
         subtask=row["annotation.subtask"],
         subject=row["annotation.subject"],
         gripper=row["annotation.gripper"],
+        next_gripper=row.get("annotation.next_gripper", ""),
         progress=row["annotation.progress"],
     )
 

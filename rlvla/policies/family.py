@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlvla import plugins
 from rlvla.config import EpisodeConfig, LearnerConfig, SFTConfig, TinyModelConfig
+from rlvla.data.types import Demonstration
 from rlvla.protocols import Decider, Sampler, SampleRequest
-from rlvla.types import Demonstration, Turn
+from rlvla.types import Turn
 
 if TYPE_CHECKING:
     import torch

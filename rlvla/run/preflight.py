@@ -54,8 +54,7 @@ def check_sft(cfg: SFTConfig) -> None:
     require_sinks(cfg.log)
     _check_resume(cfg)
     world = int(os.environ.get("WORLD_SIZE", "1"))  # of `accelerate launch`
-    if cfg.batch_size % world:
-        raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
+    require_even(cfg.batch_size, world)
     # `owner/name` may be a hub id; anything else is a folder.
     is_path = Path(cfg.model).exists() or cfg.model.startswith((".", "/")) or cfg.model.count("/") > 1
     if cfg.model and is_path and not (Path(cfg.model) / "config.json").is_file():
@@ -66,6 +65,12 @@ def check_sft(cfg: SFTConfig) -> None:
         family_of(cfg.model).check_tools(cfg.episode)
         _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
         check_env(cfg)
+
+
+def require_even(batch_size: int, world: int) -> None:
+    """Raises ValueError where the turns of a step do not divide over the processes."""
+    if batch_size % world:
+        raise ValueError(f"batch_size {batch_size} does not divide over {world} processes")
 
 
 def check_result(cfg: SFTConfig, model: Any, policy: Policy) -> None:
@@ -100,7 +105,7 @@ def check_grpo(cfg: GRPOConfig) -> None:
     """
     require_sinks(cfg.log)
     _check_resume(cfg)
-    _check_policy(cfg)
+    check_policy(cfg)
     require_lora(cfg.model, cfg.learner.lora)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
     check_env(cfg)
@@ -114,12 +119,18 @@ def check_evaluate(cfg: EvaluateConfig) -> None:
         FileNotFoundError: `model` is no checkpoint.
         ModuleNotFoundError: a module of `env.imports` is not installed.
     """
-    _check_policy(cfg)
+    check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
     check_env(cfg)
 
 
-def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
+def check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
+    """The checkpoint is there and whole, the sampler can serve it, and the tools are there.
+
+    Raises:
+        ValueError: the message says what to do.
+        FileNotFoundError: `model` is no checkpoint.
+    """
     if not (cfg.model / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
     policy = load_policy(cfg.model)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rlvla.data import dataset
+from rlvla.data.types import Demonstration
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.actions import BinCodec
@@ -18,7 +19,7 @@ from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model
 from rlvla.run.metrics import read_metrics
-from rlvla.types import Demonstration, SegmentKind, Trajectory
+from rlvla.types import SegmentKind, Trajectory
 from rlvla_envs.tabletop import TabletopEnv
 from tests import openvla_checkpoints as published
 from tests.e2e.run import recipe

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rlvla.config import SFTConfig
+from rlvla.data.types import Demonstration
 from rlvla.learner.collate import to_row
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.models.backbones import placeholder_ids
@@ -19,7 +20,7 @@ from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import BAN_BIAS
 from rlvla.run.sft import SFTTrainer
-from rlvla.types import Demonstration, Turn
+from rlvla.types import Turn
 from tests import parallel_policies as tiny
 
 

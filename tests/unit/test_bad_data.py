@@ -23,13 +23,13 @@ from rlvla.data import dataset
 from rlvla.data.dataset import DatasetError
 from rlvla.data.read_lerobot import open_lerobot
 from rlvla.data.rows import MAX_PIXELS, decode_picture
+from rlvla.data.types import Demonstration
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
 from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.settings import parse_settings
 from rlvla.policies.thinker.tools import call_tool
-from rlvla.types import Demonstration
 from tests.unit.recorded import png, raw, write_hdf5, write_v2, write_v3
 
 needs_h5py = pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="needs h5py: make setup")
@@ -584,7 +584,9 @@ def test_a_line_that_is_no_trajectory_is_named(tmp_path: Path, line: bytes) -> N
         load_trajectories(tmp_path / "t.jsonl")
 
 
-@pytest.mark.parametrize("line", [b"{}", b"[]", b"{", b'{"decision": [], "attempt": 0, "reply": {"annotation": null}}'])
+@pytest.mark.parametrize(
+    "line", [b"{}", b"[]", b"{", b'{"decision": [], "attempt": 0, "is_judge": false, "reply": {"annotation": null}}']
+)
 def test_an_answer_of_another_kind_is_named(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "0.log").write_bytes(checked(line) + b"\n")
     with pytest.raises(ValueError, match=r"0\.log: an answer that another version wrote, or a forged one"):

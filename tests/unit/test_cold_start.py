@@ -13,6 +13,7 @@ import torch
 
 from rlvla.config import ActionDecoding, LoraConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import DatasetError, DemonstrationSet, read, write
+from rlvla.data.types import Demonstration
 from rlvla.policies.family import note_trained
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.cold_start import start_policy
@@ -21,7 +22,6 @@ from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.vocabulary import add_slots
 from rlvla.policies.weights import load_model, load_to_train, named_weights
-from rlvla.types import Demonstration
 from tests import parallel_policies as tiny
 from tests.deciding import demonstrated
 

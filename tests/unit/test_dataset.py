@@ -14,7 +14,8 @@ from PIL import Image
 
 from rlvla.data import dataset
 from rlvla.data.rows import to_png
-from rlvla.types import Annotation, Demonstration, Provenance
+from rlvla.data.types import Demonstration, Provenance
+from rlvla.types import Annotation
 
 
 def demonstration(value: int, num_crops: int = 1) -> Demonstration:
@@ -56,6 +57,7 @@ def annotated(value: int) -> Demonstration:
         subtask="press",
         subject="red pad",
         gripper="closed",
+        next_gripper="open",
         progress=0.25 if value else None,
     )
     provenance = Provenance(
@@ -87,11 +89,22 @@ def test_annotation_and_provenance_come_back(tmp_path: Path) -> None:
         "annotation.subtask": "string",
         "annotation.subject": "string",
         "annotation.gripper": "string",
+        "annotation.next_gripper": "string",
         "annotation.progress": "float32",
         "annotation.is_key_frame": "bool",
         "annotation.decision_index": "int64",
     }
     assert told["provenance.seed"] == {"dtype": "int64", "shape": [1], "names": None}
+
+
+def test_sets_of_an_earlier_version_lack_the_next_gripper_event(tmp_path: Path) -> None:
+    dataset.write(tmp_path / "demos", [[annotated(1)]], robot="test", fps=2.0)
+    file = tmp_path / "demos/data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["annotation.next_gripper"]), file)
+    (read,) = dataset.read(tmp_path / "demos")
+    said = annotated(1).annotation
+    assert said is not None
+    assert read.annotation == replace(said, next_gripper="")
 
 
 def test_sets_without_annotation_have_none(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from rlvla.config import EpisodeConfig, GRPOConfig
+from rlvla.data.types import Demonstration
 from rlvla.policies.markup import print_zoom
 from rlvla.policies.thinker.decoding import block_ids, feed_slots
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.turn_context import Recall, executed
 from rlvla.protocols import Decision
 from rlvla.testing import ScriptedSampler
-from rlvla.types import Demonstration, EndReason, SegmentKind
+from rlvla.types import EndReason, SegmentKind
 from rlvla_reward.format import is_well_formed
 from tests import parallel_policies as tiny
 from tests.deciding import decided, scripted

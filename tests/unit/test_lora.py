@@ -15,6 +15,7 @@ import torch
 
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig
 from rlvla.data.dataset import read, write
+from rlvla.data.types import Demonstration
 from rlvla.policies.markup import print_think
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import Adapter, read_adapter, take
@@ -26,7 +27,6 @@ from rlvla.policies.weights import load_model, load_to_train, named_weights
 from rlvla.run.identity import of_policy
 from rlvla.run.sft import SFTTrainer
 from rlvla.samplers.local import TransformersSampler
-from rlvla.types import Demonstration
 from tests.learning import first_of_its_process, make_checkpoint, make_groups, make_learner
 
 LORA = LoraConfig(rank=4, alpha=8.0)

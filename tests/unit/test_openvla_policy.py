@@ -18,6 +18,7 @@ from tokenizers import normalizers
 from rlvla.config import LearnerConfig, SFTConfig
 from rlvla.data import dataset
 from rlvla.data.dataset import DemonstrationSet
+from rlvla.data.types import Demonstration
 from rlvla.policies.markup import MARKS, ToolCall, parse_call, parse_text, print_think, print_zoom
 from rlvla.policies.models import auto
 from rlvla.policies.models.openvla.checkpoint import CheckpointError, load_checkpoint
@@ -28,7 +29,7 @@ from rlvla.policies.thinker.policy import Thinker, save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.vocabulary import add_slots, extend_vocabulary, slot_tokens
 from rlvla.policies.weights import load_model
-from rlvla.types import Demonstration, SegmentKind
+from rlvla.types import SegmentKind
 from rlvla_envs.libero import from_openvla_gripper
 from tests import openvla_checkpoints as published
 

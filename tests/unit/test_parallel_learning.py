@@ -12,6 +12,7 @@ import torch
 
 from rlvla.config import EpisodeConfig, LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import read, write
+from rlvla.data.types import Demonstration
 from rlvla.learner.learner import Learner
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.cold_start import start_policy
@@ -23,7 +24,7 @@ from rlvla.policies.weights import load_model
 from rlvla.run.sft import SFTTrainer
 from rlvla.samplers.local import TransformersSampler
 from rlvla.testing import TASK, make_trajectory
-from rlvla.types import Demonstration, EndReason, Group, SegmentKind
+from rlvla.types import EndReason, Group, SegmentKind
 from tests import parallel_policies as tiny
 from tests.deciding import decided
 from tests.learning import first_of_its_process, free_address

@@ -28,9 +28,10 @@ from rlvla.config import (
     load,
     to_dict,
 )
+from rlvla.config.file import GONE
 from rlvla.data import dataset
+from rlvla.data.types import Demonstration
 from rlvla.run import identity, preflight
-from rlvla.types import Demonstration
 from tests.unit.store_worker import answer, demonstration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +99,7 @@ VALUES = [
     ("typo in a list", "grpo", "reward: [{fn: success, weights: 1}]", "", r"reward\.0\.weights: .*did you mean weight"),
     ("typo in a flag", "grpo", "", "--learner.lrr 1", r"Unrecognized options: --learner\.lrr.*Perhaps you meant: --learner\.lr"),
     ("key of another recipe", "evaluate", "group_size: 8", "", r"run\.yaml: group_size: there is no such key"),
+    ("key that went", "grpo", "plan: {view_size: 64}", "", r"run\.yaml: plan\.view_size: this key is gone: the env tells it"),
     ("text for a number", "grpo", "num_steps: many", "", r"num_steps: .*valid integer.*got 'many'"),
     ("list for a number", "sft", "batch_size: [8]", "", r"batch_size: .*valid integer, got \[8\]"),
     ("number for a section", "grpo", "learner: 3", "", r"learner: .*got 3"),
@@ -129,6 +131,11 @@ VALUES = [
     ("ZeRO-3 with LoRA", "grpo", "learner: {zero_stage: 3, lora: {}}", "", r"zero_stage 3 with learner\.lora"),
     ("one and a half GPUs", "grpo", "cluster: {sampler_gpus: 1.5}", "", r"cluster\.sampler_gpus is 1\.5"),
     ("words the wrong way round", "annotate", "checks: {num_words: [80, 3]}", "", r"checks\.num_words is 80 to 3"),
+    ("a check that is gone", "annotate", "checks: {names: [markup, language]}", "", r"no check language any more: leave it out"),
+    ("a check that never was", "annotate", "checks: {names: [colour]}", "", r"checks\.names\.0: .*'grounding', got 'colour'"),
+    ("a judge who is off", "annotate", "openai: {judge_model: a}", "", r"openai\.judge is false.*set openai\.judge: true"),
+    ("a key for a judge of no address", "annotate", "openai: {judge: true, judge_api_key_env: A}", "", r"set api_key_env instead"),
+    ("a judge of nothing", "annotate", "openai: {judge: true}", "", r"openai\.judge is true, and annotator is empty"),
     ("stride above the chunk", "annotate", "stride: 9", "", r"stride is 9, need 0 to chunk_length \(5\)"),
     ("a list", "grpo", "- num_steps: 3", "", r"run\.yaml: is a list, need keys with values"),
     ("a word", "sft", "num_steps", "", r"run\.yaml: is a str, need keys with values"),
@@ -449,17 +456,26 @@ def test_an_edited_reward_is_warned_of(told: Callable[..., str], tmp_path: Path)
     assert "model: outputs/sft/checkpoint holds no checkpoint" in message  # the next thing that is wrong
 
 
-def test_a_run_of_an_earlier_version_goes_on(told: Callable[..., str], tmp_path: Path) -> None:
-    """It has kept its config alone, in which a key may be missing that there is today."""
+def test_a_run_of_an_earlier_version_goes_on(
+    told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has kept its config alone, in which a key may be missing that there is today, or be there that went."""
+    monkeypatch.setitem(GONE, "loss.past", (3, "it was of no use"))
     (tmp_path / "run/state/step-000002").mkdir(parents=True)
     before = to_dict(GRPOConfig())
     del before["loss"]["importance_cap"]
+    before["loss"]["past"] = 3
+    before["plan"]["view_size"] = 64
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(before))
     with pytest.warns(UserWarning, match="run does not tell whether these are what they were: env.id, episode.tools"):
         message = told("grpo", "output: run")
     assert "model: outputs/sft/checkpoint holds no checkpoint" in message
     with pytest.warns(UserWarning, match="does not tell"):
         assert "importance_cap was 2.0, is 0.0" in told("grpo", "output: run\nloss: {importance_cap: 0.0}")
+    before["loss"]["past"] = 4  # what it did cannot be done any more
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(before))
+    with pytest.warns(UserWarning, match="does not tell"):
+        assert "loss.past was 4, is None" in told("grpo", "output: run")
 
 
 def test_lora_states_of_an_earlier_version_are_refused(told: Callable[..., str], tmp_path: Path) -> None:

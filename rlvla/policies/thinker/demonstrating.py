@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from rlvla.data.dataset import DatasetError
+from rlvla.data.types import Demonstration
 from rlvla.policies.markup import parse
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.types import Demonstration, Segment, SegmentKind, Turn
+from rlvla.types import Segment, SegmentKind, Turn
 
 
 def to_turn(processor: PolicyProcessor, demonstration: Demonstration) -> Turn:

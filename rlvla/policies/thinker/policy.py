@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlvla.config import EpisodeConfig, LearnerConfig, SFTConfig, TinyModelConfig
+from rlvla.data.types import Demonstration
 from rlvla.policies.family import EngineNeeds
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.models import auto
@@ -20,7 +21,7 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.settings import Settings
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import Sampler, SampleRequest
-from rlvla.types import Demonstration, SegmentKind, Turn
+from rlvla.types import SegmentKind, Turn
 
 if TYPE_CHECKING:
     import torch

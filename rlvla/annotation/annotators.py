@@ -1,20 +1,22 @@
-"""Who is asked, and how the answers are kept: plugins, and the journal that spares a killed run its paid answers."""
+"""Who is asked: a function that the config names, or a server; and who judges the answers."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from rlvla.annotation.store import Store
 from rlvla.annotation.take import Annotator, Query, Reply
+from rlvla.config import AnnotateConfig
 from rlvla.plugins import Plugin, load
 from rlvla.types import Annotation
 
+SERVER = "openai"
+"""The annotator that is no plugin."""
 _ANNOTATION, _FIELDS = TypeAdapter(Annotation), fields(Annotation)
 
 
@@ -48,29 +50,43 @@ class PluginAnnotator:
             raise plugin.wrong(annotation, f"one with other fields: {flaws}") from None
 
 
-class Journal:
-    """An annotator whose answers are on the disk before they are used, and are not asked for twice."""
+class Annotators(NamedTuple):
+    """Who is asked in a run."""
 
-    def __init__(self, annotator: Annotator, store: Store) -> None:
-        self.name, self.model, self.prompt_hash = annotator.name, annotator.model, annotator.prompt_hash
-        self.num_open = 0
-        """Answers that are awaited."""
-        self.answered = asyncio.Condition()
-        """Notified of every answer."""
-        self._annotator, self._store = annotator, store
+    annotator: Annotator
+    judge: Annotator | None
+    """None: nobody judges."""
+    served: Mapping[str, str]
+    """Key of the config -> model that its server has."""
 
-    async def annotate(self, query: Query) -> Reply:
-        """See `Annotator`."""
-        answers = self._store.answers(query.take.index)
-        known = answers.get(query.index, query.attempt)
-        if known is not None:
-            return known
-        self.num_open += 1
-        try:
-            reply = await self._annotator.annotate(query)
-        finally:
-            self.num_open -= 1
-        answers.add(query.index, query.attempt, reply)
-        async with self.answered:
-            self.answered.notify_all()
-        return reply
+
+@asynccontextmanager
+async def open_annotators(cfg: AnnotateConfig) -> AsyncIterator[Annotators | None]:
+    """Those that `cfg.annotator` and `cfg.openai` name; None where nobody is to annotate.
+
+    Raises:
+        PluginError: see `load_annotator`.
+        AnnotatorError: see `openai_annotator`.
+    """
+    if not cfg.annotator:
+        yield None
+        return
+    served: dict[str, str] = {}
+    async with AsyncExitStack() as stack:
+
+        async def server(key: str, *, is_judge: bool) -> Annotator:
+            from rlvla.annotation.openai_annotator import OpenAIAnnotator  # only here: it loads an HTTP client
+
+            annotator = await stack.enter_async_context(OpenAIAnnotator(cfg.openai, is_judge=is_judge))
+            served[key] = annotator.model
+            return annotator
+
+        is_served, judge = cfg.annotator == SERVER, None
+        if is_served:
+            annotator = await server("openai.model", is_judge=False)
+        else:
+            annotator = PluginAnnotator(cfg.annotator, cfg.annotator_kwargs)
+        if cfg.openai.judge:
+            is_same = is_served and not cfg.openai.has_own_judge
+            judge = annotator if is_same else await server("openai.judge_model", is_judge=True)
+        yield Annotators(annotator, judge, served)
