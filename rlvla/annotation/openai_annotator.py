@@ -22,7 +22,7 @@ from openai.types.chat import ChatCompletion
 from rlvla.annotation import prompts, schema
 from rlvla.annotation.take import Query, Reply
 from rlvla.config import OpenAIConfig
-from rlvla.data.rows import to_png
+from rlvla.pictures import to_png
 
 T = TypeVar("T")
 NO_KEY = "none"

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from rlvla.config.file import ConfigError, explain, read_yaml, without_gone
+from rlvla.config.marks import Loose, MayChange, MovesNoScore
 from rlvla.durable.files import appear_whole
 
 # Flags come in past pydantic, as instances; it has to look into those as well.
@@ -55,13 +56,13 @@ class EnvConfig:
     """Modules whose import registers ids; a rollout's env processes share them, and what else is named here."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the env's constructor."""
-    tasks: tuple[str, ...] = ()
+    tasks: MovesNoScore[tuple[str, ...]] = ()
     """Task names to run; empty: all that the env has."""
-    deadline_s: float = 60.0
+    deadline_s: Loose[float] = 60.0
     """Seconds that a chunk of env steps or a zoom may take in a rollout; then its process is killed and replaced."""
-    reset_deadline_s: float = 300.0
+    reset_deadline_s: Loose[float] = 300.0
     """Seconds that a reset may take, likewise; in a new process it also imports the simulator and makes the env."""
-    max_attempts: int = 3
+    max_attempts: Loose[int] = 3
     """Times that a rollout plays an episode in which the simulator crashes, before it ends as ENV_ERROR."""
 
     def __post_init__(self) -> None:
@@ -148,42 +149,42 @@ class ClusterConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    address: str = "local"
+    address: Loose[str] = "local"
     """Ray: `local` starts one on loopback; `auto` or `host:port` joins a running cluster."""
-    num_samplers: PositiveInt = 1
+    num_samplers: MayChange[PositiveInt] = 1
     """Engines of `sampler.backend`."""
-    num_rollout_actors: PositiveInt = 1
+    num_rollout_actors: MayChange[PositiveInt] = 1
     """Processes that drive envs."""
-    envs_per_actor: PositiveInt = 32
+    envs_per_actor: MayChange[PositiveInt] = 32
     """Envs, hence concurrent episodes, in each rollout actor."""
-    envs_per_process: PositiveInt = 1
+    envs_per_process: Loose[PositiveInt] = 1
     """Envs in each process that a rollout actor starts for them. Together they take less memory (an env of the tabletop
     33 MB alone, 17 MB among 8); but one that hangs costs the others' episodes too, which are then played again."""
-    max_restarts: NonNegativeInt = 3
+    max_restarts: Loose[NonNegativeInt] = 3
     """Times that each sampler and rollout actor is started anew in a run after it died, failed or hung; then the run
     ends."""
-    actor_deadline_s: PositiveFloat = 900.0
+    actor_deadline_s: Loose[PositiveFloat] = 900.0
     """Seconds in which a sampler or rollout actor starts or answers anybody at all, and a sampler takes new weights;
     else it is ended and started anew. Ours: loading 7B weights and capturing graphs takes minutes."""
-    learner_deadline_s: PositiveFloat = 3600.0
+    learner_deadline_s: Loose[PositiveFloat] = 3600.0
     """Seconds in which all learner ranks start, learn from a step, gather their weights or write a state; else the run
     ends. Ours: a step on 512 trajectories with a 7B policy takes up to about half an hour on 4 GPUs."""
-    num_learners: PositiveInt = 1
+    num_learners: MovesNoScore[PositiveInt] = 1
     """DeepSpeed ranks."""
-    sampler_cpus: NonNegativeFloat = 0.5
+    sampler_cpus: Loose[NonNegativeFloat] = 0.5
     """Ray CPUs that a sampler reserves."""
-    rollout_cpus: NonNegativeFloat = 0.5
+    rollout_cpus: Loose[NonNegativeFloat] = 0.5
     """Ray CPUs that a rollout actor reserves."""
-    learner_cpus: NonNegativeFloat = 0.5
+    learner_cpus: Loose[NonNegativeFloat] = 0.5
     """Ray CPUs that a learner rank reserves."""
-    sampler_gpus: NonNegativeFloat = 0.0
+    sampler_gpus: Loose[NonNegativeFloat] = 0.0
     """Ray GPUs that a sampler reserves, all on one node: `sampler.tensor_parallel_size`, or a share of one."""
-    learner_gpus: NonNegativeFloat = 0.0
+    learner_gpus: Loose[NonNegativeFloat] = 0.0
     """Ray GPUs that a learner rank reserves: 1, or a share, which colocates it: then each rank has a GPU together with
     one sampler, whose share is the rest (0.5 and 0.5). It takes as many samplers as learners."""
-    threads: PositiveInt = 2
+    threads: Loose[PositiveInt] = 2
     """OpenMP threads of a learner rank on the CPU."""
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    placement: Loose[Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]] = "PACK"
     """Ray placement-group strategy over nodes: PACK colocates, SPREAD keeps apart."""
 
     def __post_init__(self) -> None:
@@ -265,7 +266,7 @@ class LearnerConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    lr: PositiveFloat = 1e-6
+    lr: MayChange[PositiveFloat] = 1e-6
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegativeInt = 0
     """Optimizer steps of linear warm-up."""
@@ -275,18 +276,18 @@ class LearnerConfig:
     """AdamW."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     """AdamW."""
-    max_grad_norm: PositiveFloat = 1.0
+    max_grad_norm: MayChange[PositiveFloat] = 1.0
     """Global gradient norm is clipped here."""
-    max_skipped_steps: NonNegativeInt = 3
+    max_skipped_steps: MayChange[NonNegativeInt] = 3
     """Steps in a row that may skip an update, as reward, loss or gradient is not finite; one more stops the run. 0: the
     first one does."""
     zero_stage: Literal[0, 2, 3] = 0
     """DeepSpeed ZeRO; bfloat16 with 0 runs as 2, since stage 0 keeps no float32 masters of it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; bfloat16 keeps float32 masters in DeepSpeed."""
-    micro_batch_rows: PositiveInt = 16
+    micro_batch_rows: MayChange[PositiveInt] = 16
     """Rows in one forward and backward."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: MayChange[bool] = False
     """Trade compute for activation memory."""
     lora: LoraConfig | None = None
     """None trains all weights; of a checkpoint with an adapter, which training goes on with, the same as before."""
@@ -608,7 +609,7 @@ class SFTConfig:
 
     dataset: Path = Path("outputs/demos")
     """LeRobot v3 folder with annotation columns."""
-    output: Path = Path("outputs/sft")
+    output: MayChange[Path] = Path("outputs/sft")
     """Run folder; the policy lies in `checkpoint/`."""
     model: str = ""
     """Hugging Face VLM to start from (path or hub id); empty: build `tiny`."""
@@ -637,38 +638,38 @@ class SFTConfig:
     """`bidirectional`: the tokens of a turn's prompt, images and instruction, see each other (DeepThinkVLA); all behind
     them stays causal. Goes with both values of `action_decoding`. Kept with the checkpoint, which then takes
     `sampler.backend: transformers`. None: what the policy `model` has, `causal` where it is none yet."""
-    num_steps: NonNegativeInt = 500
+    num_steps: MayChange[NonNegativeInt] = 500
     """Optimizer steps; 0 writes the policy untrained, for GRPO without a cold start."""
     batch_size: PositiveInt = 64
     """Turns per optimizer step, over all processes."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of episodes kept for validation loss."""
-    validate_every: PositiveInt = 100
+    validate_every: MayChange[PositiveInt] = 100
     """Optimizer steps."""
-    save_every: NonNegativeInt = 0
+    save_every: MayChange[NonNegativeInt] = 0
     """Optimizer steps between resumable states; 0: none, so that a run that dies starts over."""
-    keep_states: PositiveInt = 3
+    keep_states: MayChange[PositiveInt] = 3
     """The newest of them that stay on the disk; one more than can be damaged at once."""
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=2e-5))
     """Optimisation."""
-    num_trials: NonNegativeInt = 0
+    num_trials: MayChange[NonNegativeInt] = 0
     """Held-out initial states per task that the result is evaluated on, as `recipes/evaluate.py` does it; 0: none. The
     four keys below are read for this evaluation only."""
-    env: EnvConfig = field(default_factory=EnvConfig)
+    env: MayChange[EnvConfig] = field(default_factory=EnvConfig)
     """Simulator of that evaluation."""
-    episode: EpisodeConfig = field(default_factory=lambda: EpisodeConfig(temperature=0.0))
+    episode: MayChange[EpisodeConfig] = field(default_factory=lambda: EpisodeConfig(temperature=0.0))
     """Its turn limits; greedy by default."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: MayChange[SamplerConfig] = field(default_factory=SamplerConfig)
     """Its sampler. On a GPU it starts beside the trainer, which still holds its memory."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: MayChange[ClusterConfig] = field(default_factory=ClusterConfig)
     """Its processes."""
-    log: LogConfig = field(default_factory=LogConfig)
+    log: MayChange[LogConfig] = field(default_factory=LogConfig)
     """Sinks."""
     seed: NonNegativeInt = 0
     """Of initial weights and data order."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
+    plan: MayChange[PlanConfig] = field(default_factory=PlanConfig)
     """What `dry_run` assumes."""
-    dry_run: bool = False
+    dry_run: MayChange[bool] = False
     """Build everything but weights, print memory, tokens and time of a step, and end."""
 
     @property
@@ -698,17 +699,17 @@ class GRPOConfig:
 
     model: Path = Path("outputs/sft/checkpoint")
     """SFT checkpoint: the starting point and the frozen reference."""
-    output: Path = Path("outputs/grpo")
+    output: MayChange[Path] = Path("outputs/grpo")
     """Run folder; the policy lies in `checkpoint/`."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """Simulator."""
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     """Turn limits and sampling."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: MayChange[SamplerConfig] = field(default_factory=SamplerConfig)
     """vLLM, or transformers."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray."""
-    reward: tuple[RewardTermConfig, ...] = (
+    reward: MayChange[tuple[RewardTermConfig, ...]] = (
         RewardTermConfig(fn="success", weight=1.0),
         RewardTermConfig(fn="format", weight=0.1),
     )
@@ -719,9 +720,9 @@ class GRPOConfig:
     """Objective."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """DeepSpeed."""
-    log: LogConfig = field(default_factory=LogConfig)
+    log: MayChange[LogConfig] = field(default_factory=LogConfig)
     """Sinks."""
-    num_steps: PositiveInt = 100
+    num_steps: MayChange[PositiveInt] = 100
     """Rounds of rollout and learning."""
     groups_per_step: PositiveInt = 8
     """Groups that a step learns from; with `max_waves` above 1 at most so many, and only ones with signal."""
@@ -730,12 +731,12 @@ class GRPOConfig:
     max_waves: PositiveInt = 1
     """Rollout waves per step: above 1, groups without signal are dropped and refilled (DAPO dynamic sampling), and
     surplus groups are kept for the next step."""
-    max_futile_steps: NonNegativeInt = 10
+    max_futile_steps: MayChange[NonNegativeInt] = 10
     """Steps in a row that may hold no group with signal, unless every trajectory was a success; then the run stops and
     says what was seen. A first step that has none and no executable action either stops it at once. 0: it never stops.
     Our own choice: at the defaults 640 trajectories, which a policy that succeeds in 1 of 200 fills with failures in 1
     run of 25; a policy that starts lower learns nothing to speak of."""
-    max_refills: NonNegativeInt = 2
+    max_refills: MayChange[NonNegativeInt] = 2
     """Times that the trajectories of a step which ended as ENV_ERROR are replaced by further members of their groups;
     what is still missing then is left out."""
     minibatch_trajectories: PositiveInt = 64
@@ -745,17 +746,17 @@ class GRPOConfig:
     """Passes over a step's trajectories, each dealt anew."""
     mask_context_full: bool = True
     """Leave trajectories that outgrew the turn limit out of the loss (masked, not punished)."""
-    save_every: NonNegativeInt = 0
+    save_every: MayChange[NonNegativeInt] = 0
     """Steps between resumable checkpoints; 0: none, so that a run that dies starts over."""
-    keep_states: PositiveInt = 3
+    keep_states: MayChange[PositiveInt] = 3
     """The newest of them that stay on the disk; one more than can be damaged at once."""
-    save_trajectories: NonNegativeInt = 4
+    save_trajectories: MayChange[NonNegativeInt] = 4
     """Trajectories of the last step kept for the report."""
     seed: NonNegativeInt = 0
     """Of task order and sampling."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
+    plan: MayChange[PlanConfig] = field(default_factory=PlanConfig)
     """What `dry_run` assumes."""
-    dry_run: bool = False
+    dry_run: MayChange[bool] = False
     """Build everything but weights, print memory, tokens and time of a step, and end."""
 
     @property
@@ -793,7 +794,7 @@ class EvaluateConfig:
 
     model: Path = Path("outputs/grpo/checkpoint")
     """Checkpoint to evaluate."""
-    output: Path = Path("outputs/evaluate")
+    output: MovesNoScore[Path] = Path("outputs/evaluate")
     """Folder of `summary.json` and saved trajectories."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """Simulator."""
@@ -809,13 +810,13 @@ class EvaluateConfig:
     """`evaluate`: held out from training; `official`: a benchmark's own states (LIBERO: 50 a task)."""
     allow_trained_states: bool = False
     """Evaluate on official states although the policy was trained on some of them; the result says so."""
-    save_trajectories: NonNegativeInt = 8
+    save_trajectories: MovesNoScore[NonNegativeInt] = 8
     """Kept for the report, half of them failures where there are."""
     seed: NonNegativeInt = 0
     """Of sampling when the temperature is above 0."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
+    plan: MovesNoScore[PlanConfig] = field(default_factory=PlanConfig)
     """What `dry_run` assumes."""
-    dry_run: bool = False
+    dry_run: MovesNoScore[bool] = False
     """Build everything but weights, print memory, tokens and time of a step, and end."""
 
 

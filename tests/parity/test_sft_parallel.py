@@ -13,13 +13,13 @@ import torch
 from rlvla.config import SFTConfig
 from rlvla.data.types import Demonstration
 from rlvla.learner.collate import to_row
+from rlvla.learner.sft import SFTTrainer
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.models.backbones import placeholder_ids
 from rlvla.policies.thinker.demonstrating import to_turn
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import BAN_BIAS
-from rlvla.run.sft import SFTTrainer
 from rlvla.types import Turn
 from tests import parallel_policies as tiny
 
@@ -75,9 +75,7 @@ def test_loss_and_gradient_are_those_of_a_forward_for_each_token(tmp_path, archi
     expected = torch.stack([by_hand(reference, processor, turn) for turn in turns]).sum()
     expected.backward()
     # All that a trainer's loss asks of it; DeepSpeed would let nobody else call backward.
-    trainer: Any = SimpleNamespace(
-        policy=Thinker(processor), model=model, accelerator=SimpleNamespace(device="cpu"), cfg=SFTConfig()
-    )
+    trainer: Any = SimpleNamespace(_policy=Thinker(processor), _model=model, _device="cpu", _cfg=SFTConfig())
     loss = SFTTrainer._token_losses(trainer, [to_row(turn) for turn in turns]).sum()
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,9 +23,10 @@ from rlvla.config import ReadConfig
 from rlvla.data import dataset
 from rlvla.data.dataset import DatasetError
 from rlvla.data.read_lerobot import open_lerobot
-from rlvla.data.rows import MAX_PIXELS, decode_picture
+from rlvla.data.rows import decode_picture
 from rlvla.data.types import Demonstration
 from rlvla.durable.trajectories import load_trajectories
+from rlvla.pictures import MAX_PIXELS
 from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
 from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.policies.thinker.prompt import PolicyProcessor
@@ -110,10 +112,11 @@ def test_an_episode_that_comes_back_is_named(tmp_path: Path) -> None:
         dataset.read(folder)
 
 
-def test_a_row_without_a_column_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["episode_index", "annotation.texts"])
+def test_a_set_without_a_column_is_named_and_what_makes_it(tmp_path: Path, column: str) -> None:
     folder, file = write_set(tmp_path)
-    pq.write_table(pq.read_table(file).drop_columns(["episode_index"]), file)
-    with pytest.raises(DatasetError, match=r"file-000\.parquet: no column episode_index"):
+    pq.write_table(pq.read_table(file).drop_columns([column]), file)
+    with pytest.raises(DatasetError, match=rf"file-000\.parquet: no column {re.escape(column)}; .*annotate\.py"):
         dataset.read(folder)
 
 

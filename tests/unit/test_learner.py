@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.config import EpisodeConfig, LearnerConfig, LoraConfig, LossConfig
+from rlvla.config import LearnerConfig, LoraConfig, LossConfig
 from rlvla.learner import collate
 from rlvla.learner.learner import METRICS, learning_rate
 from rlvla.policies.models.backbones import placeholder_ids
@@ -17,14 +17,9 @@ from rlvla.policies.thinker.scoring import token_logprobs
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import BAN_BIAS
 from rlvla.types import EndReason, Group, SegmentKind
-from tests.learning import LOSS, learn, make_checkpoint, make_groups, make_learner, poison
+from tests.learning import LOSS, learn, make_groups, make_learner, poison
 
 LORA = LoraConfig(rank=4)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +68,7 @@ def plain_step(
 def test_a_step_is_what_plain_torch_does(checkpoint):
     groups = make_groups(checkpoint)
     objective, norm, expected = plain_step(checkpoint, groups, LOSS, temperature=1.3)
-    learner = make_learner(checkpoint, episode=EpisodeConfig(temperature=1.3))
+    learner = make_learner(checkpoint, temperature=1.3)
     metrics, weights = learner.step(groups), learner.weights()
     learner.close()
     assert metrics["loss"] == pytest.approx(objective, abs=1e-6)  # the KL to the reference is 0 still

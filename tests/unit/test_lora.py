@@ -16,6 +16,7 @@ import torch
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig
 from rlvla.data.dataset import read, write
 from rlvla.data.types import Demonstration
+from rlvla.learner.sft import SFTTrainer
 from rlvla.policies.markup import print_think
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import Adapter, read_adapter, take
@@ -25,7 +26,6 @@ from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model, load_to_train, named_weights
 from rlvla.run.identity import of_policy
-from rlvla.run.sft import SFTTrainer
 from rlvla.samplers.local import TransformersSampler
 from tests.learning import first_of_its_process, make_checkpoint, make_groups, make_learner
 
@@ -76,9 +76,7 @@ def changes(learner: Any) -> dict[str, np.ndarray]:
 
 def test_small_updates_of_a_bfloat16_policy_add_up(trained: Path, tmp_path: Path) -> None:
     num_steps = 12
-    learner = make_learner(
-        trained, LossConfig(kl_coef=0.0), lora=LORA, dtype="bfloat16", lr=SMALL, total_steps=num_steps
-    )
+    learner = make_learner(trained, LossConfig(kl_coef=0.0), lora=LORA, dtype="bfloat16", lr=SMALL)
     rounded = {name: p.clone() for name, p in learner._engine.model.module.named_parameters() if "lora_A" in name}
     before = changes(learner)
     assert all(np.array_equal(weight, before[name]) for name, weight in adapter_at(trained).weights.items())

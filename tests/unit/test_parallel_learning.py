@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.config import EpisodeConfig, LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
+from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import read, write
 from rlvla.data.types import Demonstration
 from rlvla.learner.learner import Learner
+from rlvla.learner.sft import SFTTrainer
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError
@@ -21,13 +22,13 @@ from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.turn_context import Recall, executed
 from rlvla.policies.weights import load_model
-from rlvla.run.sft import SFTTrainer
 from rlvla.samplers.local import TransformersSampler
 from rlvla.testing import TASK, make_trajectory
 from rlvla.types import EndReason, Group, SegmentKind
+from tests import learning
 from tests import parallel_policies as tiny
 from tests.deciding import decided
-from tests.learning import first_of_its_process, free_address
+from tests.learning import first_of_its_process
 
 LOSS = LossConfig(kl_coef=0.1, average="token", importance_cap=0.0)
 
@@ -39,11 +40,9 @@ def checkpoint(request, tmp_path_factory) -> Path:
 
 
 def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> Learner:
-    own = {"minibatch_trajectories": 8, "num_epochs": 1, "seed": 0, "mask_context_full": True}
-    own["episode"] = EpisodeConfig(**tiny.TEMPERATURES)
-    own |= {name: options.pop(name) for name in list(options) if name in own}
-    cfg = LearnerConfig(**{"lr": 1e-3, "micro_batch_rows": 2, **options})
-    return Learner(checkpoint, cfg, loss, total_steps=4, master=free_address(), **own)
+    return learning.make_learner(
+        checkpoint, loss, **{"micro_batch_rows": 2, "minibatch_trajectories": 8, **tiny.TEMPERATURES, **options}
+    )
 
 
 def make_group(processor: PolicyProcessor) -> Group:
