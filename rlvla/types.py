@@ -144,6 +144,11 @@ class Turn:
         return any(s.kind is SegmentKind.MALFORMED for s in self.segments)
 
 
+def derive_seed(*parts: int) -> int:
+    """A 31-bit seed that depends on all parts, alike on every machine."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0]) & 0x7FFFFFFF
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
     """Enough to replay an episode: which task from which initial state with which sampling seed."""

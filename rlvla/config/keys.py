@@ -629,9 +629,6 @@ class SFTConfig:
     statistics_kind: Literal["bounds_q99", "bounds"] | None = None
     """OpenVLA: the bins reach from the 1st to the 99th percentile (LIBERO), or from the least to the largest value
     (`bounds`; OpenVLA-OFT on ALOHA and RoboTwin). None: `bounds_q99`, or what a policy that is trained further has."""
-    carry_thought: bool | None = None
-    """Prompts show the previous decision's last thought. Kept with the checkpoint. None: what the policy `model` has,
-    false where it is none yet."""
     action_decoding: ActionDecoding | None = None
     """`parallel`: all action tokens of a chunk in one forward, with bidirectional attention among them (OpenVLA-OFT,
     arXiv 2502.19645); `parallel_causal`: likewise in one forward, but each sees only the slots before it, which every

@@ -80,7 +80,7 @@ def test_sft_grpo_evaluation_and_report(sft: Path, tmp_path: Path) -> None:
     checkpoint = sft / "checkpoint"
     processor = PolicyProcessor.load(checkpoint)
     assert processor.codec.chunk_shape == (CHUNK, 7)
-    assert processor.trained_suites == ("libero_object",)
+    assert processor.settings.trained_suites == ("libero_object",)
     grpo: dict[str, Any] = {
         "model": str(checkpoint),
         "output": str(tmp_path / "grpo"),

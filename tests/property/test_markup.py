@@ -4,7 +4,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla.policies.thinker.markup import (
+from rlvla.policies.markup import (
     MARKS,
     MIN_BOX_SIDE,
     ToolCall,

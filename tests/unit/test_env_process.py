@@ -20,13 +20,13 @@ import psutil
 import pytest
 
 from rlvla.config import EnvConfig, EpisodeConfig
+from rlvla.policies.thinker.deciding import Decider
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job, SamplerLostError, play_job
 from rlvla.rollout.env_process import EnvPool, RemoteEnv
 from rlvla.rollout.env_thread import EnvCrashError, EnvThread
-from rlvla.rollout.episode import Decider
 from rlvla.types import EndReason, TaskSpec, Trajectory
 from tests.look_then_act import LookThenAct, assert_same_play
 from tests.unit.faulty_env import meet, plant, plant_in_turn
