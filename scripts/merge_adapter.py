@@ -6,17 +6,19 @@ bit; how much that is of the adapter is printed.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Literal
 
 import torch
+import tyro
 
 from rlvla.durable.sealed import appear_sealed
 from rlvla.policies.models import auto
 from rlvla.policies.models.adapter import merge_down
 from rlvla.policies.models.lora import read_config
-from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import base_model, load_model
 
 
 def merge_checkpoint(checkpoint: Path, output: Path, dtype: torch.dtype | None = None) -> float:
@@ -37,24 +39,25 @@ def merge_checkpoint(checkpoint: Path, output: Path, dtype: torch.dtype | None =
         raise ValueError(f"{checkpoint} holds no adapter: there is nothing to merge")
     if output.exists():
         raise FileExistsError(f"{output} exists: name a new folder")
-    model = policy.load_model(checkpoint, dtype or auto.load_config(checkpoint).dtype or torch.float32)
-    base = policy.base_model(model)
+    model = load_model(checkpoint, dtype or auto.load_config(checkpoint).dtype or torch.float32)
+    base = base_model(model)
     unchanged = merge_down(model)
     with appear_sealed(output) as aside:
-        policy.save_policy(base, PolicyProcessor.load(checkpoint), aside)
+        save_policy(base, PolicyProcessor.load(checkpoint), aside)
     return unchanged
 
 
-def main() -> None:
-    """Parse, merge, say what was lost."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; as they are")
-    args = parser.parse_args()
-    unchanged = merge_checkpoint(args.checkpoint, args.output, args.dtype and getattr(torch, args.dtype))
-    print(f"{args.output}: rounding left {unchanged:.1%} of the adapted weights as they were")
+def main(checkpoint: Path, output: Path, /, *, dtype: Literal["float32", "bfloat16"] | None = None) -> None:
+    """Merge, say what was lost.
+
+    Args:
+        checkpoint: folder with an adapter.
+        output: folder to write.
+        dtype: of the weights; default: as they are.
+    """
+    unchanged = merge_checkpoint(checkpoint, output, dtype and getattr(torch, dtype))
+    print(f"{output}: rounding left {unchanged:.1%} of the adapted weights as they were")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

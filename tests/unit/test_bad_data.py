@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,12 +23,14 @@ from rlvla.config import ReadConfig
 from rlvla.data import dataset
 from rlvla.data.dataset import DatasetError
 from rlvla.data.read_lerobot import open_lerobot
-from rlvla.data.rows import MAX_PIXELS, decode_picture
+from rlvla.data.rows import decode_picture
 from rlvla.data.types import Demonstration
 from rlvla.durable.trajectories import load_trajectories
+from rlvla.pictures import MAX_PIXELS
 from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
 from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
-from rlvla.policies.thinker.prompt import PolicyProcessor, parse_settings
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.settings import parse_settings
 from rlvla.policies.thinker.tools import call_tool
 from tests.unit.recorded import png, raw, write_hdf5, write_v2, write_v3
 
@@ -109,10 +112,11 @@ def test_an_episode_that_comes_back_is_named(tmp_path: Path) -> None:
         dataset.read(folder)
 
 
-def test_a_row_without_a_column_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["episode_index", "annotation.texts"])
+def test_a_set_without_a_column_is_named_and_what_makes_it(tmp_path: Path, column: str) -> None:
     folder, file = write_set(tmp_path)
-    pq.write_table(pq.read_table(file).drop_columns(["episode_index"]), file)
-    with pytest.raises(DatasetError, match=r"file-000\.parquet: no column episode_index"):
+    pq.write_table(pq.read_table(file).drop_columns([column]), file)
+    with pytest.raises(DatasetError, match=rf"file-000\.parquet: no column {re.escape(column)}; .*annotate\.py"):
         dataset.read(folder)
 
 
@@ -441,9 +445,9 @@ def test_a_group_where_an_array_is_due_is_named(tmp_path: Path) -> None:
         (b"{", "Invalid JSON"),
         (b"[]", "should be an object"),
         (b"\xff", "Invalid JSON"),
-        (b'{"codec": {}}', "carry_thought Field required"),
-        (b'{"codec": 3, "carry_thought": false}', "codec Input should be"),
-        (b'{"codec": {}, "carry_thought": false, "action_decoding": "x"}', "action_decoding Input should be"),
+        (b"{}", "codec Field required"),
+        (b'{"codec": 3}', "codec Input should be"),
+        (b'{"codec": {}, "action_decoding": "x"}', "action_decoding Input should be"),
     ],
 )
 def test_settings_of_a_policy_that_are_none_are_named(content: bytes, message: str) -> None:

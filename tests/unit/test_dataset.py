@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from rlvla.data import dataset
-from rlvla.data.rows import to_png
 from rlvla.data.types import Demonstration, Provenance
 from rlvla.types import Annotation
 
@@ -29,24 +27,6 @@ def demonstration(value: int, num_crops: int = 1) -> Demonstration:
         actions=np.full((3, 2), value, np.float32),
         carried_thought="before" if value else "",
     )
-
-
-def test_a_data_set_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    episodes = [[demonstration(0, 0), demonstration(1, 2)], [demonstration(2)]]
-    assert dataset.write(tmp_path / "demos", episodes, robot="test", fps=2.0) == 2
-    read = dataset.read(tmp_path / "demos")
-    assert len(read) == 3
-    assert read.episode_index.tolist() == [0, 0, 1]
-    for expected, got in zip([d for episode in episodes for d in episode], read, strict=True):
-        assert (got.instruction, got.texts, got.carried_thought) == (
-            expected.instruction,
-            expected.texts,
-            expected.carried_thought,
-        )
-        for a, b in zip((*got.images, *got.crops), (*expected.images, *expected.crops), strict=True):
-            assert np.array_equal(a, b)
-        assert np.array_equal(got.actions, expected.actions)
-        assert np.array_equal(got.proprio, expected.proprio)
 
 
 def annotated(value: int) -> Demonstration:
@@ -77,23 +57,30 @@ def annotated(value: int) -> Demonstration:
     )
 
 
-def test_annotation_and_provenance_come_back(tmp_path: Path) -> None:
-    expected = [annotated(value) for value in range(3)]
-    dataset.write(tmp_path / "demos", [expected], robot="test", fps=2.0)
-    for got, demonstration in zip(dataset.read(tmp_path / "demos"), expected, strict=True):
-        for name in ("annotation", "provenance", "is_key_frame", "decision_index"):
-            assert getattr(got, name) == getattr(demonstration, name)
+@pytest.mark.parametrize("make", [demonstration, annotated])
+def test_a_data_set_comes_back_bit_for_bit(tmp_path: Path, make: Callable[[int], Demonstration]) -> None:
+    episodes = [[make(0), make(1)], [replace(make(2), texts=("<act>",), crops=())]]
+    assert dataset.write(tmp_path / "demos", episodes, robot="test", fps=2.0) == 2
+    read = dataset.read(tmp_path / "demos")
+    assert read.episode_index.tolist() == [0, 0, 1]
+    for expected, got in zip(
+        [d for episode in episodes for d in episode], (read[i] for i in range(len(read))), strict=True
+    ):
+        for field in fields(Demonstration):
+            mine, other = getattr(expected, field.name), getattr(got, field.name)
+            if field.name in ("images", "crops", "actions", "proprio"):
+                assert len(mine) == len(other)
+                assert all(np.array_equal(a, b) for a, b in zip(mine, other, strict=True))
+            else:
+                assert mine == other, field.name
+
+
+def test_columns_of_numbers_and_words_are_told_to_lerobot(tmp_path: Path) -> None:
+    dataset.write(tmp_path / "demos", [[annotated(0)]], robot="test", fps=2.0)
     told = json.loads((tmp_path / "demos/meta/info.json").read_text())["features"]
-    assert {name: told[name]["dtype"] for name in told if name.startswith("annotation.")} == {
-        "annotation.carried_thought": "string",
-        "annotation.subtask": "string",
-        "annotation.subject": "string",
-        "annotation.gripper": "string",
-        "annotation.next_gripper": "string",
-        "annotation.progress": "float32",
-        "annotation.is_key_frame": "bool",
-        "annotation.decision_index": "int64",
-    }
+    kinds = {name.removeprefix("annotation."): told[name]["dtype"] for name in told if name.startswith("annotation.")}
+    words = dict.fromkeys(("carried_thought", "subtask", "subject", "gripper", "next_gripper"), "string")
+    assert kinds == words | {"progress": "float32", "is_key_frame": "bool", "decision_index": "int64"}
     assert told["provenance.seed"] == {"dtype": "int64", "shape": [1], "names": None}
 
 
@@ -105,13 +92,6 @@ def test_sets_of_an_earlier_version_lack_the_next_gripper_event(tmp_path: Path) 
     said = annotated(1).annotation
     assert said is not None
     assert read.annotation == replace(said, next_gripper="")
-
-
-def test_sets_without_annotation_have_none(tmp_path: Path) -> None:
-    dataset.write(tmp_path / "demos", [[demonstration(0)]], robot="test", fps=2.0)
-    read = dataset.read(tmp_path / "demos")
-    assert (read[0].annotation, read[0].provenance) == (None, None)
-    assert not [name for name in read.rows[0] if name in ("annotation.thoughts", "provenance.annotator")]
 
 
 @pytest.mark.parametrize(
@@ -154,24 +134,32 @@ def test_damaged_rows_are_not_read(tmp_path: Path, is_torn: bool) -> None:
         dataset.read(tmp_path / "demos")
 
 
-def test_the_layout_is_lerobots(tmp_path: Path) -> None:
-    dataset.write(tmp_path / "demos", [[demonstration(i)] for i in range(4)], robot="test", fps=2.0)
+def test_the_layout_is_lerobots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "ROWS_PER_FILE", 2)
+    dataset.write(tmp_path / "demos", [[demonstration(i)] for i in range(5)], robot="test", fps=2.0)
     info = json.loads((tmp_path / "demos/meta/info.json").read_text())
     assert info["codebase_version"] == "v3.0"
-    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (4, 4, 2)
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (5, 5, 2)
     assert info["features"]["action"]["shape"] == [3, 2]
-    table = pq.read_table(tmp_path / "demos" / info["data_path"].format(chunk_index=0, file_index=0))
-    assert set(info["features"]) <= set(table.column_names)
-    stats = json.loads((tmp_path / "demos/meta/stats.json").read_text())
-    assert stats["action"]["mean"] == [1.5, 1.5]
-    assert stats["action"]["count"] == [12]
-
-
-def test_rows_spread_over_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "ROWS_PER_FILE", 2)
-    dataset.write(tmp_path / "demos", [[demonstration(i)] for i in range(5)], robot="test", fps=1.0)
-    assert len(list((tmp_path / "demos/data/chunk-000").iterdir())) == 3
+    files = [tmp_path / "demos" / info["data_path"].format(chunk_index=0, file_index=i) for i in range(3)]
+    assert sorted((tmp_path / "demos/data/chunk-000").iterdir()) == files
+    assert set(info["features"]) <= set(pq.read_table(files[0]).column_names)
     assert [d.actions[0, 0] for d in dataset.read(tmp_path / "demos")] == [0, 1, 2, 3, 4]
+
+
+def test_statistics_are_numpys_of_all_numbers(tmp_path: Path) -> None:
+    scales = np.array([1, 1e-3, 1e4])
+    actions = (np.random.default_rng(0).normal(size=(9, 5, 3)) * scales + 1e3 * scales).astype(np.float32)
+    made = [replace(demonstration(i), actions=chunk) for i, chunk in enumerate(actions)]
+    dataset.write(tmp_path / "demos", [made[:1], made[1:7], made[7:]], robot="test", fps=1.0)
+    stats = json.loads((tmp_path / "demos/meta/stats.json").read_text())
+    values = actions.reshape(-1, 3).astype(np.float64)
+    q01, q99 = np.quantile(values, (0.01, 0.99), axis=0)
+    expected = {"mean": values.mean(0), "std": values.std(0), "min": values.min(0), "max": values.max(0)}
+    for name, value in (expected | {"q01": q01, "q99": q99, "count": [45]}).items():
+        assert stats["action"].pop(name) == pytest.approx(value, rel=1e-12), name
+    assert stats["action"] == {}
+    assert (stats["observation.state"]["mean"], stats["observation.state"]["count"]) == ([4, 0.5], [9])
 
 
 def test_nothing_is_overwritten_and_strange_folders_are_named(tmp_path: Path) -> None:
@@ -183,35 +171,9 @@ def test_nothing_is_overwritten_and_strange_folders_are_named(tmp_path: Path) ->
         dataset.write(tmp_path / "empty", [], robot="test", fps=1.0)
 
 
-def test_a_data_set_without_annotations_says_what_to_run(tmp_path: Path) -> None:
-    dataset.write(tmp_path / "demos", [[demonstration(0)]], robot="test", fps=1.0)
-    file = tmp_path / "demos/data/chunk-000/file-000.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["annotation.texts"]), file)
-    with pytest.raises(dataset.DatasetError, match=r"annotation\.texts.*annotate\.py"):
-        dataset.read(tmp_path / "demos")
-
-
 def test_each_text_but_the_last_needs_its_crop() -> None:
     with pytest.raises(ValueError, match="2 texts need 1 crops"):
-        Demonstration(
-            instruction="",
-            images=(),
-            proprio=np.zeros(1),
-            texts=("a", "b"),
-            crops=(),
-            actions=np.zeros((1, 1)),
-        )
-
-
-@pytest.mark.parametrize("level", [0, 1])
-@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 7, 3), (5, 1, 3), (33, 20, 3)])
-def test_png_is_without_loss(shape: tuple[int, int, int], level: int) -> None:
-    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    turned = image[::-1, ::-1]  # as views of recorded frames are: not in the order of memory
-    with Image.open(io.BytesIO(to_png(turned, level=level))) as read:
-        assert (read.format, read.mode) == ("PNG", "RGB")
-        np.testing.assert_array_equal(np.asarray(read), turned)
-    assert to_png(turned, level=level) == to_png(turned.copy(), level=level)
+        replace(demonstration(0), texts=("a", "b"), crops=())
 
 
 def test_sizes_of_a_plain_lerobot_set_are_refused_by_name(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from rlvla.data.demonstrations import (
     zoom,
 )
 from rlvla.data.types import Demonstration
-from rlvla.policies.thinker.cold_start import to_turn
+from rlvla.policies.thinker.demonstrating import to_turn
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import SegmentKind
 from tests.e2e.run import recipe
@@ -299,13 +299,6 @@ def test_a_zoom_is_the_part_of_the_view_at_the_recorded_resolution() -> None:
 def test_a_decision_zooms_into_its_own_frame() -> None:
     second = decisions(episode(5), chunk_length=2, stride=2)[1]
     assert second.zoom(0, (0, 0, 500, 500))[0, 0, 0] == 2
-
-
-def test_a_view_is_what_our_libero_env_shows() -> None:
-    from rlvla_envs.libero_camera import center_crop
-
-    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert np.array_equal(policy_view(frame, True, 0), center_crop(frame))
 
 
 def test_a_decision_without_text_is_an_action_and_nothing_else(tiny_policy: Path) -> None:

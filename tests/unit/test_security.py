@@ -5,15 +5,17 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
-from rlvla.report import html_page
-from rlvla.report.html_page import note
+from rlvla.policies.weights import load_model
+from rlvla.report.run_page import Run, run_page
+from tests.examples import good_turn, trajectory
 from tests.learning import make_checkpoint
 from tests.pages import EVIL, needs_browser, title, without_policy
 
@@ -69,7 +71,7 @@ def test_a_pickled_checkpoint_is_not_opened(tmp_path: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     torch.save({"weight": Payload(made)}, checkpoint / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
-        policy.load_model(checkpoint)
+        load_model(checkpoint)
     assert not made.exists()
     pickle.loads(pickle.dumps(Payload(made)))  # it would have worked
     assert made.is_dir()
@@ -82,15 +84,16 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}))
     (checkpoint / "own.py").write_text(f"import pathlib\npathlib.Path({str(made)!r}).mkdir()\n")
     with pytest.raises(ValueError, match="trust_remote_code"):
-        policy.load_model(checkpoint)
+        load_model(checkpoint)
     assert not made.exists()
 
 
 @needs_browser
 @pytest.mark.timeout(200)
 def test_a_browser_runs_nothing_that_a_model_wrote(tmp_path: Path) -> None:
-    escaped = html_page.page("rlvla report", {EVIL: note(EVIL, EVIL)})
-    raw = html_page.page("rlvla report", {"Episodes": EVIL})
+    run = Run(name=EVIL, summary={}, metrics=[], trajectories=(replace(trajectory([good_turn()]), error=EVIL),))
+    escaped = run_page([run], "rlvla report", lambda call: 0)
+    raw = unescape(escaped)
     pages = {"escaped": escaped, "no-policy": without_policy(escaped), "raw": raw, "raw-no-policy": without_policy(raw)}
     titles = {name: title(source, tmp_path) for name, source in pages.items()}
     # Escaping holds by itself, so does the page's policy; without both the payload runs.

@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     save_trajectories(path, [trajectory()])
     before = path.read_bytes()
     broken = replace(good_turn(), images=(np.zeros((2, 2, 7), np.uint8),))
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="reshape"):
         save_trajectories(path, [trajectory(), trajectory([broken])])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["t.jsonl"]

@@ -1,0 +1,60 @@
+"""Templated embodied chain-of-thought for LIBERO's scripted experts: what it does next, and where it looks closely.
+
+Key frames are the decisions during which the gripper opens or closes, as in VLA-Thinker (arXiv 2603.14523): there the
+annotator zooms on the object that this is about, with the box that privileged state projects to. All others get a
+thought only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlvla.types import MIN_BOX_SIDE, Annotation, Box, Decision, Timeline
+from rlvla_envs.spec import scene_of
+
+
+def annotate(
+    decisions: Sequence[Decision],
+    index: int,
+    *,
+    timeline: Timeline,
+    rng: np.random.Generator,
+    margin: int = 20,
+    coordinate_step: int = 10,
+) -> Annotation:
+    """Say what the expert does at one decision, and look closely at a key frame.
+
+    Args:
+        decisions: of the episode.
+        index: of the decision to annotate.
+        timeline: of the episode.
+        rng: not used.
+        margin: around the object on each side of the zoom box, thousandths of the frame.
+        coordinate_step: grid of the coordinates it writes, thousandths of the frame; a box is rounded outwards.
+    """
+    scene = scene_of(decisions[index])
+    segment, is_closed = timeline.segment(index), timeline.is_closed[index]
+    subject = next((s for i in reversed(segment) if (s := scene_of(decisions[i]).subject)), "")
+    given = {
+        "subtask": scene_of(decisions[segment[-1]]).intention,
+        "subject": subject,
+        "gripper": "closed" if is_closed else "open",
+        "next_gripper": timeline.next_switch(index) or "stay",
+        "progress": round((index + 1) / len(decisions), 3),
+    }
+    if not timeline.is_key[index] or not scene.subject:
+        return Annotation(thoughts=(scene.intention,), **given)
+    box = zoom_box(next(o.box for o in scene.objects if o.name == scene.subject), margin, coordinate_step)
+    verb = "open" if is_closed else "close"
+    look = f"about to {verb} the gripper at the {scene.subject}: look closely"
+    center = f"{(box[0] + box[2]) // 2} {(box[1] + box[3]) // 2}"
+    return Annotation(thoughts=(look, f"{scene.subject} at {center}: {scene.intention}"), looks=((0, box),), **given)
+
+
+def zoom_box(box: Box, margin: int, grid: int) -> Box:
+    """A box with a margin, rounded outwards to a grid, within the frame and not too small for the tool."""
+    low = np.clip((np.array(box[:2]) - margin) // grid * grid, 0, 1000 - MIN_BOX_SIDE)
+    high = np.clip(-(-(np.array(box[2:]) + margin) // grid) * grid, low + MIN_BOX_SIDE, 1000)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])

@@ -1,0 +1,147 @@
+"""LIBERO's scripted experts as decisions with privileged scenes, for `recipes/annotate.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from rlvla.types import Box, Decision, SceneObject
+from rlvla.types import Scene as PrivilegedScene
+from rlvla_envs.libero.env import LiberoEnv
+from rlvla_envs.libero.expert.articulated import find_joint
+from rlvla_envs.libero.expert.motions import Step
+from rlvla_envs.libero.expert.plan import LiberoExpert
+from rlvla_envs.libero.expert.scene import Scene
+from rlvla_envs.spec import decision_of
+
+PHRASES = {
+    "approach": "move to the {subject}",
+    "grasp": "grasp the {subject}",
+    "lift": "lift the {subject}",
+    "carry": "carry the {subject} to the {target}",
+    "lower": "lower the {subject} to the {target}",
+    "release": "let go of the {subject}",
+    "retreat": "move away from the {subject}",
+    "pull": "pull the {subject}",
+    "push": "push the {subject}",
+    "turn": "turn the {subject}",
+    "wait": "wait",
+}
+"""What the phases of the expert are called."""
+ONGOING = {"grasp": "hold the {subject}", "release": "leave the {subject}"}
+"""What they are called where the gripper has been told before; the fingers take some steps."""
+
+
+def play(
+    env: LiberoEnv,
+    task_id: int,
+    init_state_id: int,
+    *,
+    chunk_length: int,
+    stride: int,
+    rng: np.random.Generator,
+    noise: float = 0.0,
+) -> list[Decision] | None:
+    """Play one episode.
+
+    The expert reacts to every env step, a policy acts in chunks: so the episode is played first, without pictures, and
+    then again from the same state with the actions that are known by now, seen once a decision.
+
+    Args:
+        env: LIBERO.
+        task_id: of the env's tasks.
+        init_state_id: from the train split.
+        chunk_length: K, env steps that a decision plans; 8 in OpenVLA-OFT.
+        stride: env steps from one decision to the next.
+        rng: draws the noise.
+        noise: standard deviation of noise on the executed deltas, in units of the action. The decision keeps what the
+            expert intended from where the noise has brought it, as in DART (arXiv 1703.09327).
+
+    Returns:
+        Decisions with privileged scenes; None where the expert failed.
+    """
+    options = {"task_id": task_id, "init_state_id": init_state_id}
+    env.reset(options=options)
+    steps = _play(env, LiberoExpert(env.robosuite, noise=noise, rng=rng), chunk_length, stride)
+    if steps is None:
+        return None
+    observation, _ = env.reset(options=options)
+    scene = Scene(env.robosuite)
+    names = names_in_words([*scene.env.objects_dict, *(step.label.subject for step in steps if step.label.subject)])
+    decisions: list[Decision] = []
+    for start in range(0, len(steps) - chunk_length + 1, stride):
+        chunk, before = steps[start : start + chunk_length], steps[start - 1] if start else None
+        executed = chunk[:stride]
+        seen = PrivilegedScene(
+            objects=tuple(SceneObject(name=words, box=_box(env, scene, name)) for name, words in names.items()),
+            subject=names.get(_subject(chunk), ""),
+            intention=_intention(before, chunk, names),
+        )
+        decisions.append(decision_of(env, observation, np.stack([step.intended for step in chunk]), seen))
+        observation, _, terminated, truncated, info = env.step_chunk(np.stack([step.action for step in executed]))
+        if terminated or truncated:
+            return decisions if info["is_success"] else None
+    return None
+
+
+def _play(env: LiberoEnv, expert: LiberoExpert, chunk_length: int, stride: int) -> list[Step] | None:
+    """The steps of a successful episode, continued so that every decision has its chunk; None where it fails."""
+    steps: list[Step] = []
+    end = None
+    while end is None or len(steps) < end:
+        if end is None and len(steps) >= env.max_env_steps(env.task_names.index(env.task_name)):
+            return None
+        steps.append(expert.step())
+        _, _, reached, _ = env.robosuite.step(steps[-1].action.astype(np.float64))
+        if reached and end is None:
+            end = -(-len(steps) // stride) * stride + chunk_length - stride
+    return steps
+
+
+def _intention(before: Step | None, steps: Sequence[Step], names: dict[str, str]) -> str:
+    """What the steps are for, each phase once."""
+    phrases = []
+    for step, last in zip(steps, [before, *steps], strict=False):
+        label = step.label
+        is_told = last is not None and last.label == label and last.action[6] == step.action[6]
+        subject, target = (names.get(part, in_words(part)) for part in (label.subject, label.target))
+        wording = ONGOING.get(label.phase, PHRASES[label.phase]) if is_told else PHRASES[label.phase]
+        if step is steps[0] or last is None or last.label != label:
+            phrases.append(wording.format(subject=subject, target=target))
+    return ", then ".join(phrases)
+
+
+def _subject(steps: Sequence[Step]) -> str:
+    """What the gripper opens or closes at, else what the first of these steps is about."""
+    for before, step in pairwise(steps):
+        if step.action[6] != before.action[6]:
+            return step.label.subject
+    return steps[0].label.subject
+
+
+def in_words(identifier: str) -> str:
+    """LIBERO's identifier without its number."""
+    return " ".join(word for word in identifier.split("_") if not word.isdigit())
+
+
+def names_in_words(identifiers: Sequence[str]) -> dict[str, str]:
+    """Identifier -> its words, the last one listed of those with the same; the rest are "other ...", "other ... 2"."""
+    last = {in_words(identifier): identifier for identifier in identifiers}
+    names: dict[str, str] = {}
+    for identifier in dict.fromkeys(identifiers):
+        words = in_words(identifier)
+        number = sum(name.startswith(f"other {words}") for name in names.values()) + 1
+        other = f"other {words}" if number == 1 else f"other {words} {number}"
+        names[identifier] = words if last[words] == identifier else other
+    return names
+
+
+def _box(env: LiberoEnv, scene: Scene, identifier: str) -> Box:
+    """Where an object appears, or the part of a fixture that moves with a region."""
+    is_object = identifier in scene.env.objects_dict
+    points = scene.points(identifier) if is_object else scene.body_points(find_joint(scene, identifier).body)
+    corners = env.project(points)
+    (x1, y1), (x2, y2) = corners.min(axis=0), corners.max(axis=0)
+    return int(x1), int(y1), int(x2), int(y2)

@@ -1,0 +1,143 @@
+"""The report's learning curves, drawn by matplotlib as inline SVG: raw pale, smoothed strong, one colour a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rlvla.report.svg_chart import COLOURS, LEGEND, new_axes, to_svg
+
+Metrics = Sequence[Mapping[str, float | None]]
+SHOWN = {
+    "success": "success",
+    "reward": "reward",
+    "format_rate": "well-formed turns",
+    "response_tokens": "sampled tokens per turn",
+    "tool_calls_per_turn": "tool calls per turn",
+    "bad_call_rate": "refused tool calls",
+    "crop_area": "share of the frame in a crop",
+    "kl": "KL to the reference",
+    "mismatch_kl": "KL between sampler and learner",
+    "entropy": "entropy",
+}
+"""What GRPO is judged by, in the order of reading; everything else folds away."""
+PARTS = ("time/update_s",)
+"""Inside another phase (learn); stacked on it, their time would count twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One chart."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that share their charts."""
+
+    heading: str
+    legend: Sequence[tuple[str, str]]
+    """Each run with its colour."""
+    shown: Sequence[Chart]
+    more: Sequence[Chart]
+    """Folded away."""
+
+
+def groups(runs: Sequence[tuple[str, Metrics]]) -> list[Group]:
+    """Charts of (run, lines of its metrics.jsonl): runs with a success rate share theirs, and so do the others."""
+    is_rl = {name: any("success" in line for line in metrics) for name, metrics in runs}
+    rl = [run for run in runs if is_rl[run[0]]]
+    supervised = [run for run in runs if not is_rl[run[0]]]
+    kinds = (("Cold start", supervised), ("Reinforcement learning", rl))
+    return [_group(heading, members) for heading, members in kinds if members]
+
+
+def _group(heading: str, runs: Sequence[tuple[str, Metrics]]) -> Group:
+    names = sorted({name for _, metrics in runs for line in metrics for name in line} - {"step"})
+    first = [name for name in SHOWN if name in names]
+    if not first:  # a supervised run: all that it measures
+        first = [name for name in names if not name.startswith("time/")]
+    phases = {name for _, metrics in runs for name in _phase_names(metrics)}
+    return Group(
+        heading=heading,
+        legend=[(name, COLOURS[i % len(COLOURS)]) for i, (name, _) in enumerate(runs)],
+        shown=[
+            *(_curve(name, runs) for name in first),
+            *(_phases(run, metrics) for run, metrics in runs if _phase_names(metrics)),
+        ],
+        more=[_curve(name, runs) for name in names if name not in first and name not in phases],
+    )
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving average over a tenth of the curve, without lag; null values are skipped.
+
+    Args:
+        values: [T], NaN where there is none.
+
+    Returns:
+        [T]; at the ends the mean is over what the window still covers, NaN where it covers nothing.
+    """
+    window = np.ones(2 * (len(values) // 20) + 1)
+    is_there = np.isfinite(values)
+    counts = np.convolve(is_there.astype(float), window, "same")
+    sums = np.convolve(np.where(is_there, values, 0.0), window, "same")
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
+
+
+def _column(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """[T] steps and [T] values of the lines that hold this metric; null is NaN."""
+    lines = [line for line in metrics if name in line]
+    values = [np.nan if (value := line[name]) is None else value for line in lines]
+    return np.array([line["step"] for line in lines], float), np.array(values, float)
+
+
+def _curve(name: str, runs: Sequence[tuple[str, Metrics]]) -> Chart:
+    figure, axes = _axes()
+    lasts = []
+    for i, (run, metrics) in enumerate(runs):
+        steps, values = _column(metrics, name)
+        if not np.isfinite(values).any():
+            continue
+        colour, smoothed = COLOURS[i % len(COLOURS)], smooth(values)
+        marker = "." if len(values) < 3 else ""
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.45, marker=marker)
+        axes.plot(steps, smoothed, color=colour, linewidth=1.8)
+        lasts.append(f"{run} {smoothed[0]:.3g} to {smoothed[-1]:.3g}")
+    if name == "success":  # from 0 to 1, so that noise near the top does not look like progress
+        axes.set_ylim(0, 1.03)
+    svg = to_svg(figure, salt=f"metric-{name}", label="; ".join(lasts))
+    return Chart(title=SHOWN.get(name, name), svg=Markup(svg))
+
+
+def _phase_names(metrics: Metrics) -> list[str]:
+    return sorted({name for line in metrics for name in line if name.startswith("time/")} - set(PARTS))
+
+
+def _phases(run: str, metrics: Metrics) -> Chart:
+    """Where a step's time goes, stacked."""
+    names = _phase_names(metrics)
+    steps = np.array([line["step"] for line in metrics], float)
+    rows = [np.array([line.get(name) or 0.0 for line in metrics], float) for name in names]
+    labels = [name.removeprefix("time/").removesuffix("_s") for name in names]
+    figure, axes = _axes()
+    axes.stackplot(steps, rows, labels=labels, colors=COLOURS[: len(names)], alpha=0.8, linewidth=0)
+    figure.legend(loc="outside upper left", ncols=3, **LEGEND)
+    axes.set_ylim(0, None)
+    svg = to_svg(figure, salt=f"time-{run}", label=", ".join(labels))
+    return Chart(title=f"seconds per step, {run}", svg=Markup(svg))
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure, axes = new_axes(x="step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    return figure, axes
