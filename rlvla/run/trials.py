@@ -6,13 +6,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlvla.durable.files import CONTENT, differences, whole_lines
+from rlvla.durable.records import from_json, to_json
 from rlvla.run.metrics import wilson_interval
 from rlvla.types import EndReason, SegmentKind, Trajectory
 
@@ -31,7 +32,7 @@ class Trial:
     num_bad_calls: int = 0
     """Refused tool calls."""
     num_sampled_tokens: int = 0
-    latencies_s: Sequence[float] = field(default_factory=tuple)
+    latencies_s: tuple[float, ...] = ()
     """From observation to decoded actions, one a turn."""
 
     @property
@@ -87,7 +88,7 @@ class TrialLog:
             if not starts_over:
                 raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
             lines = whole = []
-        self._trials = {trial.key: trial for trial in map(_read, whole[1:])}
+        self._trials = {trial.key: trial for trial in (from_json(Trial, line) for line in whole[1:])}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a")
         self._file.truncate(sum(map(len, lines)))
@@ -108,7 +109,7 @@ class TrialLog:
     def add(self, trial: Trial) -> None:
         """Append one trial."""
         self._trials[trial.key] = trial
-        self._write(asdict(trial))
+        self._write(to_json(trial))
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
@@ -120,11 +121,6 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if any(key.startswith(CONTENT) for key in now) and not any(key.startswith(CONTENT) for key in before):
         return "of an earlier version, which did not keep all that moves a score"
     return differences(before, now)
-
-
-def _read(line: dict[str, Any]) -> Trial:
-    trial = Trial(**line)
-    return replace(trial, end=EndReason(trial.end), latencies_s=tuple(trial.latencies_s))
 
 
 def success_rate(trials: Sequence[Trial]) -> dict[str, float]:

@@ -23,7 +23,6 @@ from rlvla.data import dataset
 from rlvla.data.dataset import DatasetError
 from rlvla.data.read_lerobot import open_lerobot
 from rlvla.data.rows import MAX_PIXELS, decode_picture
-from rlvla.durable.trajectories import load_trajectories
 from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
 from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.policies.thinker.prompt import PolicyProcessor, parse_settings
@@ -302,20 +301,6 @@ def test_actions_that_are_no_numbers_are_named(tmp_path: Path, value: float) -> 
     refused(root, r"file-000\.parquet, episode 1: actions hold NaN or infinity at frame 2")
 
 
-def test_a_file_of_sound_alone_is_no_video(tmp_path: Path) -> None:
-    av = pytest.importorskip("av")
-    from rlvla.data.read_video import decode_pyav
-
-    file = tmp_path / "sound.mp4"
-    with av.open(str(file), "w") as container:
-        stream = container.add_stream("aac", rate=16_000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16_000
-        container.mux([*stream.encode(frame), *stream.encode(None)])
-    with pytest.raises(DatasetError, match=r"sound\.mp4: holds no video"):
-        list(decode_pyav(file))
-
-
 # --- HDF5
 
 
@@ -574,13 +559,6 @@ def test_statistics_that_are_no_table_of_data_sets_are_refused(tmp_path: Path, c
 def test_statistics_of_a_wrong_type_are_refused(stats: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BinCodec.from_norm_stats({"push": stats}, chunk_length=1)
-
-
-@pytest.mark.parametrize("line", [b"\xff", b"[" * 100_000, b"3", b'{"task": [], "turns": []}'])
-def test_a_line_that_is_no_trajectory_is_named(tmp_path: Path, line: bytes) -> None:
-    (tmp_path / "t.jsonl").write_bytes(line + b"\n")
-    with pytest.raises(ValueError, match=r"t\.jsonl, line 1: (not a trajectory|a trajectory without)"):
-        load_trajectories(tmp_path / "t.jsonl")
 
 
 @pytest.mark.parametrize("line", [b"{}", b"[]", b"{", b'{"decision": [], "attempt": 0, "reply": {"annotation": null}}'])

@@ -59,11 +59,10 @@ def test_version_3_with_pictures_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["v2.0", "v3.0", "v3.0 vp9"])
 def test_videos_give_each_episode_its_own_frames(tmp_path: Path, layout: str) -> None:
-    pytest.importorskip("cv2")
     if layout == "v2.0":
         root = write_v2(tmp_path / "set", FILMS, version=layout, video=True)
     else:
-        codec = "vp09" if layout.endswith("vp9") else "mp4v"
+        codec = "libvpx-vp9" if layout.endswith("vp9") else "mpeg4"
         root = write_v3(tmp_path / "set", FILMS, video=True, per_file=3, codec=codec)
     # Frames of an episode differ by 34 grey levels or more, the codecs by a few.
     assert_same(read(root), FILMS, slack=12)
@@ -92,7 +91,6 @@ def test_rows_are_found_where_they_lie_whatever_the_list_claims(tmp_path: Path, 
 @pytest.mark.parametrize("drift", [(0.3, -0.6, 0.0, 0.4), (0.1, 0.9, 1.7, 2.5)])
 def test_a_drifting_start_gives_no_frame_of_the_neighbour(tmp_path: Path, drift: tuple[float, ...]) -> None:
     """LeRobot issue 3177: from_timestamp is a sum of durations, and drifts from the frames."""
-    pytest.importorskip("cv2")
     root = write_v3(tmp_path / "set", FILMS, video=True, per_file=5)
     table, key = root / "meta/episodes/chunk-000/file-000.parquet", "videos/observation.images.image/from_timestamp"
     starts = np.cumsum([len(film.actions) for film in FILMS])
@@ -120,7 +118,6 @@ def cached(root: Path) -> Path:
 @pytest.mark.parametrize("layout", ["v2.1", "v3.0", "video"])
 def test_a_set_in_the_hub_s_cache_is_read_through_its_links(tmp_path: Path, layout: str) -> None:
     if layout == "video":
-        pytest.importorskip("cv2")
         assert_same(read(cached(write_v2(tmp_path / "set", FILMS, video=True))), FILMS, slack=12)
     else:
         write = write_v2 if layout == "v2.1" else write_v3
@@ -326,7 +323,6 @@ def test_no_data_set_and_no_json_are_named(tmp_path: Path) -> None:
 
 
 def test_a_video_that_lacks_frames_or_is_none_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("cv2")
     root = write_v3(tmp_path / "set", FILMS, video=True, per_file=5)
     table = root / "meta/episodes/chunk-000/file-000.parquet"
     edit_rows(table, 4, **{"videos/observation.images.image/from_timestamp": 2.4})
@@ -334,7 +330,7 @@ def test_a_video_that_lacks_frames_or_is_none_is_named(tmp_path: Path) -> None:
         read(root)
     file = root / "videos/observation.images.image/chunk-000/file-000.mp4"
     file.write_bytes(b"no video")
-    with pytest.raises(DatasetError, match=r"file-000\.mp4: .*(OpenCV|PyAV)"):
+    with pytest.raises(DatasetError, match=r"file-000\.mp4: not a video that PyAV"):
         read(root)
     file.unlink()
     with pytest.raises(DatasetError, match=r"file-000\.mp4: this video is missing"):
