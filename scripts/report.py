@@ -13,29 +13,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import report_curves
-import report_episodes
-import report_results
 from rlvla.durable.trajectories import load_trajectories
-from rlvla.report import html_page
+from rlvla.policies.thinker.markup import ToolCall, parse_call
+from rlvla.report.run_page import Run, run_page
 from rlvla.run.metrics import read_metrics
-from rlvla.types import Trajectory
+from rlvla.types import Segment
 
 FILES = ("summary.json", "metrics.jsonl", "trajectories.jsonl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a run folder holds."""
-
-    name: str
-    summary: dict[str, Any]
-    metrics: list[dict[str, float | None]]
-    trajectories: tuple[Trajectory, ...]
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -61,13 +47,11 @@ def names(folders: Sequence[Path]) -> list[str]:
     return [path.name if path == common else path.relative_to(common).as_posix() for path in paths]
 
 
-def render(runs: Sequence[Run], title: str) -> str:
-    """The page."""
-    results = report_results.section([(run.name, run.summary) for run in runs])
-    curves = report_curves.section([(run.name, run.metrics) for run in runs if run.metrics])
-    episodes = report_episodes.section([(run.name, run.trajectories) for run in runs if run.trajectories])
-    sections = {"Results": results, "Learning": curves, "Episodes": episodes}
-    return html_page.page(title, {heading: body for heading, body in sections.items() if body})
+def camera_of(call: Segment) -> int:
+    """Which camera an accepted call looked at; only the call's own words say it."""
+    parsed = parse_call(call.text)
+    camera = parsed.arguments.get("image") if isinstance(parsed, ToolCall) else None
+    return camera if isinstance(camera, int) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(render(runs, args.title), encoding="utf-8")
+    args.output.write_text(run_page(runs, args.title, camera_of), encoding="utf-8")
     return 0
 
 

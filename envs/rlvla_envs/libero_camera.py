@@ -16,15 +16,13 @@ import weakref
 import mujoco
 import numpy as np
 
+from rlvla.pictures import CROP_SIDE, center_crop
 from rlvla_envs.offscreen import free, gl_context
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 """OpenVLA-OFT's third-person and wrist image."""
 NATIVE_SIZE = 1024
 """Side of the native frame, pixels: four times the 256 that published policies see."""
-CROP_SIDE = 0.9**0.5
-"""Side of the centre crop as a share of the frame's: 0.9 of its area, `crop_scale` of OpenVLA's
-experiments/robot/openvla_utils.py, `center_crop_image`."""
 _MAX_GEOMS = 1000  # robosuite's utils/binding_utils.py; libero_90's fullest scene has 500
 _VISIBLE_GROUP, _COLLISION_GROUP = 1, 0
 
@@ -103,22 +101,6 @@ class LiberoCameras:
         mujoco.mjr_readPixels(image, None, viewport, self._context)
         # The first row is the bottom one: reversing rows makes it upright, reversing columns mirrors it.
         return np.ascontiguousarray(image[::-1, ::-1])
-
-
-def center_crop(frame: np.ndarray) -> np.ndarray:
-    """The middle `CROP_SIDE` of a square frame, interpolated back to its size: uint8 [H, H, 3].
-
-    Bilinear with aligned corners and truncated to integers, as `tf.image.crop_and_resize` and
-    `tf.image.convert_image_dtype` do in OpenVLA's experiments/robot/openvla_utils.py.
-    """
-    size = len(frame)
-    positions = (1 - CROP_SIDE) / 2 * (size - 1) + np.arange(size) * CROP_SIDE
-    low = np.floor(positions).astype(int)
-    share = (positions - low).astype(np.float32)
-    values = frame.astype(np.float32) / 255
-    rows = values[low] + share[:, None, None] * (values[low + 1] - values[low])
-    image = rows[:, low] + share[:, None] * (rows[:, low + 1] - rows[:, low])
-    return (np.clip(image, 0, 1) * 255.5).astype(np.uint8)
 
 
 def project(

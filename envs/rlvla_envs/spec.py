@@ -12,8 +12,8 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from PIL import Image
 
+from rlvla.pictures import box_pixels, resize
 from rlvla.types import Decision, Scene
 
 Box = tuple[int, int, int, int]
@@ -201,15 +201,7 @@ def box_to_pixels(bbox: Box, width: int, height: int) -> tuple[int, int, int, in
     x1, y1, x2, y2 = (int(v) for v in bbox)
     if not (0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000):
         raise ValueError(f"box {[x1, y1, x2, y2]} is empty or leaves the frame 0..1000")
-    # -(-a // b) rounds up.
-    return x1 * width // 1000, y1 * height // 1000, -(-x2 * width // 1000), -(-y2 * height // 1000)
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Box filter on uint8 [H, W, 3]: area mean where it shrinks, nearest where it grows."""
-    if image.shape[:2] == (height, width):
-        return np.array(image)
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+    return box_pixels((x1, y1, x2, y2), width, height)
 
 
 def load_manifest(name: str, package: str = "rlvla_envs") -> dict[str, range]:

@@ -23,7 +23,7 @@ from pydantic_core import to_json
 from rlvla.annotation import prompts, schema
 from rlvla.annotation.take import Query, Reply
 from rlvla.config import OpenAIConfig
-from rlvla.data.rows import to_png
+from rlvla.pictures import to_png
 from rlvla.types import Annotation
 
 NO_KEY = "none"

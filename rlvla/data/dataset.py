@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rlvla.config import ActionKind
 from rlvla.data.checks import NEEDED, check_rows
 from rlvla.data.rows import PLACE, DatasetError, decode, encode, features, require_same
-from rlvla.data.running_stats import RunningStats
+from rlvla.data.tables import read_rows, read_table, require_columns
 from rlvla.durable.files import appear_whole, visible, write_json
 from rlvla.types import Demonstration
 
@@ -64,7 +64,7 @@ class DemonstrationSet:
 
 
 class Writer:
-    """Writes a data set as its episodes come; memory holds one file's rows, and a few numbers of each episode.
+    """Writes a data set as its episodes come; memory holds one file's rows, and all states and actions.
 
     `meta/info.json` comes last, and `read` takes a folder without it for no data set, so that a kill leaves nothing
     that could be taken for whole.
@@ -102,14 +102,14 @@ class Writer:
         self._num_files = 0
         self._pending: list[pa.Table] = []
         self._schema: pa.Schema | None = None
-        self._stats = {"action": RunningStats(), "observation.state": RunningStats()}
+        self._numbers: dict[str, list[np.ndarray]] = {"action": [], "observation.state": []}
 
     def add(self, rows: pa.Table) -> None:
         """Append an episode that `encode` made; raises DatasetError where its columns are not those of the first."""
         self._schema = self._schema or rows.schema
         require_same(rows.schema, self._schema, f"{self._path}, episode {len(self._lengths)}")
-        for name, stats in self._stats.items():
-            stats.add(np.array(rows[name].to_pylist(), np.float32))
+        for name, values in self._numbers.items():
+            values.append(np.array(rows[name].to_pylist(), np.float32))
         self._pending.append(self._placed(rows))
         self._lengths.append(len(rows))
         self._num_rows += len(rows)
@@ -169,7 +169,7 @@ class Writer:
             "dataset_to_index": ends.tolist(),
         }
         _write_table(meta / "episodes/chunk-000/file-000.parquet", pa.table(episodes))
-        write_json(meta / "stats.json", {name: stats.summary() for name, stats in self._stats.items()})
+        write_json(meta / "stats.json", {name: _statistics(values) for name, values in self._numbers.items()})
         info = {
             "codebase_version": "v3.0",
             **self._source,
@@ -232,9 +232,7 @@ def data_files(path: Path) -> list[Path]:
 def read_tasks(path: Path) -> tuple[str, ...]:
     """Instructions of a data set by `task_index`."""
     file = path / "meta/tasks.parquet"
-    names, rows = _read_rows(file)
-    if missing := {"task_index", "task"} - names:
-        raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}")
+    rows = list(read_rows(file, ("task_index", "task")))
     tasks = {row["task_index"]: row["task"] for row in rows}
     if tasks.keys() != set(range(len(rows))) or not all(isinstance(task, str) for task in tasks.values()):
         raise DatasetError(f"{file}: need a task in words for each task_index from 0 to {len(rows) - 1}")
@@ -254,10 +252,9 @@ def read(path: Path) -> DemonstrationSet:
         )
     rows: list[dict[str, Any]] = []
     for file in files:
-        names, found = _read_rows(file)
-        if missing := NEEDED - names:
-            raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}; annotate with recipes/annotate.py")
-        rows += found
+        table = read_table(file)
+        require_columns(table.column_names, NEEDED, file, "; annotate with recipes/annotate.py")
+        rows += table.to_pylist()
     tasks = read_tasks(path)
     check_rows(rows, len(tasks), path)
     return DemonstrationSet(path=path, rows=rows, tasks=tasks, suites=_suites(path / "meta/info.json"))
@@ -273,19 +270,24 @@ def _suites(file: Path) -> tuple[str, ...]:
     return tuple(suites)
 
 
+def _statistics(episodes: Sequence[np.ndarray]) -> dict[str, list[Any]]:
+    """Statistics by name, each a list over D, of arrays [n, ..., D] float32; `count` is how many values they are of."""
+    values = np.concatenate([rows.reshape(-1, rows.shape[-1]) for rows in episodes])
+    # One component after the other: in float64 all of them would take twice the memory that they have here.
+    found = [_moments(values[:, i].astype(np.float64)) for i in range(values.shape[1])]
+    return {name: [moments[name] for moments in found] for name in found[0]} | {"count": [len(values)]}
+
+
+def _moments(values: np.ndarray) -> dict[str, float]:
+    q01, q99 = np.quantile(values, (0.01, 0.99))
+    moments = {"mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max()}
+    return {name: float(value) for name, value in (moments | {"q01": q01, "q99": q99}).items()}
+
+
 def _write_table(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with appear_whole(path) as file:
         pq.write_table(table, file, row_group_size=ROWS_PER_GROUP, write_page_checksum=True)
-
-
-def _read_rows(path: Path) -> tuple[set[str], list[dict[str, Any]]]:
-    """Names of the columns, and the rows."""
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        return set(table.column_names), table.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: damaged ({error})") from error
 
 
 def text_corpus(demonstrations: DemonstrationSet) -> Iterator[str]:

@@ -14,17 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from rlvla import pictures
 from rlvla.config import ActionKind, ReadConfig
 from rlvla.data.action_kind import contradiction
 from rlvla.data.dataset import DatasetError
+from rlvla.pictures import box_pixels, resize
 from rlvla.types import Box, Decision
 
 NOOP_THRESHOLD = 1e-4
 """Norm of all action components but the gripper below which nothing moves: `is_noop` of OpenVLA's
 experiments/robot/libero/regenerate_libero_dataset.py."""
-CROP_SIDE = 0.9**0.5
-"""Side of the centre crop as a share of the frame's: 0.9 of its area, `center_crop_image` of OpenVLA's
-experiments/robot/openvla_utils.py."""
 _FILE = re.compile(r"\w\.(hdf5|h5|bddl|json|jsonl|parquet|mp4|avi|npz|npy|pkl|pt|txt|yaml)$", re.IGNORECASE)
 """A word that ends as files of recordings do."""
 
@@ -266,11 +265,8 @@ def zoom(frame: np.ndarray, box: Box, center_crop: bool, size: int) -> np.ndarra
     """
     seen = policy_view(frame, center_crop, 0)
     height, width = seen.shape[:2]
-    x1, y1, x2, y2 = box
-    # -(-a // b) rounds up.
-    part = seen[y1 * height // 1000 : -(-y2 * height // 1000), x1 * width // 1000 : -(-x2 * width // 1000)]
-    shape = (size, size) if size else (width, height)
-    return np.asarray(Image.fromarray(part).resize(shape, Image.Resampling.BOX))
+    x1, y1, x2, y2 = box_pixels(box, width, height)
+    return resize(seen[y1:y2, x1:x2], size or height, size or width)
 
 
 def policy_view(frame: np.ndarray, center_crop: bool, size: int) -> np.ndarray:
@@ -278,8 +274,7 @@ def policy_view(frame: np.ndarray, center_crop: bool, size: int) -> np.ndarray:
 
     Args:
         frame: [H, W, 3] uint8.
-        center_crop: keep the middle `CROP_SIDE`, bilinear with aligned corners and truncated to integers, as
-            `tf.image.crop_and_resize` and `tf.image.convert_image_dtype` do there, and as our LIBERO env does.
+        center_crop: keep the middle, as our LIBERO env does: `pictures.center_crop`.
         size: side in pixels, by Lanczos as OpenVLA does (`resize_image`, experiments/robot/libero/libero_utils.py);
             0: the frame's own.
 
@@ -288,14 +283,4 @@ def policy_view(frame: np.ndarray, center_crop: bool, size: int) -> np.ndarray:
     """
     if size and frame.shape[:2] != (size, size):
         frame = np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS))
-    if not center_crop:
-        return frame.copy()
-    values = frame.astype(np.float32) / 255
-    for axis in (0, 1):
-        length = frame.shape[axis]
-        positions = (1 - CROP_SIDE) / 2 * (length - 1) + np.arange(length) * CROP_SIDE
-        low = np.floor(positions).astype(int)
-        share = (positions - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (-1, 1))
-        lower, upper = values.take(low, axis), values.take(np.minimum(low + 1, length - 1), axis)
-        values = lower + share * (upper - lower)
-    return (np.clip(values, 0, 1) * 255.5).astype(np.uint8)
+    return pictures.center_crop(frame) if center_crop else frame.copy()

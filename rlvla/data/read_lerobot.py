@@ -24,19 +24,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from rlvla.config import ReadConfig
 from rlvla.data.demonstrations import Episode, Source, prepared, see_before_acting
 from rlvla.data.read_video import FrameReader, first_frames
 from rlvla.data.rows import DatasetError, decode_picture
+from rlvla.data.tables import read_rows, read_table
 from rlvla.durable.files import visible
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-ROWS_PER_BATCH = 64
-"""Rows that are in memory beside those of the present episode."""
 _STATES = ("observation.state", "state")
 """Feature names, LeRobot's own first, then those of openpi's examples/libero/convert_libero_data_to_lerobot.py."""
 _ACTIONS = ("action", "actions")
@@ -219,7 +216,7 @@ def _feature(features: Mapping[str, Any], names: Sequence[str], file: Path) -> s
 
 def _tasks(root: Path, is_v3: bool) -> dict[int, str]:
     file = _inside(root, "meta/tasks.parquet" if is_v3 else "meta/tasks.jsonl")
-    rows = _table(file).to_pylist() if is_v3 else _json_lines(file)
+    rows = read_table(file).to_pylist() if is_v3 else _json_lines(file)
     tasks: dict[int, str] = {}
     for row in rows:
         # pandas stores an index without a name as __index_level_0__; LeRobot has written the tasks both ways.
@@ -242,7 +239,7 @@ def _episode_rows(root: Path, videos: Sequence[str], is_v3: bool) -> dict[int, d
     episodes: dict[int, dict[str, Any]] = {}
     for file in files:
         # The statistics, hundreds of columns, stay on disk.
-        for row in _table(file, needed).to_pylist() if is_v3 else _json_lines(file):
+        for row in read_table(file, needed).to_pylist() if is_v3 else _json_lines(file):
             if missing := [key for key in needed if row.get(key) is None]:
                 raise DatasetError(f"{file}: an episode without {missing[0]}")
             for key in needed:
@@ -280,7 +277,7 @@ def _episodes(layout: _Layout, options: ReadConfig) -> Iterator[Episode]:
     columns = ["episode_index", "frame_index", "task_index", layout.state, layout.action, *images]
     pending = set(layout.episodes)
     for file in layout.data_files():
-        for index, rows in groupby(_rows(file, columns), key=lambda row: row["episode_index"]):
+        for index, rows in groupby(read_rows(file, columns), key=lambda row: row["episode_index"]):
             name = f"{file}, episode {index}"
             if index not in pending:
                 reason = "appears a second time" if index in layout.episodes else "is not listed in meta/episodes"
@@ -355,37 +352,6 @@ def _picture(root: Path, value: Any, where: str) -> np.ndarray:
     except OSError as error:
         raise DatasetError(f"{where}: a picture cannot be decoded ({error})") from error
     return decode_picture(data, where)
-
-
-def _rows(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        raise DatasetError(f"{file}: this table is missing")
-    with _parquet(file) as table:
-        if missing := set(columns) - set(table.schema_arrow.names):
-            raise DatasetError(f"{file}: no column {', '.join(sorted(missing))}")
-        try:
-            for batch in table.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
-                yield from batch.to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{file}: damaged ({error}); download it again") from error
-
-
-def _table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    if not file.is_file():
-        raise DatasetError(f"{file}: this table is missing")
-    with _parquet(file) as table:
-        names = set(table.schema_arrow.names)
-        try:
-            return table.read(None if columns is None else [column for column in columns if column in names])
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{file}: damaged ({error}); download it again") from error
-
-
-def _parquet(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file}: not a parquet file ({error})") from error
 
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from rlvla.data.dataset import DatasetError
-from rlvla.data.rows import MAX_PIXELS
+from rlvla.pictures import MAX_PIXELS
 
 _LIMITS = {"format_whitelist": "mov,matroska,avi", "max_pixels": str(MAX_PIXELS)}
 """Of FFmpeg: no playlist, which would lead to other files, and no small file that claims a huge picture."""

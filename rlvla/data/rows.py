@@ -6,11 +6,7 @@ what depends on the place in a set (`frame_index`, `task_index` ...) is added by
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
@@ -18,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
+from rlvla import pictures
 from rlvla.durable.records import WRONG, from_json
 from rlvla.types import Annotation, Demonstration, Provenance
 
@@ -62,12 +58,6 @@ _TYPES = {
 """Of all columns but pictures."""
 _SCALARS = {pa.string(): "string", pa.bool_(): "bool", pa.int64(): "int64", pa.float32(): "float32"}
 """Types that are a LeRobot dtype."""
-MAX_PIXELS = 4096 * 4096
-"""Of a picture; a few kilobytes of PNG may claim to be gigabytes."""
-_MODES = ("L", "RGB", "RGBA", "P")
-"""Pillow's."""
-_NO_FILTER, _UP = 0, 2
-"""PNG's filters of a row: its bytes, or what they are more than those of the row above."""
 
 
 class DatasetError(ValueError):
@@ -204,33 +194,7 @@ def _record(kind: Any, row: Mapping[str, Any], where: str, **values: Any) -> Any
 
 
 def _encode_image(image: np.ndarray) -> dict[str, Any]:
-    return {"bytes": to_png(image, level=1), "path": None}
-
-
-def to_png(image: np.ndarray, *, level: int) -> bytes:
-    """A picture as PNG, half the time of Pillow at the same size, since the filter is not chosen anew for each row.
-
-    Args:
-        image: [H, W, 3] uint8 RGB.
-        level: of zlib; 0 stores the pixels, which is the quickest to write and to read.
-    """
-    height, width, _ = image.shape
-    pixels = image.reshape(height, -1)
-    rows = np.empty((height, 1 + 3 * width), np.uint8)  # a row begins with the number of its filter
-    if level:
-        rows[:, 0] = _UP
-        rows[0, 1:] = pixels[0]
-        np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])  # modulo 256, as PNG wants it
-    else:
-        rows[:, 0] = _NO_FILTER
-        rows[:, 1:] = pixels
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
-    chunks = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows.data, level)), _chunk(b"IEND", b""))
-    return b"".join((b"\x89PNG\r\n\x1a\n", *itertools.chain(*chunks)))
-
-
-def _chunk(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    return struct.pack(">I", len(content)), kind, content, struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
+    return {"bytes": pictures.to_png(image), "path": None}
 
 
 def decode_image(image: Any, where: str) -> np.ndarray:
@@ -241,30 +205,8 @@ def decode_image(image: Any, where: str) -> np.ndarray:
 
 
 def decode_picture(data: bytes, where: str) -> np.ndarray:
-    """A PNG or JPEG of 8 bits a channel as [H, W, 3] uint8.
-
-    Other kinds of files are refused unread: Pillow would hand some of them to other programs.
-
-    Raises:
-        DatasetError: it begins with `where`.
-    """
+    """The picture in a file's bytes, [H, W, 3] uint8; raises DatasetError that begins with `where`."""
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                problem = f"is {width} x {height} pixels large, more than {MAX_PIXELS}"
-            elif picture.mode not in _MODES:  # converting 16 bits to 8 would saturate
-                problem = f"has mode {picture.mode}, need 8 bits a channel ({', '.join(_MODES)})"
-            else:
-                return np.asarray(picture.convert("RGB"))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        problem = f"cannot be decoded ({error})"
-    raise DatasetError(f"{where}: a picture {problem}")
+        return pictures.decode(data)
+    except ValueError as error:
+        raise DatasetError(f"{where}: {error}") from error

@@ -6,9 +6,6 @@ A field at its default is left out. So a record written before a field was there
 from __future__ import annotations
 
 import base64
-import io
-import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -16,14 +13,11 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
-from PIL import Image
+
+from rlvla import pictures
 
 R = TypeVar("R")
-WRONG = (
-    *(ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError),
-    # What Pillow makes of a file that is no PNG, or of one that claims to be gigabytes.
-    *(OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError),
-)
+WRONG = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 """What `from_json` may raise."""
 
 
@@ -62,7 +56,7 @@ def _read(kind: Any, data: Any) -> Any:
             raise ValueError(f"a {kind.__name__} knows no {min(unknown)}")
         return kind(**{name: _read(hints[name], inner) for name, inner in data.items()})
     if kind is np.ndarray:
-        return _read_picture(data) if isinstance(data, str) else _read_array(data)
+        return pictures.decode(base64.b64decode(data, validate=True)) if isinstance(data, str) else _read_array(data)
     if NoneType in arguments:
         return None if data is None else _read(arguments[0], data)
     if get_origin(kind) is tuple:
@@ -83,9 +77,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 def _write_array(array: np.ndarray) -> str | dict[str, Any]:
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3:
-        buffer = io.BytesIO()
-        Image.fromarray(array).save(buffer, "PNG")
-        return base64.b64encode(buffer.getvalue()).decode()
+        return base64.b64encode(pictures.to_png(array)).decode()
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return {
         "dtype": little.dtype.str,
@@ -100,8 +92,3 @@ def _read_array(data: dict[str, Any]) -> np.ndarray:
         raise ValueError(f"an array of dtype {data['dtype']}")
     flat = np.frombuffer(base64.b64decode(data["data"], validate=True), dtype)
     return flat.reshape(data["shape"]).astype(dtype.newbyteorder("="))
-
-
-def _read_picture(data: str) -> np.ndarray:
-    with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"]) as image:
-        return np.array(image.convert("RGB"))

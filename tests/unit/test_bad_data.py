@@ -22,7 +22,8 @@ from rlvla.config import ReadConfig
 from rlvla.data import dataset
 from rlvla.data.dataset import DatasetError
 from rlvla.data.read_lerobot import open_lerobot
-from rlvla.data.rows import MAX_PIXELS, decode_picture
+from rlvla.data.rows import decode_picture
+from rlvla.pictures import MAX_PIXELS
 from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
 from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
 from rlvla.policies.thinker.prompt import PolicyProcessor, parse_settings

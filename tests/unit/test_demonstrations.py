@@ -300,13 +300,6 @@ def test_a_decision_zooms_into_its_own_frame() -> None:
     assert second.zoom(0, (0, 0, 500, 500))[0, 0, 0] == 2
 
 
-def test_a_view_is_what_our_libero_env_shows() -> None:
-    from rlvla_envs.libero_camera import center_crop
-
-    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert np.array_equal(policy_view(frame, True, 0), center_crop(frame))
-
-
 def test_a_decision_without_text_is_an_action_and_nothing_else(tiny_policy: Path) -> None:
     processor = PolicyProcessor.load(tiny_policy)
     take = Take(index=0, name="e", decisions=tuple(decisions(episode(5), chunk_length=2, stride=2)), stride=2, fps=5.0)

@@ -8,14 +8,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = (
-    *("types", "protocols", "plugins", "testing", "durable", "config", "report", "data"),
+    *("types", "protocols", "plugins", "pictures", "testing", "durable", "config", "report", "data"),
     *("policies", "samplers", "rollout", "learner", "cluster", "run", "annotation", "plan"),
 )
 """Folders and files of `rlvla`, in the order in which they may import: a later one an earlier one."""
 STRANGERS = {("learner", "samplers"), ("report", "data")}
 """Rooms that do not know each other, though the order would allow it."""
 PACKAGES = {
-    "envs/rlvla_envs": {"rlvla.types", "rlvla.policies.thinker.markup"},
+    "envs/rlvla_envs": {"rlvla.types", "rlvla.pictures", "rlvla.policies.thinker.markup"},
     "reward/rlvla_reward": {"rlvla.types", "rlvla.config", "rlvla.plugins", "rlvla.protocols"},
 }
 """Folder -> what of `rlvla` its modules may import."""

@@ -14,12 +14,13 @@ import gymnasium
 import numpy as np
 import pytest
 
+from rlvla.pictures import center_crop
 from rlvla_envs import check_env
 
 pytest.importorskip("libero")
 
 from rlvla_envs.libero import SETTLE_ACTION, LiberoEnv, from_openvla_gripper
-from rlvla_envs.libero_camera import CAMERAS, NATIVE_SIZE, center_crop
+from rlvla_envs.libero_camera import CAMERAS, NATIVE_SIZE
 from rlvla_envs.libero_tasks import load_init_states
 from rlvla_envs.spec import resize
 

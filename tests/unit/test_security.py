@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import pytest
 import torch
 
 from rlvla.policies.thinker import policy
-from rlvla.report import html_page
-from rlvla.report.html_page import note
+from rlvla.report.run_page import Run, run_page
+from tests.examples import good_turn, trajectory
 from tests.learning import make_checkpoint
 from tests.pages import EVIL, needs_browser, title, without_policy
 
@@ -89,8 +91,9 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 @needs_browser
 @pytest.mark.timeout(200)
 def test_a_browser_runs_nothing_that_a_model_wrote(tmp_path: Path) -> None:
-    escaped = html_page.page("rlvla report", {EVIL: note(EVIL, EVIL)})
-    raw = html_page.page("rlvla report", {"Episodes": EVIL})
+    run = Run(name=EVIL, summary={}, metrics=[], trajectories=(replace(trajectory([good_turn()]), error=EVIL),))
+    escaped = run_page([run], "rlvla report", lambda call: 0)
+    raw = unescape(escaped)
     pages = {"escaped": escaped, "no-policy": without_policy(escaped), "raw": raw, "raw-no-policy": without_policy(raw)}
     titles = {name: title(source, tmp_path) for name, source in pages.items()}
     # Escaping holds by itself, so does the page's policy; without both the payload runs.

@@ -1,23 +1,20 @@
 """The report's videos: an episode as a small animated picture, one frame a decision.
 
-WebP, because it is small, plays in an `<img>` and so runs nothing; as a data URL, because the page loads nothing. Who
-has asked the system for less motion gets the last frame instead.
+WebP, because it is small, plays in an `<img>` and so runs nothing.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image, ImageDraw
 
-from rlvla.report.html_page import tag, text
-from rlvla.types import Box
+from rlvla.report.decision import Picture
 
-Views = Sequence[tuple[np.ndarray, Sequence[tuple[str, Box]]]]
-"""What one decision saw: a view [H, W, 3] uint8 of each camera, and the boxes drawn on it with their colours."""
+Views = Sequence[Picture]
+"""What one decision saw: the picture of each camera."""
 HEIGHT = 192
 """Of a frame, pixels: about what the page's column shows."""
 MAX_FRAMES = 80
@@ -29,28 +26,25 @@ QUALITY = 60
 """Of WebP, 0 to 100. The stills of the turns are without loss."""
 
 
-def animation(turns: Sequence[Views], title: str) -> str:
-    """A figure with the video, as HTML; nothing for an episode of fewer than two decisions.
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """WebP files."""
 
-    Args:
-        turns: the decisions in order.
-        title: the episode in words, for who cannot see it.
-    """
+    moving: bytes
+    still: bytes
+    """The last frame."""
+    stride: int
+    """Turns from one frame to the next."""
+
+
+def animation(turns: Sequence[Views]) -> Video | None:
+    """The video of an episode; None where it has fewer than two decisions."""
     if len(turns) < 2:
-        return ""
+        return None
     stride = -(-len(turns) // MAX_FRAMES)
     while len(video := _encode(frames := _frames(turns, stride))) > MAX_BYTES and len(frames) > 2:
         stride *= 2
-    still = _url(_encode(frames[-1:]))
-    picture = (
-        # A base64 URL has no white space, which is all that would end it in a srcset.
-        f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{still}">'
-        f'<img src="{_url(video)}" alt="{text(title)}"></picture>'
-    )
-    shown = "every decision" if stride == 1 else f"each {stride}. decision and the last"
-    caption = tag("figcaption", text(f"video, {shown}; a box is where it looked closer"))
-    frame = tag("div", picture, class_="frame", style="width:fit-content;max-width:100%")
-    return tag("figure", frame + caption, style="margin-top:.7rem")
+    return Video(moving=video, still=_encode(frames[-1:]), stride=stride)
 
 
 def _frames(turns: Sequence[Views], stride: int) -> list[Image.Image]:
@@ -61,7 +55,7 @@ def _frames(turns: Sequence[Views], stride: int) -> list[Image.Image]:
 
 def _frame(views: Views, elapsed: float) -> Image.Image:
     """The cameras side by side over a bar that grows from left to right with the share of turns that has passed."""
-    pictures = [_draw(view, boxes) for view, boxes in views]
+    pictures = [_draw(view) for view in views]
     width = sum(picture.width for picture in pictures)
     frame = Image.new("RGB", (width, HEIGHT + 4), "#15181b")
     left = 0
@@ -72,17 +66,18 @@ def _frame(views: Views, elapsed: float) -> Image.Image:
     return frame
 
 
-def _draw(view: np.ndarray, boxes: Sequence[tuple[str, Box]]) -> Image.Image:
+def _draw(view: Picture) -> Image.Image:
     """A view at the video's height with its boxes, each with a dark line around it to be seen on any ground."""
-    height, width = view.shape[:2]
+    height, width = view.image.shape[:2]
     size = round(HEIGHT * width / height), HEIGHT
     # Few large pixels stay pixels, as in the stills.
     how = Image.Resampling.NEAREST if height < HEIGHT else Image.Resampling.BOX
-    picture = Image.fromarray(view).resize(size, how)
+    picture = Image.fromarray(view.image).resize(size, how)
     draw = ImageDraw.Draw(picture)
-    for colour, (x1, y1, x2, y2) in boxes:
+    for box in view.boxes:
+        x1, y1, x2, y2 = box.corners
         place = [x1 * size[0] / 1000, y1 * size[1] / 1000, x2 * size[0] / 1000 - 1, y2 * size[1] / 1000 - 1]
-        for margin, ink, line in ((1, "#000000", 4), (0, colour, 2)):
+        for margin, ink, line in ((1, "#000000", 4), (0, box.colour, 2)):
             left, top = place[0] - margin, place[1] - margin
             draw.rectangle(
                 (left, top, max(left, place[2] + margin), max(top, place[3] + margin)), outline=ink, width=line
@@ -97,7 +92,3 @@ def _encode(frames: Sequence[Image.Image]) -> bytes:
         buffer, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=QUALITY, method=4
     )
     return buffer.getvalue()
-
-
-def _url(webp: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 
 _MARKS = re.compile(r"""[!"#$&*+:<=>@\[\\\]^_`{|}~]|(?<=www)\.""", re.IGNORECASE)
 """What Markdown, GitHub or Hugging Face make something of in the middle of a line."""
@@ -34,12 +33,6 @@ def fenced(content: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall("`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{content.rstrip()}\n{fence}\n"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """A table of cells that are Markdown already; the columns in `numeric` are aligned right."""
-    rule = ["---:" if i in numeric else "---" for i in range(len(header))]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *rows))
 
 
 def percent(part: float, whole: float = 1) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlvla.report.html_page import tag, text
-from rlvla.report.svg_chart import COLOURS, INK, new_axes, to_svg
+from rlvla.report.svg_chart import COLOURS, LEGEND, new_axes, to_svg
 
 Metrics = Sequence[Mapping[str, float | None]]
 SHOWN = {
@@ -30,21 +31,54 @@ PARTS = ("time/update_s",)
 """Inside another phase (learn); stacked on it, their time would count twice."""
 
 
-def section(runs: Sequence[tuple[str, Metrics]]) -> str:
-    """Charts of (run, lines of its metrics.jsonl); runs with a success rate share theirs, and so do the others."""
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One chart."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that share their charts."""
+
+    heading: str
+    legend: Sequence[tuple[str, str]]
+    """Each run with its colour."""
+    shown: Sequence[Chart]
+    more: Sequence[Chart]
+    """Folded away."""
+
+
+def groups(runs: Sequence[tuple[str, Metrics]]) -> list[Group]:
+    """Charts of (run, lines of its metrics.jsonl): runs with a success rate share theirs, and so do the others."""
     is_rl = {name: any("success" in line for line in metrics) for name, metrics in runs}
     rl = [run for run in runs if is_rl[run[0]]]
     supervised = [run for run in runs if not is_rl[run[0]]]
-    blocks = [
-        tag("h3", heading) + _charts(members)
-        for heading, members in (("Cold start", supervised), ("Reinforcement learning", rl))
-        if members
-    ]
-    return "".join(blocks)
+    kinds = (("Cold start", supervised), ("Reinforcement learning", rl))
+    return [_group(heading, members) for heading, members in kinds if members]
+
+
+def _group(heading: str, runs: Sequence[tuple[str, Metrics]]) -> Group:
+    names = sorted({name for _, metrics in runs for line in metrics for name in line} - {"step"})
+    first = [name for name in SHOWN if name in names]
+    if not first:  # a supervised run: all that it measures
+        first = [name for name in names if not name.startswith("time/")]
+    phases = {name for _, metrics in runs for name in _phase_names(metrics)}
+    return Group(
+        heading=heading,
+        legend=[(name, COLOURS[i % len(COLOURS)]) for i, (name, _) in enumerate(runs)],
+        shown=[
+            *(_curve(name, runs) for name in first),
+            *(_phases(run, metrics) for run, metrics in runs if _phase_names(metrics)),
+        ],
+        more=[_curve(name, runs) for name in names if name not in first and name not in phases],
+    )
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over a tenth of the curve, hence without lag; null values are skipped.
+    """Centred moving average over a tenth of the curve, without lag; null values are skipped.
 
     Args:
         values: [T], NaN where there is none.
@@ -59,29 +93,6 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
 
 
-def _charts(runs: Sequence[tuple[str, Metrics]]) -> str:
-    names = sorted({name for _, metrics in runs for line in metrics for name in line} - {"step"})
-    first = [name for name in SHOWN if name in names]
-    if not first:  # a supervised run: all that it measures
-        first = [name for name in names if not name.startswith("time/")]
-    phases = {name for _, metrics in runs for name in _phase_names(metrics)}
-    rest = [name for name in names if name not in first and name not in phases]
-    shown = [_curve(name, runs) for name in first]
-    shown += [_phases(run, metrics) for run, metrics in runs if _phase_names(metrics)]
-    more = tag("div", "".join(_curve(name, runs) for name in rest), class_="charts")
-    folded = tag("details", tag("summary", f"{len(rest)} more metrics") + more, class_="more") if rest else ""
-    return _legend([name for name, _ in runs]) + tag("div", "".join(shown), class_="charts") + folded
-
-
-def _legend(names: Sequence[str]) -> str:
-    entries = (
-        f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{text(name)}</span>'
-        for i, name in enumerate(names)
-    )
-    note = '<span class="dim">pale: each step; strong: moving average over a tenth of the run</span>'
-    return tag("div", "".join(entries) + note, class_="legend")
-
-
 def _column(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
     """[T] steps and [T] values of the lines that hold this metric; null is NaN."""
     lines = [line for line in metrics if name in line]
@@ -89,7 +100,7 @@ def _column(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([line["step"] for line in lines], float), np.array(values, float)
 
 
-def _curve(name: str, runs: Sequence[tuple[str, Metrics]]) -> str:
+def _curve(name: str, runs: Sequence[tuple[str, Metrics]]) -> Chart:
     figure, axes = _axes()
     lasts = []
     for i, (run, metrics) in enumerate(runs):
@@ -103,15 +114,15 @@ def _curve(name: str, runs: Sequence[tuple[str, Metrics]]) -> str:
         lasts.append(f"{run} {smoothed[0]:.3g} to {smoothed[-1]:.3g}")
     if name == "success":  # from 0 to 1, so that noise near the top does not look like progress
         axes.set_ylim(0, 1.03)
-    title = SHOWN.get(name, name)
-    return _figure(figure, title, f"metric-{name}", "; ".join(lasts))
+    svg = to_svg(figure, salt=f"metric-{name}", label="; ".join(lasts))
+    return Chart(title=SHOWN.get(name, name), svg=Markup(svg))
 
 
 def _phase_names(metrics: Metrics) -> list[str]:
     return sorted({name for line in metrics for name in line if name.startswith("time/")} - set(PARTS))
 
 
-def _phases(run: str, metrics: Metrics) -> str:
+def _phases(run: str, metrics: Metrics) -> Chart:
     """Where a step's time goes, stacked."""
     names = _phase_names(metrics)
     steps = np.array([line["step"] for line in metrics], float)
@@ -119,19 +130,14 @@ def _phases(run: str, metrics: Metrics) -> str:
     labels = [name.removeprefix("time/").removesuffix("_s") for name in names]
     figure, axes = _axes()
     axes.stackplot(steps, rows, labels=labels, colors=COLOURS[: len(names)], alpha=0.8, linewidth=0)
-    figure.legend(loc="outside upper left", frameon=False, fontsize=8, labelcolor=INK, ncols=3)
+    figure.legend(loc="outside upper left", ncols=3, **LEGEND)
     axes.set_ylim(0, None)
-    return _figure(figure, f"seconds per step, {run}", f"time-{run}", ", ".join(labels))
+    svg = to_svg(figure, salt=f"time-{run}", label=", ".join(labels))
+    return Chart(title=f"seconds per step, {run}", svg=Markup(svg))
 
 
 def _axes() -> tuple[Figure, Axes]:
-    figure, axes = new_axes()
+    figure, axes = new_axes(x="step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("step", color=INK)
     return figure, axes
-
-
-def _figure(figure: Figure, title: str, salt: str, label: str) -> str:
-    chart = to_svg(figure, salt=salt, label=label)
-    return tag("figure", tag("figcaption", tag("b", text(title))) + chart, class_="chart")

@@ -1,0 +1,50 @@
+"""The report on runs: results, learning curves and episodes on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlvla.report import curves, episodes, results
+from rlvla.report.templating import render
+from rlvla.types import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run folder holds; each may be empty."""
+
+    name: str
+    summary: dict[str, Any]
+    metrics: list[dict[str, float | None]]
+    trajectories: tuple[Trajectory, ...]
+
+
+def run_page(runs: Sequence[Run], title: str, camera_of: episodes.CameraOf) -> str:
+    """The page as HTML; the first episode of each run is unfolded and has a video.
+
+    Args:
+        runs: with names that differ.
+        title: of the page.
+        camera_of: reads a call of the policy's tools.
+    """
+    rates = [(run.name, name, rate) for run in runs for name, rate in results.find_rates(run.summary)]
+    numbers = {run.name: found for run in runs if (found := results.find_numbers(run.summary))}
+    charts = curves.groups([(run.name, run.metrics) for run in runs if run.metrics])
+    shown = {
+        run.name: [episodes.shown(t, camera_of, is_open=i == 0) for i, t in enumerate(run.trajectories)]
+        for run in runs
+        if run.trajectories
+    }
+    parts = {"Results": rates or numbers, "Learning": charts, "Episodes": shown}
+    return render(
+        "report.html",
+        title=title,
+        headings=[heading for heading, content in parts.items() if content],
+        rates=rates,
+        numbers=numbers,  # a column each, so that evaluations stand side by side
+        number_names=list(dict.fromkeys(name for found in numbers.values() for name in found)),
+        curves=charts,
+        episodes=shown,
+    )
