@@ -106,6 +106,14 @@ def _write_rows(file: Path, rows: dict[str, list[Any]]) -> None:
     pq.write_table(pa.Table.from_pydict(rows, schema=pa.schema(fields)), file)
 
 
+def edit_row(file: Path, number: int, **values: Any) -> None:
+    """Change one row of a table."""
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    rows[number] |= values
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+
+
 def _info(version: str, episodes: Sequence[Raw], video: bool) -> dict[str, Any]:
     height, width = episodes[0].agentview.shape[1:3]
     picture = {"dtype": "video" if video else "image", "shape": [height, width, 3]}
