@@ -120,7 +120,7 @@ def test_a_file_that_is_not_called_by_an_instruction_has_none(tmp_path: Path, na
     assert read(official)[0].instruction == "pick up object 0"
 
 
-def test_words_that_tell_a_robot_nothing_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_words_that_tell_a_robot_nothing_are_refused(tmp_path: Path) -> None:
     file = write_hdf5(tmp_path / TASK, [replace(raw(0, 7), instruction="KITCHEN_SCENE10_close_it")], official=True)
     with pytest.raises(DatasetError, match=r"_demo\.hdf5: .*instruction.*'KITCHEN_SCENE10_close_it'"):
-        open_hdf5(file, BOTH)
+        open_hdf5(file, BOTH)  # before anything is read

@@ -141,7 +141,7 @@ def test_hidden_tables_are_left_alone(tmp_path: Path) -> None:
     assert_same(read(root), RAW)
 
 
-def test_an_instruction_that_tells_a_robot_nothing_is_named(tmp_path: Path) -> None:
+def test_words_that_tell_a_robot_nothing_are_refused(tmp_path: Path) -> None:
     root = write_v3(tmp_path / "set", [RAW[0], replace(RAW[1], instruction="pick_it_up_demo.hdf5")])
     with pytest.raises(DatasetError, match=r"file-000\.parquet, episode 1: .*instruction"):
         read(root)
