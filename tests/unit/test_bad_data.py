@@ -25,7 +25,7 @@ from rlvla.data.read_hdf5 import open_hdf5
 from rlvla.data.read_lerobot import open_lerobot
 from rlvla.data.rows import decode_picture
 from rlvla.pictures import MAX_PIXELS
-from rlvla.types import Demonstration
+from tests.examples import demonstration
 from tests.unit.recorded import edit_row, png, raw, write_hdf5, write_v2, write_v3
 
 NAN, INF = float("nan"), float("inf")
@@ -33,20 +33,8 @@ RAW = [raw(0, 4), raw(1, 3)]
 Damage = Callable[[Path], None]
 
 
-def decision(value: int) -> Demonstration:
-    image = np.full((8, 8, 3), value, np.uint8)
-    return Demonstration(
-        instruction="press",
-        images=(image,),
-        proprio=np.array([value], np.float32),
-        texts=("<think>a</think><tool>{}</tool>", "<think>b</think>"),
-        crops=(image,),
-        actions=np.full((2, 3), value, np.float32),
-    )
-
-
 def write_own(folder: Path) -> None:
-    dataset.write(folder, [[decision(0), decision(1)], [decision(2)]], robot="test", fps=2.0)
+    dataset.write(folder, [[demonstration(0), demonstration(1)], [demonstration(2)]], robot="test", fps=2.0)
 
 
 WRITE: dict[str, Callable[[Path], Any]] = {
@@ -158,9 +146,9 @@ DAMAGES: dict[str, list[tuple[Damage, str]]] = {
     "own": [
         (own(1, "action", [[0, NAN, 0], [0, 0, 0]]), "set, episode 0, frame 1: action holds NaN or infinity"),
         (own(1, "action", [[0, INF, 0], [0, 0, 0]]), "episode 0, frame 1: action holds NaN or infinity"),
-        (own(1, "observation.state", [NAN]), r"episode 0, frame 1: observation\.state holds NaN or infinity"),
+        (own(1, "observation.state", [NAN, 0]), r"episode 0, frame 1: observation\.state holds NaN or infinity"),
         (own(1, "action", [[0, 0, 0], [0, 0]]), "frame 1: action is not a rectangle of numbers with 2 axes"),
-        (own(2, "action", [[0, 0, 0]]), r"episode 1, frame 0: .* shapes \(\(1, 3\), \(1,\)\), before \(\(2, 3\)"),
+        (own(2, "action", [[0, 0, 0]]), r"episode 1, frame 0: .* shapes \(\(1, 3\), \(2,\)\), before \(\(2, 3\)"),
         (own(1, "action", None), "episode 0, frame 1: action is not a rectangle"),
         (own(1, "observation.state", []), r"episode 0, frame 1: observation\.state is not a rectangle"),
         (own(1, "observation.images.0", None), r"episode 0, frame 1: observation\.images\.0 has no picture"),
