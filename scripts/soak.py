@@ -47,7 +47,6 @@ CONFIG: dict[str, Any] = {
     "minibatch_trajectories": 16,
     "num_steps": 1_000_000,
     "save_every": 1,
-    "plan": {"chunk_length": 5},
 }
 """Small steps, so that an hour has many, each followed by a checkpoint."""
 LOOK_S = 2.0

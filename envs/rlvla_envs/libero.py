@@ -142,6 +142,23 @@ class LiberoEnv(VLAEnv):
         import_libero(find_assets(kwargs.get("assets")))
         load_tasks(kwargs.get("suite", "libero_object"))
 
+    @classmethod
+    def sizes(
+        cls,
+        suite: str = "libero_object",
+        cameras: Sequence[str] = ("agentview",),
+        view_size: int = 256,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """See `VLAEnv`; arguments and defaults are the constructor's."""
+        check_suite(suite)
+        return {
+            "num_images": len(cameras),
+            "view_shape": (view_size, view_size),
+            "action_size": ACTION_SIZE,
+            "max_env_steps": HORIZONS[suite],
+        }
+
     def init_state_ids(self, task_id: int, split: str) -> range:
         """See `VLAEnv`; the same ids for each task.
 

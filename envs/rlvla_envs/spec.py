@@ -51,6 +51,18 @@ class VLAEnv(gymnasium.Env[Observation, np.ndarray], abc.ABC):
         here, and open no GL context.
         """
 
+    @classmethod
+    def sizes(cls, **kwargs: Any) -> dict[str, Any]:
+        """What `--dry-run` plans with where the constructor lacks its simulator; by default nothing is known.
+
+        Args:
+            **kwargs: of the constructor.
+
+        Returns:
+            `num_images`, `view_shape` (H, W) in pixels, `action_size`, and `max_env_steps` of the longest task.
+        """
+        return {}
+
     @abc.abstractmethod
     def init_state_ids(self, task_id: int, split: str) -> Sequence[int]:
         """Initial states of a task for one split; those of "train" and "evaluate" are disjoint.

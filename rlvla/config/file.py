@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,6 +14,19 @@ from pydantic import ValidationError
 
 MAX_BYTES = 100_000
 """A larger file is none of a config, but for example a checkpoint named by mistake."""
+_DESCRIBED = "the JSON file in plan.architecture says it of a policy that is not here"
+_ENV_TELLS = "the env tells it, and its class where the simulator is not here"
+GONE: dict[str, tuple[Any, str]] = {
+    "plan.gpu_memory_gb": (0.0, "name the GPU in plan.gpu"),
+    "plan.env_steps_per_s": (0.0, "the time of simulators is no longer estimated"),
+    "plan.chunk_length": (8, _DESCRIBED),
+    "plan.action_decoding": ("autoregressive", _DESCRIBED),
+    "plan.num_images": (1, _ENV_TELLS),
+    "plan.view_size": (256, _ENV_TELLS),
+    "plan.action_size": (7, _ENV_TELLS),
+    "plan.max_env_steps": (520, _ENV_TELLS),
+}
+"""Key that went -> its default, which says nothing, and why it went or what to do instead."""
 _MAX_SHOWN = 80
 """Characters of a wrong value in a message."""
 
@@ -77,6 +90,19 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
     return values
 
 
+def without_gone(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """A config's values, nested or flat, without keys that went and hold their default.
+
+    The config that a run of an earlier version left has all of them.
+    """
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{above}{key}"
+        if name not in GONE or value != GONE[name][0]:
+            kept[key] = without_gone(value, f"{name}.") if isinstance(value, dict) else value
+    return kept
+
+
 def explain(error: ValidationError, cls: type, where: str) -> str:
     """All that is wrong with a config, a line each.
 
@@ -89,7 +115,9 @@ def explain(error: ValidationError, cls: type, where: str) -> str:
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
         key = ".".join(path)
-        if problem["type"] == "unexpected_keyword_argument":
+        if key in GONE:
+            lines.append(f"{where}: {key}: this key is gone: {GONE[key][1]}")
+        elif problem["type"] == "unexpected_keyword_argument":
             names = _keys(cls, path[:-1])
             near = difflib.get_close_matches(path[-1], names, 1)
             reason = f"there is no such key; did you mean {near[0]}?" if near else "there is no such key"

@@ -23,7 +23,7 @@ from pydantic import (
     ValidationError,
 )
 
-from rlvla.config.file import ConfigError, explain, read_yaml
+from rlvla.config.file import ConfigError, explain, read_yaml, without_gone
 
 # Flags come in past pydantic, as instances; it has to look into those as well.
 _FORBID: Any = ConfigDict(extra="forbid", allow_inf_nan=False, revalidate_instances="always")
@@ -324,35 +324,16 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """What `--dry-run` assumes of things that are not at hand yet: checkpoint, data, simulator, GPU.
-
-    A real run takes them from there.
-    """
+    """What `--dry-run` plans for, where checkpoint and GPUs are not at hand yet; a run takes them as they are."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
     architecture: Path | None = None
-    """JSON with a model's figures (recipes/configs/models), for a `model` that is not on this machine."""
+    """JSON of a model and its policy (recipes/configs/models), for a `model` that is not on this machine."""
     gpu: Literal["cpu", "rtx-4090", "a100-40gb", "l40s", "a100-80gb", "h100-80gb", "h200"] = "cpu"
-    """What learner ranks and samplers run on; memory and speed as in `rlvla.plan.speed.DEVICES`."""
-    gpu_memory_gb: NonNegativeFloat = 0.0
-    """Memory of one GPU, GiB; 0: what `gpu` has."""
+    """What learner ranks and samplers run on; memory and speed as in `rlvla.plan.turn.DEVICES`."""
     num_processes: PositiveInt = 1
     """Learner ranks of `recipes/sft.py`, which `accelerate launch --num_processes` decides."""
-    num_images: PositiveInt = 1
-    """Cameras of an env that is not here."""
-    view_size: PositiveInt = 256
-    """Side of its policy view, px."""
-    chunk_length: PositiveInt = 8
-    """K of data or a checkpoint that are not here (OpenVLA-OFT: 8 in LIBERO)."""
-    action_size: PositiveInt = 7
-    """A, likewise."""
-    action_decoding: ActionDecoding = "autoregressive"
-    """Of a checkpoint that is not here; see `SFTConfig`."""
-    max_env_steps: PositiveInt = 520
-    """Longest episode of an env that is not here (OpenVLA-OFT: 520, of LIBERO's Long suite)."""
-    env_steps_per_s: NonNegativeFloat = 0.0
-    """Of one rollout actor, rendering once a chunk; 0: the figure of our own envs in `rlvla.plan.speed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -841,6 +822,6 @@ def load(cls: type[C], argv: Sequence[str] | None = None) -> C:
 def from_yaml(cls: type[C], path: Path) -> C:
     """Read and check one YAML file; raises ConfigError, which names the file, the key and the value."""
     try:
-        return TypeAdapter(cls).validate_python(read_yaml(path))
+        return TypeAdapter(cls).validate_python(without_gone(read_yaml(path)))
     except ValidationError as error:
         raise ConfigError(explain(error, cls, str(path))) from None

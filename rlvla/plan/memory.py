@@ -1,4 +1,4 @@
-"""Bytes of a learner rank and of a sampler, from a model's figures. Pure functions of numbers.
+"""Bytes of a learner rank and of a sampler, from a model's figures.
 
 Resident: what DeepSpeed (0.19, as `rlvla.learner.engine` configures it) keeps all the time. With N parameters, T
 trained ones, W ranks and AdamW:
@@ -14,9 +14,11 @@ counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rlvla.config import LearnerConfig, SamplerConfig
 from rlvla.plan.model import ModelFigures, Stack
+from rlvla.plan.turn import TurnTokens
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -24,10 +26,6 @@ _FLOAT32 = 4
 LOGIT_COPIES = 4
 """Float32 copies of the logits that live at once in `policy.token_logprobs` and its backward: the logits, the gradients
 of the normaliser and of the gathered entry, and their sum (or, forward, the softmax and product of the entropy)."""
-REDUCE_BUCKET = 500_000_000
-"""Elements of the buffer in which ZeRO 2 and 3 reduce gradients (DeepSpeed's default `reduce_bucket_size`)."""
-LIVE_PARAMETERS = 1_000_000_000
-"""Elements that ZeRO 3 gathers ahead and keeps at most (DeepSpeed's default `stage3_max_live_parameters`)."""
 CONTEXT = GIB
 """Assumed: CUDA context, NCCL and cuBLAS work spaces and fragmentation of one process."""
 ENGINE = 2 * GIB
@@ -49,7 +47,7 @@ class LearnerMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerMemory:
-    """Bytes of one GPU of a sampler."""
+    """Bytes of one GPU of a sampler; all are taken at the start."""
 
     weights: float
     kv_cache: float
@@ -59,95 +57,94 @@ class SamplerMemory:
 
     @property
     def peak(self) -> float:
-        """All of it is taken at the start."""
+        """All of it."""
         return self.weights + self.kv_cache + self.overhead
 
 
-@dataclass(frozen=True, kw_only=True)
-class MicroBatch:
-    """The longest rows of one forward and backward."""
+def zero(learner: LearnerConfig) -> Any:
+    """DeepSpeed's own ZeRO settings, of what the learner tells it: `stage`, and elements of its buffers."""
+    from rlvla.learner.engine import deepspeed_config  # first: it names the CPU to DeepSpeed
 
-    num_rows: int
-    num_tokens: int
-    """Of a row."""
-    num_scored_tokens: int
-    """Behind the prompt: those that need logits."""
-    num_patches: int
-    """Of a row's images."""
-    num_logit_copies: int = LOGIT_COPIES
-    """Float32 copies of the logits; one more where actions are scored apart, at another temperature than 1: the
-    gradient of theirs waits for that of the text's."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # isort: skip
 
-
-def zero_stage(learner: LearnerConfig) -> int:
-    """The stage that runs: DeepSpeed has float32 masters of bfloat16 weights only from 2 on."""
-    return 2 if learner.dtype == "bfloat16" and learner.zero_stage == 0 else learner.zero_stage
+    return DeepSpeedZeroConfig(**deepspeed_config(learner)["zero_optimization"])
 
 
 def learner_memory(
-    figures: ModelFigures, learner: LearnerConfig, world: int, batch: MicroBatch, *, has_reference: bool, syncs: bool
+    figures: ModelFigures,
+    learner: LearnerConfig,
+    turn: TurnTokens,
+    num_rows: int,
+    world: int,
+    *,
+    temperature: float = 1.0,
+    has_reference: bool = False,
+    syncs: bool = False,
 ) -> LearnerMemory:
     """Memory of one learner rank, bytes.
 
     Args:
         figures: of the model, with the adapter if `learner` has one.
         learner: dtype, stage, checkpointing.
+        turn: the longest row.
+        num_rows: of a micro-batch.
         world: ranks.
-        batch: the largest micro-batch.
+        temperature: of the text that is scored.
         has_reference: whether a KL term asks for reference logprobs; with LoRA the same weights give them.
         syncs: whether weights are handed to samplers (GRPO), or only saved (SFT): both gather them; an adapter is not.
     """
-    stage, size = zero_stage(learner), BYTES[learner.dtype]
+    settings, size = zero(learner), BYTES[learner.dtype]
     weights = (figures.num_parameters + figures.num_adapter_parameters) * size
-    trained = figures.num_trained_parameters
-    share = world if stage >= 2 else 1
+    states = figures.num_trained_parameters * _FLOAT32 / (world if settings.stage >= 2 else 1)
     resident = {
-        "weights": weights / (world if stage == 3 else 1),
-        "float32 gradients": trained * _FLOAT32 / share,
-        "AdamW moments": trained * 2 * _FLOAT32 / share,
+        "weights": weights / (world if settings.stage == 3 else 1),
+        "float32 gradients": states,
+        "AdamW moments": 2 * states,
     }
-    if size < _FLOAT32 or stage >= 2:
-        resident["float32 masters"] = trained * _FLOAT32 / share
+    if size < _FLOAT32 or settings.stage >= 2:
+        resident["float32 masters"] = states
     if has_reference and not figures.num_adapter_parameters:
         resident["reference copy"] = figures.num_parameters * size
-    compute = activations(figures, learner, batch)
-    if stage >= 2:
-        compute += REDUCE_BUCKET * size
-    if stage == 3:
-        compute += min(LIVE_PARAMETERS * size, weights)
-    transient = {"forward and backward": compute, "optimizer step": trained * _FLOAT32 / share}
-    gathered = weights if stage == 3 else 0
-    if gathered:
-        transient["weight sync" if syncs else "saving"] = gathered
+    # Where actions are scored apart, at another temperature, the gradient of their logits waits for that of the text's.
+    num_copies = LOGIT_COPIES + (turn.block > 0 and temperature != 1)
+    compute = activations(figures, learner, turn, num_rows, num_copies)
+    if settings.stage >= 2:
+        compute += settings.reduce_bucket_size * size  # in which gradients are reduced
+    if settings.stage == 3:
+        compute += min(settings.max_live_parameters * size, weights)  # gathered ahead and kept at most
+    transient = {"forward and backward": compute, "optimizer step": states}
+    if settings.stage == 3:
+        transient["weight sync" if syncs else "saving"] = weights
     return LearnerMemory(resident=resident, transient=transient)
 
 
-def activations(figures: ModelFigures, learner: LearnerConfig, batch: MicroBatch) -> float:
-    """Bytes that one micro-batch keeps for its backward, logits included.
+def activations(
+    figures: ModelFigures, learner: LearnerConfig, turn: TurnTokens, num_rows: int, num_copies: int = LOGIT_COPIES
+) -> float:
+    """Bytes that one micro-batch keeps for its backward, with logits from the last token of the prompt on.
 
     With checkpointing each block keeps its input, and one block at a time is computed again.
     """
     size = BYTES[learner.dtype]
-    tokens, patches = batch.num_rows * batch.num_tokens, batch.num_rows * batch.num_patches
-    total = (
-        batch.num_rows * batch.num_scored_tokens * figures.vocabulary_size * (size + batch.num_logit_copies * _FLOAT32)
-    )
+    total = (turn.limit - turn.prompt + 1) * figures.vocabulary_size * (size + num_copies * _FLOAT32)
     is_vision_tracked = learner.gradient_checkpointing or not figures.num_adapter_parameters
-    for stack, length in [(figures.text, tokens), *((tower, patches * is_vision_tracked) for tower in figures.vision)]:
+    stacks = [(figures.text, turn.limit)]
+    stacks += [(tower, turn.num_images * figures.patches_per_image * is_vision_tracked) for tower in figures.vision]
+    for stack, length in stacks:
         inputs = stack.num_layers * size * stack.hidden_size
-        block = block_activations(stack, size)
+        block = _block_activations(stack, size)
         total += length * (inputs + block if learner.gradient_checkpointing else stack.num_layers * block)
-    return float(total)
+    return float(num_rows * total)
 
 
-def block_activations(stack: Stack, size: int) -> int:
+def _block_activations(stack: Stack, size: int) -> int:
     """Bytes that autograd keeps of one token in one block; attention by sdpa keeps no scores.
 
     Of width h: what each norm starts from (in float32, where it computes so) and gives, which the projections take; of
     sdpa its query, keys and values (repeated for each head under a padding mask), its output and the output
     projection's contiguous input. Of width f: between gate or first layer and the last one, all results.
     """
-    norm = stack.hidden_size * ((_FLOAT32 + size if stack.norm_in_float32 else size) + size)
+    norm = stack.hidden_size * ((_FLOAT32 + size if stack.is_gated else size) + size)
     attention = 5 * size * stack.hidden_size
     mlp = (4 if stack.is_gated else 2) * size * stack.intermediate_size
     return 2 * norm + attention + mlp
@@ -156,35 +153,18 @@ def block_activations(stack: Stack, size: int) -> int:
 def sampler_memory(
     figures: ModelFigures, sampler: SamplerConfig, gpu_memory: float, max_turn_tokens: int
 ) -> SamplerMemory:
-    """Memory of a sampler on each of its GPUs, bytes.
+    """Memory of a sampler on each of its GPUs of `gpu_memory` bytes; 0: on the CPU.
 
     With `kv_cache_mb` 0 vLLM fills `gpu_memory_utilization` of the GPU with KV cache. The transformers sampler holds
     the cache of one turn, and the old weights beside the new ones while it loads them.
-
-    Args:
-        figures: of the model; an adapter is small beside it.
-        sampler: see SamplerConfig.
-        gpu_memory: of one GPU, bytes; 0: a CPU.
-        max_turn_tokens: length of a turn at most.
     """
-    split, size = sampler.tensor_parallel_size, BYTES[sampler.dtype]
+    size = BYTES[sampler.dtype]
+    weights, per_token = figures.num_parameters * size, figures.kv_values_per_token * size
+    overhead = CONTEXT + ENGINE * (sampler.backend == "vllm") if gpu_memory else 0.0
     if sampler.backend == "transformers":
-        return SamplerMemory(
-            weights=2 * figures.num_parameters * size,
-            kv_cache=max_turn_tokens * kv_bytes_per_token(figures, size),
-            overhead=CONTEXT if gpu_memory else 0.0,
-            num_kv_tokens=max_turn_tokens,
-        )
-    weights = figures.num_parameters * size / split
-    overhead = CONTEXT + ENGINE if gpu_memory else 0.0
-    if sampler.kv_cache_mb:
-        cache = float(sampler.kv_cache_mb << 20)
+        weights, cache = 2 * weights, float(max_turn_tokens * per_token)
     else:
-        cache = max(0.0, sampler.gpu_memory_utilization * gpu_memory - weights - overhead)
-    per_token = kv_bytes_per_token(figures, size) / split
+        weights, per_token = weights / sampler.tensor_parallel_size, per_token / sampler.tensor_parallel_size
+        left = max(0.0, sampler.gpu_memory_utilization * gpu_memory - weights - overhead)
+        cache = float(sampler.kv_cache_mb << 20) or left
     return SamplerMemory(weights=weights, kv_cache=cache, overhead=overhead, num_kv_tokens=int(cache / per_token))
-
-
-def kv_bytes_per_token(figures: ModelFigures, size: int) -> int:
-    """2 (key, value) * layers * key-value heads * head size * bytes of a value."""
-    return figures.kv_values_per_token * size

@@ -1,18 +1,41 @@
-"""A model's figures without its weights: parameters, sizes of its layers, tokens of an image."""
+"""A model's figures without its weights: built on torch's meta device, and counted there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlvla.config import LoraConfig
+from pydantic import PositiveInt, TypeAdapter
+
+from rlvla.config import ActionDecoding, LoraConfig, TinyModelConfig
+from rlvla.policies.models import auto
+from rlvla.policies.thinker.actions import NUM_BINS, QuantileCodec
 
 if TYPE_CHECKING:
     from rlvla.policies.thinker.prompt import PolicyProcessor
 
-_VISION = ("visual.", "vision_model.", "connector.")
+_VISION = ("visual.", "vision_model.", "connector.", "vision_backbone.", "projector.")
 """Parts of module names that hold the towers and what joins them to the language model."""
+_TINY_CORPUS = (
+    '<think>look 100 200</think><tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 5, 10, 20]}}',
+)
+"""Stands in for the demonstrations: a tokenizer trained on those has a few hundred entries more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """The JSON file `plan.architecture`: a model and its policy, neither of which has to be on this machine."""
+
+    name: str
+    """Hub id of the model; empty: the tiny model of the config."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The model's Hugging Face config, with its `model_type`; empty: the tiny model of the config."""
+    chunk_length: PositiveInt = 8
+    """K of the policy (OpenVLA-OFT: 8 in LIBERO)."""
+    action_decoding: ActionDecoding = "autoregressive"
+    """Of the policy; see `SFTConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +46,7 @@ class Stack:
     hidden_size: int
     intermediate_size: int
     is_gated: bool
-    """MLP: gate, up and down projection; or two."""
-    norm_in_float32: bool
-    """RMSNorm as transformers computes it, on a float32 copy; or torch's LayerNorm."""
+    """As Llama's: an MLP of three projections, and RMSNorm on a float32 copy; or as a ViT's: of two, and LayerNorm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,97 +64,164 @@ class ModelFigures:
     text: Stack
     vision: tuple[Stack, ...]
     """Towers; each sees every patch."""
-    num_kv_heads: int
-    head_size: int
+    kv_values_per_token: int
+    """Keys and values of one token over all layers."""
     vocabulary_size: int
     """Rows of the language model's head."""
-    tokens_of_image: Callable[[int, int], int]
-    """(height, width) of a picture, px -> tokens in a context, marks around it included."""
-    patches_of_image: Callable[[int, int], int]
-    """(height, width) -> patches that the towers see."""
+    tokens_per_image: int
+    """In a context, marks around it included."""
+    patches_per_image: int
+    """That the towers see."""
 
     @property
     def num_trained_parameters(self) -> int:
         """The adapter's, or all."""
         return self.num_adapter_parameters or self.num_parameters
 
-    @property
-    def num_text_parameters(self) -> int:
-        """Those that a token of a context meets; tied embeddings are its head, others are only looked up."""
-        return self.num_parameters - self.num_vision_parameters
 
-    @property
-    def kv_values_per_token(self) -> int:
-        """Keys and values of one token over all layers."""
-        return 2 * self.text.num_layers * self.num_kv_heads * self.head_size
+@cache
+def describe(path: Path | None) -> Described:
+    """Read `plan.architecture`; None: a tiny model, and the defaults. Raises ValueError naming file and key."""
+    if path is None:
+        return Described(name="")
+    try:
+        return TypeAdapter(Described).validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"plan.architecture: {path}: {error}") from None
+
+
+@cache
+def figures_of(
+    model: str,
+    architecture: Path | None = None,
+    *,
+    view_shape: tuple[int, int] = (256, 256),
+    lora: LoraConfig | None = None,
+    tiny: TinyModelConfig | None = None,
+    num_bins: int = NUM_BINS,
+) -> ModelFigures:
+    """The figures of a config's model.
+
+    Taken from the first that there is: the folder `model`; the JSON, unless `model` is the name of another one; the
+    hub; for an empty or missing `model` a tiny one.
+
+    Args:
+        model: folder or hub id; empty: a tiny model.
+        architecture: see `Described`.
+        view_shape: (H, W) of a picture, px.
+        lora: adapter to put on, if any.
+        tiny: what an empty `model` means; None: `model` is a folder, which training has to make first.
+        num_bins: of action tokens, for a tiny model.
+
+    Raises:
+        ValueError: the model is neither here nor on the hub nor in a JSON.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from rlvla.policies.thinker.prompt import POLICY_FILE, PolicyProcessor
+
+    described = describe(architecture)
+    is_here = bool(model) and (Path(model) / "config.json").is_file()
+    is_described = bool(described.config) and not is_here and (tiny is None or described.name == model)
+    if not is_here and not is_described and (tiny is None or not model):
+        built, processor = _tiny(tiny or TinyModelConfig(), num_bins)
+        why = "" if tiny else f"{model} is not here: "
+        return count(built, lora, view_shape, source=f"{why}a tiny {built.config.model_type}", processor=processor)
+    try:
+        config = auto.make_config(described.config) if is_described else auto.load_config(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model: {model} has no config that can be read, neither here nor on the hub nor in plan.architecture "
+            f"({str(error).splitlines()[0]}): name a JSON with it in plan.architecture"
+        ) from None
+    with torch.device("meta"):
+        built = AutoModelForImageTextToText.from_config(config)
+    processor = PolicyProcessor.load(model) if is_here and (Path(model) / POLICY_FILE).is_file() else None
+    source = f"{described.name}, figures of {architecture}" if is_described else model
+    return count(built, lora, view_shape, source=source, processor=processor)
+
+
+def _tiny(tiny: TinyModelConfig, num_bins: int) -> tuple[Any, PolicyProcessor]:
+    import torch
+
+    from rlvla.policies.models.tiny_vlm import build_tiny
+    from rlvla.policies.thinker.prompt import PolicyProcessor
+
+    with torch.device("meta"):
+        model, hf_processor = build_tiny(tiny, _TINY_CORPUS, num_bins, seed=0)
+    codec = QuantileCodec(low=(0.0,), high=(1.0,), num_bins=num_bins, chunk_length=1)
+    return model, PolicyProcessor.create(hf_processor, codec, carry_thought=False)
 
 
 def count(
-    model: Any, lora: LoraConfig | None, *, source: str, processor: PolicyProcessor | None = None
+    model: Any,
+    lora: LoraConfig | None,
+    view_shape: tuple[int, int],
+    *,
+    source: str,
+    processor: PolicyProcessor | None = None,
 ) -> ModelFigures:
     """Count a Hugging Face VLM, on whatever device; an adapter is put on it.
 
     Args:
         model: as `AutoModelForImageTextToText` builds it.
         lora: adapter to put on, if any.
+        view_shape: (H, W) of a picture, px.
         source: see ModelFigures.
-        processor: tells the tokens of an image; None: the formula of Qwen-VL.
+        processor: tells the tokens of an image; None: OpenVLA's patches, or the formula of Qwen-VL.
     """
+    import numpy as np
+
     from rlvla.policies.thinker.policy import prepare
 
     config, text = model.config, model.config.get_text_config()
-    num_parameters = sum(p.numel() for p in model.parameters())
-    num_vision = sum(p.numel() for name, p in model.named_parameters() if any(part in name for part in _VISION))
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
     adapter = 0
     if lora is not None:
-        named = dict(prepare(model, lora=lora).named_parameters())
-        adapter = sum(p.numel() for name, p in named.items() if ".lora_" in name)
-    vision = config.vision_config
-    is_qwen = hasattr(vision, "spatial_merge_size")
-    side = vision.patch_size * (vision.spatial_merge_size if is_qwen else 1)
-    tokens = (lambda h, w: _qwen_tokens(h, w, side)) if processor is None else (lambda h, w: _asked(processor, h, w))
+        adapter = sum(p.numel() for name, p in prepare(model, lora=lora).named_parameters() if ".lora_" in name)
+    towers = config.towers if auto.is_openvla(config) else (config.vision_config,)
+    tokens, patches = _image_sizes(towers[0], *view_shape)
+    if processor is not None:
+        tokens = len(processor.expand(processor.vocabulary.image_ids, [np.zeros((*view_shape, 3), np.uint8)]))
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelFigures(
         source=source,
-        num_parameters=num_parameters,
-        num_vision_parameters=num_vision,
+        num_parameters=sum(sizes.values()),
+        num_vision_parameters=sum(size for name, size in sizes.items() if any(part in name for part in _VISION)),
         num_adapter_parameters=adapter,
-        text=Stack(
-            num_layers=text.num_hidden_layers,
-            hidden_size=text.hidden_size,
-            intermediate_size=text.intermediate_size,
-            is_gated=True,
-            norm_in_float32=True,
-        ),
-        vision=(
-            Stack(
-                num_layers=vision.depth if is_qwen else vision.num_hidden_layers,
-                hidden_size=vision.hidden_size,
-                intermediate_size=vision.intermediate_size,
-                is_gated=is_qwen,
-                norm_in_float32=is_qwen,
-            ),
-        ),
-        num_kv_heads=text.num_key_value_heads,
-        head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        text=_stack(text, is_gated=True),
+        vision=tuple(_stack(tower, is_gated=_is_qwen(tower)) for tower in towers),
+        kv_values_per_token=2 * text.num_hidden_layers * text.num_key_value_heads * head_size,
         vocabulary_size=text.vocab_size,
-        tokens_of_image=tokens,
-        patches_of_image=(lambda h, w: _qwen_patches(h, w, side, vision.patch_size))
-        if is_qwen
-        else (lambda h, w: (vision.image_size // vision.patch_size) ** 2),
+        tokens_per_image=tokens,
+        patches_per_image=patches,
     )
 
 
-def _qwen_patches(height: int, width: int, side: int, patch_size: int) -> int:
-    """Qwen-VL rounds both sides to multiples of a merged patch (`smart_resize`, far from its limits on pixels)."""
-    return round(height / side) * side * round(width / side) * side // patch_size**2
+def _is_qwen(tower: Any) -> bool:
+    return hasattr(tower, "spatial_merge_size")
 
 
-def _qwen_tokens(height: int, width: int, side: int) -> int:
-    """A token for each merged patch, and one mark before and behind."""
-    return round(height / side) * round(width / side) + 2
+def _stack(sizes: Any, *, is_gated: bool) -> Stack:
+    names = ("depth", "num_layers", "num_hidden_layers")
+    return Stack(
+        num_layers=next(getattr(sizes, name) for name in names if hasattr(sizes, name)),
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        is_gated=is_gated,
+    )
 
 
-def _asked(processor: PolicyProcessor, height: int, width: int) -> int:
-    import numpy as np
+def _image_sizes(tower: Any, height: int, width: int) -> tuple[int, int]:
+    """(tokens in a context, patches) of a picture.
 
-    return len(processor.expand(processor.vocabulary.image_ids, [np.zeros((height, width, 3), np.uint8)]))
+    Qwen-VL rounds both sides to multiples of a merged patch (`smart_resize`, far from its limits on pixels), each of
+    which becomes a token, with one mark before and behind all. Other towers resize every picture to one size.
+    """
+    if not _is_qwen(tower):
+        num_patches = (tower.image_size // tower.patch_size) ** 2
+        return num_patches, num_patches
+    side = tower.patch_size * tower.spatial_merge_size
+    merged = round(height / side) * round(width / side)
+    return merged + 2, merged * tower.spatial_merge_size**2

@@ -1,39 +1,32 @@
 """The plan that `--dry-run` prints: parameters, memory, tokens and time of a config, before anything is downloaded.
 
 Everything but weights is built: config, reward (by the recipe), tools, env, model on torch's meta device with its
-adapter. Sizes are counted or computed; seconds are estimates from the constants of `rlvla.plan.speed`.
+adapter. Sizes are counted or computed; the learner's seconds are an estimate, see `rlvla.plan.turn`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, SFTConfig
-from rlvla.plan import report as plan_report
-from rlvla.plan import speed as plan_speed
-from rlvla.plan import world as plan_world
-from rlvla.plan.architecture import figures_of
-from rlvla.plan.memory import (
-    BYTES,
-    LOGIT_COPIES,
-    LearnerMemory,
-    MicroBatch,
-    SamplerMemory,
-    learner_memory,
-    sampler_memory,
-)
-from rlvla.plan.model import ModelFigures
-from rlvla.plan.speed import DEVICES, Rollout, TurnTokens, turn_tokens
-from rlvla.plan.world import World
+from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, LearnerConfig, PlanConfig, SFTConfig
+from rlvla.plan.memory import BYTES, GIB, LearnerMemory, learner_memory, sampler_memory, zero
+from rlvla.plan.model import ModelFigures, figures_of
+from rlvla.plan.turn import DEVICES, REACHED, TurnTokens, learner_s, turn_tokens
+from rlvla.plan.world import World, of_dataset, of_env
 from rlvla.policies.thinker.actions import NUM_BINS
-from rlvla.policies.thinker.prompt import read_decoding
 from rlvla.policies.thinker.tools import load_tools
+from rlvla.run.preflight import check_policy, require_even
 
 _ANNOTATED = EpisodeConfig(max_tool_calls=1, max_turn_tokens=1 << 20)
 """Rows of the cold start, assumed: one zoom at most, thoughts as long as a policy may write by default."""
+_Lines = tuple[tuple[str, str], ...]
 _NUM_TASKS = 10
 """Of a suite that is not here: LIBERO's have 10, but for libero_90."""
+_ENV_MEMORY_GB = {"rlvla/Libero-v0": 2.0}
+"""Env id -> GiB of main memory of one env with its renderer, less what it has before its first scene, measured (LIBERO:
+median over the 130 tasks of scripts/check_libero.py, which change; 1.3 to 1.8 GiB while a process stays in a task)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,220 +34,227 @@ class Plan:
     """What is planned; `str()` is the table."""
 
     title: str
-    figures: ModelFigures
-    turn: TurnTokens
-    lines: tuple[tuple[str, str], ...]
+    lines: _Lines
     """(subject, text)."""
     problems: tuple[str, ...]
     """What will not work, each with what to do."""
-    learner: LearnerMemory | None = None
-    sampler: SamplerMemory | None = None
-    seconds: Mapping[str, float]
-    """Estimated, by phase."""
 
     def __str__(self) -> str:
         """Two columns, then the problems."""
-        lines = [self.title, *(f"  {subject:<20}{text}" for subject, text in self.lines)]
-        return "\n".join([*lines, *(f"  PROBLEM             {problem}" for problem in self.problems)])
+        lines = [*self.lines, *(("PROBLEM", problem) for problem in self.problems)]
+        return "\n".join([self.title, *(f"  {subject:<20}{text}" for subject, text in lines)])
 
 
 def of_sft(cfg: SFTConfig) -> Plan:
     """Plan a cold start."""
-    if cfg.num_trials:
-        plan_world.of_env(cfg)  # it is to be evaluated there
-    world = plan_world.of_dataset(cfg.dataset, cfg.plan, cfg.action_decoding or read_decoding(cfg.model))
-    figures = figures_of(cfg.model, cfg.plan, lora=cfg.learner.lora, tiny=cfg.tiny, num_bins=cfg.num_bins or NUM_BINS)
-    turn = _turn(figures, world, _ANNOTATED)
-    ranks = cfg.plan.num_processes
-    num_rows = min(cfg.learner.micro_batch_rows, -(-cfg.batch_size // ranks))
-    batch = _micro_batch(figures, world, turn, num_rows, temperature=1.0)
-    memory = learner_memory(figures, cfg.learner, ranks, batch, has_reference=False, syncs=False)
-    num_tokens = cfg.batch_size * turn.expected
-    step_s = plan_speed.learner_s(
-        figures,
-        num_tokens,
-        cfg.batch_size * turn.expected_images * figures.patches_of_image(*world.view_shape),
-        DEVICES[cfg.plan.gpu],
-        world=ranks,
-        checkpointing=cfg.learner.gradient_checkpointing,
-    )
-    amount = f"{cfg.batch_size} turns: {num_tokens:,.0f} expected, {cfg.batch_size * turn.limit:,} at most"
+    learner, ranks, world = cfg.learner, cfg.plan.num_processes, of_dataset(cfg)
+    options = {"view_shape": world.view_shape, "lora": learner.lora}
+    num_bins = cfg.num_bins or NUM_BINS
+    figures = figures_of(cfg.model, cfg.plan.architecture, tiny=cfg.tiny, num_bins=num_bins, **options)
+    turn = turn_tokens(figures, world, _ANNOTATED)
+    num_rows = min(learner.micro_batch_rows, -(-cfg.batch_size // ranks))
+    memory = learner_memory(figures, learner, turn, num_rows, ranks)
+    seconds = cfg.batch_size / ranks * learner_s(figures, turn, cfg.plan.gpu, learner, 0)
     epochs = f", {cfg.num_steps * cfg.batch_size / world.num_frames:.1f} epochs" if world.num_frames else ""
-    whole = plan_report.time(step_s * cfg.num_steps)
-    uneven = f"batch_size {cfg.batch_size} does not divide over plan.num_processes {ranks}"
     return Plan(
         title="plan of recipes/sft.py",
-        figures=figures,
-        turn=turn,
         lines=(
-            *plan_report.model_lines(figures, cfg.learner),
+            *_model_lines(figures, learner),
             ("data", world.note),
-            *plan_report.turn_lines(turn, world, _ANNOTATED, figures.tokens_of_image(*world.view_shape)),
-            ("tokens of a step", amount),
-            *plan_report.learner_lines(memory, cfg.learner, ranks, batch, cfg.plan),
-            ("time (estimate)", f"{plan_report.time(step_s)} a step, {whole} in all{epochs}"),
-            ("limited by", "the learner"),
+            *_turn_lines(turn, world, _ANNOTATED, figures.tokens_per_image),
+            ("tokens of a step", f"{cfg.batch_size} turns: {cfg.batch_size * turn.limit:,} at most"),
+            *_learner_lines(memory, learner, ranks, num_rows, cfg.plan.gpu),
+            *_time_lines(seconds, cfg.num_steps, epochs),
         ),
         problems=(
-            *((uneven,) if cfg.batch_size % ranks else ()),
-            *plan_report.misfits(cfg.plan, {"a learner rank": memory.peak}),
+            *_refusals(require_even, cfg.batch_size, ranks),
+            *_misfits(cfg.plan, {"a learner rank": memory.peak}),
         ),
-        learner=memory,
-        seconds={"learner": step_s},
     )
 
 
 def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
     """Plan a GRPO run; the recipe has built the reward, whose weights by name are shown."""
-    load_tools(cfg.episode.tools)
-    ranks = cfg.cluster.num_learners
-    world = plan_world.with_checkpoint(plan_world.of_env(cfg), cfg.model)
-    figures = figures_of(str(cfg.model), cfg.plan, lora=cfg.learner.lora)
-    turn = _turn(figures, world, cfg.episode)
-    has_reference = cfg.loss.kl_coef != 0
-    batch = _micro_batch(figures, world, turn, cfg.learner.micro_batch_rows, cfg.episode.temperature)
-    memory = learner_memory(figures, cfg.learner, ranks, batch, has_reference=has_reference, syncs=True)
-    sampler = sampler_memory(figures, cfg.sampler, plan_report.gpu_bytes(cfg.plan), cfg.episode.max_turn_tokens)
-    rollout = _rollout(world, cfg.groups_per_step * cfg.group_size)
-    num_updates = cfg.minibatches_per_step * cfg.num_epochs
-    seconds = _rollout_seconds(cfg, figures, world, turn, rollout, sampler)
-    seconds["learner"] = plan_speed.learner_s(
+    learner, ranks, rollout = cfg.learner, cfg.cluster.num_learners, _Rollout(cfg)
+    figures, turn, num_trajectories = rollout.figures, rollout.turn, cfg.groups_per_step * cfg.group_size
+    has_reference, num_updates = cfg.loss.kl_coef != 0, cfg.minibatches_per_step * cfg.num_epochs
+    memory = learner_memory(
         figures,
-        rollout.num_turns * turn.expected,
-        rollout.num_turns * turn.expected_images * figures.patches_of_image(*world.view_shape),
-        DEVICES[cfg.plan.gpu],
-        world=ranks,
-        num_epochs=cfg.num_epochs,
-        num_scorings=cfg.num_epochs * (has_reference + (num_updates > 1)),
-        checkpointing=cfg.learner.gradient_checkpointing,
+        learner,
+        turn,
+        learner.micro_batch_rows,
+        ranks,
+        temperature=cfg.episode.temperature,
+        has_reference=has_reference,
+        syncs=True,
     )
-    shared = 0 < cfg.cluster.sampler_gpus + cfg.cluster.learner_gpus <= 1
-    needs = {"a learner rank": memory.peak, "a sampler": sampler.peak}
-    if shared or cfg.plan.gpu == "cpu":
-        needs = {"a learner rank with a sampler": memory.peak + sampler.peak}
+    turn_s = learner_s(figures, turn, cfg.plan.gpu, learner, has_reference + (num_updates > 1))
+    num_turns = num_trajectories * rollout.turns_per_episode * cfg.num_epochs
+    needs = {"a learner rank": memory.peak, "a sampler": rollout.memory.peak}
+    if 0 < cfg.cluster.sampler_gpus + cfg.cluster.learner_gpus <= 1 or cfg.plan.gpu == "cpu":
+        needs = {"a learner rank with a sampler": memory.peak + rollout.memory.peak}
     amount = f"{cfg.groups_per_step} groups of {cfg.group_size} a wave, {cfg.max_waves} wave(s) at most"
+    there = "main memory" if cfg.plan.gpu == "cpu" else "on one GPU"
     return Plan(
         title="plan of recipes/grpo.py",
-        figures=figures,
-        turn=turn,
         lines=(
-            *plan_report.model_lines(figures, cfg.learner),
-            ("env", world.note),
+            *_model_lines(figures, learner),
             ("reward", " + ".join(f"{weight:g} {name}" for name, weight in reward_weights.items())),
-            *plan_report.turn_lines(turn, world, cfg.episode, figures.tokens_of_image(*world.view_shape)),
             ("a step", f"{amount}, {num_updates} update(s); a wave is"),
-            *plan_report.rollout_lines(rollout, turn),
-            *plan_report.learner_lines(memory, cfg.learner, ranks, batch, cfg.plan),
-            *plan_report.sampler_lines(figures, sampler, cfg),
-            (
-                "main memory" if cfg.plan.gpu == "cpu" else "on one GPU",
-                "; ".join(f"{name}: {plan_report.size(need)}" for name, need in needs.items()),
-            ),
-            *plan_report.env_lines(cfg),
-            *plan_report.time_lines(seconds, cfg.num_steps),
+            *rollout.lines(num_trajectories),
+            *_learner_lines(memory, learner, ranks, learner.micro_batch_rows, cfg.plan.gpu),
+            (there, "; ".join(f"{name}: {_size(need)}" for name, need in needs.items())),
+            *_time_lines(turn_s * num_turns / ranks, cfg.num_steps),
         ),
-        problems=(
-            *plan_report.misfits(cfg.plan, needs),
-            *plan_report.turn_problems(turn, cfg.episode, sampler),
-            *plan_report.backend_problems(cfg),
-        ),
-        learner=memory,
-        sampler=sampler,
-        seconds=seconds,
+        problems=(*_misfits(cfg.plan, needs), *rollout.problems()),
     )
 
 
 def of_evaluate(cfg: EvaluateConfig) -> Plan:
     """Plan an evaluation."""
-    load_tools(cfg.episode.tools)
-    world = plan_world.with_checkpoint(plan_world.of_env(cfg), cfg.model)
-    figures = figures_of(str(cfg.model), cfg.plan)
-    turn = _turn(figures, world, cfg.episode)
-    sampler = sampler_memory(figures, cfg.sampler, plan_report.gpu_bytes(cfg.plan), cfg.episode.max_turn_tokens)
-    num_tasks = world.num_tasks or len(cfg.env.tasks) or _NUM_TASKS
-    rollout = _rollout(world, num_tasks * cfg.num_trials)
-    seconds = _rollout_seconds(cfg, figures, world, turn, rollout, sampler)
+    rollout = _Rollout(cfg)
+    num_tasks = rollout.world.num_tasks or len(cfg.env.tasks) or _NUM_TASKS
     return Plan(
         title="plan of recipes/evaluate.py",
-        figures=figures,
-        turn=turn,
         lines=(
-            *plan_report.model_lines(figures, None),
-            ("env", world.note),
-            *plan_report.turn_lines(turn, world, cfg.episode, figures.tokens_of_image(*world.view_shape)),
+            *_model_lines(rollout.figures, None),
             ("trials", f"{num_tasks} task(s) x {cfg.num_trials} {cfg.split} states"),
-            *plan_report.rollout_lines(rollout, turn),
-            *plan_report.sampler_lines(figures, sampler, cfg),
-            *plan_report.env_lines(cfg),
-            *plan_report.time_lines(seconds, 1),
+            *rollout.lines(num_tasks * cfg.num_trials),
         ),
-        problems=(
-            *plan_report.misfits(cfg.plan, {"a sampler": sampler.peak}),
-            *plan_report.turn_problems(turn, cfg.episode, sampler),
-            *plan_report.backend_problems(cfg),
-        ),
-        sampler=sampler,
-        seconds=seconds,
+        problems=(*_misfits(cfg.plan, {"a sampler": rollout.memory.peak}), *rollout.problems()),
     )
 
 
-def _turn(figures: ModelFigures, world: World, episode: EpisodeConfig) -> TurnTokens:
-    return turn_tokens(
-        episode,
-        tokens_per_image=figures.tokens_of_image(*world.view_shape),
-        num_images=world.num_images,
-        num_action_tokens=world.chunk_length * world.action_size,
-        is_parallel=world.action_decoding != "autoregressive",
+class _Rollout:
+    """Simulators and samplers of a run."""
+
+    def __init__(self, cfg: GRPOConfig | EvaluateConfig) -> None:
+        load_tools(cfg.episode.tools)
+        self._cfg, self.world = cfg, of_env(cfg)
+        lora = cfg.learner.lora if isinstance(cfg, GRPOConfig) else None
+        self.figures = figures_of(str(cfg.model), cfg.plan.architecture, view_shape=self.world.view_shape, lora=lora)
+        self.turn = turn_tokens(self.figures, self.world, cfg.episode)
+        gpu_memory = DEVICES[cfg.plan.gpu][0] * GIB
+        self.memory = sampler_memory(self.figures, cfg.sampler, gpu_memory, cfg.episode.max_turn_tokens)
+        self.turns_per_episode = -(-self.world.max_env_steps // self.world.chunk_length)
+
+    def lines(self, num_trajectories: int) -> _Lines:
+        """What is played at most, and what that takes."""
+        cluster, sampler, memory = self._cfg.cluster, self._cfg.sampler, self.memory
+        turns, env_steps = self.turns_per_episode, num_trajectories * self.world.max_env_steps
+        num_envs = cluster.num_rollout_actors * cluster.envs_per_actor
+        per_token = self.figures.kv_values_per_token * BYTES[sampler.dtype]
+        per_env = _ENV_MEMORY_GB.get(self._cfg.env.id)
+        gib = f", {num_envs * per_env:.0f} GiB of main memory" if per_env else ""
+        return (
+            ("", f"{num_trajectories} trajectories of up to {turns} turns, {env_steps:,} env steps"),
+            ("tokens", f"{num_trajectories * turns * self.turn.limit:,} at most"),
+            ("env", self.world.note),
+            ("envs", f"{num_envs} in {cluster.num_rollout_actors} rollout actors{gib}"),
+            *_turn_lines(self.turn, self.world, self._cfg.episode, self.figures.tokens_per_image),
+            (
+                "sampler",
+                f"{_size(memory.peak)} on {self._cfg.plan.gpu}: {cluster.num_samplers} of {sampler.backend}, "
+                f"{sampler.dtype}",
+            ),
+            (
+                "",
+                f"weights {_size(memory.weights)}, KV cache {_size(memory.kv_cache)} = "
+                f"{memory.num_kv_tokens:,} tokens of {per_token:,} bytes, "
+                f"{memory.num_kv_tokens // self._cfg.episode.max_turn_tokens:,} whole turns; "
+                f"{_size(memory.overhead)} for the rest",
+            ),
+        )
+
+    def problems(self) -> tuple[str, ...]:
+        """Limits that no turn can keep, and why a checkpoint that is here is refused."""
+        limit, num_kv_tokens, problems = self._cfg.episode.max_turn_tokens, self.memory.num_kv_tokens, []
+        if self.turn.least > limit:
+            problems.append(f"episode.max_turn_tokens is {limit}: prompt and action chunk alone take {self.turn.least}")
+        if num_kv_tokens < limit:
+            problems.append(
+                f"the KV cache holds {num_kv_tokens} tokens, one turn needs {limit}: raise sampler.kv_cache_mb, or "
+                "sampler.gpu_memory_utilization"
+            )
+        is_here = (self._cfg.model / "config.json").is_file()
+        return (*problems, *(_refusals(check_policy, self._cfg) if is_here else ()))
+
+
+def _size(num_bytes: float) -> str:
+    """`12.3 GiB`, or MiB below a tenth of one."""
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / (1 << 20):.1f} MiB"
+
+
+def _time(seconds: float) -> str:
+    """`12 s`, `3.4 min` or `5.6 h`."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _model_lines(figures: ModelFigures, learner: LearnerConfig | None) -> _Lines:
+    """Where the figures come from, and parameters."""
+    counts = (figures.num_parameters, figures.num_vision_parameters, figures.num_trained_parameters)
+    whole, vision, trained = (f"{count / 1e6:,.1f} M" for count in counts)
+    text = f"{whole}, {vision} of them for pixels"
+    if learner is not None:
+        how = "all of them" if learner.lora is None else f"LoRA of rank {learner.lora.rank}"
+        text += f"; trained: {trained} ({how})"
+    return (("model", figures.source), ("parameters", text))
+
+
+def _turn_lines(turn: TurnTokens, world: World, episode: EpisodeConfig, tokens_per_image: int) -> _Lines:
+    """The token budget of a decision."""
+    height, width = world.view_shape
+    budget = (
+        f"prompt {turn.prompt} ({world.num_images} image(s) of {tokens_per_image} at {height} x {width}), thought "
+        f"{episode.max_think_tokens}, zooms {episode.max_tool_calls} x {tokens_per_image}, action "
+        f"{world.chunk_length} x {world.action_size} = {world.chunk_length * world.action_size}"
+    )
+    if turn.block:
+        budget += f", in one forward of {turn.block}"
+    cut = f" (all limits used up: {turn.most}, cut by episode.max_turn_tokens)" if turn.most > turn.limit else ""
+    return (("tokens of a turn", budget), ("", f"{turn.limit} at most{cut}"))
+
+
+def _learner_lines(memory: LearnerMemory, learner: LearnerConfig, world: int, num_rows: int, gpu: str) -> _Lines:
+    """Memory of a rank by purpose; the largest transient part counts."""
+
+    def parts(sizes: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {_size(value)}" for name, value in sizes.items())
+
+    rank = f"ZeRO {zero(learner).stage:d}, {learner.dtype}, {world} rank(s)"
+    checkpointing = f"{'with' if learner.gradient_checkpointing else 'without'} gradient checkpointing"
+    return (
+        ("learner rank", f"{_size(memory.peak)} on {gpu}: {rank}"),
+        ("  all the time", parts(memory.resident)),
+        ("  in turn", f"{parts(memory.transient)}; {num_rows} row(s) a forward, {checkpointing}"),
     )
 
 
-def _micro_batch(
-    figures: ModelFigures, world: World, turn: TurnTokens, num_rows: int, temperature: float
-) -> MicroBatch:
-    """Rows as long as they get; logits are needed from the last token of the prompt on."""
-    return MicroBatch(
-        num_rows=num_rows,
-        num_tokens=turn.limit,
-        num_scored_tokens=turn.limit - turn.prompt + 1,
-        num_patches=turn.num_images * figures.patches_of_image(*world.view_shape),
-        num_logit_copies=LOGIT_COPIES + (turn.block > 0 and temperature != 1),
+def _time_lines(seconds: float, num_steps: int, note: str = "") -> _Lines:
+    """The estimate, and what it assumes."""
+    return (
+        ("time (estimate)", f"learner {_time(seconds)} a step, {_time(seconds * num_steps)} in all{note}"),
+        ("", f"with turns as long as they get, at {REACHED:.0%} of the data sheet's FLOP/s"),
     )
 
 
-def _rollout(world: World, num_trajectories: int) -> Rollout:
-    return Rollout(
-        num_trajectories=num_trajectories,
-        max_turns=plan_speed.num_turns(world.max_env_steps, world.chunk_length),
-        chunk_length=world.chunk_length,
+def _misfits(plan: PlanConfig, needs: Mapping[str, float]) -> tuple[str, ...]:
+    """What needs more than the GPU has."""
+    there = DEVICES[plan.gpu][0] * GIB
+    return tuple(
+        f"{name} needs {_size(need)}, {plan.gpu} has {_size(there)}: raise learner.zero_stage or the number of ranks, "
+        "turn learner.gradient_checkpointing on, lower learner.micro_batch_rows or the KV cache, or use learner.lora"
+        for name, need in needs.items()
+        if there and need > there
     )
 
 
-def _rollout_seconds(
-    cfg: GRPOConfig | EvaluateConfig,
-    figures: ModelFigures,
-    world: World,
-    turn: TurnTokens,
-    rollout: Rollout,
-    memory: SamplerMemory,
-) -> dict[str, float]:
-    """Of simulators, where their speed is known, and of samplers."""
-    cluster, is_vllm, seconds = cfg.cluster, cfg.sampler.backend == "vllm", {}
-    if rate := plan_report.env_steps_per_s(cfg):
-        seconds["simulator"] = plan_speed.simulator_s(rollout, rate, cluster.num_rollout_actors)
-    num_envs = cluster.num_rollout_actors * cluster.envs_per_actor
-    concurrency = 1
-    if is_vllm:
-        concurrent = min(num_envs, rollout.num_trajectories) // cluster.num_samplers
-        concurrency = min(concurrent, cfg.sampler.max_num_seqs, int(memory.num_kv_tokens // turn.expected))
-    seconds["sampler"] = plan_speed.sampler_s(
-        figures,
-        turn,
-        rollout,
-        DEVICES[cfg.plan.gpu],
-        num_samplers=cluster.num_samplers,
-        concurrency=concurrency,
-        num_reads=1 if is_vllm else turn.expected_requests,
-        patches_per_image=figures.patches_of_image(*world.view_shape),
-        bytes_per_value=BYTES[cfg.sampler.dtype],
-    )
-    return seconds
+def _refusals(check: Callable[..., None], *args: Any) -> tuple[str, ...]:
+    """What a check of `rlvla.run.preflight` would end the run with."""
+    try:
+        check(*args)
+    except (ValueError, FileNotFoundError) as error:
+        return (str(error),)
+    return ()

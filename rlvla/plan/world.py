@@ -1,4 +1,4 @@
-"""What a run meets: tasks, pictures and actions, from simulator, data and checkpoint, or assumed where they are not."""
+"""What a run meets: pictures, actions and horizon, from simulator, data and checkpoint, or told where they are not."""
 
 from __future__ import annotations
 
@@ -7,105 +7,97 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlvla.config import ActionDecoding, EvaluateConfig, GRPOConfig, PlanConfig, SFTConfig
+from rlvla.config import ActionDecoding, EvaluateConfig, GRPOConfig, SFTConfig
 from rlvla.data.dataset import read_sizes
-from rlvla.policies.thinker.prompt import read_decoding, read_settings
-from rlvla.rollout.env_server import make_env
+from rlvla.plan.model import describe
+from rlvla.policies.thinker.prompt import read_settings
+from rlvla.rollout.env_server import make_env, sizes_without_simulator
 from rlvla.rollout.tasks import task_ids
 from rlvla.run.preflight import check_world
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Sizes of what the policy sees and does."""
+    """Sizes of what the policy sees and does. Defaults are LIBERO's, for an env of which nothing is known."""
 
     note: str
     """Where they come from, to print."""
-    num_images: int
-    view_shape: tuple[int, int]
-    """(H, W), px."""
     chunk_length: int
-    action_size: int
-    max_env_steps: int
-    """Of the longest task."""
-    num_tasks: int | None
-    """None: the simulator is not here."""
     action_decoding: ActionDecoding
     """Of the policy."""
+    num_images: int = 1
+    view_shape: tuple[int, int] = (256, 256)
+    """(H, W), px."""
+    action_size: int = 7
+    max_env_steps: int = 520
+    """Of the longest task (OpenVLA-OFT's horizon of the Long suite)."""
+    num_tasks: int | None = None
+    """None: the simulator is not here."""
     num_frames: int = 0
     """Decisions in the data set; 0: it is not here."""
 
 
-def assumed(plan: PlanConfig, note: str) -> World:
-    """The config's own figures."""
-    return World(
-        note=note,
-        num_images=plan.num_images,
-        view_shape=(plan.view_size, plan.view_size),
-        chunk_length=plan.chunk_length,
-        action_size=plan.action_size,
-        max_env_steps=plan.max_env_steps,
-        num_tasks=None,
-        action_decoding=plan.action_decoding,
-    )
-
-
 def of_env(cfg: EvaluateConfig | GRPOConfig | SFTConfig) -> World:
-    """Construct the env, without a reset, and ask it; or say why it is not here and take the config's figures.
+    """Construct the env, without a reset, and ask it, or its class where the simulator is not here.
 
-    Args:
-        cfg: which env, tasks and policy, and `plan`: figures for an env that is not here, and the chunk length.
+    Chunks are those of the policy `cfg.model`, or of `plan.architecture` where that is not here.
 
     Raises:
         ValueError: the env refuses its arguments, or see `preflight.check_world`.
     """
-    config, plan = cfg.env, cfg.plan
+    config, policy = cfg.env, describe(cfg.plan.architecture)
+    world = World(note="", chunk_length=policy.chunk_length, action_decoding=policy.action_decoding)
     try:
         env: Any = make_env(config)
     except (ImportError, FileNotFoundError) as error:
-        return assumed(plan, f"{config.id} is not here ({str(error).splitlines()[0]}): figures of plan.*")
+        told = sizes_without_simulator(config)
+        source = "sizes as its class says" if told else "assumed are sizes of LIBERO"
+        note = f"{config.id} is not here ({str(error).splitlines()[0]}): {source}"
+        return _of_policy(replace(world, note=note, **told), cfg.model)
     check_world(cfg, env)
     tasks = task_ids(env, config)
-    shape = env.observation_space["images"].shape
+    num_images, *shape, _ = env.observation_space["images"].shape
     splits = ", ".join(f"{len(env.init_state_ids(tasks[0], name))} {name}" for name in ("train", "evaluate"))
-    world = World(
+    world = replace(
+        world,
         note=f"{config.id}, suite {env.suite}: {len(tasks)} tasks, {splits} states a task",
-        num_images=shape[0],
-        view_shape=(shape[1], shape[2]),
-        chunk_length=plan.chunk_length,
+        num_images=num_images,
+        view_shape=(shape[0], shape[1]),
         action_size=env.action_space.shape[0],
         max_env_steps=max(env.max_env_steps(task) for task in tasks),
         num_tasks=len(tasks),
-        action_decoding=plan.action_decoding,
     )
     env.close()
-    return world
+    return _of_policy(world, cfg.model)
 
 
-def with_checkpoint(world: World, model: Path) -> World:
-    """How a checkpoint decodes which chunk, if there is one."""
-    settings = read_settings(model)
-    if not settings:
+def _of_policy(world: World, model: Path | str) -> World:
+    """As a policy that is here has learned; where the env is here too, `check_world` has compared them."""
+    if not (settings := read_settings(model)):
         return world
-    return replace(world, chunk_length=settings["codec"]["chunk_length"], action_decoding=read_decoding(model))
+    codec, decoding = settings["codec"], settings["action_decoding"]
+    views = settings["views"] or (world.view_shape,) * world.num_images
+    sizes = {"chunk_length": codec["chunk_length"], "action_size": len(codec["low"])}
+    return replace(world, **sizes, action_decoding=decoding, num_images=len(views), view_shape=views[0])
 
 
-def of_dataset(path: Path, plan: PlanConfig, action_decoding: ActionDecoding) -> World:
-    """Sizes in a data set's `meta/info.json`, or the config's figures; of a policy that is to decode as told."""
-    file = path / "meta/info.json"
+def of_dataset(cfg: SFTConfig) -> World:
+    """Sizes in the data set's `meta/info.json`, or those of the env; the policy decodes as it is told to."""
+    decoding = cfg.action_decoding or read_settings(cfg.model).get("action_decoding", "autoregressive")
+    file = cfg.dataset / "meta/info.json"
     if not file.is_file():
-        note = f"{path} is not here: figures of plan.*"
-        return replace(assumed(plan, note), action_decoding=action_decoding)
+        world = of_env(cfg)
+        return replace(world, note=f"{cfg.dataset} is not here; of the env: {world.note}", action_decoding=decoding)
+    if cfg.num_trials:
+        of_env(cfg)  # it is to be evaluated there
     info = json.loads(file.read_text())
-    views, (chunk_length, action_size) = read_sizes(path)
+    views, (chunk_length, action_size) = read_sizes(cfg.dataset)
     return World(
-        note=f"{path}: {info['total_frames']} decisions of {info['total_episodes']} episodes",
+        note=f"{cfg.dataset}: {info['total_frames']} decisions of {info['total_episodes']} episodes",
         num_images=len(views),
         view_shape=views[0],
         chunk_length=chunk_length,
         action_size=action_size,
-        max_env_steps=plan.max_env_steps,
-        num_tasks=info["total_tasks"],
-        action_decoding=action_decoding,
+        action_decoding=decoding,
         num_frames=info["total_frames"],
     )

@@ -87,6 +87,16 @@ def made_with(env: Any) -> dict[str, Any]:
     return to_jsonable_python(bound.arguments, fallback=lambda value: type(value).__name__)
 
 
+def sizes_without_simulator(config: EnvConfig) -> dict[str, Any]:
+    """What `VLAEnv.sizes` says of an env that cannot be made here; nothing where its class does not say or load."""
+    try:
+        spec = gymnasium.spec(config.id.rpartition(":")[2])
+        sizes = getattr(_creator(spec.entry_point), "sizes", None)
+    except (ImportError, gymnasium.error.Error):
+        return {}
+    return {} if sizes is None else sizes(**{**spec.kwargs, **config.kwargs})
+
+
 def _creator(entry_point: Any) -> Any:
     """What Gymnasium makes an env with; mostly its class."""
     return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point

@@ -18,6 +18,7 @@ import yaml
 
 from rlvla.cluster.placement import reserved
 from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
+from rlvla.config.file import without_gone
 from rlvla.data.dataset import read_sizes
 from rlvla.durable.files import CONTENT, differences, warn_untold
 from rlvla.policies.models.lora import require_lora
@@ -56,8 +57,7 @@ def check_sft(cfg: SFTConfig) -> None:
     require_sinks(cfg.log)
     _check_resume(cfg)
     world = int(os.environ.get("WORLD_SIZE", "1"))  # of `accelerate launch`
-    if cfg.batch_size % world:
-        raise ValueError(f"batch_size {cfg.batch_size} does not divide over {world} processes")
+    require_even(cfg.batch_size, world)
     # `owner/name` may be a hub id; anything else is a folder.
     is_path = Path(cfg.model).exists() or cfg.model.startswith((".", "/")) or cfg.model.count("/") > 1
     if cfg.model and is_path and not (Path(cfg.model) / "config.json").is_file():
@@ -68,6 +68,12 @@ def check_sft(cfg: SFTConfig) -> None:
         load_tools(cfg.episode.tools)
         _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
         check_env(cfg)
+
+
+def require_even(batch_size: int, world: int) -> None:
+    """Raises ValueError where the turns of a step do not divide over the processes."""
+    if batch_size % world:
+        raise ValueError(f"batch_size {batch_size} does not divide over {world} processes")
 
 
 def check_result(cfg: SFTConfig, model: Any, processor: PolicyProcessor) -> None:
@@ -102,7 +108,7 @@ def check_grpo(cfg: GRPOConfig) -> None:
     """
     require_sinks(cfg.log)
     _check_resume(cfg)
-    _check_policy(cfg)
+    check_policy(cfg)
     require_lora(cfg.model, cfg.learner.lora)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
     check_env(cfg)
@@ -116,12 +122,18 @@ def check_evaluate(cfg: EvaluateConfig) -> None:
         FileNotFoundError: `model` is no checkpoint.
         ModuleNotFoundError: a module of `env.imports` is not installed.
     """
-    _check_policy(cfg)
+    check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
     check_env(cfg)
 
 
-def _check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
+def check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
+    """The checkpoint is there and whole, the sampler can serve it, and the tools are there.
+
+    Raises:
+        ValueError: the message says what to do.
+        FileNotFoundError: `model` is no checkpoint.
+    """
     if not (cfg.model / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
     if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
@@ -236,7 +248,7 @@ def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
     """
     if os.environ.get("RANK", "0") != "0" or not identity.has_states(cfg.output):  # one process reads all for all
         return
-    before, now = _before(cfg), identity.of_run(cfg)
+    before, now = without_gone(_before(cfg)), identity.of_run(cfg)
     warn_untold(before, now, cfg.output)
     # What a run of an earlier version does not know it did as a config does that leaves it out.
     usual = identity.flatten(to_dict(type(cfg)()))

@@ -28,6 +28,7 @@ from rlvla.config import (
     load,
     to_dict,
 )
+from rlvla.config.file import GONE
 from rlvla.data import dataset
 from rlvla.run import identity, preflight
 from tests import examples
@@ -98,6 +99,7 @@ VALUES = [
     ("typo in a list", "grpo", "reward: [{fn: success, weights: 1}]", "", r"reward\.0\.weights: .*did you mean weight"),
     ("typo in a flag", "grpo", "", "--learner.lrr 1", r"Unrecognized options: --learner\.lrr.*Perhaps you meant: --learner\.lr"),
     ("key of another recipe", "evaluate", "group_size: 8", "", r"run\.yaml: group_size: there is no such key"),
+    ("key that went", "grpo", "plan: {view_size: 64}", "", r"run\.yaml: plan\.view_size: this key is gone: the env tells it"),
     ("text for a number", "grpo", "num_steps: many", "", r"num_steps: .*valid integer.*got 'many'"),
     ("list for a number", "sft", "batch_size: [8]", "", r"batch_size: .*valid integer, got \[8\]"),
     ("number for a section", "grpo", "learner: 3", "", r"learner: .*got 3"),
@@ -444,17 +446,26 @@ def test_an_edited_reward_is_warned_of(told: Callable[..., str], tmp_path: Path)
     assert "model: outputs/sft/checkpoint holds no checkpoint" in message  # the next thing that is wrong
 
 
-def test_a_run_of_an_earlier_version_goes_on(told: Callable[..., str], tmp_path: Path) -> None:
-    """It has kept its config alone, in which a key may be missing that there is today."""
+def test_a_run_of_an_earlier_version_goes_on(
+    told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has kept its config alone, in which a key may be missing that there is today, or be there that went."""
+    monkeypatch.setitem(GONE, "loss.past", (3, "it was of no use"))
     (tmp_path / "run/state/step-000002").mkdir(parents=True)
     before = to_dict(GRPOConfig())
     del before["loss"]["importance_cap"]
+    before["loss"]["past"] = 3
+    before["plan"]["view_size"] = 64
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(before))
     with pytest.warns(UserWarning, match="run does not tell whether these are what they were: env.id, episode.tools"):
         message = told("grpo", "output: run")
     assert "model: outputs/sft/checkpoint holds no checkpoint" in message
     with pytest.warns(UserWarning, match="does not tell"):
         assert "importance_cap was 2.0, is 0.0" in told("grpo", "output: run\nloss: {importance_cap: 0.0}")
+    before["loss"]["past"] = 4  # what it did cannot be done any more
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(before))
+    with pytest.warns(UserWarning, match="does not tell"):
+        assert "loss.past was 4, is None" in told("grpo", "output: run")
 
 
 def test_lora_states_of_an_earlier_version_are_refused(told: Callable[..., str], tmp_path: Path) -> None:

@@ -40,6 +40,18 @@ def load_config(name: Path | str) -> Any:
         raise ValueError(f"{name}: its config.json describes no model: {error}") from error
 
 
+def make_config(values: Mapping[str, Any]) -> Any:
+    """A config from the content of a `config.json`; raises ValueError where it describes no model that is known."""
+    from transformers import AutoConfig
+
+    openvla.register()
+    rest = dict(values)
+    try:
+        return AutoConfig.for_model(rest.pop("model_type"), **rest)
+    except KeyError:
+        raise ValueError("its config needs a model_type, as config.json has it") from None
+
+
 def load_model(name: Path | str, dtype: torch.dtype, adapter: Path | None = None) -> Any:
     """A vision-language model with its weights, on the CPU.
 
