@@ -14,7 +14,6 @@ from rlvla.learner.advantage import with_advantages
 from rlvla.rollout.collect import collect
 from rlvla.rollout.tasks import TaskStream
 from rlvla.run.grpo import GRPORun
-from rlvla.run.metrics import PhaseTimer, rollout_metrics
 from rlvla.run.preflight import check_grpo
 from rlvla.types import Group
 
@@ -32,24 +31,17 @@ def main(cfg: GRPOConfig) -> None:
         scored = reward.score(group)
         return with_advantages(scored, cfg.advantage, reward.weights, mask_context_full=cfg.mask_context_full)
 
-    with Interrupts() as interrupts, GRPORun(cfg, reward) as run, Cluster(cfg) as cluster:
-        interrupts.defer()
-        first = run.resume(cluster, tasks)
-        for step in run.progress(first):
-            timer = PhaseTimer()
-            with timer.phase("rollout"), run.droppable(step, cluster, tasks, interrupts):
-                groups, sampled = collect(run.counted(step, cluster.play), tasks, run.judged(judge), cfg)
-            run.require_signal(step, groups, sampled, cluster, tasks)
-            with timer.phase("learn"):
+    with Interrupts() as interrupts, GRPORun(cfg, reward, tasks, interrupts) as run, Cluster(cfg) as cluster:
+        for step in run.steps(cluster):
+            with run.rollout(step):
+                groups, sampled = collect(run.play, tasks, run.judged(judge), cfg)
+            run.require_signal(step, groups, sampled)
+            with run.phase("learn"):
                 learned = cluster.learn(groups)
-            with timer.phase("sync"):
+            with run.phase("sync"):
                 cluster.sync(policy_version=step + 1)
-            metrics = {**rollout_metrics(sampled), **learned}
-            run.log(step, metrics, timer)
-            run.account(step, groups, sampled, cluster)
-            run.guard(step, groups or sampled, metrics)
-            run.keep(step, sampled, cluster, tasks)
-        run.finish(cluster, tasks)
+            run.log(step, groups, sampled, learned)
+        run.finish()
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from rlvla.config import SFTConfig, load
 from rlvla.data import dataset
 from rlvla.durable.files import claim, hold
 from rlvla.durable.interrupts import Interrupts
+from rlvla.learner.sft import SFTTrainer
 from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.run import disk
 from rlvla.run.preflight import check_result, check_sft
-from rlvla.run.sft import SFTRun, SFTTrainer
+from rlvla.run.sft import SFTRun
 
 
 def main(cfg: SFTConfig) -> None:
@@ -35,13 +36,11 @@ def main(cfg: SFTConfig) -> None:
         check_result(cfg, model, processor)
         claim(cfg.output, num_bytes=disk.of_sft(cfg, model))
         trainer = SFTTrainer(cfg, model, processor, demonstrations)
-        with SFTRun(cfg, trainer) as run:
-            interrupts.defer()
-            for step in run.progress(run.resume()):
+        with SFTRun(cfg, trainer, interrupts) as run:
+            for step in run.steps():
                 loss = trainer.step(step)
                 run.log(step, loss)
-                run.keep(step, interrupts)
-        run.finish(interrupts)
+        run.finish()
 
 
 if __name__ == "__main__":

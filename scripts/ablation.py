@@ -8,7 +8,6 @@ GRPO once more from random weights. Prints the table and writes it to `summary.j
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -16,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from demo import CONFIGS, ROOT, evaluate, recipe
+import tyro
+
+from demo import CONFIGS, ROOT, evaluate, recipe, result
 
 ROWS = {
     "sft": "SFT only",
@@ -27,23 +28,30 @@ ROWS = {
 """Result -> how the table calls it."""
 
 
-def main() -> None:
-    """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, help="folder of a demo that has run with the first seed; spares that run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "outputs/ablation")
-    parser.add_argument("--configs", type=Path, default=CONFIGS, help="as of scripts/demo.py")
-    args = parser.parse_args()
+def main(
+    *,
+    demo: Path | None = None,
+    seeds: tuple[int, ...] = (0,),
+    output: Path = ROOT / "outputs/ablation",
+    configs: Path = CONFIGS,
+) -> None:
+    """Run what is missing, then print the table.
+
+    Args:
+        demo: folder of a demo that has run with the first seed; spares that run.
+        seeds: a column each.
+        output: folder to make.
+        configs: folder of the four recipes' configs, as of scripts/demo.py.
+    """
     results = {}
-    for i, seed in enumerate(args.seeds):
-        folder = args.output.resolve() / f"seed-{seed}"
-        demo = args.demo.resolve() if args.demo and i == 0 else folder / "demo"
-        results[seed] = run_demo(args.configs, demo, seed)
-        results[seed]["no_cold_start"] = without_cold_start(args.configs, demo, folder, seed)
+    for i, seed in enumerate(seeds):
+        folder = output.resolve() / f"seed-{seed}"
+        start = demo.resolve() if demo and i == 0 else folder / "demo"
+        results[seed] = run_demo(configs, start, seed)
+        results[seed]["no_cold_start"] = without_cold_start(configs, start, folder, seed)
     table = render(results)
-    (args.output / "summary.json").write_text(json.dumps(results, indent=2) + "\n")
-    (args.output / "table.md").write_text(table)
+    (output / "summary.json").write_text(json.dumps(results, indent=2) + "\n")
+    (output / "table.md").write_text(table)
     print(table)
 
 
@@ -60,30 +68,24 @@ def run_demo(configs: Path, folder: Path, seed: int) -> dict[str, Any]:
 
 def without_cold_start(configs: Path, demo: Path, folder: Path, seed: int) -> dict[str, Any]:
     """Success of GRPO that starts from the same architecture and tokenizer with random weights."""
-    done = folder / "evaluate/summary.json"
-    if not done.is_file():
+    if not (folder / "evaluate/summary.json").is_file():
         start, run, flags = folder / "random", folder / "grpo", ("--seed", str(seed))
         recipe("sft", configs, "--dataset", f"{demo}/demos", "--output", str(start), "--num-steps", "0", *flags)
         futile = ("--max-futile-steps", "0")  # random weights: not one executable action, by design
         recipe("grpo", configs, "--model", f"{start}/checkpoint", "--output", str(run), *futile, *flags)
         shutil.rmtree(folder / "evaluate", ignore_errors=True)  # trials of a checkpoint before this one
         evaluate(configs, run / "checkpoint", folder / "evaluate", seed)
-    summary = json.loads(done.read_text())
-    return {key: summary[key] for key in ("rate", "low", "high", "num_trials")}
+    return result(folder / "evaluate")
 
 
 def render(results: dict[int, dict[str, Any]]) -> str:
     """A Markdown table, a column a seed."""
     lines = ["| | " + " | ".join(f"seed {seed}" for seed in results) + " |", "|---|" + "---|" * len(results)]
     for key, name in ROWS.items():
-        cells = [_cell(result[key]) for result in results.values()]
+        cells = ["{rate:.1%} [{low:.1%}, {high:.1%}]".format(**of_seed[key]) for of_seed in results.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(result: dict[str, Any]) -> str:
-    return f"{100 * result['rate']:.1f} % [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
-
-
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

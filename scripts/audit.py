@@ -8,13 +8,14 @@ so. Licences are what each package declares in its metadata.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+
+import tyro
 
 PIP_AUDIT = (sys.executable, "-m", "pip_audit")
 TIMEOUT_S = 300
@@ -80,11 +81,8 @@ def report() -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(*, output: Path = Path("outputs/audit.md")) -> None:
     """Write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs/audit.md"))
-    output = parser.parse_args(argv).output
     output.parent.mkdir(parents=True, exist_ok=True)
     page = report()
     output.write_text(page)
@@ -92,4 +90,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

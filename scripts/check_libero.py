@@ -13,17 +13,18 @@ not grow, whatever it plays. The JSON has the resident memory after each.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import resource
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from json import dumps
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import psutil
+import tyro
 from tqdm import tqdm
 
 from rlvla_envs.libero import LiberoEnv
@@ -31,6 +32,7 @@ from rlvla_envs.libero_assets import check_assets, find_assets
 from rlvla_envs.libero_camera import CAMERAS
 from rlvla_envs.libero_tasks import NUM_INIT_STATES, SUITES
 
+Suite = Literal[*SUITES]
 CHUNK = np.tile(np.array([0.2, 0.1, -0.2, 0, 0, 0.1, -1]), (8, 1))
 MIN_CONTRAST = 5.0
 """Standard deviation of a picture, grey levels of 255; LIBERO's are at 40 and more."""
@@ -49,21 +51,6 @@ class Checked:
     """What is wrong, or an empty string."""
     resident_mb: int
     """Of this process after it."""
-
-
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; raises SystemExit naming the option that is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES, metavar="SUITE", help="default: all")
-    parser.add_argument("--tasks", nargs="+", type=int, help="task ids in each suite; default: all")
-    parser.add_argument("--resets", type=int, default=0, help="this many, in random tasks of each suite")
-    parser.add_argument("--json", type=Path, help="also write the result of each task here")
-    args = parser.parse_args(argv)
-    if args.tasks and min(args.tasks) < 0:
-        parser.error(f"--tasks: {min(args.tasks)} is no task id")
-    if args.resets < 0:
-        parser.error(f"--resets: {args.resets} is less than 0")
-    return args
 
 
 def fault(env: LiberoEnv, task_id: int, init_state_id: int) -> str:
@@ -86,12 +73,6 @@ def fault(env: LiberoEnv, task_id: int, init_state_id: int) -> str:
     return f"flat pictures: contrast {flat}" if flat else ""
 
 
-def resident_mb() -> int:
-    """Memory of this process now; 0 where the system does not say (not Linux)."""
-    file = Path("/proc/self/statm")
-    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20 if file.exists() else 0
-
-
 def check(env: LiberoEnv, task_id: int, init_state_id: int = 0) -> Checked:
     """Tries one task. A simulator may fail in any way, and the others shall still be tried."""
     start = time.perf_counter()
@@ -106,7 +87,7 @@ def check(env: LiberoEnv, task_id: int, init_state_id: int = 0) -> Checked:
         name=env.task_names[task_id],
         seconds=round(seconds, 2),
         error=error,
-        resident_mb=resident_mb(),
+        resident_mb=psutil.Process().memory_info().rss >> 20,
     )
 
 
@@ -118,23 +99,33 @@ def draw(tasks: Sequence[int], num: int) -> list[tuple[int, int]]:
     return [(int(rng.choice(tasks)), int(rng.integers(NUM_INIT_STATES))) for _ in range(num if len(tasks) else 0)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check the tasks; returns 1 when one of them fails."""
-    args = parse(argv)
+def main(
+    *, suites: tuple[Suite, ...] = SUITES, tasks: tuple[int, ...] = (), resets: int = 0, json: Path | None = None
+) -> int:
+    """Check the tasks; returns 1 when one of them fails.
+
+    Args:
+        suites: which.
+        tasks: ids in each suite; default: all.
+        resets: so many, in random tasks of each suite; 0: each task once.
+        json: also write the result of each task here.
+    """
+    if min(*tasks, resets, 0) < 0:
+        raise SystemExit("--tasks and --resets: need 0 or more")
     check_assets(find_assets(), contents=True)
     results: list[Checked] = []
-    for suite in args.suites:
+    for suite in suites:
         env = LiberoEnv(suite, cameras=CAMERAS)
-        tasks = [task for task in args.tasks or range(len(env.task_names)) if task < len(env.task_names)]
-        bar = tqdm(draw(tasks, args.resets), desc=suite, unit="reset", dynamic_ncols=True)
+        chosen = [task for task in tasks or range(len(env.task_names)) if task < len(env.task_names)]
+        bar = tqdm(draw(chosen, resets), desc=suite, unit="reset", dynamic_ncols=True)
         for task_id, init_state_id in bar:
             results.append(check(env, task_id, init_state_id))
             bar.set_postfix(resident_mb=results[-1].resident_mb)
             if results[-1].error:
                 tqdm.write(f"{suite} {task_id} {results[-1].name}: {results[-1].error}", file=sys.stderr)
         env.close()
-    if args.json:
-        args.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    if json:
+        json.write_text(dumps([asdict(result) for result in results], indent=2) + "\n")
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(f"resident memory: {peak_mb} MB at most", file=sys.stderr)
     num_passed = sum(not result.error for result in results)
@@ -143,4 +134,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main, description=__doc__))

@@ -2,7 +2,7 @@
 
     python scripts/check_libero_expert.py --suites libero_object libero_spatial --num-states 10
     python scripts/check_libero_expert.py --suites libero_object libero_spatial --first-state 40 --num-states 5
-    python scripts/check_libero_expert.py --suites libero_90 --tasks 3 17 --num-states 2 --verbose
+    python scripts/check_libero_expert.py --suites libero_90 --tasks 3 17 --num-states 2
 
 Official horizons, settle steps and initial states; success is LIBERO's own check. Nothing is rendered. Every trial is
 written at once, so that a run that was stopped goes on where it was; delete the JSON after a change of the expert.
@@ -10,18 +10,19 @@ written at once, so that a run that was stopped goes on where it was; delete the
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from json import dumps, loads
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import tyro
 from tqdm import tqdm
 
+from rlvla.durable.files import appear_whole
 from rlvla.run.metrics import wilson_interval
 from rlvla_envs.libero import SETTLE_ACTION
 from rlvla_envs.libero_assets import find_assets, import_libero
@@ -32,6 +33,7 @@ from rlvla_envs.libero_tasks import HORIZONS, NUM_INIT_STATES, SUITES, load_init
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETTLE_STEPS = 10
 """`num_steps_wait` of OpenVLA-OFT's run_libero_eval.py."""
+Suite = Literal[*SUITES]
 NUM_TUNED_STATES = 5
 """The experts were tuned on states 0 to 4 of each task."""
 PACKAGES = ("hf-libero", "robosuite", "mujoco", "numpy")
@@ -41,89 +43,36 @@ Trials = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """Suite, task name, initial state id -> `success` and `env_steps`."""
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="SUITE")
-    parser.add_argument("--tasks", nargs="+", type=int, metavar="ID", help="task ids of each suite; default: all")
-    parser.add_argument("--first-state", type=int, default=0, help="the first initial state of each task")
-    parser.add_argument("--num-states", type=int, default=10, help="so many from there on")
-    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation on the six deltas, -1 to 1")
-    parser.add_argument("--assets", help="their folder; default: those of make libero")
-    parser.add_argument("--json", type=Path, default=RESULTS / "libero_expert.json", help="where trials are kept")
-    parser.add_argument("--markdown", type=Path, help="where the table goes; default: beside the JSON")
-    parser.add_argument("--verbose", action="store_true", help="the phases of each trial")
-    args = parser.parse_args(argv)
-    if not 0 <= args.first_state < args.first_state + args.num_states <= NUM_INIT_STATES:
-        parser.error(f"--first-state, --num-states: not among the states 0..{NUM_INIT_STATES - 1}")
-    return args
-
-
-def play(sim: TaskSim, init_state: np.ndarray, max_env_steps: int, noise: float) -> tuple[bool, list[str]]:
-    """One episode: success, and the phase of each env step."""
+def play(sim: TaskSim, init_state: np.ndarray, max_env_steps: int) -> tuple[bool, int]:
+    """One episode: success, and how many env steps it took."""
     sim.reset(init_state)
     for _ in range(SETTLE_STEPS):
         sim.advance(np.array(SETTLE_ACTION))
-    expert = LiberoExpert(sim.robosuite, noise=noise, rng=np.random.default_rng(0))
-    phases = []
-    for _ in range(max_env_steps):
-        step = expert.step()
-        phases.append(step.label.phase)
-        if sim.advance(step.action.astype(np.float64)):
-            return True, phases
-    return False, phases
+    expert = LiberoExpert(sim.robosuite, noise=0.0, rng=np.random.default_rng(0))
+    for number in range(max_env_steps):
+        if sim.advance(expert.step().action.astype(np.float64)):
+            return True, number + 1
+    return False, max_env_steps
 
 
-def run(args: argparse.Namespace, trials: Trials) -> None:
-    """Plays what is not in `trials` yet, and saves after each trial."""
-    assets = find_assets(args.assets)
-    import_libero(assets)
-    for suite in args.suites:
-        tasks = load_tasks(suite)
-        ids = range(len(tasks)) if args.tasks is None else args.tasks
-        bar = tqdm(total=len(ids) * args.num_states, desc=suite, unit="trial", dynamic_ncols=True)
-        for task in (tasks[i] for i in ids):
-            known = trials.setdefault(suite, {}).setdefault(task.name, {})
-            states = range(args.first_state, args.first_state + args.num_states)
-            missing = [i for i in states if str(i) not in known]
-            bar.update(args.num_states - len(missing))
-            if not missing:
-                continue
-            sim = TaskSim(task, assets)
-            init_states = load_init_states(task)
-            for i in missing:
-                success, phases = play(sim, init_states[i], HORIZONS[suite], args.noise)
-                known[str(i)] = {"success": success, "env_steps": len(phases)}
-                save(args, trials)
-                bar.update()
-                if args.verbose:
-                    runs = [p for p, before in zip(phases, [None, *phases], strict=False) if p != before]
-                    bar.write(f"{task.name} {i}: {success} after {len(phases)}: {' '.join(runs)}")
-            sim.close()
-        bar.close()
-
-
-def save(args: argparse.Namespace, trials: Trials) -> None:
-    """Writes the JSON, by a rename, so that a kill leaves the old one."""
+def run(suite: str, tasks: Sequence[int], states: range, trials: Trials, file: Path) -> None:
+    """Plays what is not in `trials` yet, and writes the file after each trial."""
+    all_tasks, assets = load_tasks(suite), find_assets()
     versions = {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    result = {"versions": versions, "settle_steps": SETTLE_STEPS, "noise": args.noise, "trials": trials}
-    part = args.json.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(args.json)
-
-
-def load(args: argparse.Namespace) -> Trials:
-    """The trials of an earlier run.
-
-    Raises:
-        ValueError: they were played with other noise.
-    """
-    if not args.json.exists():
-        return {}
-    result = json.loads(args.json.read_text())
-    if result["noise"] != args.noise:
-        raise ValueError(f"{args.json}: noise is {result['noise']}, not {args.noise}: give another --json")
-    return result["trials"]
+    result = {"versions": versions, "settle_steps": SETTLE_STEPS, "trials": trials}
+    for task in tqdm([all_tasks[i] for i in tasks] or all_tasks, desc=suite, unit="task", dynamic_ncols=True):
+        known = trials.setdefault(suite, {}).setdefault(task.name, {})
+        missing = [i for i in states if str(i) not in known]
+        if not missing:
+            continue
+        sim = TaskSim(task, assets)
+        init_states = load_init_states(task)
+        for i in missing:
+            success, num_env_steps = play(sim, init_states[i], HORIZONS[suite])
+            known[str(i)] = {"success": success, "env_steps": num_env_steps}
+            with appear_whole(file) as writer:
+                writer.write((dumps(result, indent=1) + "\n").encode())
+        sim.close()
 
 
 def table(trials: Trials) -> str:
@@ -181,20 +130,37 @@ The experts were tuned on states 0 to {NUM_TUNED_STATES - 1} of each task. On ot
 {table(trials)}"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Plays, writes and prints the table."""
-    args = parse_args(argv)
+def main(
+    *,
+    suites: tuple[Suite, ...] = SUITES,
+    tasks: tuple[int, ...] = (),
+    first_state: int = 0,
+    num_states: int = 10,
+    json: Path = RESULTS / "libero_expert.json",
+) -> int:
+    """Plays, writes and prints the table.
+
+    Args:
+        suites: which.
+        tasks: ids in each suite; default: all.
+        first_state: the first initial state of each task.
+        num_states: so many from there on.
+        json: where trials are kept; the table goes beside it, as Markdown.
+    """
+    if not 0 <= first_state < first_state + num_states <= NUM_INIT_STATES:
+        raise SystemExit(f"--first-state, --num-states: not among the states 0..{NUM_INIT_STATES - 1}")
     try:
-        trials = load(args)
-        run(args, trials)
+        trials: Trials = loads(json.read_text())["trials"] if json.exists() else {}
+        import_libero(find_assets())
+        for suite in suites:
+            run(suite, tasks, range(first_state, first_state + num_states), trials, json)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
-    markdown = args.markdown or args.json.with_suffix(".md")
-    markdown.write_text(document(trials))
+    json.with_suffix(".md").write_text(document(trials))
     print(table(trials))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main, description=__doc__))

@@ -8,13 +8,14 @@ success of the SFT policy, of the GRPO policy, and of the GRPO policy without it
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes/configs"
@@ -32,34 +33,40 @@ def recipe(name: str, configs: Path, *flags: str) -> None:
 def evaluate(configs: Path, model: Path, output: Path, seed: int, *flags: str) -> dict[str, Any]:
     """Success of a checkpoint on the held-out states."""
     recipe("evaluate", configs, "--model", str(model), "--output", str(output), "--seed", str(seed), *flags)
-    summary = json.loads((output / "summary.json").read_text())
+    return result(output)
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """The success rate of an evaluation, with its interval."""
+    summary = json.loads((folder / "summary.json").read_text())
     return {key: summary[key] for key in ("rate", "low", "high", "num_trials")}
 
 
-def main() -> None:
-    """Run everything; an output folder that exists already is refused, since a demo starts from nothing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "outputs/demo")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of the four recipes' configs")
-    args = parser.parse_args()
-    output: Path = args.output.resolve()
+def main(*, output: Path = ROOT / "outputs/demo", seed: int = 0, configs: Path = CONFIGS) -> None:
+    """Run everything; an output folder that exists already is refused, since a demo starts from nothing.
+
+    Args:
+        output: folder to make.
+        seed: of all recipes.
+        configs: folder of the four recipes' configs.
+    """
+    output = output.resolve()
     if output.exists():
         raise SystemExit(f"{output} exists: move it away, or name another folder with --output")
     started = time.perf_counter()
-    configs, seed = args.configs, ("--seed", str(args.seed))
+    flags = ("--seed", str(seed))
     start, trained = output / "sft/checkpoint", output / "grpo/checkpoint"
 
-    def rate(model: Path, name: str, *flags: str) -> dict[str, Any]:
-        return evaluate(configs, model, output / f"evaluate_{name}", args.seed, *flags)
+    def rate(model: Path, name: str, *more: str) -> dict[str, Any]:
+        return evaluate(configs, model, output / f"evaluate_{name}", seed, *more)
 
-    recipe("annotate", configs, "--output", f"{output}/demos", *seed)
-    recipe("sft", configs, "--dataset", f"{output}/demos", "--output", f"{output}/sft", *seed)
+    recipe("annotate", configs, "--output", f"{output}/demos", *flags)
+    recipe("sft", configs, "--dataset", f"{output}/demos", "--output", f"{output}/sft", *flags)
     results = {"sft": rate(start, "sft")}
-    recipe("grpo", configs, "--model", str(start), "--output", f"{output}/grpo", *seed)
+    recipe("grpo", configs, "--model", str(start), "--output", f"{output}/grpo", *flags)
     results["grpo"] = rate(trained, "grpo")
     results["grpo_no_zoom"] = rate(trained, "grpo_no_zoom", "--episode.mode", "think")
-    summary = {**results, "minutes": round((time.perf_counter() - started) / 60, 1), "seed": args.seed}
+    summary = {**results, "minutes": round((time.perf_counter() - started) / 60, 1), "seed": seed}
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report(output)
 
@@ -83,4 +90,4 @@ def report(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

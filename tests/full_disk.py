@@ -11,12 +11,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import rlvla_reward
 from rlvla.config import EnvConfig, GRPOConfig, LearnerConfig, LoraConfig, SamplerConfig
-from rlvla.run.metrics import PhaseTimer
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/grpo.py"
 DISK = 2 << 20
@@ -52,47 +48,37 @@ def main(case: str, folder: Path, checkpoint: Path) -> None:
 
 def _state(folder: Path, checkpoint: Path) -> None:
     """State after state of a run, until one does not fit."""
-    from rlvla.run.grpo import GRPORun
-    from tests.learning import make_learner
+    from tests.learning import make_learner, make_run
 
-    learner = make_learner(checkpoint)
-    cluster: Any = SimpleNamespace(save_state=lambda path: learner.save_state(path))
-    tasks: Any = SimpleNamespace(position=0, surplus=[])
     # Of LoRA's states nobody knows beforehand how large they are: the disk is not refused at once.
     lora = LearnerConfig(lora=LoraConfig())
     cfg = replace(_config(folder, checkpoint, save_every=1), keep_states=10, learner=lora)
-    run = GRPORun(cfg, rlvla_reward.build(cfg.reward))
+    run = make_run(cfg, save_state=make_learner(checkpoint).save_state)
     for step in range(10):
-        run.keep(step, [], cluster, tasks)
+        run._keep(step)
 
 
 def _line(folder: Path, checkpoint: Path) -> None:
     """Steps on a disk that is full."""
-    from rlvla.run.grpo import GRPORun
+    from tests.learning import make_run
 
-    cfg, timer = _config(folder, checkpoint), PhaseTimer()
-    timer.seconds["rollout"] = 1.0
-    with GRPORun(cfg, rlvla_reward.build(cfg.reward)) as run:
-        run.log(0, {"num_trajectories": 1.0}, timer)
+    with make_run(_config(folder, checkpoint)) as run:
+        run._log(0, {"num_trajectories": 1.0}, ())
         _fill(folder, all_but=0)
         for step in range(1, 100):  # as long as the page that the file has
-            run.log(step, {"num_trajectories": 1.0}, timer)
+            run._log(step, {"num_trajectories": 1.0}, ())
 
 
 def _policy(folder: Path, checkpoint: Path) -> None:
     """The end of a run, and that of a longer one in the same folder, which finds less room than its policy takes."""
-    from rlvla.run.grpo import GRPORun
-    from tests.learning import make_learner
+    from tests.learning import make_learner, make_run
 
-    learner = make_learner(checkpoint)
-    cluster: Any = SimpleNamespace(save=learner.save)
-    tasks: Any = SimpleNamespace(suite="bandit")
     cfg = _config(folder, checkpoint)
-    with GRPORun(cfg, rlvla_reward.build(cfg.reward)) as run:
+    with make_run(cfg, save=make_learner(checkpoint).save) as run:
         (cfg.output / "metrics.jsonl").touch()  # of no step
-        run.finish(cluster, tasks)
+        run.finish()
         _fill(folder, all_but=(checkpoint / "model.safetensors").stat().st_size // 2)
-        run.finish(cluster, tasks)
+        run.finish()
 
 
 def _full(folder: Path, checkpoint: Path) -> None:

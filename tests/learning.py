@@ -5,24 +5,26 @@ python -m tests.learning RANK WORLD MASTER CHECKPOINT OUTPUT
 
 from __future__ import annotations
 
-import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
-from rlvla.config import LearnerConfig, LossConfig, TinyModelConfig
+import rlvla_reward
+from rlvla.config import EpisodeConfig, GRPOConfig, LearnerConfig, LossConfig, TinyModelConfig
 from rlvla.learner.learner import Learner
 from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.run.grpo import GRPORun
 from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind, Turn
 
@@ -77,18 +79,27 @@ def poison(groups: Sequence[Group], value: float) -> list[Group]:
 
 
 def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> Learner:
-    """A learner; `options` go to its constructor if it knows them, else to LearnerConfig."""
-    own = {"temperature": 1.0, "total_steps": 10, "minibatch_trajectories": 6, "num_epochs": 1, "seed": 0}
-    own |= {"mask_context_full": True, "rank": 0, "world": 1, "master": free_address()}
-    own |= {name: options.pop(name) for name in list(options) if name in own}
-    return Learner(checkpoint, LearnerConfig(**{"lr": 1e-3, "micro_batch_rows": 4, **options}), loss, **own)
+    """A learner of six trajectories a step; `options` are keys of a run, of its learner or its sampling, or a place."""
+
+    def taken(names: Collection[str]) -> dict[str, Any]:
+        return {name: options.pop(name) for name in list(options) if name in names}
+
+    place = taken(("rank", "world", "master"))
+    run: dict[str, Any] = {"num_steps": 10, "groups_per_step": 2, "group_size": 3, "minibatch_trajectories": 6}
+    run |= taken([field.name for field in fields(GRPOConfig)])
+    episode = EpisodeConfig(**taken(("temperature", "action_temperature", "mode")))
+    learner = LearnerConfig(**{"lr": 1e-3, "micro_batch_rows": 4, **options})
+    return Learner(GRPOConfig(model=checkpoint, loss=loss, episode=episode, learner=learner, **run), **place)
 
 
-def free_address() -> str:
-    """`host:port` on this machine, free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+def make_run(cfg: GRPOConfig, reward: Any = None, **deeds: Any) -> GRPORun:
+    """A run beside a cluster that has no process, of which `deeds` replace some methods."""
+    tasks: Any = SimpleNamespace(position=1, surplus=[], suite="test")
+    interrupts: Any = SimpleNamespace(immediate=nullcontext, defer=lambda: None)
+    run = GRPORun(cfg, reward or rlvla_reward.build(cfg.reward), tasks, interrupts)
+    nothing = {"load_state": lambda folder: None, "sync": lambda policy_version: None, "take_resampled": list}
+    run._cluster = SimpleNamespace(**{"save_state": Path.mkdir, **nothing, **deeds})  # type: ignore[assignment]
+    return run
 
 
 def learn(checkpoint: Path, **options: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -129,10 +140,8 @@ def main(rank: int, world: int, master: str, checkpoint: Path, output: Path) -> 
 
 
 def first_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a trainer start as if no learner and no other trainer had run in this process."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    AcceleratorState._reset_state()
+    """Let a trainer start as if no learner had run in this process."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
 
 
 if __name__ == "__main__":

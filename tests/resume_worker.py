@@ -1,6 +1,6 @@
 """A learner rank that runs four steps, or the last two of them from a state, for each way to train.
 
-python -m tests.resume_worker {unbroken,resumed} RANK WORLD MASTER CHECKPOINT OUTPUT
+python -m tests.resume_worker RANK WORLD MASTER {unbroken,resumed} CHECKPOINT OUTPUT
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(phase: str, checkpoint: Path, output: Path, variant: str, **where: Any) 
         np.savez(output / f"{phase}-{variant}.npz", **weights)  # pyright: ignore[reportArgumentType]
 
 
-def main(phase: str, rank: int, world: int, master: str, checkpoint: Path, output: Path) -> None:
+def main(rank: int, world: int, master: str, phase: str, checkpoint: Path, output: Path) -> None:
     """All variants, one after another."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -67,4 +67,4 @@ def main(phase: str, rank: int, world: int, master: str, checkpoint: Path, outpu
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], Path(sys.argv[5]), Path(sys.argv[6]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], Path(sys.argv[5]), Path(sys.argv[6]))

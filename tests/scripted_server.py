@@ -92,18 +92,22 @@ def say(text: str | None, *, finish_reason: str = "stop", after_s: float = 0.0, 
 def good_answer(asked: Asked, **changes: Any) -> str:
     """JSON that keeps the schema, and agrees with the question as far as it tells; `changes` replace fields."""
     state = re.search(r"Gripper: (open|closed)", asked.question)
+    coming = re.search(r"(closes|opens) (?:during|\d+ decision)", asked.question)
     position = re.search(r"decision (\d+) of \d+, (\d+) percent of", asked.question)
     number, progress = position.groups() if position else ("1", "0")
     fields: dict[str, Any] = {
         "subtask": "move the bowl",
         "subject": "bowl",
         "gripper": state[1] if state else "open",
+        "next_gripper": {"closes": "close", "opens": "open", "": "stay"}[coming[1] if coming else ""],
         "progress": int(progress),
         "observation": f"The bowl is close to the gripper at moment {number}, and its rim is too small to be sure of.",
         "image": 0,
         "bbox": [300, 300, 600, 600],
         "conclusion": f"The rim lies between the fingers at moment {number}, so the gripper acts.",
         "thought": f"The gripper moves towards the bowl at moment {number}.",
+        "reason": "Nothing is wrong.",
+        "verdict": "yes",
     }
     fields = {name: fields[name] for name in asked.schema["properties"]}
     return json.dumps({**fields, **changes})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -95,16 +96,9 @@ def _decision(scene: Scene | None, instruction: str, num_images: int) -> Decisio
     )
 
 
-def thought(
-    text: str = "move down to the red block",
-    *,
-    subject: str = "red block",
-    subtask: str = "",
-    gripper: str = "",
-    progress: float | None = None,
-) -> Annotation:
+def thought(text: str = "move down to the red block", **fields: Any) -> Annotation:
     """What is thought between key frames."""
-    return Annotation(thoughts=(text,), subtask=subtask, subject=subject, gripper=gripper, progress=progress)
+    return Annotation(thoughts=(text,), **{"subject": "red block", **fields})
 
 
 def look(
@@ -113,17 +107,7 @@ def look(
     *,
     box: Box = (350, 350, 550, 550),
     image: int = 0,
-    subject: str = "red block",
-    subtask: str = "",
-    gripper: str = "",
-    progress: float | None = None,
+    **fields: Any,
 ) -> Annotation:
     """What is thought at a key frame."""
-    return Annotation(
-        thoughts=(before, after),
-        looks=((image, box),),
-        subtask=subtask,
-        subject=subject,
-        gripper=gripper,
-        progress=progress,
-    )
+    return Annotation(thoughts=(before, after), looks=((image, box),), **{"subject": "red block", **fields})

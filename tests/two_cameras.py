@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from rlvla.data.types import Demonstration
 from rlvla.learner.collate import to_batch, to_row
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.action_slots import add_slots
@@ -16,7 +17,7 @@ from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.cold_start import to_turn
 from rlvla.policies.thinker.markup import print_think, print_zoom
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.types import Box, Demonstration
+from rlvla.types import Box
 from tests import tiny_checkpoints
 
 SIDE = 32

@@ -42,6 +42,7 @@ def annotate(
         "subtask": scene_of(decisions[segment[-1]]).intention,
         "subject": subject,
         "gripper": "closed" if is_closed else "open",
+        "next_gripper": timeline.next_switch(index) or "stay",
         "progress": round((index + 1) / len(decisions), 3),
     }
     if not timeline.is_key[index] or not scene.subject:

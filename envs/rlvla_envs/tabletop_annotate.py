@@ -114,6 +114,7 @@ def explain(
         "subtask": scene_of(decisions[timeline.segment(index)[-1]]).intention,
         "subject": subject.name,
         "gripper": gripper,
+        "next_gripper": timeline.next_switch(index) or "stay",
         "progress": round((index + 1) / len(decisions), 3),
     }
     if not timeline.is_key[index]:

@@ -1,8 +1,8 @@
 """The embodied chain-of-thought engine: from an expert's decisions to annotated demonstrations.
 
-    take -> timeline -> queries -> replies -> checks -> demonstrations -> store -> data set, card, contact sheet
-            key_frames  rounds     openai_annotator,       rounds          store   card   contact_sheet
-                                   plugins         checks, course
+    take -> timeline -> query -> reply -> checks -> verdict -> demonstrations -> data set, card, contact sheet
+    sources key_frames  rounds   openai_annotator,  the judge  run               store    card  contact_sheet
+                                 annotators   checks, course
 
 `run.py` strings them together over many takes.
 """

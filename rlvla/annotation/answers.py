@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rlvla.annotation.take import Reply
-from rlvla.types import Annotation
+from pydantic import TypeAdapter
+
+from rlvla.annotation.take import Annotator, Query, Reply
+
+_REPLY = TypeAdapter(Reply)
 
 
 class AnswerLog:
@@ -27,7 +32,7 @@ class AnswerLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._replies: dict[tuple[int, int], Reply] = {}
+        self._replies: dict[tuple[int, int, bool], Reply] = {}
         content = path.read_bytes() if path.is_file() else b""
         num_good = 0
         for line in content.splitlines(keepends=True):
@@ -35,24 +40,26 @@ class AnswerLog:
                 break
             try:
                 entry = json.loads(text)
-                self._replies[entry["decision"], entry["attempt"]] = _reply(entry["reply"])
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+                key = entry["decision"], entry["attempt"], entry["is_judge"]
+                self._replies[key] = _REPLY.validate_python(entry["reply"])
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
                 raise ValueError(f"{path}: an answer that another version wrote, or a forged one ({error})") from error
             num_good += len(line)
         if num_good < len(content):
             os.truncate(path, num_good)
 
-    def get(self, decision: int, attempt: int) -> Reply | None:
-        """The answer, None where it is not known yet."""
-        return self._replies.get((decision, attempt))
+    def get(self, decision: int, attempt: int, *, is_judge: bool = False) -> Reply | None:
+        """The answer, or the judge's verdict on it; None where it is not known yet."""
+        return self._replies.get((decision, attempt, is_judge))
 
-    def add(self, decision: int, attempt: int, reply: Reply) -> None:
-        """Append an answer; each decision and attempt has one."""
-        assert (decision, attempt) not in self._replies, f"{self._path}: {decision}, {attempt} is there"
-        entry = {"decision": decision, "attempt": attempt, "reply": reply}
+    def add(self, decision: int, attempt: int, reply: Reply, *, is_judge: bool = False) -> None:
+        """Append an answer; each decision and attempt has one, and one verdict."""
+        key = decision, attempt, is_judge
+        assert key not in self._replies, f"{self._path}: {key} is there"
+        entry = {"decision": decision, "attempt": attempt, "is_judge": is_judge, "reply": reply}
         with self._path.open("ab") as file:
             file.write(checked(json.dumps(entry, default=_fields).encode()) + b"\n")
-        self._replies[decision, attempt] = reply
+        self._replies[key] = reply
 
 
 def checked(content: bytes) -> bytes:
@@ -71,12 +78,37 @@ def _fields(record: Any) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in fields(record)}
 
 
-def _reply(entry: dict[str, Any]) -> Reply:
-    return Reply(**{**entry, "annotation": _annotation(entry["annotation"])})
+class Journal:
+    """An annotator and a judge whose answers are on the disk before they are used, and are not asked for twice.
 
+    Args:
+        annotator: who is asked.
+        judge: who is asked about its answers, where a query has one.
+        answers: take -> what has been answered of it.
+    """
 
-def _annotation(entry: dict[str, Any] | None) -> Annotation | None:
-    if entry is None:
-        return None
-    looks = tuple((image, (x1, y1, x2, y2)) for image, (x1, y1, x2, y2) in entry["looks"])
-    return Annotation(**{**entry, "thoughts": tuple(entry["thoughts"]), "looks": looks})
+    def __init__(self, annotator: Annotator, judge: Annotator | None, answers: Callable[[int], AnswerLog]) -> None:
+        self.name, self.model, self.prompt_hash = annotator.name, annotator.model, annotator.prompt_hash
+        self.num_open = 0
+        """Answers that are awaited."""
+        self.answered = asyncio.Condition()
+        """Notified of every answer."""
+        self._annotator, self._judge, self._answers = annotator, judge, answers
+
+    async def annotate(self, query: Query) -> Reply:
+        """See `Annotator`."""
+        answers, is_judge = self._answers(query.take.index), query.judged is not None
+        known = answers.get(query.index, query.attempt, is_judge=is_judge)
+        if known is not None:
+            return known
+        asked = self._judge if is_judge else self._annotator
+        assert asked is not None, "openai.judge is off"
+        self.num_open += 1
+        try:
+            reply = await asked.annotate(query)
+        finally:
+            self.num_open -= 1
+        answers.add(query.index, query.attempt, reply, is_judge=is_judge)
+        async with self.answered:
+            self.answered.notify_all()
+        return reply

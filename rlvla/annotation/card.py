@@ -15,7 +15,9 @@ from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, to_dict
 from rlvla.data.dataset import read_tasks
 
-_HIDDEN = {"output", "num_samples", "openai.base_url", "openai.api_key_env"}
+_HIDDEN = {"output", "num_samples"} | {
+    f"openai.{key}" for key in ("base_url", "api_key_env", "judge_base_url", "judge_api_key_env")
+}
 """Keys that say where somebody works, and nothing about the data."""
 
 

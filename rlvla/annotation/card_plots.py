@@ -39,23 +39,23 @@ def write_plots(folder: Path, columns: Columns) -> dict[str, str]:
 
 def _figures(columns: Columns) -> Iterator[tuple[str, str, Figure]]:
     """(name of the file, title, figure)."""
-    if len(columns.thoughts):
+    if len(columns.flat("num_words")):
         yield "words", "words per thought", _words(columns)
     if len(columns.progress()[0]):
         yield "progress", "progress over an episode", _progress(*columns.progress())
-    if len(columns.looks):
+    if len(columns.boxes):
         yield "box_area", "area of a box", _areas(columns.boxes)
-        yield "boxes", "where boxes lie", _maps(columns.boxes, columns.looks["camera"].to_numpy())
+        yield "boxes", "where boxes lie", _maps(columns.boxes, columns.flat("annotation.box_images"))
 
 
 def _words(columns: Columns) -> Figure:
     """Shares of thoughts by their length; the last bar holds all that are longer."""
     figure, axes = new_axes(*_SIZE, x="words", y="share of thoughts")
-    longest = int(np.quantile(columns.thoughts["num_words"], 0.995, method="inverted_cdf"))
+    longest = int(np.quantile(columns.flat("num_words"), 0.995, method="inverted_cdf"))
     step = -(-(longest + 1) // MAX_BARS)
     edges = np.arange(0, longest + 1 + step, step) - 0.5
     for name, is_key, colour in (("key frames", True, COLOURS[1]), ("other decisions", False, COLOURS[0])):
-        if len(words := columns.words(is_key=is_key)):
+        if len(words := columns.of_kind(is_key=is_key).flat("num_words")):
             bars = np.histogram(np.minimum(words, longest), edges)[0] / len(words)
             axes.stairs(bars, edges, color=colour, fill=True, alpha=0.3)
             axes.stairs(bars, edges, color=colour, linewidth=1.4, label=name)

@@ -1,27 +1,49 @@
 """Checks of one annotation by itself; `course.py` has those of a whole take.
 
-Each takes a `Case` and yields what is wrong, in words for the annotator: what it wrote, and what is wanted. All are
-pure, and total on any text, for the text of a model is untrusted.
+They look at the fields of an annotation, and at markup, length and repetition of its texts. What the sentences claim is
+left to the judge (`openai.judge`). Each check takes a `Case` and yields what is wrong, in words for the annotator: what
+it wrote, and what is wanted. All are pure, and total on any text, for the text of a model is untrusted.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
-from rlvla.annotation.case import Case, area, quote
-from rlvla.annotation.gripper_claims import Claim, Motion, claims, contradiction
-from rlvla.annotation.prose import flaws
-from rlvla.annotation.subjects import check_grounding, check_subject
+from rlvla.annotation.names import find_name, name_words
 from rlvla.annotation.take import Problem, Take
 from rlvla.config import CheckConfig, CheckName
 from rlvla.policies.thinker.markup import ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
-from rlvla.types import Annotation, Box, Switch, Timeline
+from rlvla.types import Annotation, Box, Decision, Timeline
 
 FULL_FRAME: Box = (0, 0, 1000, 1000)
-LIFT_DECISIONS = 3
-"""For so long after the gripper has closed "pick up" may be said of lifting."""
 _ACT = "<act></act>"
+_LOOPS = (re.compile(r"(?:^| )((?:\S+ ){1,8}?)\1{4}"), re.compile(r"(\S{1,8}?)\1{9}"))
+"""Up to eight words five times in a row, up to eight characters ten times; both take linear time."""
+_COMING = {"open": "opens next", "close": "closes next", "stay": "stays as it is to the end"}
+
+
+class Case(NamedTuple):
+    """What a check looks at."""
+
+    annotation: Annotation
+    take: Take
+    timeline: Timeline
+    index: int
+    cfg: CheckConfig
+
+    @property
+    def decision(self) -> Decision:
+        """The one that is annotated."""
+        return self.take.decisions[self.index]
+
+    @property
+    def subject(self) -> str:
+        """The object of the sub-task: that of its last decision that has one; empty where nobody knows."""
+        scenes = (self.take.decisions[index].scene for index in reversed(self.timeline.segment(self.index)))
+        return next((scene.subject for scene in scenes if scene is not None and scene.subject), "")
 
 
 def check_decision(
@@ -45,11 +67,9 @@ def check_decision(
     )
 
 
-def _texts(annotation: Annotation) -> Iterator[tuple[str, str]]:
-    """(what it is called, text), of all that speaks of what is done."""
-    for number, thought in enumerate(annotation.thoughts, 1):
-        yield ("the thought" if len(annotation.thoughts) == 1 else f"thought {number}"), thought
-    yield "the sub-task", annotation.subtask
+def quote(text: str) -> str:
+    """A value in quotes, cut where it is long, what cannot be printed escaped."""
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 
 def _markup(case: Case) -> Iterator[str]:
@@ -60,6 +80,9 @@ def _markup(case: Case) -> Iterator[str]:
         kind = "a key frame" if case.timeline.is_key[case.index] else "a decision that is no key frame"
         wanted = str(most) if fewest == most else f"{fewest} to {most}"
         yield f"there are {num_looks} looks: {kind} wants {wanted}"
+    for text in (*annotation.thoughts, annotation.subtask, annotation.subject):
+        if not text.replace("\n", " ").isprintable():
+            yield f"{quote(text)} holds characters that cannot be printed"
     num_images = len(case.decision.images)
     for number, (image, box) in enumerate(annotation.looks, 1):
         if not 0 <= image < num_images:
@@ -102,8 +125,13 @@ def _box(case: Case) -> Iterator[str]:
             yield f"{name} is {x2 - x1} wide and {y2 - y1} high: at least {cfg.min_box_side} each are wanted"
         elif box == FULL_FRAME:
             yield f"{name} is the whole frame: choose the part that matters"
-        elif (share := area(box) / area(FULL_FRAME)) > cfg.max_box_area:
+        elif (share := _area(box) / _area(FULL_FRAME)) > cfg.max_box_area:
             yield f"{name} covers {share:.0%} of the frame: at most {cfg.max_box_area:.0%} are wanted"
+
+
+def _area(box: Box) -> int:
+    """Of a box, in square thousandths of the frame; 0 where it is turned inside out."""
+    return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
 
 
 def _length(case: Case) -> Iterator[str]:
@@ -114,43 +142,31 @@ def _length(case: Case) -> Iterator[str]:
             yield f"thought {number} has {num_words} words: {fewest} to {most} are wanted"
 
 
-def _language(case: Case) -> Iterator[str]:
-    """English prose in all that a data set keeps."""
-    for name, text in (*_texts(case.annotation), ("the subject", case.annotation.subject)):
-        for flaw in flaws(text):
-            yield f"{name} is not plain English prose: {flaw}"
-
-
 def _gripper(case: Case) -> Iterator[str]:
-    """What is said of the gripper holds before the decision, or is what it does next."""
-    annotation, motion = case.annotation, _motion(case.timeline, case.index)
-    state = "closed" if motion.is_closed else "open"
-    if annotation.gripper and annotation.gripper.strip().lower() != state:
-        yield f"gripper is {quote(annotation.gripper)}, but the gripper is {state} before this decision"
-    for name, text in _texts(annotation):
-        found = claims(text, annotation.subject, case.decision.instruction)
-        if (claim := contradiction(found, motion)) is not None:
-            yield f"{name} says {quote(claim.words)}, but {_truth(claim, motion, state)}"
+    """The gripper's state before the decision, and what it does next, are those of the recording; or left out."""
+    state = "closed" if case.timeline.is_closed[case.index] else "open"
+    coming = case.timeline.next_switch(case.index) or "stay"
+    if (said := case.annotation.gripper) and said.strip().lower() != state:
+        yield f"gripper is {quote(said)}, but the gripper is {state} before this decision"
+    if (said := case.annotation.next_gripper) and said.strip().lower() != coming:
+        yield f"next_gripper is {quote(said)}, but the gripper {_COMING[coming]}: {quote(coming)} is wanted"
 
 
-def _motion(timeline: Timeline, index: int) -> Motion:
-    is_closed, ahead = timeline.is_closed[index], timeline.next_switch(index)
-    return Motion(
-        is_closed=is_closed,
-        now=timeline.switches[index],
-        ahead=ahead,
-        holds=is_closed and "close" in timeline.switches[:index],
-        lifts=is_closed and (not ahead or "close" in timeline.switches[max(0, index - LIFT_DECISIONS) : index]),
-    )
-
-
-def _truth(claim: Claim, motion: Motion, state: str) -> str:
-    """What holds instead of a claim."""
-    if claim.kind in ("state", "done"):
-        return f"the gripper is {state} before this decision"
-    names: Mapping[Switch, str] = {"open": "opens", "close": "closes", "": f"stays {state} to the end"}
-    when = "in this decision" if motion.now else "next" if motion.ahead else ""
-    return f"the gripper is {state} before this decision, and {names[motion.ahead]} {when}".rstrip()
+def _subject(case: Case) -> Iterator[str]:
+    """The object named is in the scene and is what the sub-task is about."""
+    scene, said, wanted = case.decision.scene, case.annotation.subject, case.subject
+    if scene is None:
+        return
+    names = [item.name for item in scene.objects]
+    found = find_name(said, filter(None, [*names, wanted]))
+    if not name_words(said):
+        if wanted:
+            yield f"the subject is missing: this sub-task is about {quote(wanted)}"
+    elif not found:
+        hint = quote(wanted) if wanted else "one of " + ", ".join(map(quote, names))
+        yield f"the subject {quote(said)} names no object of the scene, or several: wanted {hint}"
+    elif wanted and found != wanted:
+        yield f"the subject is {quote(said)}, but this sub-task is about {quote(wanted)}"
 
 
 def _progress(case: Case) -> Iterator[str]:
@@ -160,14 +176,47 @@ def _progress(case: Case) -> Iterator[str]:
         yield f"progress is {progress}: a share from 0 to 1 is wanted"
 
 
+def _repetition(case: Case) -> Iterator[str]:
+    """No thought says one thing over and over; `course.py` compares the thoughts of several decisions."""
+    for number, thought in enumerate(case.annotation.thoughts, 1):
+        text = " ".join(thought.casefold().split()) + " "
+        if found := next((found for loop in _LOOPS if (found := loop.search(text))), None):
+            yield f"thought {number} says {quote(found[1].strip())} over and over: write each thing once"
+
+
+def _grounding(case: Case) -> Iterator[str]:
+    """Looks show the subject; boxes are known of the first picture alone."""
+    scene, said = case.decision.scene, case.annotation.subject
+    looks = [(number, box) for number, (image, box) in enumerate(case.annotation.looks, 1) if image == 0]
+    if scene is None or not looks:
+        return
+    boxes = {item.name: item.box for item in scene.objects}
+    if name := find_name(said, boxes):
+        for number, box in looks:
+            yield from _misses(f"the box {list(box)} of look {number}", box, name, boxes[name], case.cfg)
+    elif not (case.subject and find_name(said, [case.subject])):
+        yield f"look {looks[0][0]} is at {quote(said)}, which names no object of the scene, or several"
+
+
+def _misses(where: str, box: Box, name: str, thing: Box, cfg: CheckConfig) -> Iterator[str]:
+    """What is wrong with a box around an object; nothing where the picture does not show it."""
+    if not (size := _area(thing)):
+        return
+    shown = (max(box[0], thing[0]), max(box[1], thing[1]), min(box[2], thing[2]), min(box[3], thing[3]))
+    if (share := _area(shown) / size) < cfg.containment:
+        yield f"{where} shows {share:.0%} of the {name}: at least {cfg.containment:.0%} are wanted"
+    if (spread := _area(box) / size) > cfg.spread:
+        yield f"{where} is {spread:.0f} times as large as the {name}: at most {cfg.spread:g} times are wanted"
+
+
 CHECKS: Mapping[CheckName, Callable[[Case], Iterator[str]]] = {
     "markup": _markup,
     "box": _box,
     "length": _length,
-    "language": _language,
     "gripper": _gripper,
-    "subject": check_subject,
+    "subject": _subject,
     "progress": _progress,
-    "grounding": check_grounding,
+    "repetition": _repetition,
+    "grounding": _grounding,
 }
 """Check -> what it finds wrong with one annotation."""

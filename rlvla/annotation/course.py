@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from rlvla.annotation.case import quote
+from rlvla.annotation.checks import quote
 from rlvla.annotation.names import find_name, name_words
 from rlvla.annotation.take import Problem, Take
 from rlvla.config import CheckConfig, CheckName
 from rlvla.types import Annotation, Timeline
 
-MAX_WORDS = 400
-"""Of a thought that are compared; longer ones are the same only if they agree to the letter."""
 _WORD = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?")
-_NUMBERS = frozenset(
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-)
 
 
 class Course(NamedTuple):
@@ -97,120 +91,61 @@ def _meant(course: Course, index: int) -> tuple[str, ...]:
 
 def _progress(course: Course) -> Iterator[tuple[int, str]]:
     """Progress never falls; the fewest decisions are to blame, of several such choices the later ones."""
-    values = {index: one.progress for index, one in course.annotations.items() if one.progress is not None}
-    values = {index: value for index, value in values.items() if math.isfinite(value)}
+    told = {index: one.progress for index, one in course.annotations.items() if one.progress is not None}
+    values = {index: value for index, value in told.items() if math.isfinite(value)}
     slack = course.cfg.progress_slack
-    kept = _climbers(values, course.trusted, slack)
-    last = None
-    for index, value in values.items():
-        if index in kept:
-            last = index
-        elif last is not None and value < values[last] - slack:
-            yield (
-                index,
-                f"progress is {value:.2f}, but {values[last]:.2f} at decision {last + 1} before: it must not fall",
-            )
+    kept = _climb(values, course.trusted, slack)
+    for index in values.keys() - set(kept):
+        value, before = values[index], max((i for i in kept if i < index), default=None)
+        if before is not None and value < values[before] - slack:
+            other, where = before, "before"
         else:
-            behind = next(later for later in values if later > index and later in kept)
-            text = (
-                f"progress is {value:.2f}, but {values[behind]:.2f} at decision {behind + 1} behind: it must not fall"
-            )
-            yield index, text
+            other, where = min(i for i in kept if i > index), "behind"
+        said = f"progress is {value:.2f}, but {values[other]:.2f} at decision {other + 1} {where}"
+        yield index, f"{said}: it must not fall"
 
 
-def _climbers(values: Mapping[int, float], trusted: Collection[int], slack: float) -> set[int]:
-    """Trusted decisions, and between each two of them the most that fit in."""
-    kept, run, low = set[int](), list[int](), -math.inf
-    for index in [*values, None]:
-        if index is not None and index not in trusted:
-            run.append(index)
-            continue
-        high = math.inf if index is None else values[index]
-        fit = [i for i in run if low - slack <= values[i] <= high + slack]
-        kept |= {fit[at] for at in longest_climb([values[i] for i in fit], slack)}
-        if index is not None:
-            kept, run, low = kept | {index}, [], values[index]
-    return kept
-
-
-def longest_climb(values: Sequence[float], slack: float) -> list[int]:
-    """Positions of a longest subsequence that never falls by more than `slack` from one entry to the next.
-
-    O(n log n): a Fenwick tree over the ranks of the values holds the best climb that ends at or below each. Of climbs
-    of one length that can be continued, the one that ends first is.
-    """
-    ranks = sorted(set(values))
-    tree = [(0, 0)] * (len(ranks) + 1)  # (length, minus the position where it ends)
-    lengths, previous = [0] * len(values), [-1] * len(values)
-    for at, value in enumerate(values):
-        best = (0, 0)
-        node = bisect_right(ranks, value + slack)
-        while node:
-            best = max(best, tree[node])
-            node &= node - 1
-        lengths[at], previous[at] = best[0] + 1, -best[1] if best[0] else -1
-        node = bisect_right(ranks, value)
-        while node < len(tree):
-            tree[node] = max(tree[node], (lengths[at], -at))
-            node += node & -node
-    at = max(range(len(values)), key=lambda at: lengths[at], default=-1)
-    climb: list[int] = []
-    while at >= 0:
+def _climb(values: Mapping[int, float], trusted: Collection[int], slack: float) -> list[int]:
+    """Decisions whose values never fall by more than `slack`: all trusted ones, and as many others as go with them."""
+    climbs: dict[int, tuple[int, int | None]] = {}  # its end -> (its length, a trusted one worth more than all others)
+    for index, value in values.items():
+        fit = [(-climbs[i][0], i) for i in climbs if values[i] <= value + slack]
+        length, before = min(fit, default=(0, None))
+        climbs[index] = ((len(values) + 1 if index in trusted else 1) - length, before)
+    at, climb = min(climbs, key=lambda i: (-climbs[i][0], i), default=None), []
+    while at is not None:
         climb.append(at)
-        at = previous[at]
-    return climb[::-1]
+        at = climbs[at][1]
+    return climb
 
 
 def _repetition(course: Course) -> Iterator[tuple[int, str]]:
-    """Not too many decisions in a row conclude nearly the same."""
-    most, run, before = course.cfg.max_repetition, 0, None
+    """Not too many decisions in a row conclude nearly the same; the last of them is to blame that is not trusted."""
+    most, run, before = course.cfg.max_repetition, list[int](), None
     for index, annotation in course.annotations.items():
-        words = _words(annotation.thoughts[-1])
-        run = run + 1 if before is not None and is_alike(before, words, course.cfg.similarity) else 1
+        words = Counter(_WORD.findall(annotation.thoughts[-1].casefold()))
+        if before is None or not is_alike(before, words, course.cfg.similarity):
+            run = []
+        run.append(index)
         before = words
-        if run > most:
-            text = f"{quote(annotation.thoughts[-1])} is nearly what the {run - 1} decisions before think"
-            yield index, f"{text}: at most {most} in a row may, say what is new here"
+        blamed = next((i for i in reversed(run) if i not in course.trusted), None)
+        if len(run) > most and blamed is not None:
+            run.remove(blamed)
+            text = f"{quote(course.annotations[blamed].thoughts[-1])} is nearly what {most} decisions beside it think"
+            yield blamed, f"{text}: at most {most} in a row may, say what is new here"
 
 
-def _words(thought: str) -> list[str]:
-    return _WORD.findall(thought.casefold())
-
-
-def is_alike(first: Sequence[str], second: Sequence[str], similarity: float) -> bool:
-    """Whether two thoughts share so many words in their order; the same numbers they must hold.
-
-    The share is that of `difflib.SequenceMatcher.ratio`, but of the longest common subsequence.
+def is_alike(first: Counter[str], second: Counter[str], similarity: float) -> bool:
+    """Whether two thoughts share so many of their words, and all their numbers.
 
     Args:
-        first: words.
-        second: words.
+        first: how often each word is there.
+        second: likewise, of the other thought.
         similarity: 0 to 1.
     """
-    if first == second:
-        return True
-    if len(first) > MAX_WORDS or len(second) > MAX_WORDS or _numbers(first) != _numbers(second):
+    if any(word[0].isdigit() for word in (first - second) + (second - first)):
         return False
-    wanted = similarity * (len(first) + len(second)) / 2
-    if min(len(first), len(second)) < wanted or (Counter(first) & Counter(second)).total() < wanted:
-        return False
-    return num_common(first, second) >= wanted
-
-
-def _numbers(words: Sequence[str]) -> list[str]:
-    return [word for word in words if word in _NUMBERS or word[0].isdigit()]
-
-
-def num_common(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, bit-parallel (Hyyro 2004, doi 10.1007/978-3-540-27801-6_14)."""
-    places: dict[str, int] = {}
-    for at, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << at
-    row = everything = (1 << len(first)) - 1
-    for word in second:
-        matches = row & places.get(word, 0)
-        row = ((row + matches) | (row - matches)) & everything
-    return len(first) - row.bit_count()
+    return 2 * (first & second).total() >= similarity * (first.total() + second.total())
 
 
 COURSE_CHECKS: Mapping[CheckName, Callable[[Course], Iterator[tuple[int, str]]]] = {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rlvla.annotation.asking import load_annotator
-from rlvla.annotation.run import SERVER
+from rlvla.annotation.annotators import SERVER, load_annotator
 from rlvla.annotation.sources import load_expert
 from rlvla.config import AnnotateConfig
 from rlvla.run.preflight import check_env

@@ -1,4 +1,4 @@
-"""One take, annotated: ask for the key frames, then for the decisions between them; check, ask again, or drop.
+"""One take, annotated: ask for the key frames, then for the others; check, have it judged, ask again, or drop.
 
 Answers of one round are asked for at once and judged together when all are there, so that the result depends on the
 answers and not on the order in which they come.
@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from rlvla.annotation.checks import check_decision
 from rlvla.annotation.course import check_course
 from rlvla.annotation.take import Annotator, Problem, Query, Reply, Take, Tally
 from rlvla.config import AnnotateConfig
 from rlvla.data.rows import DatasetError
-from rlvla.types import Annotation, Provenance, Timeline
+from rlvla.data.types import Provenance
+from rlvla.types import Annotation, Timeline
 
 
 @dataclass(kw_only=True)
@@ -25,12 +26,14 @@ class _Asked:
     """What has come of asking about one decision so far."""
 
     replies: list[Reply] = field(default_factory=list)
+    """Verdicts on them included."""
+    num_answers: int = 0
     rejected: list[str] = field(default_factory=list)
     problems: tuple[Problem, ...] = ()
-    """Of the last reply; empty once it is accepted."""
+    """Of the last answer; empty once it is accepted."""
 
-    def judge(self, problems: tuple[Problem, ...]) -> None:
-        """Take note of what is wrong with the last reply."""
+    def note(self, *problems: Problem) -> None:
+        """Take note of what is wrong with the last answer."""
         self.problems = problems
         self.rejected += dict.fromkeys(problem.check for problem in problems)
 
@@ -44,7 +47,7 @@ class Annotated:
     annotations: Mapping[int, Annotation]
     """By decision, in order."""
     provenance: Mapping[int, Provenance]
-    """Likewise."""
+    """By decision, in order."""
     tally: Tally
 
 
@@ -87,106 +90,116 @@ class FirstAnswers:
 async def annotate_take(
     take: Take, timeline: Timeline, annotator: Annotator, cfg: AnnotateConfig, first: FirstAnswers
 ) -> Annotated:
-    """Ask about every decision of a take.
+    """Ask about every decision of a take; `annotator` also judges, where `cfg.openai.judge` has it.
 
     Raises:
         Exception: what the annotator or `first` raises; nothing of the take is kept then.
     """
-    asked: dict[int, _Asked] = {}
-    accepted: dict[int, Annotation] = {}
-    keys = [i for i, is_key in enumerate(timeline.is_key) if is_key]
-    between = [i for i, is_key in enumerate(timeline.is_key) if not is_key]
-    for wave in (keys, between):
-        asked |= {i: _Asked() for i in wave}
-        known = {i: accepted[i] for i in keys if i in accepted} if wave is between else {}
-        pending = wave
+    rounds = _Rounds(take, timeline, annotator, cfg)
+    for is_key in (True, False):
+        rounds.known = {} if is_key else dict(sorted(rounds.accepted.items()))
+        pending = [i for i, key in enumerate(timeline.is_key) if key is is_key]
         for attempt in range(cfg.max_attempts):
-            queries = [_query(take, timeline, i, attempt, asked[i].problems, known, cfg.seed) for i in pending]
-            replies = await asyncio.gather(*(annotator.annotate(query) for query in queries))
-            for i, reply in zip(pending, replies, strict=True):
-                asked[i].replies.append(reply)
-            good = _judge(take, timeline, cfg, {i: asked[i] for i in pending}, accepted)
-            accepted |= good
-            pending = [i for i in pending if i not in accepted]
-            first.judged(len(good), [asked[i] for i in pending])
-    order = sorted(accepted)
-    return Annotated(
-        take=take,
-        timeline=timeline,
-        annotations={i: accepted[i] for i in order},
-        provenance={i: _provenance(take, i, asked[i], annotator, cfg) for i in order},
-        tally=_tally(asked, accepted),
-    )
+            left = await rounds.ask(pending, attempt)
+            first.judged(len(pending) - len(left), [rounds.asked[i] for i in left])
+            pending = left
+    return rounds.result()
 
 
-def _query(
-    take: Take,
-    timeline: Timeline,
-    index: int,
-    attempt: int,
-    problems: Iterable[Problem],
-    known: Mapping[int, Annotation],
-    seed: int,
-) -> Query:
-    return Query(
-        take=take,
-        timeline=timeline,
-        index=index,
-        before=next((known[i] for i in sorted(known, reverse=True) if i < index), None),
-        after=next((known[i] for i in sorted(known) if i > index), None),
-        complaints=tuple(problem.text for problem in problems),
-        attempt=attempt,
-        seed=query_seed(seed, take.index, index, attempt),
-    )
+class _Rounds:
+    """What has come of a take so far."""
+
+    def __init__(self, take: Take, timeline: Timeline, annotator: Annotator, cfg: AnnotateConfig) -> None:
+        self.asked = [_Asked() for _ in take.decisions]
+        self.accepted: dict[int, Annotation] = {}
+        self.known: dict[int, Annotation] = {}
+        """Key frames that the others are told of, in order."""
+        self._take, self._timeline, self._annotator, self._cfg = take, timeline, annotator, cfg
+
+    async def ask(self, pending: Sequence[int], attempt: int) -> list[int]:
+        """Ask about decisions once; returns those whose answer is refused."""
+        await self._replies([self._query(i, attempt) for i in pending])
+        for i in pending:
+            self.asked[i].num_answers += 1
+        good = self._check(pending)
+        if self._cfg.openai.judge:
+            questions = [replace(self._query(i, attempt), judged=said, complaints=()) for i, said in good.items()]
+            await self._replies(questions)
+            for i in good:
+                if error := self.asked[i].replies[-1].error:
+                    self.asked[i].note(Problem(check="judge", text=error))
+        self.accepted |= {i: said for i, said in good.items() if not self.asked[i].problems}
+        return [i for i in pending if i not in self.accepted]
+
+    async def _replies(self, queries: Sequence[Query]) -> None:
+        replies = await asyncio.gather(*(self._annotator.annotate(query) for query in queries))
+        for query, reply in zip(queries, replies, strict=True):
+            self.asked[query.index].replies.append(reply)
+
+    def _query(self, index: int, attempt: int) -> Query:
+        return Query(
+            take=self._take,
+            timeline=self._timeline,
+            index=index,
+            before=next((self.known[i] for i in reversed(self.known) if i < index), None),
+            after=next((self.known[i] for i in self.known if i > index), None),
+            complaints=tuple(problem.text for problem in self.asked[index].problems),
+            attempt=attempt,
+            seed=query_seed(self._cfg.seed, self._take.index, index, attempt),
+        )
+
+    def _check(self, pending: Sequence[int]) -> dict[int, Annotation]:
+        """Which of the last replies pass the checks, among those accepted before; notes what is wrong with others."""
+        good: dict[int, Annotation] = {}
+        for i in pending:
+            reply, cfg = self.asked[i].replies[-1], self._cfg.checks
+            if reply.annotation is None:
+                self.asked[i].note(Problem(check="markup", text=reply.error))
+            elif problems := check_decision(reply.annotation, self._take, self._timeline, i, cfg):
+                self.asked[i].note(*problems)
+            else:
+                good[i] = reply.annotation
+        everything, trusted = {**self.accepted, **good}, self.accepted
+        course = check_course(everything, self._take, self._timeline, self._cfg.checks, trusted=trusted)
+        for i in good:
+            self.asked[i].note(*course.get(i, ()))
+        return {i: annotation for i, annotation in good.items() if i not in course}
+
+    def result(self) -> Annotated:
+        """All that was accepted, and what it came to."""
+        replies = [reply for one in self.asked for reply in one.replies]
+        lost = [one for i, one in enumerate(self.asked) if i not in self.accepted]
+        return Annotated(
+            take=self._take,
+            timeline=self._timeline,
+            annotations=dict(sorted(self.accepted.items())),
+            provenance={i: self._provenance(i) for i in sorted(self.accepted)},
+            tally=Tally(
+                num_decisions=len(self.asked),
+                num_dropped=len(lost),
+                rejected=dict(Counter(check for one in self.asked for check in one.rejected)),
+                dropped=dict(Counter(check for one in lost for check in {p.check for p in one.problems})),
+                prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+                completion_tokens=sum(reply.completion_tokens for reply in replies),
+            ),
+        )
+
+    def _provenance(self, index: int) -> Provenance:
+        asked, cfg, annotator = self.asked[index], self._cfg, self._annotator
+        return Provenance(
+            annotator=annotator.name,
+            model=annotator.model,
+            prompt_hash=annotator.prompt_hash,
+            seed=query_seed(cfg.seed, self._take.index, index, asked.num_answers - 1),
+            attempts=asked.num_answers,
+            rejected=tuple(asked.rejected),
+            checks=(*cfg.checks.names, *(("judge",) if cfg.openai.judge else ())),
+            prompt_tokens=sum(reply.prompt_tokens for reply in asked.replies),
+            completion_tokens=sum(reply.completion_tokens for reply in asked.replies),
+        )
 
 
 def query_seed(seed: int, take: int, decision: int, attempt: int) -> int:
     """A seed of its own for each answer, 0 to 2^31 - 1, the same in every run."""
     digest = hashlib.blake2b(f"{seed} {take} {decision} {attempt}".encode(), digest_size=4).digest()
     return int.from_bytes(digest) >> 1
-
-
-def _judge(
-    take: Take, timeline: Timeline, cfg: AnnotateConfig, asked: Mapping[int, _Asked], accepted: Mapping[int, Annotation]
-) -> dict[int, Annotation]:
-    """Which of the last replies are acceptable, among those accepted before; notes what is wrong with the others."""
-    good: dict[int, Annotation] = {}
-    for i, one in asked.items():
-        annotation = one.replies[-1].annotation
-        if annotation is None:
-            one.judge((Problem(check="markup", text=one.replies[-1].error),))
-        elif problems := check_decision(annotation, take, timeline, i, cfg.checks):
-            one.judge(problems)
-        else:
-            good[i] = annotation
-    course = check_course({**accepted, **good}, take, timeline, cfg.checks, trusted=accepted)
-    for i in good:
-        asked[i].judge(course.get(i, ()))
-    return {i: annotation for i, annotation in good.items() if i not in course}
-
-
-def _provenance(take: Take, index: int, asked: _Asked, annotator: Annotator, cfg: AnnotateConfig) -> Provenance:
-    attempts = len(asked.replies)
-    return Provenance(
-        annotator=annotator.name,
-        model=annotator.model,
-        prompt_hash=annotator.prompt_hash,
-        seed=query_seed(cfg.seed, take.index, index, attempts - 1),
-        attempts=attempts,
-        rejected=tuple(asked.rejected),
-        checks=cfg.checks.names,
-        prompt_tokens=sum(reply.prompt_tokens for reply in asked.replies),
-        completion_tokens=sum(reply.completion_tokens for reply in asked.replies),
-    )
-
-
-def _tally(asked: Mapping[int, _Asked], accepted: Mapping[int, Annotation]) -> Tally:
-    lost = [one for i, one in asked.items() if i not in accepted]
-    return Tally(
-        num_decisions=len(asked),
-        num_dropped=len(lost),
-        rejected=dict(Counter(check for one in asked.values() for check in one.rejected)),
-        dropped=dict(Counter(check for one in lost for check in dict.fromkeys(p.check for p in one.problems))),
-        prompt_tokens=sum(reply.prompt_tokens for one in asked.values() for reply in one.replies),
-        completion_tokens=sum(reply.completion_tokens for one in asked.values() for reply in one.replies),
-    )

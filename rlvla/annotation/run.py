@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from rlvla.annotation.asking import Journal, PluginAnnotator
+from rlvla.annotation.annotators import SERVER, open_annotators
+from rlvla.annotation.answers import Journal
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.prompts import prompt_hash
 from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take
 from rlvla.annotation.sources import TakeSource, open_source
 from rlvla.annotation.store import Store
-from rlvla.annotation.take import Annotator, Take, Tally
+from rlvla.annotation.take import Take, Tally
 from rlvla.config import AnnotateConfig, OpenAIConfig
+from rlvla.data.types import Demonstration
 from rlvla.durable.files import CONTENT
 from rlvla.policies.thinker.markup import print_think, print_zoom
 from rlvla.run import identity
-from rlvla.types import Annotation, Decision, Demonstration
+from rlvla.types import Annotation
 
 T = TypeVar("T")
-SERVER = "openai"
-"""The annotator that is no plugin."""
-_MOVES_ANSWERS = ("model", "temperature", "max_tokens")
+_MOVES_ANSWERS = ("model", "temperature", "max_tokens", "judge", "judge_model")
 """Keys of the server."""
 
 
@@ -50,29 +49,18 @@ async def annotate_all(cfg: AnnotateConfig, store: Store, thread: ThreadPoolExec
     loop = asyncio.get_running_loop()
     source = await loop.run_in_executor(thread, open_source, cfg)
     try:
-        async with _annotator(cfg) as annotator:
-            if cfg.annotator == SERVER and annotator:
-                store.hold_to(annotator.model)
-            await _Run(cfg, store, thread, Journal(annotator, store) if annotator else None).over(source)
+        async with open_annotators(cfg) as asked:
+            journal = None
+            if asked is not None:
+                store.hold_to(asked.served)
+                journal = Journal(asked.annotator, asked.judge, store.answers)
+            await _Run(cfg, store, thread, journal).over(source)
     except ExceptionGroup as errors:
         # The tasks of a group end together: the first error is the cause, the others are its echoes.
         raise errors.exceptions[0] from None
     finally:
         await loop.run_in_executor(thread, source.close)
     return source
-
-
-@asynccontextmanager
-async def _annotator(cfg: AnnotateConfig) -> AsyncIterator[Annotator | None]:
-    """The one that `cfg.annotator` names; None where nobody is to annotate."""
-    if cfg.annotator == SERVER:
-        # Only here: it loads an HTTP client.
-        from rlvla.annotation.openai_annotator import OpenAIAnnotator
-
-        async with OpenAIAnnotator(cfg.openai) as annotator:
-            yield annotator
-    else:
-        yield PluginAnnotator(cfg.annotator, cfg.annotator_kwargs) if cfg.annotator else None
 
 
 def protocol(cfg: AnnotateConfig) -> dict[str, Any]:
@@ -82,7 +70,7 @@ def protocol(cfg: AnnotateConfig) -> dict[str, Any]:
     # An env that takes longer fails no take: no deadline holds for an expert.
     limits = ("env.deadline_s", "env.reset_deadline_s", "env.max_attempts")
     said = identity.of(cfg, ("output", "num_samples", "max_refused_first", *unused, *server, *limits))
-    return said | ({f"{CONTENT}prompts": prompt_hash()} if cfg.annotator == SERVER else {})
+    return said | ({f"{CONTENT}prompts": prompt_hash()} if cfg.annotator == SERVER or cfg.openai.judge else {})
 
 
 class _Run:
@@ -101,7 +89,7 @@ class _Run:
         with tqdm(total=source.num_takes, desc="annotate", unit="episode", mininterval=2) as bar:
             bar.update(self._store.num_takes)
             async with asyncio.TaskGroup() as group:
-                while (take := await self._in_thread(_next, takes)) is not None:
+                while (take := await self._in_thread(lambda: next(takes, None))) is not None:
                     self._num_takes += 1
                     group.create_task(self._one(take, bar))
                     async with self._has_room:
@@ -116,61 +104,49 @@ class _Run:
         if self._journal is not None:
             timeline = find_key_frames(take, self._cfg.key_frames)
             annotated = await annotate_take(take, timeline, self._journal, self._cfg, self._first)
-        await self._in_thread(_keep, self._store, take, annotated)
+
+        def keep() -> None:
+            demonstrations = unannotated(take) if annotated is None else to_demonstrations(annotated)
+            self._store.put(take.index, demonstrations, Tally() if annotated is None else annotated.tally)
+
+        await self._in_thread(keep)
         self._num_takes -= 1
         async with self._has_room:
             self._has_room.notify_all()
         bar.update()
 
-    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
-
-
-def _next(takes: Iterator[Take]) -> Take | None:
-    return next(takes, None)
-
-
-def _keep(store: Store, take: Take, annotated: Annotated | None) -> None:
-    demonstrations = unannotated(take) if annotated is None else to_demonstrations(annotated)
-    store.put(take.index, demonstrations, Tally() if annotated is None else annotated.tally)
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
 
 def unannotated(take: Take) -> list[Demonstration]:
     """Decisions that act without a thought."""
-    return [_demonstration(decision, i) for i, decision in enumerate(take.decisions)]
+    return [_demonstration(take, i, texts=("",), crops=()) for i in range(len(take.decisions))]
 
 
 def to_demonstrations(annotated: Annotated) -> list[Demonstration]:
     """The annotated decisions, with the crops that they look at."""
-    demonstrations = []
-    carried = ""
+    demonstrations, carried = [], ""
     for i, annotation in annotated.annotations.items():
-        decision = annotated.take.decisions[i]
-        demonstrations.append(
-            replace(
-                _demonstration(decision, i),
-                texts=texts(annotation),
-                crops=tuple(np.array(decision.zoom(image, box)) for image, box in annotation.looks),
-                carried_thought=carried,
-                annotation=annotation,
-                provenance=annotated.provenance[i],
-                is_key_frame=annotated.timeline.is_key[i],
-            )
+        zoom = annotated.take.decisions[i].zoom
+        told = _demonstration(
+            annotated.take,
+            i,
+            texts=texts(annotation),
+            crops=tuple(np.array(zoom(image, box)) for image, box in annotation.looks),
+            carried_thought=carried,
+            annotation=annotation,
+            provenance=annotated.provenance[i],
+            is_key_frame=annotated.timeline.is_key[i],
         )
+        demonstrations.append(told)
         carried = annotation.thoughts[-1]
     return demonstrations
 
 
-def _demonstration(decision: Decision, index: int) -> Demonstration:
-    return Demonstration(
-        instruction=decision.instruction,
-        images=decision.images,
-        proprio=decision.proprio,
-        texts=("",),
-        crops=(),
-        actions=decision.actions,
-        decision_index=index,
-    )
+def _demonstration(take: Take, index: int, **said: Any) -> Demonstration:
+    did = {name: getattr(take.decisions[index], name) for name in ("instruction", "images", "proprio", "actions")}
+    return Demonstration(**did, **said, decision_index=index)
 
 
 def texts(annotation: Annotation) -> tuple[str, ...]:

@@ -1,63 +1,135 @@
-"""What a model must answer: the JSON schemas, and a reader that turns any text into an annotation or a complaint."""
+"""What a model must answer: JSON schemas, and readers that turn any text into an answer or a complaint."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rlvla.types import Annotation
 
-MAX_CHARS = {"subtask": 80, "subject": 60, "observation": 480, "conclusion": 480, "thought": 480}
-"""Longest string of each field: 80 English words for a thought. It ends a model that would run on for ever; what the
-server cuts there is no sentence, so it counts as an error."""
 GRIPPER_STATES = ("open", "closed")
 PERCENT = 100
+UNREAD = "the judge's verdict cannot be read: "
 _FENCE = "```"
 
 
+def _on_one_line(text: str) -> str:
+    words = " ".join(text.split())
+    if not words:
+        raise ValueError("is empty")
+    if not words.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return words
+
+
+_LINE, _THOUGHT = AfterValidator(_on_one_line), Field(min_length=1, max_length=479)
+"""The bound is 80 English words. It ends a model that would run on for ever."""
+
+
+class _Answer(BaseModel):
+    """The fields stand in the order in which a model had best think of them."""
+
+    model_config = ConfigDict(strict=True)
+
+    subtask: Annotated[str, Field(min_length=1, max_length=79), _LINE]
+    subject: Annotated[str, Field(min_length=1, max_length=59), _LINE]
+    gripper: Literal["open", "closed"]
+    next_gripper: Literal["open", "close", "stay"]
+    progress: Annotated[int, Field(ge=0, le=PERCENT)]
+
+
+class _KeyFrame(_Answer):
+    observation: Annotated[str, _THOUGHT, _LINE]
+    image: Annotated[int, Field(ge=0)]
+    bbox: Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(min_length=4, max_length=4)]
+    conclusion: Annotated[str, _THOUGHT, _LINE]
+
+
+class _Between(_Answer):
+    thought: Annotated[str, _THOUGHT, _LINE]
+
+
+class _Verdict(BaseModel):
+    """The reason comes first, so that the verdict follows from it."""
+
+    model_config = ConfigDict(strict=True)
+
+    reason: Annotated[str, _THOUGHT, _LINE]
+    verdict: Literal["yes", "no"]
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
 def json_schema(*, is_key: bool, num_images: int) -> dict[str, Any]:
-    """JSON schema of an answer; the fields stand in the order in which a model had best think of them.
+    """JSON schema of an answer.
 
     Args:
         is_key: of a key frame, with a look; else of a frame between two of them, without.
         num_images: cameras to choose the look's picture from.
     """
-    fields: dict[str, Any] = {
-        "subtask": _text("subtask"),
-        "subject": _text("subject"),
-        "gripper": {"type": "string", "enum": list(GRIPPER_STATES)},
-        "progress": _integer(PERCENT),
-    }
+    found = _schema(_KeyFrame if is_key else _Between)
     if is_key:
-        fields["observation"] = _text("observation")
-        fields["image"] = _integer(num_images - 1)
-        fields["bbox"] = {"type": "array", "items": _integer(1000), "minItems": 4, "maxItems": 4}
-        fields["conclusion"] = _text("conclusion")
-    else:
-        fields["thought"] = _text("thought")
+        found["properties"]["image"]["maximum"] = num_images - 1
+    return found
+
+
+def verdict_schema() -> dict[str, Any]:
+    """JSON schema of a judge's answer."""
+    return _schema(_Verdict)
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    fields = model.model_json_schema()["properties"]
+    for field in fields.values():
+        del field["title"]
+        if "maxLength" in field:  # what the server cuts is no sentence, so it is one character too long to be read
+            field["maxLength"] += 1
     return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
-
-
-def _text(field: str) -> dict[str, Any]:
-    return {"type": "string", "minLength": 1, "maxLength": MAX_CHARS[field]}
-
-
-def _integer(most: int) -> dict[str, Any]:
-    return {"type": "integer", "minimum": 0, "maximum": most}
 
 
 def read(text: str, *, is_key: bool, num_images: int) -> Annotation | str:
     """An answer, or a text that tells the model everything that is wrong with it; never raises.
 
-    A box of the right type is taken as it is: whether it makes sense is a matter of the checks. A code fence around the
-    JSON, and the thoughts of a model before it, are no part of the answer: servers without a parser for them send both.
+    A box of the right type is taken as it is: whether it makes sense is a matter of the checks.
 
     Args:
         text: any.
         is_key: see `json_schema`.
         num_images: see `json_schema`.
     """
+    answer = _read(_KeyFrame if is_key else _Between, text)
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, _KeyFrame):
+        if answer.image >= num_images:
+            return f"image: there are pictures 0 to {num_images - 1}"
+        x1, y1, x2, y2 = answer.bbox
+        thoughts, looks = (answer.observation, answer.conclusion), ((answer.image, (x1, y1, x2, y2)),)
+    else:
+        thoughts, looks = (answer.thought,), ()
+    return Annotation(
+        thoughts=thoughts,
+        looks=looks,
+        subtask=answer.subtask,
+        subject=answer.subject,
+        gripper=answer.gripper,
+        next_gripper=answer.next_gripper,
+        progress=answer.progress / PERCENT,
+    )
+
+
+def read_verdict(text: str) -> str:
+    """Why a judge refuses, or why its answer cannot be read; empty where it says yes. Never raises."""
+    verdict = _read(_Verdict, text)
+    if isinstance(verdict, str):
+        return UNREAD + verdict
+    return "" if verdict.verdict == "yes" else f"a judge refuses it: {verdict.reason}"
+
+
+def _read(model: type[M], text: str) -> M | str:
     try:
         # Not strict: in strings of bounded length xgrammar lets line breaks and other control characters through.
         fields = json.loads(_bare(text), strict=False)
@@ -65,30 +137,15 @@ def read(text: str, *, is_key: bool, num_images: int) -> Annotation | str:
         return "the answer is not valid JSON"
     if not isinstance(fields, dict):
         return "the answer is not a JSON object"
-    answer = _Answer(fields)
-    subtask, subject = answer.text("subtask"), answer.text("subject")
-    if (gripper := fields.get("gripper")) not in GRIPPER_STATES:
-        answer.problems.append('gripper must be "open" or "closed"')
-    progress = answer.integer("progress", PERCENT)
-    if is_key:
-        thoughts = (answer.text("observation"), answer.text("conclusion"))
-        looks = ((answer.integer("image", num_images - 1), answer.box("bbox")),)
-    else:
-        thoughts, looks = (answer.text("thought"),), ()
-    if answer.problems:
-        return "; ".join(answer.problems)
-    return Annotation(
-        thoughts=thoughts,
-        looks=looks,
-        subtask=subtask,
-        subject=subject,
-        gripper=str(gripper),
-        progress=progress / PERCENT,
-    )
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        return "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}" for p in problems)
 
 
 def _bare(text: str) -> str:
-    """An answer without thoughts before it and a fence around it."""
+    """The JSON in an answer: servers without a parser for them send thoughts before it and a code fence around it."""
     text = text.strip()
     if not text.startswith(("{", _FENCE)):  # a chat template may have put the opening mark into the prompt
         text = text.partition("</think>")[2].strip() or text
@@ -97,40 +154,3 @@ def _bare(text: str) -> str:
         inside = inside.rpartition(_FENCE)[0] or inside
         text = inside[max(0, inside.find("{")) :]  # behind `json`, mostly
     return text
-
-
-class _Answer:
-    """Fields of any type; each method reads one, and where that fails notes why and returns a stand-in."""
-
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        self.fields = fields
-        self.problems: list[str] = []
-
-    def text(self, name: str) -> str:
-        value = self.fields.get(name)
-        if not isinstance(value, str):
-            return self._refuse(f"{name} must be a text", "")
-        if len(value) >= MAX_CHARS[name]:
-            return self._refuse(f"{name} is too long and was cut off: stay well below {MAX_CHARS[name]} characters", "")
-        words = " ".join(value.split())
-        if not words:
-            return self._refuse(f"{name} is empty", "")
-        if not words.isprintable():  # also half a surrogate pair, which no file can hold
-            return self._refuse(f"{name} holds characters that cannot be printed", "")
-        return words
-
-    def integer(self, name: str, most: int) -> int:
-        value = self.fields.get(name)
-        if type(value) is not int or not 0 <= value <= most:  # True and 1.0 are no integers here
-            return self._refuse(f"{name} must be an integer from 0 to {most}", 0)
-        return value
-
-    def box(self, name: str) -> tuple[int, int, int, int]:
-        value = self.fields.get(name)
-        if not isinstance(value, list) or len(value) != 4 or not all(type(v) is int and 0 <= v <= 1000 for v in value):
-            return self._refuse(f"{name} must be four integers from 0 to 1000: left, top, right, bottom", (0, 0, 0, 0))
-        return value[0], value[1], value[2], value[3]
-
-    def _refuse(self, problem: str, stand_in: Any) -> Any:
-        self.problems.append(problem)
-        return stand_in

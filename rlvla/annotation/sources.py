@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,39 +21,17 @@ from rlvla.rollout.tasks import state_ids, task_ids
 from rlvla.types import Decision
 
 
-class TakeSource(Protocol):
-    """Made, read and closed in one thread, since an env belongs to the thread that made it."""
-
-    robot: str
-    fps: float
-    """Decisions a second."""
-    num_takes: int
-    """At most."""
-    suites: tuple[str, ...]
-    """On whose train initial states the takes were recorded, as far as is known."""
-
-    def takes(self, store: Store) -> Iterator[Take]:
-        """Those that the store does not hold, in order; what their `zoom` needs stays open until `close`."""
-        ...
-
-    def close(self) -> None:
-        """Free what the takes were read from."""
-        ...
-
-
 def load_expert(cfg: AnnotateConfig) -> Plugin:
     """The function that `expert` names; raises PluginError saying what is wrong with it."""
     called, named = ("env", "task_id", "init_state_id"), ("chunk_length", "stride", "rng")
     return load("expert", cfg.expert, called, named, cfg.expert_kwargs)
 
 
-def open_source(cfg: AnnotateConfig) -> TakeSource:
-    """`cfg.source`, or else `cfg.expert` in `cfg.env`."""
-    return ExpertSource(cfg) if cfg.source is None else RecordedSource(cfg, cfg.source)
-
-
 class ExpertSource:
-    """Successful episodes from the train split's initial states, as many as wanted, or as the states allow."""
+    """Successful episodes from the train split's initial states, as many as wanted, or as the states allow.
+
+    Made, read and closed in one thread, since an env belongs to the thread that made it.
+    """
 
     def __init__(self, cfg: AnnotateConfig) -> None:
         """Makes the env; raises PluginError, see `load_expert`."""
@@ -67,7 +45,7 @@ class ExpertSource:
         self.num_takes = 2000 if cfg.num_episodes is None else cfg.num_episodes
 
     def takes(self, store: Store) -> Iterator[Take]:
-        """See `TakeSource`; the store is told of starts from which the expert fails."""
+        """Those that the store does not hold, in order; it is told of starts from which the expert fails."""
         num_takes = 0
         for index, (task, state) in enumerate(self._starts()):
             if num_takes == self.num_takes:
@@ -104,7 +82,7 @@ class ExpertSource:
             yield from (start for start in starts if start is not None)
 
     def close(self) -> None:
-        """Close the env."""
+        """Close the env; what the takes' `zoom` needs stays open until then."""
         self._env.close()
 
 
@@ -112,6 +90,7 @@ class RecordedSource:
     """Episodes of a LeRobot folder, or of LIBERO's HDF5 files."""
 
     suites: tuple[str, ...] = ()
+    """On whose train initial states they were recorded: nobody knows."""
 
     def __init__(self, cfg: AnnotateConfig, path: Path) -> None:
         """Opens the files; see the readers for what they raise."""
@@ -124,7 +103,7 @@ class RecordedSource:
         self.num_takes = num_episodes if cfg.num_episodes is None else min(cfg.num_episodes, num_episodes)
 
     def takes(self, store: Store) -> Iterator[Take]:
-        """See `TakeSource`."""
+        """Those that the store does not hold, in order."""
         cfg = self._cfg
         for index, episode in enumerate(itertools.islice(self._source.episodes, self.num_takes)):
             if store.is_complete(index):
@@ -140,3 +119,11 @@ class RecordedSource:
 
     def close(self) -> None:
         """Nothing stays open."""
+
+
+TakeSource = ExpertSource | RecordedSource
+
+
+def open_source(cfg: AnnotateConfig) -> TakeSource:
+    """`cfg.source`, or else `cfg.expert` in `cfg.env`."""
+    return ExpertSource(cfg) if cfg.source is None else RecordedSource(cfg, cfg.source)

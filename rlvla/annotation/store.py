@@ -30,11 +30,13 @@ from rlvla.annotation.take import Tally
 from rlvla.config import ActionKind
 from rlvla.data.dataset import Writer
 from rlvla.data.rows import DatasetError, encode, require_same
+from rlvla.data.types import Demonstration
 from rlvla.durable.files import CONTENT, appear_whole, differences, lock, sync, sync_tree, warn_untold, write_json
-from rlvla.run.identity import flatten
-from rlvla.types import Demonstration
 
-_SERVED = f"{CONTENT}openai.model"
+_SERVED = f"{CONTENT}openai."
+"""Begins the keys of what servers have, which they say later."""
+_VERSION = 2
+"""Of the folder, kept with the protocol; 1 had none, and takes without `annotation.next_gripper`."""
 
 
 class Store:
@@ -59,7 +61,8 @@ class Store:
         """Of all complete takes."""
         self._output = output
         self._folder = output.with_name(output.name + ".partial")
-        self._takes, self._answers_folder = self._folder / "takes", self._folder / "answers"
+        self._protocol, self._marker = self._folder / "protocol.json", self._folder / "finished.json"
+        self._takes, self._logs = self._folder / "takes", self._folder / "answers"
         self._complete: set[int] = set()
         self._failed: set[int] = set()
         self._answers: dict[int, AnswerLog] = {}
@@ -69,7 +72,8 @@ class Store:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self._folder)
         try:
-            self._open(json.loads(json.dumps(protocol)))  # as it is read back: tuples become lists
+            # As it is read back: tuples become lists.
+            self._open(json.loads(json.dumps({**protocol, "version": _VERSION})))
         except BaseException:
             self.close()
             raise
@@ -100,17 +104,15 @@ class Store:
     def answers(self, index: int) -> AnswerLog:
         """What has been answered of a take, read when it is first asked for; gone once the take is complete."""
         if index not in self._answers:
-            self._answers[index] = AnswerLog(self._answers_file(index))
+            self._answers[index] = AnswerLog(self._log(index))
         return self._answers[index]
 
-    def hold_to(self, served: str) -> None:
-        """Keep in mind which model a server has; raises ValueError where it was another one."""
-        file = self._folder / "protocol.json"
-        before = json.loads(file.read_text())
-        now = {**before, _SERVED: served}
-        if differ := differences(before, now):
-            raise ValueError(self._another(differ))
-        write_json(file, now, sort_keys=True)
+    def hold_to(self, served: Mapping[str, str]) -> None:
+        """Keep in mind which model each server has, by key of the config; raises ValueError where it was another."""
+        before = json.loads(self._protocol.read_text())
+        now = before | {f"{CONTENT}{key}": model for key, model in served.items()}
+        self._require_same(before, now)
+        write_json(self._protocol, now, sort_keys=True)
 
     def put(self, index: int, demonstrations: Sequence[Demonstration], tally: Tally) -> None:
         """Keep a take; it is complete when this returns, and not there at all where this is killed.
@@ -130,13 +132,16 @@ class Store:
             table = encode(demonstrations, f"take {index}")
             self._schema = self._schema or table.schema
             require_same(table.schema, self._schema, f"take {index}")
-            rows = _pack(table)
-        with appear_whole(self._take_file(index), is_durable=False) as file:
+            stream = pa.BufferOutputStream()
+            with pa.ipc.new_stream(stream, table.schema) as writer:
+                writer.write_table(table)
+            rows = stream.getvalue().to_pybytes()
+        with appear_whole(self._take(index), is_durable=False) as file:
             file.write(checked(json.dumps(asdict(tally), sort_keys=True).encode() + b"\n" + rows))
         self._complete.add(index)
         self.tally += tally
         self._answers.pop(index, None)
-        self._answers_file(index).unlink(missing_ok=True)
+        self._log(index).unlink(missing_ok=True)
 
     def put_failure(self, index: int) -> None:
         """Keep in mind that the expert failed at this start."""
@@ -158,11 +163,11 @@ class Store:
         Whatever it was killed at, it is repeated from its beginning. Memory holds one file of rows.
 
         Args:
-            robot: see `dataset.Writer`, as the rest.
-            fps: likewise.
-            suites: likewise.
+            robot: see `dataset.Writer`, as `fps`, `suites` and `action_kind`.
+            fps: decisions a second.
+            suites: whose initial states these are.
             complete: called with the folder while it lies aside, to add files of one's own.
-            action_kind: see `dataset.Writer`.
+            action_kind: of recorded actions.
 
         Returns:
             Number of episodes.
@@ -177,7 +182,7 @@ class Store:
         writer = Writer(folder, robot=robot, fps=fps, suites=suites, action_kind=action_kind)
         num_rows = 0
         for index in sorted(self._complete):
-            content = _unpack(self._take_file(index))
+            content = _unpack(self._take(index))
             if content is None:
                 self._scan()  # names and removes whatever is damaged
                 raise DatasetError(f"{self._folder}: take {index} is damaged, run again to make it anew")
@@ -186,52 +191,58 @@ class Store:
                 num_rows += len(rows)
                 writer.add(rows)
         if not num_rows:
-            raise DatasetError(f"{self._folder}: {_why_empty(self.tally)}")
+            worst = sorted(self.tally.dropped.items(), key=lambda item: (-item[1], item[0]))[:3]
+            raise DatasetError(
+                f"{self._folder}: not one of {self.tally.num_decisions} decisions is left; the checks that their last "
+                f"answers failed: {', '.join(f'{name} {count} times' for name, count in worst) or 'none'}"
+            )
         num_episodes = writer.finish()
         write_json(folder / "meta/annotation.json", asdict(self.tally), sort_keys=True)
         complete(folder, self.tally)
         sync_tree(folder)
-        told = json.loads((self._folder / "protocol.json").read_text())
-        write_json(self._folder / "finished.json", told, sort_keys=True)
+        write_json(self._marker, json.loads(self._protocol.read_text()), sort_keys=True)
         folder.rename(self._output)
         sync(self._output.parent)
         self._clean_up()
         return num_episodes
 
     def _open(self, protocol: dict[str, Any]) -> None:
-        there = {path.name for path in self._folder.iterdir()} - {"lock"}
-        marker = self._folder / "finished.json"
         if self._output.exists():
-            # `finished.json` goes last, hence an empty folder is what a kill leaves at the very end.
-            if there and not ("finished.json" in there and "assembled" not in there):
+            # `finished.json` goes last, so an empty folder is what a kill leaves at the very end.
+            there = {path.name for path in self._folder.iterdir()} - {"lock"}
+            if there and (not self._marker.exists() or "assembled" in there):
                 raise FileExistsError(
                     f"{self._output} exists already, and {self._folder} holds an unfinished run: "
                     "remove one of them, or name another output folder"
                 )
-            differ = differences(_read(marker, protocol), protocol) if there else ""
+            differ = differences(json.loads(self._marker.read_text()), protocol) if there else ""
             self._clean_up()
             if differ:
                 raise FileExistsError(f"{self._output} exists already, of another run ({differ}): name another output")
             return
-        marker.unlink(missing_ok=True)
-        file = self._folder / "protocol.json"
-        if file.is_file():
-            before = _read(file, protocol)
-            if differ := differences(before, protocol):
-                raise ValueError(self._another(differ))
-            before.pop(_SERVED, None)  # which the server says later
-            warn_untold(before, protocol, self._folder)
+        self._marker.unlink(missing_ok=True)
+        if self._protocol.is_file():
+            before = json.loads(self._protocol.read_text())
+            if before.get("version") != _VERSION:
+                raise ValueError(
+                    f"{self._folder} holds an unfinished run of an earlier version of rlvla, whose takes lack "
+                    "annotation.next_gripper: finish it with that version, or remove it, or name another output folder"
+                )
+            self._require_same(before, protocol)
+            told = {key: value for key, value in before.items() if not key.startswith(_SERVED)}
+            warn_untold(told, protocol, self._folder)
         else:
-            write_json(file, protocol, sort_keys=True)
+            write_json(self._protocol, protocol, sort_keys=True)
         self._takes.mkdir(exist_ok=True)
-        self._answers_folder.mkdir(exist_ok=True)
+        self._logs.mkdir(exist_ok=True)
         self._scan()
 
-    def _another(self, differ: str) -> str:
-        return (
-            f"{self._folder} holds an unfinished run of another kind ({differ}): name another output folder, remove "
-            "it, or go on with the config, and with all that it names, as it was"
-        )
+    def _require_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        if differ := differences(before, now):
+            raise ValueError(
+                f"{self._folder} holds an unfinished run of another kind ({differ}): name another output folder, "
+                "remove it, or go on with the config, and with all that it names, as it was"
+            )
 
     def _scan(self) -> None:
         """Take stock of the folder, and remove what a kill or a damage has left unusable."""
@@ -246,44 +257,29 @@ class Store:
                 file.unlink()
             else:
                 tally, rows = content
-                index = int(file.stem)
-                self._complete.add(index)
+                self._complete.add(int(file.stem))
                 self.tally += tally
-                self._answers_file(index).unlink(missing_ok=True)
+                self._log(int(file.stem)).unlink(missing_ok=True)
                 if rows and self._schema is None:
                     self._schema = pa.ipc.open_stream(rows).schema
 
-    def _take_file(self, index: int) -> Path:
+    def _take(self, index: int) -> Path:
         return self._takes / f"{index:06d}.take"
 
-    def _answers_file(self, index: int) -> Path:
-        return self._answers_folder / f"{index:06d}.log"
+    def _log(self, index: int) -> Path:
+        return self._logs / f"{index:06d}.log"
 
     def _clean_up(self) -> None:
         """Remove the partial folder, last of all what says that it may be removed."""
         for path in self._folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name not in ("finished.json", "lock"):
+            elif path.name not in (self._marker.name, "lock"):
                 path.unlink()
-        (self._folder / "finished.json").unlink(missing_ok=True)
+        self._marker.unlink(missing_ok=True)
         (self._folder / "lock").unlink()
         self._folder.rmdir()
         self.is_finished = True
-
-
-def _read(file: Path, now: Mapping[str, Any]) -> dict[str, Any]:
-    """A protocol; of one that an earlier version nested, with keys that move nothing, those that count today."""
-    told = json.loads(file.read_text())
-    flat = flatten(told)
-    return told if flat == told else {key: value for key, value in flat.items() if key in now}
-
-
-def _pack(table: pa.Table) -> bytes:
-    stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, table.schema) as writer:
-        writer.write_table(table)
-    return stream.getvalue().to_pybytes()
 
 
 def _unpack(file: Path) -> tuple[Tally, bytes] | None:
@@ -293,9 +289,3 @@ def _unpack(file: Path) -> tuple[Tally, bytes] | None:
         return None
     tally, _, rows = content.partition(b"\n")
     return Tally(**json.loads(tally)), rows
-
-
-def _why_empty(tally: Tally) -> str:
-    worst = sorted(tally.dropped.items(), key=lambda item: (-item[1], item[0]))[:3]
-    failed = ", ".join(f"{name} {count} times" for name, count in worst) or "none"
-    return f"not one of {tally.num_decisions} decisions is left; the checks that their last answers failed: {failed}"

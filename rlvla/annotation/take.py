@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Literal, Protocol
 
 from rlvla.config import CheckName
 from rlvla.types import Annotation, Decision, Timeline
@@ -37,9 +38,11 @@ class Query:
     before: Annotation | None = None
     """Of the nearest annotated key frame before; None at a key frame, or where there is none."""
     after: Annotation | None = None
-    """Of the nearest annotated key frame behind, likewise."""
+    """Of the nearest one behind."""
     complaints: tuple[str, ...] = ()
     """What was wrong with the last answer, in words for the annotator."""
+    judged: Annotation | None = None
+    """The answer that is to be judged; None: an answer is wanted."""
     attempt: int = 0
     """Answers before."""
     seed: int = 0
@@ -48,7 +51,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An answer, as far as it could be read."""
+    """An answer, as far as it could be read; of a judge, the annotation that it lets pass."""
 
     annotation: Annotation | None
     """None where `error` says why there is none."""
@@ -59,7 +62,7 @@ class Reply:
 
 
 class Annotator(Protocol):
-    """Who answers queries; many may be asked at once."""
+    """Who answers queries, or judges answers; many may be asked at once."""
 
     name: str
     """See `Provenance.annotator`."""
@@ -75,7 +78,7 @@ class Annotator(Protocol):
 class Problem:
     """What is wrong with an annotation."""
 
-    check: CheckName
+    check: CheckName | Literal["judge"]
     text: str
     """In words for the annotator: what is wrong, and what is wanted."""
 
@@ -93,21 +96,13 @@ class Tally:
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Check -> decisions whose last answer failed it."""
     prompt_tokens: int = 0
-    """Of all answers, also of dropped decisions."""
+    """Of all answers and verdicts, also of dropped decisions; so are `completion_tokens`."""
     completion_tokens: int = 0
-    """Likewise."""
 
     def __add__(self, other: Tally) -> Tally:
         """Sums, field by field."""
-        return Tally(
-            num_decisions=self.num_decisions + other.num_decisions,
-            num_dropped=self.num_dropped + other.num_dropped,
-            rejected=_sum(self.rejected, other.rejected),
-            dropped=_sum(self.dropped, other.dropped),
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-        )
-
-
-def _sum(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-    return {name: first.get(name, 0) + second.get(name, 0) for name in sorted({*first, *second})}
+        sums = {}
+        for name in (f.name for f in fields(self)):
+            mine, more = getattr(self, name), getattr(other, name)
+            sums[name] = mine + more if isinstance(mine, int) else dict(Counter(mine) + Counter(more))
+        return Tally(**sums)

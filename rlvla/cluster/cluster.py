@@ -22,7 +22,6 @@ from rlvla.cluster.weight_sync import sync_weights
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
 from rlvla.durable.interrupts import kept_handlers
 from rlvla.durable.sealed import require_seen, seen
-from rlvla.policies.thinker.prompt import vllm_obstacle
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import most_images
 from rlvla.types import Group, Trajectory
@@ -61,22 +60,7 @@ class LearnerActor:
         from rlvla.learner.learner import Learner  # DeepSpeed, in the learner's process only
 
         torch.set_num_threads(cfg.cluster.threads)
-        self._learner = Learner(
-            cfg.model,
-            cfg.learner,
-            cfg.loss,
-            temperature=cfg.episode.temperature,
-            action_temperature=cfg.episode.action_temperature,
-            mode=cfg.episode.mode,
-            total_steps=cfg.num_steps * cfg.num_epochs * cfg.minibatches_per_step,
-            minibatch_trajectories=cfg.minibatch_trajectories,
-            num_epochs=cfg.num_epochs,
-            mask_context_full=cfg.mask_context_full,
-            seed=cfg.seed,
-            rank=rank,
-            world=world,
-            master=master,
-        )
+        self._learner = Learner(cfg, rank=rank, world=world, master=master)
 
     def call(self, method: str, *args: Any) -> Any:
         """Run a method of the learner."""
@@ -104,13 +88,10 @@ class Cluster:
         """Start Ray (or join it), place and start samplers, rollout actors and, for GRPO, learners.
 
         Raises:
-            ValueError: vLLM cannot serve the checkpoint; the message names the key that chooses another sampler.
-            RuntimeError: the cluster does not have what the config reserves; the message lists both.
+            ValueError: the cluster does not have what the config reserves; the message names the keys.
             ProcessLostError: an actor died or could not start; the message names it and says why.
         """
         config = cfg.cluster
-        if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
-            raise ValueError(reason)
         max_images = most_images(cfg.env, cfg.episode)
         num_learners = config.num_learners if isinstance(cfg, GRPOConfig) else 0
         placement = place(config, num_learners)

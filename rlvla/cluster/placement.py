@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,19 +95,30 @@ def reserved(config: ClusterConfig, num_learners: int) -> dict[str, float]:
     return {name: round(sum(bundle.get(name, 0.0) for bundle in bundles), 4) for name in ("CPU", "GPU")}
 
 
+def require_room(config: ClusterConfig, num_learners: int, there: Mapping[str, float], where: str) -> None:
+    """See that what a machine or a cluster has, by Ray's names, is as much as all actors reserve.
+
+    Raises:
+        ValueError: it has less, or as `place` does; the message names the keys.
+    """
+    for name, wanted in reserved(config, num_learners).items():
+        if wanted > there.get(name, 0):
+            kind = f"{name.lower()}s"
+            raise ValueError(
+                f"cluster: {config.num_samplers} samplers, {config.num_rollout_actors} rollout actors and "
+                f"{num_learners} learners reserve {wanted:g} {kind}, {where} has {there.get(name, 0):g}: lower "
+                f"cluster.*_{kind} or their numbers, or join a larger cluster (cluster.address)"
+            )
+
+
 def reserve(placement: Placement, config: ClusterConfig) -> PlacementGroup:
     """Ray's placement group of these bundles.
 
     Raises:
-        RuntimeError: the cluster has less; the message lists both.
+        ValueError: as `require_room` does.
+        RuntimeError: the bundles do not fit onto the nodes.
     """
-    there = ray.cluster_resources()
-    wanted = reserved(config, len(placement.learners))
-    if any(amount > there.get(name, 0) for name, amount in wanted.items()):
-        raise RuntimeError(
-            f"the config reserves {wanted}, the Ray cluster has CPU {there.get('CPU', 0)}, GPU {there.get('GPU', 0)}: "
-            f"lower cluster.*_cpus / *_gpus or the number of actors, or join a larger cluster (cluster.address)"
-        )
+    require_room(config, len(placement.learners), ray.cluster_resources(), "the Ray cluster")
     group = placement_group(list(placement.bundles), strategy=config.placement)
     if not group.wait(60):
         raise RuntimeError(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 from rlvla.config.file import ConfigError, explain, read_yaml, without_gone
+from rlvla.config.marks import Loose, MayChange, MovesNoScore
 
 # Flags come in past pydantic, as instances; it has to look into those as well.
 _FORBID: Any = ConfigDict(extra="forbid", allow_inf_nan=False, revalidate_instances="always")
@@ -48,13 +50,13 @@ class EnvConfig:
     """Modules whose import registers ids; a rollout's env processes share them, and what else is named here."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the env's constructor."""
-    tasks: tuple[str, ...] = ()
+    tasks: MovesNoScore[tuple[str, ...]] = ()
     """Task names to run; empty: all that the env has."""
-    deadline_s: float = 60.0
+    deadline_s: Loose[float] = 60.0
     """Seconds that a chunk of env steps or a zoom may take in a rollout; then its process is killed and replaced."""
-    reset_deadline_s: float = 300.0
+    reset_deadline_s: Loose[float] = 300.0
     """Seconds that a reset may take, likewise; in a new process it also imports the simulator and makes the env."""
-    max_attempts: int = 3
+    max_attempts: Loose[int] = 3
     """Times that a rollout plays an episode in which the simulator crashes, before it ends as ENV_ERROR."""
 
     def __post_init__(self) -> None:
@@ -141,42 +143,42 @@ class ClusterConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    address: str = "local"
+    address: Loose[str] = "local"
     """Ray: `local` starts one on loopback; `auto` or `host:port` joins a running cluster."""
-    num_samplers: PositiveInt = 1
+    num_samplers: MayChange[PositiveInt] = 1
     """Engines of `sampler.backend`."""
-    num_rollout_actors: PositiveInt = 1
+    num_rollout_actors: MayChange[PositiveInt] = 1
     """Processes that drive envs."""
-    envs_per_actor: PositiveInt = 32
+    envs_per_actor: MayChange[PositiveInt] = 32
     """Envs, hence concurrent episodes, in each rollout actor."""
-    envs_per_process: PositiveInt = 1
+    envs_per_process: Loose[PositiveInt] = 1
     """Envs in each process that a rollout actor starts for them. Together they take less memory (an env of the tabletop
     33 MB alone, 17 MB among 8); but one that hangs costs the others' episodes too, which are then played again."""
-    max_restarts: NonNegativeInt = 3
+    max_restarts: Loose[NonNegativeInt] = 3
     """Times that each sampler and rollout actor is started anew in a run after it died, failed or hung; then the run
     ends."""
-    actor_deadline_s: PositiveFloat = 900.0
+    actor_deadline_s: Loose[PositiveFloat] = 900.0
     """Seconds in which a sampler or rollout actor starts or answers anybody at all, and a sampler takes new weights;
     else it is ended and started anew. Ours: loading 7B weights and capturing graphs takes minutes."""
-    learner_deadline_s: PositiveFloat = 3600.0
+    learner_deadline_s: Loose[PositiveFloat] = 3600.0
     """Seconds in which all learner ranks start, learn from a step, gather their weights or write a state; else the run
     ends. Ours: a step on 512 trajectories with a 7B policy takes up to about half an hour on 4 GPUs."""
-    num_learners: PositiveInt = 1
+    num_learners: MovesNoScore[PositiveInt] = 1
     """DeepSpeed ranks."""
-    sampler_cpus: NonNegativeFloat = 0.5
+    sampler_cpus: Loose[NonNegativeFloat] = 0.5
     """Ray CPUs that a sampler reserves."""
-    rollout_cpus: NonNegativeFloat = 0.5
+    rollout_cpus: Loose[NonNegativeFloat] = 0.5
     """Ray CPUs that a rollout actor reserves."""
-    learner_cpus: NonNegativeFloat = 0.5
+    learner_cpus: Loose[NonNegativeFloat] = 0.5
     """Ray CPUs that a learner rank reserves."""
-    sampler_gpus: NonNegativeFloat = 0.0
+    sampler_gpus: Loose[NonNegativeFloat] = 0.0
     """Ray GPUs that a sampler reserves, all on one node: `sampler.tensor_parallel_size`, or a share of one."""
-    learner_gpus: NonNegativeFloat = 0.0
+    learner_gpus: Loose[NonNegativeFloat] = 0.0
     """Ray GPUs that a learner rank reserves: 1, or a share, which colocates it: then each rank has a GPU together with
     one sampler, whose share is the rest (0.5 and 0.5). It takes as many samplers as learners."""
-    threads: PositiveInt = 2
+    threads: Loose[PositiveInt] = 2
     """OpenMP threads of a learner rank on the CPU."""
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    placement: Loose[Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]] = "PACK"
     """Ray placement-group strategy over nodes: PACK colocates, SPREAD keeps apart."""
 
     def __post_init__(self) -> None:
@@ -258,7 +260,7 @@ class LearnerConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    lr: PositiveFloat = 1e-6
+    lr: MayChange[PositiveFloat] = 1e-6
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegativeInt = 0
     """Optimizer steps of linear warm-up."""
@@ -268,18 +270,18 @@ class LearnerConfig:
     """AdamW."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     """AdamW."""
-    max_grad_norm: PositiveFloat = 1.0
+    max_grad_norm: MayChange[PositiveFloat] = 1.0
     """Global gradient norm is clipped here."""
-    max_skipped_steps: NonNegativeInt = 3
+    max_skipped_steps: MayChange[NonNegativeInt] = 3
     """Steps in a row that may skip an update, as reward, loss or gradient is not finite; one more stops the run. 0: the
     first one does."""
     zero_stage: Literal[0, 2, 3] = 0
     """DeepSpeed ZeRO; bfloat16 with 0 runs as 2, since stage 0 keeps no float32 masters of it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; bfloat16 keeps float32 masters in DeepSpeed."""
-    micro_batch_rows: PositiveInt = 16
+    micro_batch_rows: MayChange[PositiveInt] = 16
     """Rows in one forward and backward."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: MayChange[bool] = False
     """Trade compute for activation memory."""
     lora: LoraConfig | None = None
     """None trains all weights; of a checkpoint with an adapter, which training goes on with, the same as before."""
@@ -438,7 +440,14 @@ class KeyFrameConfig:
             )
 
 
-CheckName = Literal["markup", "box", "length", "language", "gripper", "subject", "progress", "repetition", "grounding"]
+CheckName = Literal["markup", "box", "length", "gripper", "subject", "progress", "repetition", "grounding"]
+
+
+def _without_gone(names: Any) -> Any:
+    """Raises ValueError where `checks.names` holds a check of an earlier version."""
+    if isinstance(names, list | tuple) and "language" in names:
+        raise ValueError("checks.names: there is no check language any more: leave it out; openai.judge reads the text")
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,8 +456,8 @@ class CheckConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
 
-    names: tuple[CheckName, ...] = (
-        "markup", "box", "length", "language", "gripper", "subject", "progress", "repetition", "grounding",
+    names: Annotated[tuple[CheckName, ...], BeforeValidator(_without_gone)] = (
+        "markup", "box", "length", "gripper", "subject", "progress", "repetition", "grounding",
     )  # fmt: skip
     """Checks to run; `rlvla/annotation/checks.py` says what each one wants."""
     looks: tuple[NonNegativeInt, NonNegativeInt] = (1, 1)
@@ -462,7 +471,7 @@ class CheckConfig:
     max_repetition: PositiveInt = 4
     """Decisions in a row that may think nearly the same."""
     similarity: _Share = 0.95
-    """From which on two thoughts are nearly the same, 0 to 1 (share of words in common, in their order)."""
+    """From which on two thoughts are nearly the same, 0 to 1 (share of words in common)."""
     progress_slack: NonNegativeFloat = 0.0
     """By how much progress may fall from one decision to the next."""
     containment: _Share = 0.5
@@ -500,13 +509,31 @@ class OpenAIConfig:
     """Qwen3-VL-Instruct's own recommendation (generation_config.json)."""
     max_tokens: int = 512
     """Of one answer."""
+    judge: bool = False
+    """Ask a second question about each answer that passed the checks: whether its sentences are true, yes or no, with a
+    reason. A no counts as a failed check."""
+    judge_base_url: str = ""
+    """Address of the server that judges; empty: `base_url`."""
+    judge_model: str = ""
+    """Which judges; empty: `model`, or the only one that the server at `judge_base_url` lists."""
+    judge_api_key_env: str = ""
+    """Environment variable with the key for `judge_base_url`, which is not sent that of `base_url`."""
     usd_per_million_prompt_tokens: NonNegativeFloat = 0.0
     """For the cost in the data card."""
     usd_per_million_completion_tokens: NonNegativeFloat = 0.0
     """Likewise."""
 
+    @property
+    def has_own_judge(self) -> bool:
+        """Whether another server or another model judges than answers."""
+        return bool(self.judge_base_url or self.judge_model)
+
     def __post_init__(self) -> None:
         """Raises ValueError naming the key."""
+        if not self.judge and (self.judge_base_url or self.judge_model or self.judge_api_key_env):
+            raise ValueError("openai.judge is false, and another key of the judge is set: set openai.judge: true")
+        if self.judge_api_key_env and not self.judge_base_url:
+            raise ValueError("openai.judge_api_key_env is set without openai.judge_base_url: set api_key_env instead")
         if self.concurrency < 1 or self.max_tokens < 1 or self.timeout_s <= 0 or self.max_retries < 0:
             raise ValueError("openai.concurrency, max_tokens and timeout_s must be positive, max_retries at least 0")
 
@@ -542,7 +569,7 @@ class AnnotateConfig:
     annotator_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to a plugin."""
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
-    """Used by the annotator "openai"."""
+    """Server of the annotator "openai", and of the judge."""
     key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
     """Where to look closer."""
     checks: CheckConfig = field(default_factory=CheckConfig)
@@ -564,6 +591,8 @@ class AnnotateConfig:
                 f"stride is {self.stride}, need 0 to chunk_length ({self.chunk_length}); "
                 f"max_attempts is {self.max_attempts}, need at least 1"
             )
+        if self.openai.judge and not self.annotator:
+            raise ValueError("openai.judge is true, and annotator is empty: there is nothing to judge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -574,7 +603,7 @@ class SFTConfig:
 
     dataset: Path = Path("outputs/demos")
     """LeRobot v3 folder with annotation columns."""
-    output: Path = Path("outputs/sft")
+    output: MayChange[Path] = Path("outputs/sft")
     """Run folder; the policy lies in `checkpoint/`."""
     model: str = ""
     """Hugging Face VLM to start from (path or hub id); empty: build `tiny`."""
@@ -606,38 +635,38 @@ class SFTConfig:
     """`bidirectional`: the tokens of a turn's prompt, images and instruction, see each other (DeepThinkVLA); all behind
     them stays causal. Goes with both values of `action_decoding`. Kept with the checkpoint, which then takes
     `sampler.backend: transformers`. None: what the policy `model` has, `causal` where it is none yet."""
-    num_steps: NonNegativeInt = 500
+    num_steps: MayChange[NonNegativeInt] = 500
     """Optimizer steps; 0 writes the policy untrained, for GRPO without a cold start."""
     batch_size: PositiveInt = 64
     """Turns per optimizer step, over all processes."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of episodes kept for validation loss."""
-    validate_every: PositiveInt = 100
+    validate_every: MayChange[PositiveInt] = 100
     """Optimizer steps."""
-    save_every: NonNegativeInt = 0
+    save_every: MayChange[NonNegativeInt] = 0
     """Optimizer steps between resumable states; 0: none, so that a run that dies starts over."""
-    keep_states: PositiveInt = 3
+    keep_states: MayChange[PositiveInt] = 3
     """The newest of them that stay on the disk; one more than can be damaged at once."""
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=2e-5))
     """Optimisation."""
-    num_trials: NonNegativeInt = 0
+    num_trials: MayChange[NonNegativeInt] = 0
     """Held-out initial states per task that the result is evaluated on, as `recipes/evaluate.py` does it; 0: none. The
     four keys below are read for this evaluation only."""
-    env: EnvConfig = field(default_factory=EnvConfig)
+    env: MayChange[EnvConfig] = field(default_factory=EnvConfig)
     """Simulator of that evaluation."""
-    episode: EpisodeConfig = field(default_factory=lambda: EpisodeConfig(temperature=0.0))
+    episode: MayChange[EpisodeConfig] = field(default_factory=lambda: EpisodeConfig(temperature=0.0))
     """Its turn limits; greedy by default."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: MayChange[SamplerConfig] = field(default_factory=SamplerConfig)
     """Its sampler. On a GPU it starts beside the trainer, which still holds its memory."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: MayChange[ClusterConfig] = field(default_factory=ClusterConfig)
     """Its processes."""
-    log: LogConfig = field(default_factory=LogConfig)
+    log: MayChange[LogConfig] = field(default_factory=LogConfig)
     """Sinks."""
     seed: NonNegativeInt = 0
     """Of initial weights and data order."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
+    plan: MayChange[PlanConfig] = field(default_factory=PlanConfig)
     """What `dry_run` assumes."""
-    dry_run: bool = False
+    dry_run: MayChange[bool] = False
     """Build everything but weights, print memory, tokens and time of a step, and end."""
 
     @property
@@ -667,17 +696,17 @@ class GRPOConfig:
 
     model: Path = Path("outputs/sft/checkpoint")
     """SFT checkpoint: the starting point and the frozen reference."""
-    output: Path = Path("outputs/grpo")
+    output: MayChange[Path] = Path("outputs/grpo")
     """Run folder; the policy lies in `checkpoint/`."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """Simulator."""
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     """Turn limits and sampling."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: MayChange[SamplerConfig] = field(default_factory=SamplerConfig)
     """vLLM, or transformers."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Ray."""
-    reward: tuple[RewardTermConfig, ...] = (
+    reward: MayChange[tuple[RewardTermConfig, ...]] = (
         RewardTermConfig(fn="success", weight=1.0),
         RewardTermConfig(fn="format", weight=0.1),
     )
@@ -688,9 +717,9 @@ class GRPOConfig:
     """Objective."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """DeepSpeed."""
-    log: LogConfig = field(default_factory=LogConfig)
+    log: MayChange[LogConfig] = field(default_factory=LogConfig)
     """Sinks."""
-    num_steps: PositiveInt = 100
+    num_steps: MayChange[PositiveInt] = 100
     """Rounds of rollout and learning."""
     groups_per_step: PositiveInt = 8
     """Groups that a step learns from; with `max_waves` above 1 at most so many, and only ones with signal."""
@@ -699,12 +728,12 @@ class GRPOConfig:
     max_waves: PositiveInt = 1
     """Rollout waves per step: above 1, groups without signal are dropped and refilled (DAPO dynamic sampling), and
     surplus groups are kept for the next step."""
-    max_futile_steps: NonNegativeInt = 10
+    max_futile_steps: MayChange[NonNegativeInt] = 10
     """Steps in a row that may hold no group with signal, unless every trajectory was a success; then the run stops and
     says what was seen. A first step that has none and no executable action either stops it at once. 0: it never stops.
     Our own choice: at the defaults 640 trajectories, which a policy that succeeds in 1 of 200 fills with failures in 1
     run of 25; a policy that starts lower learns nothing to speak of."""
-    max_refills: NonNegativeInt = 2
+    max_refills: MayChange[NonNegativeInt] = 2
     """Times that the trajectories of a step which ended as ENV_ERROR are replaced by further members of their groups;
     what is still missing then is left out."""
     minibatch_trajectories: PositiveInt = 64
@@ -714,17 +743,17 @@ class GRPOConfig:
     """Passes over a step's trajectories, each dealt anew."""
     mask_context_full: bool = True
     """Leave trajectories that outgrew the turn limit out of the loss (masked, not punished)."""
-    save_every: NonNegativeInt = 0
+    save_every: MayChange[NonNegativeInt] = 0
     """Steps between resumable checkpoints; 0: none, so that a run that dies starts over."""
-    keep_states: PositiveInt = 3
+    keep_states: MayChange[PositiveInt] = 3
     """The newest of them that stay on the disk; one more than can be damaged at once."""
-    save_trajectories: NonNegativeInt = 4
+    save_trajectories: MayChange[NonNegativeInt] = 4
     """Trajectories of the last step kept for the report."""
     seed: NonNegativeInt = 0
     """Of task order and sampling."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
+    plan: MayChange[PlanConfig] = field(default_factory=PlanConfig)
     """What `dry_run` assumes."""
-    dry_run: bool = False
+    dry_run: MayChange[bool] = False
     """Build everything but weights, print memory, tokens and time of a step, and end."""
 
     @property
@@ -762,7 +791,7 @@ class EvaluateConfig:
 
     model: Path = Path("outputs/grpo/checkpoint")
     """Checkpoint to evaluate."""
-    output: Path = Path("outputs/evaluate")
+    output: MovesNoScore[Path] = Path("outputs/evaluate")
     """Folder of `summary.json` and saved trajectories."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """Simulator."""
@@ -778,13 +807,13 @@ class EvaluateConfig:
     """`evaluate`: held out from training; `official`: a benchmark's own states (LIBERO: 50 a task)."""
     allow_trained_states: bool = False
     """Evaluate on official states although the policy was trained on some of them; the result says so."""
-    save_trajectories: NonNegativeInt = 8
+    save_trajectories: MovesNoScore[NonNegativeInt] = 8
     """Kept for the report, half of them failures where there are."""
     seed: NonNegativeInt = 0
     """Of sampling when the temperature is above 0."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
+    plan: MovesNoScore[PlanConfig] = field(default_factory=PlanConfig)
     """What `dry_run` assumes."""
-    dry_run: bool = False
+    dry_run: MovesNoScore[bool] = False
     """Build everything but weights, print memory, tokens and time of a step, and end."""
 
 

@@ -22,8 +22,8 @@ from rlvla.config import ActionKind
 from rlvla.data.checks import NEEDED, check_rows
 from rlvla.data.rows import PLACE, DatasetError, decode, encode, features, require_same
 from rlvla.data.tables import read_rows, read_table, require_columns
+from rlvla.data.types import Demonstration
 from rlvla.durable.files import appear_whole, visible, write_json
-from rlvla.types import Demonstration
 
 ROWS_PER_FILE = 2000
 ROWS_PER_GROUP = 100

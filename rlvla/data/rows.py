@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from rlvla import pictures
+from rlvla.data.types import Demonstration, Provenance
 from rlvla.durable.records import WRONG, from_json
-from rlvla.types import Annotation, Demonstration, Provenance
+from rlvla.types import Annotation
 
 PLACE = {
     "timestamp": pa.float32(),
@@ -27,13 +28,14 @@ PLACE = {
     "task_index": pa.int64(),
 }
 """Columns that depend on the place in a set."""
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""A column of pictures."""
 _STRINGS = pa.list_(pa.string())
-_TYPES = {
+COLUMNS = {
     "observation.state": pa.list_(pa.float32()),
     "action": pa.list_(pa.list_(pa.float32())),
     "annotation.texts": _STRINGS,
-    "annotation.crops": pa.list_(_IMAGE),
+    "annotation.crops": pa.list_(IMAGE),
     "annotation.carried_thought": pa.string(),
     "annotation.thoughts": _STRINGS,
     "annotation.boxes": pa.list_(pa.list_(pa.int64())),
@@ -41,6 +43,7 @@ _TYPES = {
     "annotation.subtask": pa.string(),
     "annotation.subject": pa.string(),
     "annotation.gripper": pa.string(),
+    "annotation.next_gripper": pa.string(),
     "annotation.progress": pa.float32(),
     "annotation.is_key_frame": pa.bool_(),
     "annotation.decision_index": pa.int64(),
@@ -148,6 +151,7 @@ def _row(decision: Demonstration) -> dict[str, Any]:
             "annotation.subtask": annotation.subtask,
             "annotation.subject": annotation.subject,
             "annotation.gripper": annotation.gripper,
+            "annotation.next_gripper": annotation.next_gripper,
             "annotation.progress": annotation.progress,
             "annotation.is_key_frame": decision.is_key_frame,
             "annotation.decision_index": decision.decision_index,
@@ -168,7 +172,7 @@ def _schema(
     }
     told["observation.state"] = {"dtype": "float32", "shape": proprio, "names": None}
     told["action"] = {"dtype": "float32", "shape": actions, "names": ["chunk", "action"]}
-    columns = {name: _TYPES.get(name, _IMAGE) for name in names}
+    columns = {name: COLUMNS.get(name, IMAGE) for name in names}
     told |= {name: _scalar(kind) for name, kind in columns.items() if kind in _SCALARS and name != "task"}
     return pa.schema(list(columns.items()), metadata={"features": json.dumps(told)})
 

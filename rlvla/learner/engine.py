@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def join(rank: int, world: int, master: str) -> torch.device:
     Args:
         rank: of this process, 0..world - 1.
         world: number of processes.
-        master: `host:port` where rank 0 listens.
+        master: `host:port` where rank 0 listens; any free port for 0.
 
     Returns:
         The device of this rank.
@@ -54,28 +54,38 @@ def join(rank: int, world: int, master: str) -> torch.device:
     host, _, port = master.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"master is {master!r}: write it as host:port, for example 127.0.0.1:29500")
-    local_rank = os.environ.get("LOCAL_RANK", "0")
-    os.environ.update(RANK=str(rank), LOCAL_RANK=local_rank, WORLD_SIZE=str(world), MASTER_ADDR=host, MASTER_PORT=port)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR=host, MASTER_PORT=port)
+    return _enter(lambda: {"store": _store(host, int(port), rank, world), "rank": rank, "world_size": world})
+
+
+def join_launched() -> torch.device:
+    """Enter the process group of `accelerate launch` or torchrun, at the port of the launcher; alone, one of its own.
+
+    Returns:
+        The device of this rank.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return join(0, 1, "127.0.0.1:0")
+    return _enter(lambda: {"init_method": "env://"})
+
+
+def _enter(where: Callable[[], dict[str, Any]]) -> torch.device:
+    """Enter torch's process group as `where` says, unless this process is in one, and ready DeepSpeed for it."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     hf_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # one a call, by DeepSpeed
-    skip_compilation()
+    # Its shared-memory all-reduce is a minute of C++ for a little speed on one CPU host.
+    compatible_ops["deepspeed_shm_comm"] = False
     on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(local_rank)) if on_gpu else torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     backend = "nccl" if on_gpu else "gloo"
-    meet(backend, host, int(port), rank, world)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend, **where())
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return device
-
-
-def meet(backend: str, host: str, port: int, rank: int = 0, world: int = 1) -> None:
-    """Enter torch's process group at `host:port`, any free port for 0; raises OSError where rank 0 cannot listen."""
-    if torch.distributed.is_initialized():  # a process is in one group, as DeepSpeed has it
-        return
-    store = _store(host, port, rank, world)
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def _store(host: str, port: int, rank: int, world: int) -> TCPStore:
@@ -90,11 +100,6 @@ def _store(host: str, port: int, rank: int, world: int) -> TCPStore:
         ) from error
     port = listener.getsockname()[1]
     return TCPStore(host, port, world, is_master=True, master_listen_fd=listener.detach())
-
-
-def skip_compilation() -> None:
-    """Keep DeepSpeed from building its shared-memory all-reduce: a minute of C++ for a little speed on one CPU host."""
-    compatible_ops["deepspeed_shm_comm"] = False
 
 
 class Engine:
@@ -120,7 +125,7 @@ class Engine:
                 model=model, optimizer=self._adamw, config=deepspeed_config(cfg), dist_init_required=False
             )[0]
         self._deepspeed.module.train(cfg.gradient_checkpointing)
-        self._rank, self._world = comm.get_rank(), comm.get_world_size()
+        self.rank, self.world = comm.get_rank(), comm.get_world_size()
 
     @property
     def model(self) -> Any:
@@ -136,7 +141,7 @@ class Engine:
         """
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
         # DeepSpeed averages over ranks, and would over micro-batches; the objective is a sum.
-        self._deepspeed.backward(loss * self._world, scale_wrt_gas=False)
+        self._deepspeed.backward(loss * self.world, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
         """Clip the gradient, update the weights and forget the gradient; returns its norm before clipping.
@@ -145,7 +150,15 @@ class Engine:
         """
         for group in self._adamw.param_groups:
             group["lr"] = lr
-        return update(self._deepspeed, self._trained.values(), self._max_grad_norm)
+        if self._deepspeed.zero_optimization():  # whose optimizers skip by themselves
+            self._deepspeed.step()
+            return float(self._deepspeed.get_global_grad_norm())
+        norm = float(torch.nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm))
+        if math.isfinite(norm):
+            self._deepspeed.step()
+        else:
+            self._deepspeed.zero_grad()
+        return norm
 
     @property
     def _clips_here(self) -> bool:
@@ -157,6 +170,12 @@ class Engine:
         values = values.detach().to(self._deepspeed.device, copy=True)
         comm.all_reduce(values, op=comm.ReduceOp.MAX if largest else comm.ReduceOp.SUM)
         return values.cpu()
+
+    def gather(self, said: Any) -> list[Any]:
+        """What each rank says, rank 0 first; every rank must call."""
+        heard = [None] * self.world
+        torch.distributed.all_gather_object(heard, said)
+        return heard
 
     def copy(self) -> dict[str, torch.Tensor]:
         """What is trained, by name, as it is now on this rank; see `policy.holding`."""
@@ -176,7 +195,7 @@ class Engine:
     def weights(self) -> dict[str, np.ndarray]:
         """{Hugging Face name: float32 or integer array} on rank 0, empty on the others; every rank must call."""
         with self.gathered() as module:
-            if self._rank:
+            if self.rank:
                 return {}
             return {name: _to_numpy(weight) for name, weight in policy.named_weights(module)}
 
@@ -185,19 +204,19 @@ class Engine:
         if not policy.has_adapter(self._deepspeed.module):
             return self.weights()
         with self.gathered() as module:
-            return {} if self._rank else take(module)
+            return {} if self.rank else take(module)
 
     def save_policy(self, processor: PolicyProcessor, path: Path) -> None:
         """Write a Hugging Face checkpoint from rank 0; every rank must call."""
         with self.gathered() as module:
-            if self._rank == 0:
+            if self.rank == 0:
                 policy.save_policy(module, processor, path)
         comm.barrier()
 
     def save_state(self, folder: Path, counters: dict[str, int]) -> None:
         """Write trained weights, optimizer, random state and the caller's counters, one file per rank."""
         folder.mkdir(parents=True, exist_ok=True)
-        state: dict[str, Any] = {"world": self._world, "zero_stage": self._stage}
+        state: dict[str, Any] = {"world": self.world, "zero_stage": self._stage}
         state |= {"random": _random_state(), "counters": counters}
         if self._stage == 3:
             state["trained"] = {}  # the optimizer's float32 shares are the weights
@@ -205,7 +224,7 @@ class Engine:
             state["trained"] = {name: p.detach() for name, p in self._trained.items()}
         optimizer = self._deepspeed.optimizer.state_dict()
         state["optimizer"] = optimizer if self._clips_here else {k: optimizer[k] for k in _ZERO_STATE if k in optimizer}
-        torch.save(state, _state_file(folder, self._rank))
+        torch.save(state, _state_file(folder, self.rank))
         comm.barrier()
 
     def load_state(self, folder: Path) -> dict[str, int]:
@@ -215,11 +234,11 @@ class Engine:
             FileNotFoundError: no state for this rank.
             ValueError: it was saved with another number of ranks, another ZeRO stage, or other trained weights.
         """
-        file = _state_file(folder, self._rank)
+        file = _state_file(folder, self.rank)
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: {folder} holds no learner state for rank {self._rank}")
+            raise FileNotFoundError(f"{file} is missing: {folder} holds no learner state for rank {self.rank}")
         state = torch.load(file, map_location="cpu", weights_only=True)
-        for key, now in (("world", self._world), ("zero_stage", self._stage)):
+        for key, now in (("world", self.world), ("zero_stage", self._stage)):
             if state[key] != now:
                 raise ValueError(
                     f"{file} was saved with {key} {state[key]}, this run has {now}: resume with the former"
@@ -242,7 +261,7 @@ class Engine:
             optimizer.load_state_dict(saved)
             return
         # The rest (layout, loss scaler objects) is as at construction; DeepSpeed picks this rank's entry.
-        by_rank = {self._rank: {**optimizer.state_dict(), **saved}}
+        by_rank = {self.rank: {**optimizer.state_dict(), **saved}}
         optimizer.load_state_dict(by_rank, load_optimizer_states=True, load_from_fp32_weights=True)
 
     def close(self) -> None:
@@ -260,35 +279,13 @@ def poisoned(loss: torch.Tensor) -> torch.Tensor:
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
 
 
-def update(engine: Any, trained: Iterable[torch.Tensor], max_grad_norm: float) -> float:
-    """Update the weights of a DeepSpeed engine, unless the gradient is not finite: then only forget it.
-
-    Args:
-        engine: after its last backward.
-        trained: its parameters that are trained.
-        max_grad_norm: the gradient is clipped there.
-
-    Returns:
-        Norm of the gradient before clipping, the same on every rank.
-    """
-    if engine.zero_optimization():  # whose optimizers skip by themselves
-        engine.step()
-        return float(engine.get_global_grad_norm())
-    norm = float(torch.nn.utils.clip_grad_norm_(trained, max_grad_norm))
-    if math.isfinite(norm):
-        engine.step()
-    else:
-        engine.zero_grad()
-    return norm
-
-
 def _zero_stage(cfg: LearnerConfig) -> int:
     """DeepSpeed keeps float32 masters of bfloat16 weights in its ZeRO optimizers only."""
     return 2 if cfg.dtype == "bfloat16" and cfg.zero_stage == 0 else cfg.zero_stage
 
 
 def deepspeed_config(cfg: LearnerConfig) -> dict[str, Any]:
-    """What `deepspeed.initialize`, or accelerate's plugin, is told; the optimizer is ours."""
+    """What `deepspeed.initialize` is told; the optimizer is ours."""
     return {
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it
         "gradient_accumulation_steps": 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlvla.config import LearnerConfig, LossConfig
+from rlvla.config import GRPOConfig, LearnerConfig
 from rlvla.learner import collate, loss
 from rlvla.learner.collate import Batch, Row
 from rlvla.learner.engine import DTYPES, Engine, join, poisoned
@@ -56,78 +56,49 @@ class Learner:
     """One rank of the learner; every rank makes the same calls with the same arguments.
 
     Args:
-        model_path: policy checkpoint: where training starts, and the frozen reference.
-        cfg: optimisation.
-        loss_cfg: objective.
-        temperature: that the tokens were sampled at.
-        action_temperature: likewise of actions that were decoded in parallel; None: the same.
-        mode: `EpisodeConfig.mode` that they were sampled in.
-        total_steps: optimizer steps of the whole run, for the schedule.
-        minibatch_trajectories: trajectories per optimizer step.
-        num_epochs: passes over the trajectories of a step.
-        mask_context_full: leave CONTEXT_FULL trajectories out.
-        seed: of the order of trajectories and of LoRA's initial weights.
+        cfg: of the run; `model` is where training starts, and the frozen reference.
         rank: of this process.
         world: number of processes.
         master: `host:port` where rank 0 listens.
     """
 
-    def __init__(
-        self,
-        model_path: Path | str,
-        cfg: LearnerConfig,
-        loss_cfg: LossConfig,
-        *,
-        temperature: float,
-        action_temperature: float | None = None,
-        mode: str = "zoom",
-        total_steps: int,
-        minibatch_trajectories: int,
-        num_epochs: int,
-        mask_context_full: bool,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        master: str = "127.0.0.1:29500",
-    ) -> None:
-        self._cfg, self._loss_cfg = cfg, loss_cfg
-        self._total_steps, self._seed = total_steps, seed
-        self._minibatch_trajectories, self._num_epochs = minibatch_trajectories, num_epochs
-        self._mask_context_full = mask_context_full
+    def __init__(self, cfg: GRPOConfig, *, rank: int = 0, world: int = 1, master: str = "127.0.0.1:0") -> None:
+        self._run, self._cfg, self._loss_cfg = cfg, cfg.learner, cfg.loss
+        self._total_steps = cfg.num_steps * cfg.num_epochs * cfg.minibatches_per_step
         self._rank, self._world = rank, world
         self._device = join(rank, world, master)
-        self._processor = PolicyProcessor.load(model_path)
+        self._processor = PolicyProcessor.load(cfg.model)
         self._sampling: dict[str, Any] = {
-            "temperature": temperature,
-            "action_temperature": action_temperature,
-            "banned_ids": self._processor.vocabulary.banned_ids(mode),
+            "temperature": cfg.episode.temperature,
+            "action_temperature": cfg.episode.action_temperature,
+            "banned_ids": self._processor.vocabulary.banned_ids(cfg.episode.mode),
         }
         self._pad_id = self._processor.hf_processor.tokenizer.pad_token_id or 0
-        torch.manual_seed(seed)
+        torch.manual_seed(cfg.seed)
         model = policy.load_to_train(
-            model_path,
-            DTYPES[cfg.dtype],
-            lora=cfg.lora,
-            gradient_checkpointing=cfg.gradient_checkpointing,
+            cfg.model,
+            DTYPES[self._cfg.dtype],
+            lora=self._cfg.lora,
+            gradient_checkpointing=self._cfg.gradient_checkpointing,
             token_ids=self._processor.vocabulary.own_ids,
         )
-        self._engine = Engine(model, cfg, self._device)
+        self._engine = Engine(model, self._cfg, self._device)
         if self._processor.is_hybrid:
             try:
                 check_hybrid(self._engine.model, self._processor)
             except HybridAttentionError:
                 self._engine.close()  # else this process could join no group any more
                 raise
-        self._reference = self._load_reference(model_path)
-        self._start = self._engine.copy() if cfg.lora is not None and loss_cfg.kl_coef else {}
+        self._reference = self._load_reference()
+        self._start = self._engine.copy() if self._cfg.lora is not None and cfg.loss.kl_coef else {}
         self._num_steps = 0
         self._num_updates = 0
 
-    def _load_reference(self, model_path: Path | str) -> Any:
+    def _load_reference(self) -> Any:
         """A frozen copy of the initial policy, unless a copy of the adapter will do, or no term asks for it."""
         if self._cfg.lora is not None or self._loss_cfg.kl_coef == 0:
             return None
-        model = policy.load_model(model_path, DTYPES[self._cfg.dtype])
+        model = policy.load_model(self._run.model, DTYPES[self._cfg.dtype])
         return model.to(self._device).eval().requires_grad_(False)
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -141,11 +112,11 @@ class Learner:
             and optimizer stay bit for bit. Where all are, or without a row to learn from, only counts are returned.
         """
         started = time.perf_counter()
-        rows = collate.rows(groups, mask_context_full=self._mask_context_full)
+        rows = collate.rows(groups, mask_context_full=self._run.mask_context_full)
         self._num_steps += 1
         if not rows:
             return {"num_rows": 0.0, "num_tokens": 0.0, "skipped_updates": 0.0}
-        totals = _Totals(self._device)
+        totals = _Totals()
         minibatches = self._minibatches(rows)
         is_single_update = len(minibatches) == 1
         if not is_single_update:  # before the first update, since old means before it
@@ -161,14 +132,14 @@ class Learner:
         return {
             "num_rows": float(len(rows)),
             "num_tokens": float(sum(row.num_sampled_tokens for row in rows)),
-            "tokens_per_s": sum(len(row.token_ids) for row in rows) * self._num_epochs / elapsed,
+            "tokens_per_s": sum(len(row.token_ids) for row in rows) * self._run.num_epochs / elapsed,
             "time/update_s": elapsed,
         }
 
     def _minibatches(self, rows: Sequence[Row]) -> list[list[Batch]]:
         """This rank's micro-batches of each minibatch of each epoch, weighted."""
-        rng = np.random.default_rng((self._seed, self._num_steps))
-        epochs = [collate.minibatches(rows, self._minibatch_trajectories, rng) for _ in range(self._num_epochs)]
+        rng = np.random.default_rng((self._run.seed, self._num_steps))
+        epochs = [collate.minibatches(rows, self._run.minibatch_trajectories, rng) for _ in range(self._run.num_epochs)]
         return [self._micro_batches(minibatch) for minibatch in itertools.chain(*epochs)]
 
     def _micro_batches(self, minibatch: Sequence[Row]) -> list[Batch]:
@@ -274,13 +245,15 @@ class Learner:
         self._engine.close()
 
 
-class _Totals:
-    """Sums of a step's measurements on this rank."""
+_KINDS = [kind for kind in SegmentKind if kind.is_sampled]
 
-    def __init__(self, device: torch.device) -> None:
-        self._kinds = [kind for kind in SegmentKind if kind.is_sampled]
-        self._sums = torch.zeros(6 + 2 * len(self._kinds), dtype=torch.float64, device=device)
-        self._ratio_max = torch.zeros((), dtype=torch.float64, device=device)
+
+class _Totals:
+    """Sums of a step's measurements on this rank, by name; the same names in the same order on every rank."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._ratios: list[torch.Tensor] = []
         self._has_kl = False
         self._updates: list[tuple[float, float, float]] = []
         self._num_skipped = 0
@@ -288,25 +261,31 @@ class _Totals:
 
     def _begin_update(self) -> None:
         """What an update measures counts once it is made."""
-        self._new_sums = torch.zeros_like(self._sums)
-        self._new_ratio_max = torch.zeros_like(self._ratio_max)
+        self._new_sums: dict[str, torch.Tensor] = {}
+        self._new_ratios: list[torch.Tensor] = []
 
     def add_tokens(self, batch: Batch, stats: loss.TokenStats, entropy: torch.Tensor) -> None:
         """Add the sampled tokens of a micro-batch."""
         mask = batch.loss_mask
-        per_token = [stats.kl, entropy * mask, stats.is_clipped_low, stats.is_clipped_high, stats.mismatch_kl, mask]
-        sums = [values.sum(dtype=torch.float64) for values in per_token]
-        for kind in self._kinds:
+        per_token = {
+            "kl": stats.kl,
+            "entropy": entropy * mask,
+            "clip_fraction_low": stats.is_clipped_low,
+            "clip_fraction_high": stats.is_clipped_high,
+            "mismatch_kl": stats.mismatch_kl,
+            "tokens": mask,
+        }
+        for kind in _KINDS:
             of_kind = mask & (batch.segment_kind == collate.KINDS.index(kind))
-            sums += [(stats.kl * of_kind).sum(dtype=torch.float64), of_kind.sum(dtype=torch.float64)]
-        self._new_sums += torch.stack(sums)
-        self._new_ratio_max = torch.maximum(self._new_ratio_max, stats.ratio.max().double())
+            per_token |= {f"kl/{kind}": stats.kl * of_kind, f"tokens/{kind}": of_kind}
+        _add(self._new_sums, {name: values.sum(dtype=torch.float64) for name, values in per_token.items()})
+        self._new_ratios.append(stats.ratio.max().double())
         self._has_kl |= batch.ref_logprobs is not None
 
     def add_update(self, objective: float, grad_norm: float, lr: float) -> None:
         """Add one optimizer step, and the tokens since the last one."""
-        self._sums += self._new_sums
-        self._ratio_max = torch.maximum(self._ratio_max, self._new_ratio_max)
+        _add(self._sums, self._new_sums)
+        self._ratios += self._new_ratios
         self._updates.append((objective, grad_norm, lr))
         self._begin_update()
 
@@ -319,21 +298,21 @@ class _Totals:
         """Means over all ranks; without an update there is nothing to average."""
         if not self._updates:
             return {"skipped_updates": float(self._num_skipped)}
-        kl, entropy, low, high, mismatch, tokens, *by_kind = engine.total(self._sums).tolist()
+        sums = dict(zip(self._sums, engine.total(torch.stack([*self._sums.values()])).tolist(), strict=True))
         objectives, grad_norms, lrs = zip(*self._updates, strict=True)
         metrics = {
             "loss": float(np.mean(objectives)),
-            "entropy": entropy / tokens,
-            "clip_fraction_low": low / tokens,
-            "clip_fraction_high": high / tokens,
-            "ratio_max": float(engine.total(self._ratio_max, largest=True)),
-            "mismatch_kl": mismatch / tokens,
+            "ratio_max": float(engine.total(torch.stack(self._ratios).max(), largest=True)),
             "grad_norm": float(np.mean(grad_norms)),
             "lr": lrs[-1],
             "skipped_updates": float(self._num_skipped),
         }
-        if self._has_kl:
-            metrics["kl"] = kl / tokens
-            pairs = zip(self._kinds, by_kind[::2], by_kind[1::2], strict=True)
-            metrics |= {f"kl/{kind}": value / count for kind, value, count in pairs if count}
-        return metrics
+        means = ("entropy", "clip_fraction_low", "clip_fraction_high", "mismatch_kl", *(["kl"] if self._has_kl else []))
+        metrics |= {name: sums[name] / sums["tokens"] for name in means}
+        kinds = [kind for kind in _KINDS if self._has_kl and sums[f"tokens/{kind}"]]
+        return metrics | {f"kl/{kind}": sums[f"kl/{kind}"] / sums[f"tokens/{kind}"] for kind in kinds}
+
+
+def _add(sums: dict[str, torch.Tensor], more: Mapping[str, torch.Tensor]) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0) + value

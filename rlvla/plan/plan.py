@@ -251,7 +251,7 @@ def _misfits(plan: PlanConfig, needs: Mapping[str, float]) -> tuple[str, ...]:
     )
 
 
-def _refusals(check: Callable[..., None], *args: Any) -> tuple[str, ...]:
+def _refusals(check: Callable[..., object], *args: Any) -> tuple[str, ...]:
     """What a check of `rlvla.run.preflight` would end the run with."""
     try:
         check(*args)

@@ -9,91 +9,51 @@ import numpy as np
 
 from rlvla.report.decision import Actions, Note, Picture, Piece, look_colour, views
 from rlvla.report.video import Video, animation
-from rlvla.types import EndReason, Segment, SegmentKind, Trajectory, Turn
+from rlvla.types import Segment, SegmentKind, Trajectory, Turn
 
-_BADGE = {EndReason.SUCCESS: "good", EndReason.FAILURE: "bad", EndReason.MALFORMED: "bad", EndReason.ENV_ERROR: "bad"}
 CameraOf = Callable[[Segment], int]
 """Which camera an accepted call looked at."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShownTurn:
-    """One decision."""
-
-    facts: Sequence[str]
-    pieces: Sequence[Piece]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownEpisode:
     """One trajectory."""
 
-    title: str
-    end: str
-    badge: str
-    """Class of how it ended: good, bad or empty."""
-    facts: Sequence[str]
-    error: str
+    trajectory: Trajectory
+    pieces: Sequence[Sequence[Piece]]
+    """What each of its turns shows."""
     is_open: bool
     """Whether it is unfolded and has a video; one for each would make the page heavy, and each of them moves."""
     video: Video | None
-    turns: Sequence[ShownTurn]
 
 
 def shown(trajectory: Trajectory, camera_of: CameraOf, *, is_open: bool) -> ShownEpisode:
     """What the page shows of an episode."""
-    task = trajectory.task
-    turns = [_turn(turn, camera_of) for turn in trajectory.turns]
-    pictures = [[piece for piece in pieces if isinstance(piece, Picture)] for pieces in (turn.pieces for turn in turns)]
-    num_views = [len(turn.images) - _num_crops(turn) for turn in trajectory.turns]
+    seen = [_views(turn, camera_of) for turn in trajectory.turns]
     return ShownEpisode(
-        title=task.instruction or f"{task.suite} task {task.task_id}",
-        end=trajectory.end.replace("_", " "),
-        badge=_BADGE.get(trajectory.end, ""),
-        facts=_facts(trajectory),
-        error=trajectory.error,
+        trajectory=trajectory,
+        pieces=[[*pictures, *_course(turn)] for pictures, turn in zip(seen, trajectory.turns, strict=True)],
         is_open=is_open,
-        video=animation([seen[:n] for seen, n in zip(pictures, num_views, strict=True)]) if is_open else None,
-        turns=turns,
+        video=animation(seen) if is_open else None,
     )
 
 
-def _facts(trajectory: Trajectory) -> list[str]:
-    task = trajectory.task
-    facts = [
-        f"{task.suite}, initial state {task.init_state_id}",
-        f"{_count(len(trajectory.turns), 'turn')}, {_count(trajectory.num_env_steps, 'env step')}",
-    ]
-    if trajectory.reward is not None:
-        terms = ", ".join(f"{name} {value:.3g}" for name, value in trajectory.reward_terms.items())
-        facts.append(f"reward {trajectory.reward:.3g} ({terms})")
-    if trajectory.advantage is not None:
-        facts.append(f"advantage {trajectory.advantage:+.3g}")
-    return facts
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _turn(turn: Turn, camera_of: CameraOf) -> ShownTurn:
-    num_views = len(turn.images) - _num_crops(turn)
+def _views(turn: Turn, camera_of: CameraOf) -> list[Picture]:
+    """The cameras, with the boxes of the calls that were accepted."""
     calls = [call for call in turn.of_kind(SegmentKind.TOOL_CALL) if not call.error]
-    crops = iter(enumerate(turn.images[num_views:]))
+    return views(turn.images[: _num_views(turn)], [(camera_of(call), call.box) for call in calls])
+
+
+def _num_views(turn: Turn) -> int:
+    """How many images are views; the others tools returned, one for each result without text."""
+    return len(turn.images) - sum(not result.text for result in turn.of_kind(SegmentKind.TOOL_RESULT))
+
+
+def _course(turn: Turn) -> list[Piece]:
+    """What the turn came to, segment by segment."""
+    crops = iter(enumerate(turn.images[_num_views(turn) :]))
     pieces = [_piece(segment, turn, crops) for segment in turn.segments]
-    latency, version = f"{1000 * turn.latency_s:.0f} ms", f"policy version {turn.policy_version}"
-    return ShownTurn(
-        facts=[f"{turn.num_sampled_tokens} tokens", latency, version],
-        pieces=[
-            *views(turn.images[:num_views], [(camera_of(call), call.box) for call in calls]),
-            *(piece for piece in pieces if piece is not None),
-        ],
-    )
-
-
-def _num_crops(turn: Turn) -> int:
-    """How many of the last images tools returned: as many as there are results without text."""
-    return sum(not result.text for result in turn.of_kind(SegmentKind.TOOL_RESULT))
+    return [piece for piece in pieces if piece is not None]
 
 
 def _piece(segment: Segment, turn: Turn, crops: Iterator[tuple[int, np.ndarray]]) -> Piece | None:

@@ -15,7 +15,7 @@ from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import task_ids
 
 _MOMENTS, _FLOAT32 = 8, 4
-"""Bytes of a weight: AdamW's two moments, and its value."""
+"""Bytes of a weight: AdamW's two moments, and its float32 master."""
 _PNG = 1 / 3
 """Bytes of a frame in a file of trajectories, base64 of a PNG, for each of its raw bytes; rendered ones take less."""
 
@@ -23,28 +23,29 @@ _PNG = 1 / 3
 def of_grpo(cfg: GRPOConfig) -> int:
     """Bytes that a GRPO run has yet to write.
 
-    A state holds the trained weights in float32 with their moments, and the surplus groups of dynamic sampling, of
-    which half a step's are assumed. Of LoRA's weights nobody knows yet how many there are.
+    A state also holds the surplus groups of dynamic sampling, of which half a step's are assumed.
     """
     policy, num_weights = _weights(cfg.model)
-    state = 0 if cfg.learner.lora else num_weights * (_FLOAT32 + _MOMENTS)
-    num_states = _num_states(cfg)
     num_trajectories = float(cfg.save_trajectories)
     if cfg.max_waves > 1:
-        num_trajectories += num_states * cfg.groups_per_step * cfg.group_size / 2
+        num_trajectories += _num_states(cfg) * cfg.groups_per_step * cfg.group_size / 2
     trajectories = num_trajectories * _trajectory_bytes(cfg) if num_trajectories else 0.0
-    return _left(cfg.output, policy, num_states * state + trajectories)
+    return _left(cfg.output, policy, _states(cfg, policy, num_weights) + trajectories)
 
 
 def of_sft(cfg: SFTConfig, model: Any) -> int:
-    """Bytes that a cold start has yet to write, of a Hugging Face model.
-
-    A state holds all weights and, of the trained ones, the moments and DeepSpeed's float32 masters, where it has any.
-    """
+    """Bytes that a cold start of a Hugging Face model has yet to write."""
     policy = model.get_memory_footprint()
+    return _left(cfg.output, policy, _states(cfg, policy, sum(weight.numel() for weight in model.parameters())))
+
+
+def _states(cfg: GRPOConfig | SFTConfig, policy: int, num_weights: int) -> float:
+    """The trained weights, their moments, and DeepSpeed's float32 masters, where it has any, of all states.
+
+    How many weights LoRA has nobody knows yet.
+    """
     masters = _FLOAT32 if cfg.learner.zero_stage or cfg.learner.dtype == "bfloat16" else 0
-    trained = 0 if cfg.learner.lora else sum(parameter.numel() for parameter in model.parameters())
-    return _left(cfg.output, policy, _num_states(cfg) * (policy + trained * (_MOMENTS + masters)))
+    return 0.0 if cfg.learner.lora else _num_states(cfg) * (policy + num_weights * (_MOMENTS + masters))
 
 
 def _num_states(cfg: GRPOConfig | SFTConfig) -> int:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import EvaluateConfig, provenance, write_resolved
+from rlvla.config.marks import MOVES_NO_SCORE, marked
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.policies.thinker.prompt import read_trained
 from rlvla.protocols import Env
@@ -24,20 +25,6 @@ from rlvla.types import TaskSpec
 
 _SHOWN = "trajectories.jsonl"
 """The trajectories that are kept for the report, half of them failures where there are."""
-MOVES_NO_SCORE = (
-    # Where it goes, and what is kept for looking at.
-    *("output", "save_trajectories", "plan", "dry_run"),
-    "env.tasks",  # said by name, as `tasks`
-    # A trial that meets a limit counts as crashed, hence not at all, and is played again under another limit.
-    *("env.deadline_s", "env.reset_deadline_s", "env.max_attempts"),
-    # Who computes; how many at once stays, since samplers compute together what comes together, in another order.
-    *("cluster.address", "cluster.envs_per_process", "cluster.max_restarts", "cluster.placement"),
-    *("cluster.sampler_cpus", "cluster.rollout_cpus", "cluster.sampler_gpus", "cluster.actor_deadline_s"),
-    # An evaluation has no learner.
-    *("cluster.num_learners", "cluster.learner_cpus", "cluster.learner_gpus", "cluster.learner_deadline_s"),
-    "cluster.threads",
-)
-"""Keys of `EvaluateConfig`, with all below them, that its protocol leaves out; whatever else there is, is in it."""
 
 
 def evaluate(cfg: EvaluateConfig, *, starts_over: bool = False) -> dict[str, Any]:
@@ -51,26 +38,19 @@ def evaluate(cfg: EvaluateConfig, *, starts_over: bool = False) -> dict[str, Any
         starts_over: trials of another evaluation, such as of the checkpoint before this one, are removed.
 
     Raises:
-        FileNotFoundError: `model` names no checkpoint.
         ValueError: the env offers too few states, or some that were also trained on; or, unless it `starts_over`, the
             output folder holds the trials of another evaluation.
     """
-    if not (cfg.model / "config.json").is_file():
-        raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; run recipes/sft.py or recipes/grpo.py first")
     names, tasks, said = _tasks(cfg)
     protocol = _protocol(cfg, list(names.values()), said)
-    with TrialLog(cfg.output / "trials.jsonl", protocol, starts_over=starts_over) as log:
-        if not log.trials:
-            for name in ("summary.json", _SHOWN):  # of trials that are no more
-                (cfg.output / name).unlink(missing_ok=True)
-        write_resolved(cfg, cfg.output)
-        missing = _missing(tasks, log.trials)
-        seconds = _play(cfg, missing, log, num_ended=len(tasks) - len(missing)) if missing else 0.0
-        summary = summarise(names, log.trials) | {
-            "protocol": protocol,
-            "seconds": round(seconds, 1),
-            **provenance(),
-        }
+    log = TrialLog(cfg.output / "trials.jsonl", protocol, starts_over=starts_over)
+    if not log.trials:
+        for name in ("summary.json", _SHOWN):  # of trials that are no more
+            (cfg.output / name).unlink(missing_ok=True)
+    write_resolved(cfg, cfg.output)
+    missing = _missing(tasks, log.trials)
+    seconds = _play(cfg, missing, log, num_ended=len(tasks) - len(missing)) if missing else 0.0
+    summary = summarise(names, log.trials) | {"protocol": protocol, "seconds": round(seconds, 1), **provenance()}
     (cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -175,4 +155,5 @@ def _refuse_trained(cfg: EvaluateConfig, env: Env, task_id: int, states: Sequenc
 
 def _protocol(cfg: EvaluateConfig, tasks: Sequence[str], said: Mapping[str, Any]) -> dict[str, Any]:
     """What the trials depend on, JSON-able: whatever the config says and names, and the packages that compute."""
-    return {**said, "tasks": list(tasks), **identity.of(cfg, MOVES_NO_SCORE), "packages": provenance()["packages"]}
+    own = identity.of(cfg, [*marked(EvaluateConfig, MOVES_NO_SCORE)])
+    return {**said, "tasks": list(tasks), **own, "packages": provenance()["packages"]}

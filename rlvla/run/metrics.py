@@ -16,7 +16,7 @@ from typing import Any
 from rlvla.config import LogConfig
 from rlvla.durable.files import appear_whole, append_line, read_lines, whole_lines
 from rlvla.plugins import naming
-from rlvla.types import EndReason, Group, SegmentKind, Trajectory, Turn
+from rlvla.types import EndReason, Group, Segment, SegmentKind, Trajectory, Turn
 
 METRICS = {
     "success": "share of trajectories that ended in success",
@@ -80,15 +80,38 @@ def _reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | Non
 
 
 def _turn_metrics(turns: Sequence[Turn]) -> dict[str, float | None]:
-    calls = [call for turn in turns for call in turn.of_kind(SegmentKind.TOOL_CALL)]
-    boxes = [call.box for call in calls if call.box and not call.error]
+    boxes = [call.box for call in _calls(turns) if call.box and not call.error]
     return {
-        "format_rate": _mean(not turn.is_malformed for turn in turns),
-        "response_tokens": _mean(turn.num_sampled_tokens for turn in turns),
-        "tool_calls_per_turn": len(calls) / len(turns) if turns else None,
-        "bad_call_rate": _mean(bool(call.error) for call in calls) if calls else 0.0,
+        **behaviour(count_turns(turns)),
         "crop_area": _mean((x2 - x1) * (y2 - y1) / 1000**2 for x1, y1, x2, y2 in boxes),
     }
+
+
+def count_turns(turns: Sequence[Turn]) -> dict[str, int]:
+    """What `behaviour` is made of; sums of several of them are one, too."""
+    calls = _calls(turns)
+    return {
+        "num_turns": len(turns),
+        "num_malformed_turns": sum(turn.is_malformed for turn in turns),
+        "num_tool_calls": len(calls),
+        "num_bad_calls": sum(bool(call.error) for call in calls),
+        "num_sampled_tokens": sum(turn.num_sampled_tokens for turn in turns),
+    }
+
+
+def behaviour(counts: Mapping[str, int]) -> dict[str, float | None]:
+    """How the policy behaved in some turns; names as in `METRICS`, None without a turn."""
+    num_turns, num_calls = counts["num_turns"], counts["num_tool_calls"]
+    return {
+        "format_rate": 1 - counts["num_malformed_turns"] / num_turns if num_turns else None,
+        "response_tokens": counts["num_sampled_tokens"] / num_turns if num_turns else None,
+        "tool_calls_per_turn": num_calls / num_turns if num_turns else None,
+        "bad_call_rate": counts["num_bad_calls"] / num_calls if num_calls else 0.0,
+    }
+
+
+def _calls(turns: Sequence[Turn]) -> list[Segment]:
+    return [call for turn in turns for call in turn.of_kind(SegmentKind.TOOL_CALL)]
 
 
 def _end_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:

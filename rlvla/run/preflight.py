@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rlvla.cluster.placement import reserved
+from rlvla.cluster.placement import place, require_room
 from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.config.file import without_gone
+from rlvla.config.marks import MAY_CHANGE, marked
 from rlvla.data.dataset import read_sizes
 from rlvla.durable.files import CONTENT, differences, warn_untold
 from rlvla.policies.models.lora import require_lora
@@ -30,18 +31,6 @@ from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import state_ids, task_ids, trial_states
 from rlvla.run import identity
 from rlvla.run.metrics import require_sinks
-
-_MAY_CHANGE = (
-    *("output", "num_steps", "validate_every", "save_every", "keep_states", "save_trajectories", "num_trials"),
-    *("log", "cluster", "sampler", "plan", "dry_run"),
-    # After a fault: the reward or the loss was not finite, memory did not do, envs hung or crashed.
-    *("reward", "learner.lr", "learner.max_grad_norm", "learner.max_skipped_steps"),
-    *("learner.micro_batch_rows", "learner.gradient_checkpointing"),
-    *("env.deadline_s", "env.reset_deadline_s", "env.max_attempts", "max_refills", "max_futile_steps"),
-)
-"""Keys of a run, with all below them, that its saved states do not depend on, or that say how far it goes."""
-_MUST_STAY = ("cluster.num_learners",)
-"""The ones among them that states do depend on: each rank has saved its share of the optimizer."""
 
 
 def check_sft(cfg: SFTConfig) -> None:
@@ -108,10 +97,10 @@ def check_grpo(cfg: GRPOConfig) -> None:
     """
     require_sinks(cfg.log)
     _check_resume(cfg)
-    check_policy(cfg)
+    processor = check_policy(cfg)
     require_lora(cfg.model, cfg.learner.lora)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
-    check_env(cfg)
+    check_env(cfg, processor)
 
 
 def check_evaluate(cfg: EvaluateConfig) -> None:
@@ -122,12 +111,12 @@ def check_evaluate(cfg: EvaluateConfig) -> None:
         FileNotFoundError: `model` is no checkpoint.
         ModuleNotFoundError: a module of `env.imports` is not installed.
     """
-    check_policy(cfg)
+    processor = check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
-    check_env(cfg)
+    check_env(cfg, processor)
 
 
-def check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
+def check_policy(cfg: GRPOConfig | EvaluateConfig) -> PolicyProcessor:
     """The checkpoint is there and whole, the sampler can serve it, and the tools are there.
 
     Raises:
@@ -138,8 +127,8 @@ def check_policy(cfg: GRPOConfig | EvaluateConfig) -> None:
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
     if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
         raise ValueError(reason)
-    PolicyProcessor.load(cfg.model)
     load_tools(cfg.episode.tools)
+    return PolicyProcessor.load(cfg.model)
 
 
 def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_learners: int) -> None:
@@ -148,21 +137,16 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
             f"sampler.tensor_parallel_size is {tensor_parallel_size}, cluster.sampler_gpus {cluster.sampler_gpus}: "
             "an engine needs a GPU for each"
         )
-    wanted = reserved(cluster, num_learners)
+    place(cluster, num_learners)
     import ray
 
     if cluster.address != "local" or ray.is_initialized():
         return  # the cluster that is joined says itself what it has
     import torch
 
-    for kind, name, there in (("CPU", "cpus", os.cpu_count() or 1), ("GPU", "gpus", torch.cuda.device_count())):
-        if wanted[kind] > there:
-            raise ValueError(
-                f"cluster: {cluster.num_samplers} samplers, {cluster.num_rollout_actors} rollout actors and "
-                f"{num_learners} learners reserve {wanted[kind]:g} {name}, this machine has {there}: lower "
-                f"cluster.*_{name} or their numbers, or join a larger cluster (cluster.address)"
-            )
-    if num_learners > 1 and not cluster.learner_gpus and (num_gpus := torch.cuda.device_count()):
+    num_gpus = torch.cuda.device_count()
+    require_room(cluster, num_learners, {"CPU": os.cpu_count() or 1, "GPU": num_gpus}, "this machine")
+    if num_learners > 1 and not cluster.learner_gpus and num_gpus:
         raise ValueError(
             f"cluster.learner_gpus is 0: all {num_learners} learner ranks would take the first of this machine's "
             f"{num_gpus} GPUs, which NCCL refuses: give each one (cluster.learner_gpus 1), or hide them "
@@ -170,21 +154,26 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
         )
 
 
-def check_env(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig) -> None:
+def check_env(
+    cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, processor: PolicyProcessor | None = None
+) -> None:
     """`check_world` of the env that the config names; raises what its constructor raises."""
     env = make_env(cfg.env)
     try:
-        check_world(cfg, env)
+        check_world(cfg, env, processor)
     finally:
         env.close()
 
 
-def check_world(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, env: Env) -> None:
+def check_world(
+    cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, env: Env, processor: PolicyProcessor | None = None
+) -> None:
     """All that a run, and its `--dry-run`, ask of an env, and of the policy that is to act in it, as far as it is here.
 
     Args:
         cfg: of the run.
         env: constructed; it is not reset.
+        processor: the policy's; None: read here, if it is there.
 
     Raises:
         ValueError: the env lacks a task or initial states, or policy and env do not go together; it names what.
@@ -201,7 +190,7 @@ def check_world(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, e
         views, (_, action_size) = read_sizes(cfg.dataset)
         _check_fit(env, f"dataset: {cfg.dataset}", views, action_size)
     if isinstance(cfg, EvaluateConfig | GRPOConfig) and (cfg.model / POLICY_FILE).is_file():
-        processor = PolicyProcessor.load(cfg.model)
+        processor = processor or PolicyProcessor.load(cfg.model)
         _check_fit(env, f"model: {cfg.model}", processor.views, processor.codec.chunk_shape[1])
         require_action_temperature(cfg.episode, processor)
         _check_shortest_turn(env, processor, cfg.episode.max_turn_tokens)
@@ -248,12 +237,18 @@ def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
     """
     if os.environ.get("RANK", "0") != "0" or not identity.has_states(cfg.output):  # one process reads all for all
         return
+    if isinstance(cfg, SFTConfig) and any(cfg.output.glob("state/step-*/pytorch_model")):
+        raise ValueError(
+            f"output: {cfg.output} holds states of an earlier version, which accelerate wrote: go on with that "
+            "version, or name another output folder"
+        )
     before, now = without_gone(_before(cfg)), identity.of_run(cfg)
     warn_untold(before, now, cfg.output)
     # What a run of an earlier version does not know it did as a config does that leaves it out.
     usual = identity.flatten(to_dict(type(cfg)()))
     before = {key: usual[key] for key in now if key in usual} | before
-    stays = [{k: value for k, value in one.items() if not _may_change(k, cfg)} for one in (before, now)]
+    free = [*marked(type(cfg), MAY_CHANGE)]
+    stays = [{k: value for k, value in one.items() if not identity.is_below(k, free)} for one in (before, now)]
     if differ := differences(*stays):
         raise ValueError(
             f"output: {cfg.output} holds states of a run with another config ({differ}): name another output folder, "
@@ -264,7 +259,9 @@ def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:
             f"output: {cfg.output} holds LoRA states of an earlier version, which trained no rows of the markup's "
             "tokens: go on with that version, or name another output folder"
         )
-    said = [{k: v for k, v in one.items() if k.startswith(CONTENT) and _may_change(k, cfg)} for one in (before, now)]
+    said = [
+        {k: v for k, v in one.items() if k.startswith(CONTENT) and identity.is_below(k, free)} for one in (before, now)
+    ]
     if differ := differences(*said):
         warnings.warn(f"{cfg.output} goes on with what has been edited since it began: {differ}", stacklevel=3)
 
@@ -275,9 +272,3 @@ def _before(cfg: GRPOConfig | SFTConfig) -> dict[str, Any]:
     if file.is_file():
         return json.loads(file.read_text())
     return identity.flatten(yaml.safe_load(config.read_text())) if config.is_file() else identity.flatten(to_dict(cfg))
-
-
-def _may_change(key: str, cfg: GRPOConfig | SFTConfig) -> bool:
-    if isinstance(cfg, SFTConfig) and identity.is_below(key, identity.ONLY_EVALUATED):
-        return True
-    return key not in _MUST_STAY and identity.is_below(key, _MAY_CHANGE)

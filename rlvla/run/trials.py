@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.durable.files import CONTENT, differences, whole_lines
+from rlvla.durable.files import CONTENT, append_line, differences, sync, whole_lines
 from rlvla.durable.records import from_json, to_json
-from rlvla.run.metrics import wilson_interval
-from rlvla.types import EndReason, SegmentKind, Trajectory
+from rlvla.run.metrics import behaviour, count_turns, wilson_interval
+from rlvla.types import EndReason, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +52,13 @@ class Trial:
 
 def to_trial(trajectory: Trajectory) -> Trial:
     """The trial that a trajectory is."""
-    turns = trajectory.turns
-    calls = [call for turn in turns for call in turn.of_kind(SegmentKind.TOOL_CALL)]
     return Trial(
         task_id=trajectory.task.task_id,
         init_state_id=trajectory.task.init_state_id,
         end=trajectory.end,
         num_env_steps=trajectory.num_env_steps,
-        num_turns=len(turns),
-        num_malformed_turns=sum(turn.is_malformed for turn in turns),
-        num_tool_calls=len(calls),
-        num_bad_calls=sum(bool(call.error) for call in calls),
-        num_sampled_tokens=sum(turn.num_sampled_tokens for turn in turns),
-        latencies_s=tuple(turn.latency_s for turn in turns),
+        latencies_s=tuple(turn.latency_s for turn in trajectory.turns),
+        **count_turns(trajectory.turns),
     )
 
 
@@ -88,18 +81,13 @@ class TrialLog:
             if not starts_over:
                 raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
             lines = whole = []
+        self._path = path
         self._trials = {trial.key: trial for trial in (from_json(Trial, line) for line in whole[1:])}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a")
-        self._file.truncate(sum(map(len, lines)))
+        with path.open("a") as file:
+            file.truncate(sum(map(len, lines)))
         if not whole:
             self._write({"protocol": dict(protocol)})
-
-    def __enter__(self) -> TrialLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     @property
     def trials(self) -> list[Trial]:
@@ -112,9 +100,8 @@ class TrialLog:
         self._write(to_json(trial))
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append_line(self._path, line)
+        sync(self._path)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -158,15 +145,13 @@ def summarise(task_names: Mapping[int, str], trials: Sequence[Trial]) -> dict[st
 
 
 def _behaviour(trials: Sequence[Trial]) -> dict[str, Any]:
-    num_turns = sum(t.num_turns for t in trials)
-    if not num_turns:
+    counts = {name: sum(getattr(trial, name) for trial in trials) for name in count_turns(())}
+    if not counts["num_turns"]:
         return {}
-    num_calls = sum(t.num_tool_calls for t in trials)
+    rates = behaviour(counts)
     latencies = [latency for t in trials for latency in t.latencies_s]
     return {
-        "format_rate": 1 - sum(t.num_malformed_turns for t in trials) / num_turns,
-        "tool_calls_per_turn": num_calls / num_turns,
-        "bad_call_rate": sum(t.num_bad_calls for t in trials) / num_calls if num_calls else 0.0,
-        "tokens_per_decision": sum(t.num_sampled_tokens for t in trials) / num_turns,
+        "tokens_per_decision": rates.pop("response_tokens"),
+        **rates,
         "latency_per_decision_s": {"p50": float(np.median(latencies)), "p95": float(np.quantile(latencies, 0.95))},
     }

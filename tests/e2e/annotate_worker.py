@@ -13,13 +13,11 @@ import signal
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import pandas as pd  # noqa: F401 (pyarrow loads it with its first array, which would be in each process)
-import pyarrow.parquet as pq  # noqa: F401 (likewise)
+import pyarrow.parquet as pq  # noqa: F401 (loaded once, not in each process)
 
-from rlvla.annotation import openai_annotator  # noqa: F401 (likewise)
+from rlvla.annotation import openai_annotator  # noqa: F401 (as pyarrow)
 from rlvla.config import AnnotateConfig, load
 from tests.killed import fork, is_over
 
@@ -30,24 +28,24 @@ def main(config: Path, num_kills: int) -> list[str]:
     """One run that nobody disturbs, then runs that are killed at random; returns the folders of all of them."""
     cfg = load(AnnotateConfig, ["--config", str(config)])
     started = time.perf_counter()
-    assert is_over(fork(lambda: run(cfg)))
+    assert is_over(fork(lambda: annotate(cfg)))
     took_s, rng, folders = time.perf_counter() - started, random.Random(0), [str(cfg.output)]
     while num_kills > 0:
-        output = cfg.output.with_name(f"{cfg.output.name}-{len(folders)}")
+        again = replace(cfg, output=cfg.output.with_name(f"{cfg.output.name}-{len(folders)}"))
         while True:
-            child = fork(partial(run, replace(cfg, output=output)))
+            child = fork(lambda: annotate(again))  # noqa: B023 (called at once)
             if num_kills:
                 time.sleep(rng.uniform(0.0, 0.5) * took_s)
                 os.kill(child, signal.SIGKILL)
             if is_over(child):
                 break
             num_kills -= 1
-        folders.append(str(output))
+        folders.append(str(again.output))
     return folders
 
 
-def run(cfg: AnnotateConfig) -> None:
-    """The recipe."""
+def annotate(cfg: AnnotateConfig) -> None:
+    """What the recipe does."""
     spec = importlib.util.spec_from_file_location("annotate", RECIPE)
     assert spec is not None
     assert spec.loader is not None

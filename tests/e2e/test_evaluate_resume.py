@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from rlvla.durable.trajectories import load_trajectories
-from tests.e2e.run import ROOT, environment, recipe
+from tests.e2e.run import recipe, running, wait_until
 
 NUM_TRIALS, NUM_SHOWN = 24, 6
 
 
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines(keepends=True) if path.is_file() else []
-
-
-def kill_after(trials: Path, count: int, command: list[str]) -> None:
-    """Run until `count` trials are on the disk, then kill the process and all that it started, without a warning."""
-    with subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 240
-        while len(lines(trials)) <= count:
-            assert process.poll() is None, "the evaluation ended by itself"
-            assert time.monotonic() < deadline, "the evaluation did not get so far"
-            time.sleep(0.01)
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for member in family:
-            member.kill()
-        psutil.wait_procs(family, timeout=30)
 
 
 @pytest.mark.slow
@@ -48,9 +30,13 @@ def test_a_killed_evaluation_loses_and_repeats_no_trial(tiny_policy: Path, tmp_p
         "num_trials": NUM_TRIALS,
         "save_trajectories": NUM_SHOWN,
     }
-    file, trials = tmp_path / "evaluate.yaml", tmp_path / "evaluate/trials.jsonl"
-    file.write_text(yaml.safe_dump(config))
-    kill_after(trials, 3, [sys.executable, str(ROOT / "recipes/evaluate.py"), "--config", str(file)])
+    trials = tmp_path / "evaluate/trials.jsonl"
+    with running("evaluate", config, tmp_path) as process:
+        wait_until(lambda: len(lines(trials)) > 3, process, tmp_path)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family, timeout=30)
     before = [line for line in lines(trials) if line.endswith("\n")]
     assert 3 < len(before) <= NUM_TRIALS
     shown = load_trajectories(tmp_path / "evaluate/trajectories.jsonl")

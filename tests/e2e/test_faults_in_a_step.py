@@ -11,8 +11,7 @@ import pytest
 from rlvla.run.ledger import balance
 from rlvla.run.metrics import read_metrics
 from tests import parallel_policies
-from tests.e2e.run import recipe
-from tests.e2e.test_interrupts import running, wait_until
+from tests.e2e.run import recipe, running, wait_until
 from tests.unit.faulty_env import let_go, plant_in_turn
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -10,17 +10,11 @@ import pytest
 
 from tests.e2e.run import ROOT, environment
 from tests.full_disk import can_mount, command
-from tests.learning import make_checkpoint
 
 pytestmark = [
     pytest.mark.timeout(200),
     pytest.mark.skipif(not can_mount(), reason="this machine lets no process mount a tmpfs of its own"),
 ]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("policy"))
 
 
 def run(case: str, folder: Path, checkpoint: Path) -> tuple[str, str]:

@@ -10,37 +10,23 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from rlvla.durable.interrupts import GRACE_S
 from rlvla.durable.sealed import damage
 from rlvla.run.metrics import read_metrics
-from tests.e2e.run import ROOT, TORCHRUN, environment, noted, recipe, struck
+from tests.e2e.run import TORCHRUN, end, noted, recipe, running, struck, wait_until
 from tests.full_disk import can_mount
-from tests.learning import make_checkpoint
 
 pytestmark = pytest.mark.timeout(600)
 
 ENV = {"id": "lab/Bandit-v0", "imports": ["bandit"]}
-LIMIT_S = 200
-"""What a signal has not ended by then it does not end; how long a busy machine takes says nothing."""
-TEE = ("env", "--default-signal=INT", "tee")
-"""Also where whoever started the tests has SIGINT ignored, as a shell does in the background."""
 SECRET = "a-key-that-nobody-may-read"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("policy"))
 
 
 def grpo(checkpoint: Path, output: Path) -> dict[str, Any]:
@@ -65,56 +51,9 @@ def demos(output: Path) -> dict[str, Any]:
     return {"output": str(output), "env": ENV, "chunk_length": 1, **plugins}
 
 
-@contextmanager
-def running(
-    name: str, config: dict[str, Any], folder: Path, launcher: Sequence[str] = (), *, with_tee: bool = False
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A recipe in a group of processes of its own, as a terminal would start it; or `recipe 2>&1 | tee log`."""
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(config))
-    command = [sys.executable, *launcher, str(ROOT / f"recipes/{name}.py"), "--config", str(file)]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            env=environment(),
-            cwd=ROOT,
-            stdout=subprocess.PIPE if with_tee else log,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-        )
-        started = [process]
-        if process.stdout is not None:
-            started += [subprocess.Popen(TEE, stdin=process.stdout, stdout=log, process_group=process.pid)]
-            process.stdout.close()
-        try:
-            yield process
-        finally:
-            for each in started:
-                each.kill()
-                each.wait()
-
-
-def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline = time.monotonic() + 400
-    while not reached():
-        assert process.poll() is None, (folder / "log").read_text()[-3000:]
-        assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
-        time.sleep(0.05)
-
-
 def num_steps(output: Path) -> int:
     file = output / "metrics.jsonl"
     return len(read_metrics(file)) if file.is_file() else 0
-
-
-def end(process: subprocess.Popen[bytes], send: Callable[[], None]) -> int:
-    """The exit code; none of what the process had started outlives it."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    send()
-    code = process.wait(timeout=LIMIT_S)
-    _, alive = psutil.wait_procs(family, timeout=60)
-    assert alive == []
-    return code
 
 
 def strangers_ports(pid: int) -> list[str]:
@@ -301,26 +240,20 @@ def test_a_signal_in_the_final_checkpoint_of_a_cold_start_loses_nothing_but_its_
     assert not (output / "summary.json").exists()
 
 
-@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["alone", "two-ranks"])
-def test_a_cold_start_that_is_killed_ends_where_an_unbroken_one_ends(
-    launcher: tuple[str, ...], dataset: Path, tmp_path: Path
-) -> None:
+def test_a_cold_start_whose_rank_is_killed_ends_where_an_unbroken_one_ends(dataset: Path, tmp_path: Path) -> None:
+    """One of two; of a single one `test_loop.py` shows it."""
     config, output = sft(dataset, tmp_path) | {"num_steps": 40, "save_every": 3}, tmp_path / "run"
-    recipe("sft", config | {"output": str(tmp_path / "unbroken")}, tmp_path, launcher=launcher)
-    with running("sft", config, tmp_path, launcher) as process:
+    recipe("sft", config | {"output": str(tmp_path / "unbroken")}, tmp_path, launcher=TORCHRUN)
+    with running("sft", config, tmp_path, TORCHRUN) as process:
         wait_until(lambda: (output / "state/step-000006").is_dir(), process, tmp_path)
-        victim = psutil.Process(process.pid).children()[-1] if launcher else process
-        end(process, victim.kill)
+        end(process, psutil.Process(process.pid).children()[-1].kill)
     assert not (output / "checkpoint").exists()
-    recipe("sft", config, tmp_path, launcher=launcher)
-    assert len(list((output / "state/step-000039").glob("random_states_*.pkl"))) == (
-        2 if launcher else 1
-    )  # of each rank
-    weights = [(folder / "checkpoint/model.safetensors").read_bytes() for folder in (output, tmp_path / "unbroken")]
+    recipe("sft", config, tmp_path, launcher=TORCHRUN)
+    assert len(list((output / "state/step-000039").glob("rank_*.pt"))) == 2
+    folders = (output, tmp_path / "unbroken")
+    weights = [(folder / "checkpoint/model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
-    losses = [
-        [line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (output, tmp_path / "unbroken")
-    ]
+    losses = [[line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in folders]
     assert losses[0] == losses[1]
     assert len(losses[0]) == config["num_steps"]
 

@@ -1,39 +1,20 @@
 """Two learner processes make the update that one makes, under every ZeRO stage."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.learning import ONE_BY_ONE, free_address, learn, make_checkpoint
+from tests.e2e.run import ranks
+from tests.learning import ONE_BY_ONE, learn
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMING = {"tokens_per_s", "time/update_s"}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def two_ranks(checkpoint, tmp_path_factory):
-    output, master = tmp_path_factory.mktemp("two_ranks"), free_address()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, "-W", "ignore", "-m", "tests.learning"]
-    ranks = [
-        subprocess.Popen([*arguments, str(rank), "2", master, str(checkpoint), str(output)], cwd=ROOT, env=environment)
-        for rank in range(2)
-    ]
-    try:
-        assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+def two_ranks(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("two_ranks")
+    ranks("tests.learning", 2, checkpoint, output)
     return output
 
 

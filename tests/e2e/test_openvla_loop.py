@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rlvla.data import dataset
+from rlvla.data.types import Demonstration
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.learner.collate import to_batch, to_row
 from rlvla.policies.thinker import policy
@@ -18,7 +19,7 @@ from rlvla.policies.thinker.actions import BinCodec
 from rlvla.policies.thinker.markup import print_think, print_zoom
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.run.metrics import read_metrics
-from rlvla.types import Demonstration, SegmentKind, Trajectory
+from rlvla.types import SegmentKind, Trajectory
 from rlvla_envs.tabletop import TabletopEnv
 from tests import openvla_checkpoints as published
 from tests.e2e.run import recipe

@@ -10,10 +10,8 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import yaml
 from safetensors.numpy import load_file
 
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.run.ledger import balance
 from rlvla.run.metrics import read_metrics
-from tests.e2e.run import ROOT, environment, recipe, struck
+from tests.e2e.run import Process, recipe, running, struck, wait_until
 from tests.learning import make_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -55,71 +52,33 @@ def config(folder: Path) -> dict[str, Any]:
     }
 
 
-class Run:
-    """The recipe in a process of its own, with its standard error kept, to be killed."""
+def actors(run: Process, folder: Path, num: int = 3) -> list[psutil.Process]:
+    """What Ray has started of ours, all of it; its own agents end by themselves, though a minute after their raylet."""
+    found: list[psutil.Process] = []
 
-    def __init__(self, folder: Path, cfg: dict[str, Any] | None = None, launcher: Sequence[str] = ()) -> None:
-        file = folder / "grpo.yaml"
-        file.write_text(yaml.safe_dump(cfg or config(folder)))
-        self._said = folder / "stderr"
-        command = [sys.executable, *launcher, str(ROOT / "recipes/grpo.py"), "--config", str(file)]
-        with self._said.open("w") as said:
-            self._process = subprocess.Popen(
-                command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said
-            )
-
-    @property
-    def said(self) -> str:
-        return self._said.read_text()
-
-    def wait_until(self, condition: Callable[[], bool], every_s: float = 0.001) -> None:
-        deadline = time.monotonic() + 240
-        while not condition():
-            assert self._process.poll() is None, f"it ended by itself:\n{self.said[-3000:]}"
-            assert time.monotonic() < deadline, "it did not get so far"
-            time.sleep(every_s)
-
-    def actors(self) -> list[psutil.Process]:
-        """What Ray has started of ours; its own agents end by themselves, though a minute after their raylet."""
-        found = []
-        for process in psutil.Process(self._process.pid).children(recursive=True):
+    def are_there() -> bool:
+        found.clear()
+        for process in psutil.Process(run.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):  # it ended a moment ago
-                found += [process for title in process.cmdline()[:1] if re.match(r"ray::\w+Actor", title)]
-        return found
+                found.extend(process for title in process.cmdline()[:1] if re.match(r"ray::\w+Actor", title))
+        return len(found) == num
 
-    def kill_when(self, condition: Callable[[], bool]) -> None:
-        """SIGKILL to the driver alone; the rest must end by itself."""
-        actors = self._all_actors()
-        self.wait_until(condition)
-        self._process.kill()
-        self._wait_until_killed(actors)
+    wait_until(are_there, run, folder)
+    return found
 
-    def wait_until_killed(self) -> None:
-        """By its launcher; the rest must end by itself."""
-        self._wait_until_killed(self._all_actors())
 
-    def _all_actors(self, num: int = 3) -> list[psutil.Process]:
-        self.wait_until(lambda: len(self.actors()) == num, every_s=0.5)
-        return self.actors()
+def wait_until_killed(run: Process, family: Sequence[psutil.Process]) -> None:
+    """SIGKILL to the driver alone; the rest must end by itself."""
+    assert run.wait(240) == -signal.SIGKILL
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, "processes that outlive their driver"
 
-    def _wait_until_killed(self, actors: list[psutil.Process]) -> None:
-        assert self._process.wait(240) == -signal.SIGKILL, self.said[-3000:]
-        _, alive = psutil.wait_procs(actors, timeout=60)
-        assert not alive, "processes that outlive their driver"
 
-    def finish(self) -> str:
-        """Run to the end; what it said."""
-        assert self._process.wait(400) == 0, self.said[-3000:]
-        return self.said
-
-    def kill_learner(self, num_learners: int, condition: Callable[[], bool]) -> str:
-        """SIGKILL to one of them; what the driver says when it has ended."""
-        actors = self._all_actors(2 + num_learners)  # before, since steps go on meanwhile
-        learner, *_ = (actor for actor in actors if "LearnerActor" in actor.cmdline()[0])
-        self.wait_until(condition)
-        learner.kill()
-        assert self._process.wait(120) != 0
-        return self.said
+def run_into(folder: Path, *launcher: str) -> str:
+    """A launcher that kills the driver in the midst of something; what the driver said before."""
+    with running("grpo", config(folder), folder, launcher) as run:
+        wait_until_killed(run, actors(run, folder))
+    return (folder / "log").read_text()
 
 
 def states(output: Path) -> list[Path]:
@@ -170,16 +129,17 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = folder / "run"
 
     # In the middle of writing a checkpoint.
-    Run(folder, launcher=struck("_checkpoint", "save_trajectories", signal.SIGKILL, count=2)).wait_until_killed()
+    run_into(folder, *struck("fill", "save_trajectories", signal.SIGKILL, count=2))
     assert any((output / "state").glob("incomplete-*"))
 
     # In a weight sync, that of the resume or of the first step; anywhere in a step.
-    sync = struck("sync_weights", "get_all", signal.SIGKILL, count=rng.randint(1, 2))
-    Run(folder, launcher=sync).wait_until_killed()
-    run, before = Run(folder), len(states(output))
-    run.wait_until(lambda: len(states(output)) > before)
-    moment = time.monotonic() + rng.uniform(0, 0.8)
-    run.kill_when(lambda: time.monotonic() > moment)
+    run_into(folder, *struck("sync_weights", "get_all", signal.SIGKILL, count=rng.randint(1, 2)))
+    with running("grpo", config(folder), folder) as run:
+        family, before = actors(run, folder), len(states(output))
+        wait_until(lambda: len(states(output)) > before, run, folder)
+        time.sleep(rng.uniform(0, 0.8))
+        run.kill()
+        wait_until_killed(run, family)
 
     newest = states(output)[-1]
     file = newest / "learner/rank_0.pt"
@@ -188,11 +148,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_bytes(data)
 
     # In the middle of writing the policy, or behind it.
-    run = Run(folder, launcher=struck("finish", rng.choice(["note_trained", "write_json"]), signal.SIGKILL))
-    run.wait_until_killed()
-    assert f"{newest.name} is damaged (learner/rank_0.pt has another checksum" in run.said
+    said = run_into(folder, *struck("finish", rng.choice(["note_trained", "write_json"]), signal.SIGKILL))
+    assert f"{newest.name} is damaged (learner/rank_0.pt has another checksum" in said
     assert not (output / "summary.json").exists()
-    Run(folder).finish()
+    recipe("grpo", config(folder), folder)
     return output
 
 
@@ -246,7 +205,12 @@ def test_one_of_two_learners_is_killed_with_lora_under_zero(tmp_path: Path) -> N
     recipe("grpo", four, tmp_path)
     assert all(line["num_rows"] for line in metrics(unbroken))  # every step learned something
     four["output"] = str(broken)
-    said = Run(tmp_path, four).kill_learner(2, (broken / "state/step-000002").is_dir)
+    with running("grpo", four, tmp_path) as run:
+        learner, *_ = (actor for actor in actors(run, tmp_path, num=4) if "LearnerActor" in actor.cmdline()[0])
+        wait_until((broken / "state/step-000002").is_dir, run, tmp_path)
+        learner.kill()
+        assert run.wait(120) != 0
+    said = (tmp_path / "log").read_text()
     assert "died: start the same command again, and the run resumes from its last checkpoint" in said
     (state,) = states(broken)
     assert len(list(state.rglob("rank_*.pt"))) == 2

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from rlvla.data.types import Demonstration
 from rlvla.learner.collate import to_row
+from rlvla.learner.sft import SFTTrainer
 from rlvla.policies.thinker.cold_start import to_turn
 from rlvla.policies.thinker.markup import print_think, print_zoom
 from rlvla.policies.thinker.policy import IMAGE_TOKEN_BIAS, placeholder_ids
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.run.sft import SFTTrainer
-from rlvla.types import Demonstration, Turn
+from rlvla.types import Turn
 from tests import parallel_policies as tiny
 
 
@@ -71,7 +72,7 @@ def test_loss_and_gradient_are_those_of_a_forward_for_each_token(tmp_path, archi
     expected = torch.stack([by_hand(reference, processor, turn) for turn in turns]).sum()
     expected.backward()
     # All that a trainer's loss asks of it; DeepSpeed would let nobody else call backward.
-    trainer: Any = SimpleNamespace(processor=processor, model=model, accelerator=SimpleNamespace(device="cpu"))
+    trainer: Any = SimpleNamespace(_processor=processor, _model=model, _device="cpu")
     loss = SFTTrainer._token_losses(trainer, [to_row(turn) for turn in turns]).sum()
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -30,11 +30,6 @@ def test_reordered_trajectories_take_their_advantages_along(data, rewards, cfg):
     np.testing.assert_allclose(advantages(rewards[order], cfg), advantages(rewards, cfg)[order], rtol=1e-6, atol=1e-9)
 
 
-@given(st.floats(-1e6, 1e6), st.integers(1, 32), CONFIGS)
-def test_equal_rewards_have_no_signal(reward, size, cfg):
-    assert advantages(np.full(size, reward), cfg).tolist() == [0.0] * size
-
-
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=16), st.floats(0.125, 8))
 def test_with_standard_deviation_the_scale_of_rewards_does_not_matter(rewards, scale):
     rewards, cfg = np.array(rewards) / 8, AdvantageConfig(eps=0.0)

@@ -7,21 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvla.annotation.checks import CHECKS, check_decision
-from rlvla.annotation.course import check_course, is_alike
-from rlvla.annotation.names import find_name, mentions
-from rlvla.annotation.words import group, tokens
+from rlvla.annotation.course import check_course
 from rlvla.config import CheckConfig, CheckName
 from rlvla.policies.thinker.markup import MARKS, ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
 from rlvla.types import Annotation, Box, SegmentKind
 from tests import takes
 
 KEY, NUM_DECISIONS = 2, len(takes.SWITCHES)
-WORDS = sorted(
-    group("""gripper fingers open opened opens opening close closed closes closing grasp grasped grasping release
-        released holding hold held is are was has have having been be being not yet still now then before after once
-        until to the a its it , . : ; and in on around red blue block bowl drawer let go pick put up down drop dropped
-        will must with keep 12 3 system: ignore instructions""")
-)
+WORDS = ["gripper", "open", "closed", "the", "red", "block", "blocks", "bowl", "go to", "12", "3", ",", ".", "ignore"]
 spoken = st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join)
 marked = st.lists(st.sampled_from(MARKS) | st.text(max_size=5), max_size=6).map("".join)
 any_text = st.text(st.characters(), max_size=60) | marked | spoken
@@ -39,6 +32,7 @@ def annotations(draw: st.DrawFn) -> Annotation:
         subtask=draw(any_text),
         subject=draw(any_text | st.sampled_from(["red block", "the Blue Blocks"])),
         gripper=draw(st.sampled_from(["", "open", "closed"]) | any_text),
+        next_gripper=draw(st.sampled_from(["", "open", "close", "stay"]) | any_text),
         progress=draw(progresses | st.floats()),
     )
 
@@ -75,7 +69,7 @@ def test_what_passes_reads_back_as_it_was_meant(before: str, after: str, image: 
         and parse_box(call.arguments["bbox"]) == box
         and [(span.kind, text) for span, text in second] == [(SegmentKind.THINK, after), (SegmentKind.ACT, "")]
     )
-    assert is_sound == reads_back
+    assert is_sound == (reads_back and (before + after).replace("\n", " ").isprintable())
 
 
 @given(by_decision(annotations()), st.randoms(use_true_random=False))
@@ -130,27 +124,9 @@ def test_a_copied_thought_is_found_beyond_the_longest_run(words: list[str], leng
     assert list(found) == list(range(most, length))
 
 
-@given(st.lists(st.sampled_from("abc7")), st.lists(st.sampled_from("abc7")), st.floats(0, 1))
-def test_likeness_is_mutual(first: list[str], second: list[str], similarity: float) -> None:
-    assert is_alike(first, first, similarity)
-    assert is_alike(first, second, similarity) == is_alike(second, first, similarity)
-
-
-@given(any_text, st.lists(st.sampled_from(["red block", "blue block", "bowl", ""]), max_size=4))
-def test_names_are_looked_for_in_any_text(text: str, names: list[str]) -> None:
-    assert find_name(text, names) in {*names, ""}
-    found = tokens(text)
-    for mention in mentions(found, frozenset(names)):
-        assert 0 <= mention.start < mention.end <= len(found)
-        assert mention.names <= set(names)
-
-
 @pytest.mark.parametrize(
     "piece",
-    [
-        *("gripper ", "open ", "the gripper is not yet ", "not to be ", "ignore all the ", "a", "0", " ", "\n", "<"),
-        *("[{", "\x00", "red block and "),
-    ],
+    ["gripper ", "open ", "a", "0", " ", "\n", "<", "[{", "\x00", "red block and ", "a b c d e f g h i "],
 )
 def test_time_grows_linearly(piece: str) -> None:
     def seconds(length: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
@@ -12,48 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_SCHEMA = pa.schema(
-    [
-        ("observation.images.0", _IMAGE),
-        ("observation.images.1", _IMAGE),
-        ("observation.state", pa.list_(pa.float32())),
-        ("action", pa.list_(pa.list_(pa.float32()))),
-        ("annotation.texts", pa.list_(pa.string())),
-        ("annotation.crops", pa.list_(_IMAGE)),
-        ("annotation.carried_thought", pa.string()),
-        ("annotation.thoughts", pa.list_(pa.string())),
-        ("annotation.boxes", pa.list_(pa.list_(pa.int64()))),
-        ("annotation.box_images", pa.list_(pa.int64())),
-        ("annotation.subtask", pa.string()),
-        ("annotation.subject", pa.string()),
-        ("annotation.gripper", pa.string()),
-        ("annotation.progress", pa.float32()),
-        ("annotation.is_key_frame", pa.bool_()),
-        ("annotation.decision_index", pa.int64()),
-        ("provenance.annotator", pa.string()),
-        ("provenance.model", pa.string()),
-        ("provenance.prompt_hash", pa.string()),
-        ("provenance.seed", pa.int64()),
-        ("provenance.attempts", pa.int64()),
-        ("provenance.rejected", pa.list_(pa.string())),
-        ("provenance.checks", pa.list_(pa.string())),
-        ("provenance.prompt_tokens", pa.int64()),
-        ("provenance.completion_tokens", pa.int64()),
-        ("episode_index", pa.int64()),
-        ("frame_index", pa.int64()),
-        ("task_index", pa.int64()),
-    ]
-)
+from rlvla.data.rows import COLUMNS, IMAGE, PLACE
+from rlvla.pictures import to_png
 
 
 def png(image: np.ndarray) -> dict[str, Any]:
     """[H, W, 3] as the data set keeps it."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": to_png(image), "path": None}
 
 
 GREY = png(np.full((8, 8, 3), 128, np.uint8))
@@ -83,6 +48,7 @@ def row(
         "annotation.subtask": "",
         "annotation.subject": "",
         "annotation.gripper": "",
+        "annotation.next_gripper": "",
         "annotation.progress": progress,
         "annotation.is_key_frame": is_key,
         "annotation.decision_index": decision,
@@ -109,7 +75,8 @@ def write_rows(
     rows = list(rows)
     (folder / "data/chunk-000").mkdir(parents=True)
     (folder / "meta").mkdir()
-    schema = pa.schema([field for field in _SCHEMA if field.name in rows[0]])
+    kinds = COLUMNS | PLACE
+    schema = pa.schema([(name, kinds.get(name, IMAGE)) for name in rows[0]])
     for number, start in enumerate(range(0, len(rows), rows_per_file)):
         table = pa.Table.from_pylist(rows[start : start + rows_per_file], schema=schema)
         pq.write_table(table, folder / f"data/chunk-000/file-{number:03d}.parquet")

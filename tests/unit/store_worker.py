@@ -22,7 +22,8 @@ import pandas as pd  # noqa: F401 (pyarrow loads it with its first array, which 
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply, Tally
 from rlvla.data import dataset
-from rlvla.types import Annotation, Demonstration, Provenance
+from rlvla.data.types import Demonstration, Provenance
+from rlvla.types import Annotation
 from tests import examples
 from tests.killed import fork, is_over, kill_before_change
 

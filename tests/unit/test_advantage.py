@@ -104,17 +104,6 @@ def test_where_success_varies_format_counts_too(combine, gap):
     assert group.has_signal
 
 
-def test_how_much_of_the_learning_goes_into_format():
-    """Groups of 8 at 95 % success, 1 % of turns ill-formed: none in which success does not vary moves the policy."""
-    rng, mass = np.random.default_rng(0), {True: 0.0, False: 0.0}
-    for _ in range(60):
-        ends = np.where(rng.random(8) < 0.95, EndReason.SUCCESS, EndReason.FAILURE)
-        group = judged([episode(is_ill_formed=bool(rng.random() < 0.18), end=EndReason(end)) for end in ends])
-        mass[len({*ends}) == 2] += sum(abs(advantage or 0.0) for advantage in given(group))
-    assert mass[True] > 50
-    assert mass[False] == 0
-
-
 def test_what_is_masked_stands_in_no_mean():
     """Four that ran out of room lower nobody's mean, and are learned from where they are not masked."""
     full = [episode(is_ill_formed=True, end=EndReason.CONTEXT_FULL, num_turns=3)] * 4

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -70,40 +69,40 @@ def charts(folder: Path) -> set[str]:
 
 def test_the_numbers_are_those_counted_by_hand(folder: Path) -> None:
     source = written(folder)
-    assert line(source, "tasks") == ["2"]
-    assert line(source, "episodes") == ["3"]
-    assert line(source, "decisions") == ["6; 1 more were dropped (14.3 %)"]
-    assert line(source, "looks") == ["2, in 33.3 % of the decisions"]
-    assert line(source, "press the pad") == ["2", "4", "1", "1"]
-    assert line(source, "pick the block") == ["1", "2", "1", "1"]
-    assert line(source, "other decisions") == ["4", "0 %", "4", "2.0", "1", "4", "4"]
+    expected = {
+        "tasks": ["2"],
+        "episodes": ["3"],
+        "decisions": ["6; 1 more were dropped (14.3 %)"],
+        "looks": ["2, in 33.3 % of the decisions"],
+        "press the pad": ["2", "4", "1", "1"],
+        "pick the block": ["1", "2", "1", "1"],
+        "other decisions": ["4", "0 %", "4", "2.0", "1", "4", "4"],
+        "model": ["`a-model` (5 decisions), `another` (1 decisions)"],
+        "prompt hash": ["`abc123`"],
+        "decisions by answers until one was accepted": ["1: 5, 3: 1"],
+        "answers rejected": ["5"],  # two in the data, three of what was dropped
+        "tokens": ["2,000,000 of prompts, 30,000 of answers"],
+        "tokens per decision kept": ["338,333"],
+    }
+    assert {start: line(source, start) for start in expected} == expected
+    assert "| key frames | 2 (33.3 %) |" in source
+    assert "| key frames | 2 | 100 % | 4 | 3.2 | 2 | 7 | 7 |" in source
     # (500^2 + 100 * 50) / 2 millionths; sides 50, 100, 500, 500.
     assert "covers 12.8 % of the frame on average; its sides are 50 to 500 thousandths of the frame long, 100" in source
-    assert line(source, "model") == ["`a-model` (5 decisions), `another` (1 decisions)"]
-    assert line(source, "prompt hash") == ["`abc123`"]
-    assert line(source, "decisions by answers until one was accepted") == ["1: 5, 3: 1"]
-    assert line(source, "answers rejected") == ["5"]  # two in the data, three of what was dropped
-    assert line(source, "tokens") == ["2,000,000 of prompts, 30,000 of answers"]
-    assert line(source, "tokens per decision kept") == ["338,333"]
-    assert line(source, "`markup`")[1:] == ["6", "0", "0"]
-    assert line(source, "`box`")[1:] == ["5", "3", "1"]
-    assert line(source, "`length`")[1:] == ["0", "1", "0"]
+    checks = {name: line(source, f"`{name}`")[1:] for name in ("markup", "box", "length")}
+    assert checks == {"markup": ["6", "0", "0"], "box": ["5", "3", "1"], "length": ["0", "1", "0"]}
     assert "`gripper`" not in source  # neither passed nor failed: it did not run
     assert charts(folder) == {"words", "progress", "box_area", "boxes"}
 
 
-def test_key_frames_have_their_own_words(folder: Path) -> None:
-    source = written(folder)
-    rows = [line for line in source.splitlines() if line.startswith("| key frames |")]
-    assert rows == ["| key frames | 2 (33.3 %) |", "| key frames | 2 | 100 % | 4 | 3.2 | 2 | 7 | 7 |"]
-
-
-def test_progress_and_boxes_are_counted_where_they_lie(folder: Path) -> None:
+def test_progress_and_boxes_are_counted_where_they_lie(folder: Path, tmp_path: Path) -> None:
     columns = read_columns(folder)
     shares, progress = columns.progress()
     # Of the first episode's decisions 0, 1 and 3 of 0 to 3; the others say nothing of their progress.
     assert shares == pytest.approx([0, 1 / 3, 1])
     assert progress == pytest.approx([0.1, 0.2, 0.9])
+    strange = [row("x", decision=i, progress=value) for i, value in enumerate((float("nan"), -0.1, 1.5, None, 1.0))]
+    assert read_columns(write_rows(tmp_path / "strange", strange)).progress()[1].tolist() == [1.0]
     expected = np.zeros((NUM_CELLS, NUM_CELLS), int)
     expected[:20, :20] = 1
     expected[38:, 36:] = 1
@@ -115,11 +114,6 @@ def test_an_episode_with_two_instructions_is_one_of_each_task(tmp_path: Path) ->
     source = written(write_rows(tmp_path / "demos", rows, ["a", "b"]))
     assert line(source, "episodes") == ["1"]
     assert line(source, "a") == line(source, "b") == ["1", "2", "0", "2"]
-
-
-def test_progress_that_is_none_is_not_counted(tmp_path: Path) -> None:
-    strange = [row("x", decision=i, progress=value) for i, value in enumerate((float("nan"), -0.1, 1.5, None, 1.0))]
-    assert read_columns(write_rows(tmp_path / "demos", strange)).progress()[1].tolist() == [1.0]
 
 
 def test_the_front_matter_is_what_the_hub_reads(folder: Path) -> None:
@@ -145,7 +139,7 @@ def test_the_config_is_shown_as_far_as_it_was_chosen(folder: Path) -> None:
         output=Path("/home/somebody/demos"),
         source=Path("/home/somebody/libero_goal"),
         annotator="openai",
-        openai=OpenAIConfig(base_url="http://10.0.0.7/v1", model="m"),
+        openai=OpenAIConfig(base_url="http://10.0.0.7/v1", model="m", judge=True, judge_base_url="http://10.0.0.8/v1"),
         checks=CheckConfig(num_words=(5, 60)),
         expert_kwargs={"note": "x\n```\n\n# y"},
     )
@@ -154,14 +148,14 @@ def test_the_config_is_shown_as_far_as_it_was_chosen(folder: Path) -> None:
     absolute = replace(cfg, read=ReadConfig(actions="absolute"))
     assert line(written(folder, cfg=absolute), "actions") == ["absolute, but for the gripper's"]
     assert "somebody" not in source
-    assert "10.0.0.7" not in source
+    assert "10.0.0." not in source
     block = re.search(r"^(`{3,})yaml\n(.*?)\n\1$", source, re.DOTALL | re.MULTILINE)
     assert block is not None
     assert yaml.safe_load(block[2]) == {
         "source": "libero_goal",
         "expert_kwargs": {"note": "x\n```\n\n# y"},
         "annotator": "openai",
-        "openai": {"model": "m"},
+        "openai": {"model": "m", "judge": True},
         "checks": {"num_words": [5, 60]},
     }
     assert "5 to 60 words a thought" in source
@@ -169,13 +163,10 @@ def test_the_config_is_shown_as_far_as_it_was_chosen(folder: Path) -> None:
 
 
 def test_a_card_is_the_same_every_time(folder: Path) -> None:
-    def files() -> dict[str, bytes]:
-        written(folder)
-        return {path.name: path.read_bytes() for path in [*folder.glob("*.md"), *(folder / "card").iterdir()]}
+    def files() -> list[bytes]:
+        return [written(folder).encode(), *(path.read_bytes() for path in sorted((folder / "card").iterdir()))]
 
-    first = files()
-    assert len(first) == 5
-    assert files() == first
+    assert files() == files()
 
 
 def test_words_of_a_model_stay_words(tmp_path: Path) -> None:
@@ -192,9 +183,6 @@ def test_words_of_a_model_stay_words(tmp_path: Path) -> None:
     assert {image["src"] for image in page.all("img")} == {f"card/{name}.svg" for name in charts(folder)}
     shown = " ".join(WORST.replace("\x00", " ").split())
     assert page.text.count(shown[:150]) == 5  # instruction, annotator, model, prompts, check
-    for path in (folder / "card").iterdir():
-        names = {element.tag.split("}")[-1] for element in ElementTree.parse(path).iter()}
-        assert not names & {"script", "foreignObject", "a"}
 
 
 @pytest.mark.parametrize(
@@ -213,20 +201,14 @@ def test_code_ends_where_it_should() -> None:
 
 
 def test_without_looks_there_is_nothing_about_boxes(tmp_path: Path) -> None:
-    folder = write_rows(tmp_path / "demos", [row("one two", decision=i) for i in range(4)])
-    source = written(folder, Tally(num_decisions=4))
-    assert charts(folder) == {"words"}
-    assert "A box covers" not in source
-    assert line(source, "looks") == ["0, in 0 % of the decisions"]
-    assert [image["src"] for image in rendered(source).all("img")] == ["card/words.svg"]
-
-
-def test_one_row_with_ten_thousand_words(tmp_path: Path) -> None:
-    folder = write_rows(tmp_path / "demos", [row("word " * 10_000, boxes=[], progress=0.5)])
+    folder = write_rows(tmp_path / "demos", [row("word " * 10_000)])
     source = written(folder, Tally(num_decisions=1))
     assert line(source, "other decisions") == ["1", "0 %", "1", "10000.0", "10,000", "10,000", "10,000"]
-    assert charts(folder) == {"words", "progress"}
+    assert line(source, "looks") == ["0, in 0 % of the decisions"]
+    assert "A box covers" not in source
     assert len(source) < 5000
+    assert charts(folder) == {"words"}
+    assert [image["src"] for image in rendered(source).all("img")] == ["card/words.svg"]
 
 
 def test_many_tasks_are_cut_off_and_counted(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_looks_and_thoughts_are_shown_in_order_on_the_camera_that_they_name(tmp_
         annotation_subtask="grasp it",
         annotation_subject="red block",
         annotation_gripper="open",
+        annotation_next_gripper="close",
         provenance_attempts=3,
         provenance_rejected=["box", "length"],
     )
@@ -93,12 +94,19 @@ def test_looks_and_thoughts_are_shown_in_order_on_the_camera_that_they_name(tmp_
     order = [page.text.index(words) for words in ("camera 1", "first", "look 1", "second", "look 2", "third")]
     assert order == sorted(order)
     head = ("pick <it>", "key frame", "openai", "a-model", "3 attempts", "failed box", "failed length")
-    state = ("episode 3 · decision 7", "sub-task grasp it", "subject red block", "gripper open", "progress 26 %")
+    state = (
+        "episode 3 · decision 7",
+        "sub-task grasp it",
+        "subject red block",
+        "gripper open",
+        "next close",
+        "progress 26 %",
+    )
     assert [words for words in head + state if words not in page.text] == []
 
 
 def test_nothing_on_the_page_runs_or_loads(tmp_path: Path) -> None:
-    words = ("annotation_subtask", "annotation_subject", "annotation_gripper", "provenance_annotator")
+    words = ("annotation_subtask", "annotation_subject", "annotation_next_gripper", "provenance_annotator")
     told: dict[str, Any] = dict.fromkeys((*words, "provenance_model"), EVIL) | {"provenance_rejected": [EVIL]}
     folder = write_rows(tmp_path / "demos", [row(EVIL, EVIL, boxes=[(0, 0, 9, 9)], **told)], [EVIL])
     assert_inert(source(folder), tmp_path, 9)

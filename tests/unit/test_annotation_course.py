@@ -1,10 +1,8 @@
-import difflib
 import time
+from collections import Counter
 from dataclasses import replace
 
-import pytest
-
-from rlvla.annotation.course import check_course, is_alike, longest_climb, num_common
+from rlvla.annotation.course import check_course, is_alike
 from rlvla.config import CheckConfig, CheckName
 from rlvla.types import Annotation
 from tests import takes
@@ -73,6 +71,13 @@ def test_the_fewest_are_blamed_for_progress() -> None:
     assert blamed("progress", progress(float("nan"), 0.5, float("inf"), 0.6)) == {}
 
 
+def test_who_contradicts_a_trusted_decision_is_to_blame_for_progress() -> None:
+    values = progress(0.1, 0.6, 0.7, 0.8, 0.5, 0.9)
+    cfg = CheckConfig(names=("progress",))
+    for trusted, wanted in (((), [4]), ((4,), [1, 2, 3]), ((2, 5), [4]), ((0, 4, 5), [1, 2, 3])):
+        assert list(check_course(values, takes.take(), takes.timeline(), cfg, trusted=trusted)) == wanted
+
+
 def test_progress_may_fall_a_little() -> None:
     values = progress(0.5, 0.45, 0.4, 0.2)
     assert list(blamed("progress", values, progress_slack=0.06)) == [3]
@@ -88,30 +93,22 @@ def test_gaps_are_no_matter() -> None:
     ) == [7]
 
 
-@pytest.mark.parametrize(
-    ("values", "slack", "climb"),
-    [
-        ([], 0.0, []),
-        ([0.5, 0.4], 0.0, [0]),
-        ([0.1, 0.5, 0.4, 0.6], 0.0, [0, 1, 3]),
-        ([0.3, 0.1, 0.2, 0.3], 0.0, [1, 2, 3]),
-        ([0.5, 0.45, 0.4], 0.06, [0, 1, 2]),
-        ([0.5, 0.5, 0.5], 0.0, [0, 1, 2]),
-    ],
-)
-def test_longest_climb(values: list[float], slack: float, climb: list[int]) -> None:
-    assert longest_climb(values, slack) == climb
-
-
 def test_a_long_row_of_equal_thoughts_is_found() -> None:
     same = "Move down to the red block."
     found = blamed("repetition", thoughts(same, same, "  move DOWN, to the red block", same, same, same, "lift it up"))
     assert list(found) == [4, 5]
     assert found[4] == (
-        "'Move down to the red block.' is nearly what the 4 decisions before think: at most 4 in a row may, "
+        "'Move down to the red block.' is nearly what 4 decisions beside it think: at most 4 in a row may, "
         "say what is new here"
     )
     assert blamed("repetition", thoughts(same, same, same, same, "now close the fingers", same, same)) == {}
+
+
+def test_a_row_that_a_trusted_decision_ends_is_found_before_it() -> None:
+    said = thoughts(*["move down to it"] * 7)
+    cfg = CheckConfig(names=("repetition",))
+    for trusted, wanted in (((4,), [3, 5, 6]), ((3, 4), [2, 5, 6]), ((4, 5, 6), [1, 2, 3]), (range(7), [])):
+        assert list(check_course(said, takes.take(), takes.timeline(), cfg, trusted=trusted)) == wanted
 
 
 def test_the_same_conclusion_at_a_key_frame_counts() -> None:
@@ -125,27 +122,14 @@ def test_nearly_the_same_is_the_same_unless_numbers_differ() -> None:
     near = thoughts(*(text.format(9, ending) for ending in ("now", "then", "soon", "here", "next", "again")))
     assert list(blamed("repetition", near)) == [4, 5]
     assert blamed("repetition", thoughts(*(text.format(cm, "now") for cm in (12, 11, 10, 9, 8, 7)))) == {}
-    assert (
-        blamed("repetition", thoughts(*(text.format(cm, "now") for cm in ("six", "five", "four", "three", "two"))))
-        == {}
-    )
     assert blamed("repetition", near, similarity=1.0) == {}
 
 
-def test_similarity_is_that_of_difflib() -> None:
-    first = ["the", "arm", "moves", "down", "to", "the", "red", "block", "with", "its", "fingers", "open"]
-    for second in (
-        "the arm moves on to the red block with its fingers open",
-        "down to the red block moves the arm with open fingers",
-        "something else entirely is going on here",
-    ):
-        words = second.split()
-        blocks = difflib.SequenceMatcher(None, first, words, autojunk=False).get_matching_blocks()
-        assert num_common(first, words) >= sum(block.size for block in blocks)
-        ratio = 2 * num_common(first, words) / (len(first) + len(words))
-        assert is_alike(first, words, ratio)
-        assert not is_alike(first, words, ratio + 0.01)
-    assert num_common(list("abcbdab"), list("bdcaba")) == 4
+def test_similarity_is_the_share_of_words_in_common() -> None:
+    first, second = Counter(["the", "arm", "moves", "to", "the", "rim"]), Counter(["the", "arm", "moves", "on"])
+    assert is_alike(first, second, 0.6)
+    assert not is_alike(first, second, 0.61)
+    assert not is_alike(first + Counter(["7"]), first, 0.5)
 
 
 def test_only_wanted_checks_run_and_problems_come_in_order() -> None:
@@ -161,7 +145,7 @@ def test_only_wanted_checks_run_and_problems_come_in_order() -> None:
     assert check_course({}, take, timeline, CheckConfig()) == {}
 
 
-def test_time_grows_linearly() -> None:
+def test_time_grows_little_with_the_take() -> None:
     def seconds(length: int) -> float:
         long = replace(takes.thought("a b c d e f g h " * 25), progress=0.5)
         varied = {index: replace(long, thoughts=(long.thoughts[0] + "xyz"[index % 3],)) for index in range(length)}
@@ -170,4 +154,4 @@ def test_time_grows_linearly() -> None:
         check_course(varied, take, timeline, CheckConfig())
         return time.process_time() - started
 
-    assert min(seconds(1000) for _ in range(3)) < 40 * min(seconds(100) for _ in range(3)) + 0.01
+    assert min(seconds(1000) for _ in range(3)) < 0.5

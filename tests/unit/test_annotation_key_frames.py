@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,14 +18,38 @@ from tests.takes import moving
 OPEN, CLOSE = -1.0, 1.0
 
 
-def test_the_gripper_makes_the_key_frames_and_they_end_the_sub_tasks() -> None:
-    timeline = find_key_frames(moving([[OPEN, OPEN], [OPEN, CLOSE], [CLOSE, CLOSE], [OPEN, OPEN]]), KeyFrameConfig())
-    assert timeline.is_key == (False, True, False, True)
-    assert timeline.switches == ("", "close", "", "open")
-    assert timeline.is_closed == (False, False, True, True)
-    assert timeline.segments == (range(0, 2), range(2, 4))
-    assert [timeline.segment(i) for i in (0, 1, 2)] == [range(0, 2), range(0, 2), range(2, 4)]
-    assert [timeline.next_switch(i) for i in range(4)] == ["close", "close", "open", "open"]
+PLACES = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 0, 0], [2, 0, 0], [3, 0, 0], [3, 0, 0]], np.float32)
+WIDTHS = np.array([[0.08], [0.08], [0.03], [0.03]], np.float32)
+READINGS = KeyFrameConfig(gripper="proprio", closed_sign=-1, open_below=-0.07, closed_above=-0.05)
+
+
+@pytest.mark.parametrize(
+    ("take", "cfg", "keys", "closed", "switches", "starts"),
+    [
+        (
+            moving([[OPEN, OPEN], [OPEN, CLOSE], [CLOSE, CLOSE], [OPEN, OPEN]]),
+            *(KeyFrameConfig(), [1, 3], [2, 3], {1: "close", 3: "open"}, [0, 2]),
+        ),
+        (moving([[OPEN], [CLOSE], [CLOSE], [CLOSE]]), KeyFrameConfig(), [1], [2, 3], {1: "close"}, [0, 2]),
+        (moving([[OPEN]] * 4), KeyFrameConfig(first=True, last=True), [0, 3], [], {}, [0]),
+        (moving([[1.0], [-1.0]]), KeyFrameConfig(closed_sign=-1), [1], [], {1: "close"}, [0]),
+        (moving([[0.0]] * 4, proprio=WIDTHS), READINGS, [1], [2, 3], {1: "close"}, [0, 2]),
+        (moving([[OPEN]] * 7, proprio=PLACES), KeyFrameConfig(still_speed=0.5), [2, 5], [], {}, [0, 3, 6]),
+        (moving([[OPEN]] * 7, proprio=PLACES), KeyFrameConfig(), [], [], {}, [0]),
+    ],
+    ids=["gripper", "tail", "first and last", "sign", "readings", "stops", "no stops"],
+)
+def test_what_the_robot_did_makes_key_frames_and_they_end_the_sub_tasks(
+    take: Take, cfg: KeyFrameConfig, keys: list[int], closed: list[int], switches: dict[int, str], starts: list[int]
+) -> None:
+    timeline, num = find_key_frames(take, cfg), len(take.decisions)
+    assert np.flatnonzero(timeline.is_key).tolist() == keys
+    assert np.flatnonzero(timeline.is_closed).tolist() == closed
+    assert timeline.switches == tuple(switches.get(i, "") for i in range(num))
+    assert timeline.segments == tuple(range(start, end) for start, end in pairwise([*starts, num]))
+    for i in range(num):
+        assert i in timeline.segment(i)
+        assert timeline.next_switch(i) == next((switches[k] for k in sorted(switches) if k >= i), "")
 
 
 K = 8
@@ -74,8 +99,7 @@ def test_stops_readings_and_the_last_decision_are_met_once_likewise() -> None:
     still = KeyFrameConfig(still_speed=1.0)
     assert by_phase(find_key_frames(dense(1, proprio=places, switches=()), still).is_key) == [2] * K
     widths = np.where((np.arange(128) >= 50) & (np.arange(128) < 80), 0.03, 0.08)[:, None]
-    reported = KeyFrameConfig(gripper="proprio", closed_sign=-1, open_below=-0.07, closed_above=-0.05)
-    assert by_phase(find_key_frames(dense(1, proprio=widths), reported).is_key) == [2] * K
+    assert by_phase(find_key_frames(dense(1, proprio=widths), READINGS).is_key) == [2] * K
     timeline = find_key_frames(dense(1, switches=()), KeyFrameConfig(first=True, last=True))
     assert [i for i, is_key in enumerate(timeline.is_key) if is_key] == [0, *range(120, 128)]
     assert timeline.segments == (range(0, 128),)
@@ -86,8 +110,7 @@ def test_a_gap_is_so_many_env_steps_whatever_the_stride(stride: int) -> None:
     """Of readings, too, which are `stride` env steps apart; and of stops."""
     widths = np.where((np.arange(128) >= 48) & (np.arange(128) < 56), 0.03, 0.08)[:, None]
     for min_gap, num_changes in ((8, 2), (9, 0)):
-        cfg = KeyFrameConfig(gripper="proprio", closed_sign=-1, open_below=-0.07, closed_above=-0.05, min_gap=min_gap)
-        timeline = find_key_frames(dense(stride, proprio=widths), cfg)
+        timeline = find_key_frames(dense(stride, proprio=widths), replace(READINGS, min_gap=min_gap))
         assert len(timeline.segments) == 1 + num_changes
     stops = np.isin(np.arange(128), [*range(40, 48)])
     places = np.cumsum(np.where(stops, 0.0, 1.0))[:, None] * np.array([1, 0, 0])
@@ -107,23 +130,6 @@ def test_a_gripper_that_never_comes_to_a_threshold_is_no_gripper_at_rest() -> No
     assert not any(find_key_frames(moving([[-0.9], [0.2], [-0.9]]), KeyFrameConfig()).is_key)  # something thick
 
 
-def test_what_comes_behind_the_last_change_is_a_sub_task_of_its_own() -> None:
-    timeline = find_key_frames(moving([[OPEN], [CLOSE], [CLOSE], [CLOSE]]), KeyFrameConfig())
-    assert timeline.segments == (range(0, 2), range(2, 4))
-    assert timeline.next_switch(2) == ""
-
-
-def test_first_and_last_are_key_frames_by_option_and_end_nothing() -> None:
-    timeline = find_key_frames(moving([[OPEN]] * 4), KeyFrameConfig(first=True, last=True))
-    assert timeline.is_key == (True, False, False, True)
-    assert timeline.segments == (range(0, 4),)
-
-
-def test_a_closed_sign_of_minus_one_turns_the_gripper_round() -> None:
-    timeline = find_key_frames(moving([[1.0], [-1.0]]), KeyFrameConfig(closed_sign=-1))
-    assert (timeline.is_closed, timeline.switches) == ((False, False), ("", "close"))
-
-
 def test_between_the_thresholds_the_gripper_stays_what_it_was() -> None:
     values = np.array([0.2, -0.6, 0.4, 0.6, -0.4, 0.0, -0.5])
     assert hysteresis(values, -0.5, 0.5).tolist() == [False, False, False, True, True, True, False]
@@ -136,23 +142,6 @@ def test_a_change_that_is_soon_undone_never_happened() -> None:
     assert debounce(states, 1).tolist() == states.tolist()
     assert debounce(states, 2).astype(int).tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
     assert debounce(np.array([1, 0, 0], bool), 3).tolist() == [True, False, False]  # it may have begun earlier
-
-
-def test_what_the_robot_reports_tells_of_the_decision_before() -> None:
-    widths = np.array([[0.08], [0.08], [0.03], [0.03]], np.float32)
-    cfg = KeyFrameConfig(gripper="proprio", closed_sign=-1, open_below=-0.07, closed_above=-0.05)
-    timeline = find_key_frames(moving([[0.0]] * 4, proprio=widths), cfg)
-    assert timeline.switches == ("", "close", "", "")
-    assert timeline.is_closed == (False, False, True, True)
-
-
-def test_a_stop_is_a_key_frame_by_option() -> None:
-    places = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 0, 0], [2, 0, 0], [3, 0, 0], [3, 0, 0]], np.float32)
-    cfg = KeyFrameConfig(still_speed=0.5)
-    timeline = find_key_frames(moving([[OPEN]] * 7, proprio=places), cfg)
-    assert timeline.is_key == (False, False, True, False, False, True, False)
-    assert timeline.segments == (range(0, 3), range(3, 6), range(6, 7))
-    assert not any(find_key_frames(moving([[OPEN]] * 7, proprio=places), KeyFrameConfig()).is_key)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ NOTE = Annotation(
     subtask="grasp the bowl",
     subject="bowl",
     gripper="open",
+    next_gripper="close",
     progress=0.296,
 )
 
@@ -75,6 +76,22 @@ def test_a_retry_says_what_was_wrong() -> None:
     assert "refused" not in prompts.question(query(KEY))
 
 
+def test_a_judge_is_shown_the_facts_and_the_whole_annotation() -> None:
+    asked = prompts.question(query(KEY, judged=NOTE, complaints=("mend this",)))
+    *facts, shown = asked.splitlines()
+    assert facts == prompts.question(query(KEY)).splitlines()[:-1]
+    assert json.loads(shown.partition(": ")[2]) == {
+        **{"subtask": "grasp the bowl", "subject": "bowl", "gripper": "open", "next_gripper": "close"},
+        **{
+            "looks": [{"image": 0, "bbox": [1, 2, 3, 4]}],
+            "progress": 30,
+            "thoughts": ["The bowl is near.", "It fits."],
+        },
+    }
+    explained = re.findall(r"^- (\w+): ", prompts.judge_prompt(), re.MULTILINE)
+    assert explained == schema.verdict_schema()["required"]
+
+
 def test_of_a_scene_only_names_and_the_intention_are_told() -> None:
     objects = (
         SceneObject(name="red block", box=(111, 222, 333, 444), label="has a green badge", is_target=True),
@@ -97,7 +114,8 @@ def asked_with(text: str) -> str:
     """A question with the same text wherever others write."""
     note = replace(NOTE, thoughts=(text, text), subtask=text, subject=text)
     scene = Scene(objects=(SceneObject(name=text, box=(1, 2, 3, 4)),), subject=text, intention=text)
-    return prompts.question(with_scene(scene, text, before=note, after=note, complaints=(text, text)))
+    asked = with_scene(scene, text, before=note, after=note, complaints=(text, text))
+    return prompts.question(asked) + prompts.question(replace(asked, judged=note))
 
 
 def test_text_of_others_changes_nothing_but_the_quoted_string() -> None:
@@ -125,7 +143,7 @@ def test_the_hash_changes_with_every_word_and_with_the_schema(monkeypatch: pytes
     for name, text in prompts._WORDS.items():
         monkeypatch.setattr(prompts, "_WORDS", {**prompts._WORDS, name: text + "."})
         hashes.add(prompts.prompt_hash())
-    monkeypatch.setitem(schema.MAX_CHARS, "subject", 61)
+    monkeypatch.setattr(prompts, "verdict_schema", dict)
     hashes.add(prompts.prompt_hash())
     assert len(hashes) == len(prompts._WORDS) + 2
     assert all(re.fullmatch("[0-9a-f]{16}", found) for found in hashes)
@@ -133,7 +151,9 @@ def test_the_hash_changes_with_every_word_and_with_the_schema(monkeypatch: pytes
 
 def test_no_word_escapes_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = replace(with_scene(Scene(objects=(), subject="x", intention="x")), before=NOTE, complaints=("x",))
+    judged = replace(asked, judged=NOTE)
     monkeypatch.setattr(prompts, "_WORDS", dict.fromkeys(prompts._WORDS, ""))
     for index in (KEY, BETWEEN):
         assert prompts.question(replace(asked, index=index)).strip() == ""
-    assert prompts.system_prompt(is_key=True) == prompts.image_label(0) == ""
+        assert prompts.question(replace(judged, index=index)).strip() == ""
+    assert prompts.system_prompt(is_key=True) == prompts.judge_prompt() == prompts.image_label(0) == ""

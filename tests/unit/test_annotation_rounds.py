@@ -12,12 +12,14 @@ from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take, query_seed
 from rlvla.annotation.run import protocol
 from rlvla.annotation.take import Query, Reply
-from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig
+from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig, OpenAIConfig
 from rlvla.data.rows import DatasetError
+from rlvla.durable.files import CONTENT
 from rlvla.types import Annotation
 from tests.takes import moving
 
 OPEN, CLOSE = -1.0, 1.0
+PLUGIN = "rlvla_envs.tabletop_annotate:annotate"
 GRIPPERS = [[OPEN], [OPEN], [CLOSE], [CLOSE], [OPEN]]
 KEYS = {2, 4}
 LOOK = (0, (80, 80, 180, 180))
@@ -175,6 +177,59 @@ def test_a_decision_that_contradicts_an_accepted_one_is_to_blame() -> None:
     assert list(annotated.annotations) == [0, 1, 2, 3, 4]
     assert annotated.tally.rejected == {"progress": 1, "subject": 1}
     assert annotated.provenance[2].attempts == 1
+
+
+JUDGED = replace(CONFIG, openai=OpenAIConfig(judge=True))
+
+
+def test_a_judge_is_asked_about_what_passes_and_its_no_is_a_failed_check() -> None:
+    def answer(query: Query) -> Reply:
+        if query.judged is None:
+            reply = good(query)
+            assert reply.annotation is not None
+            if (query.index, query.attempt) == (0, 0):
+                return replace(reply, annotation=replace(reply.annotation, thoughts=("short",)))
+            return reply
+        is_refused = query.index == 3 or (query.index, query.attempt) == (4, 0)
+        said = (None, "a judge refuses it: wrong") if is_refused else (query.judged, "")
+        return Reply(annotation=said[0], error=said[1], prompt_tokens=1000)
+
+    annotator = Scripted(answer)
+    annotated = run(annotator, JUDGED)
+    asked = [(query.index, query.attempt, query.judged is not None) for query in annotator.queries]
+    answers = [(2, 0), (4, 0), (4, 1), (0, 0), (1, 0), (3, 0), (0, 1), (3, 1), (3, 2)]
+    assert [(index, attempt) for index, attempt, is_judged in asked if not is_judged] == answers
+    assert sorted((i, a) for i, a, is_judged in asked if is_judged) == sorted({*answers} - {(0, 0)})
+    for query in annotator.queries:
+        if query.judged is not None:
+            assert query.judged == good(query).annotation
+            assert query.complaints == ()
+    again = next(query for query in annotator.queries if query.index == 4 and query.attempt == 1)
+    assert again.complaints == ("a judge refuses it: wrong",)
+    assert list(annotated.annotations) == [0, 1, 2, 4]
+    assert (annotated.tally.rejected, annotated.tally.dropped) == ({"length": 1, "judge": 4}, {"judge": 1})
+    assert annotated.tally.prompt_tokens == 9 * 100 + 8 * 1000
+    told = annotated.provenance[4]
+    assert (told.attempts, told.rejected, told.seed) == (2, ("judge",), query_seed(0, 0, 4, 1))
+    assert told.checks == (*CONFIG.checks.names, "judge")
+    assert told.prompt_tokens == 2200
+
+
+def test_a_judge_who_refuses_everything_ends_a_run() -> None:
+    def answer(query: Query) -> Reply:
+        return good(query) if query.judged is None else Reply(annotation=None, error="a judge refuses it: no")
+
+    num, message = ended_by(replace(JUDGED, max_refused_first=2), answer)
+    assert num == 4
+    assert "judge 2 times. The last one: a judge refuses it: no." in message
+
+
+def test_what_a_judge_says_depends_on_its_words_and_model() -> None:
+    off, on = (protocol(replace(CONFIG, annotator=PLUGIN, openai=OpenAIConfig(judge=judge))) for judge in (False, True))
+    assert {key for key in {**off, **on} if off.get(key) != on.get(key)} == {"openai.judge", f"{CONTENT}prompts"}
+    other = OpenAIConfig(judge=True, judge_model="a", judge_base_url="http://b/v1", judge_api_key_env="C")
+    moved = protocol(replace(CONFIG, annotator=PLUGIN, openai=other))
+    assert {key for key in moved if moved[key] != on.get(key)} == {"openai.judge_model"}
 
 
 def test_seeds_differ_between_answers_and_not_between_runs() -> None:

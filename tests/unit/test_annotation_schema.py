@@ -3,134 +3,110 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rlvla.annotation.schema import MAX_CHARS, json_schema, read
+from rlvla.annotation.schema import json_schema, read, read_verdict, verdict_schema
 from rlvla.types import Annotation
 
 ANSWER: dict[str, Any] = {
     "subtask": "grasp the bowl",
     "subject": "bowl",
     "gripper": "open",
+    "next_gripper": "close",
     "progress": 25,
     "observation": "The rim is close.",
     "image": 0,
     "bbox": [1, 2, 300, 1000],
     "conclusion": "It fits.",
 }
+GOOD = Annotation(
+    thoughts=("The rim is close.", "It fits."),
+    looks=((0, (1, 2, 300, 1000)),),
+    subtask="grasp the bowl",
+    subject="bowl",
+    gripper="open",
+    next_gripper="close",
+    progress=0.25,
+)
 
 
-def read_key(**changes: Any) -> Annotation | str:
-    return read(json.dumps({**ANSWER, **changes}), is_key=True, num_images=1)
+def read_key(text: str | None = None, **changes: Any) -> Annotation | str:
+    return read(json.dumps({**ANSWER, **changes}) if text is None else text, is_key=True, num_images=1)
 
 
-def test_a_key_frame_has_two_thoughts_and_the_look_between_them() -> None:
-    assert read_key() == Annotation(
-        thoughts=("The rim is close.", "It fits."),
-        looks=((0, (1, 2, 300, 1000)),),
-        subtask="grasp the bowl",
-        subject="bowl",
-        gripper="open",
-        progress=0.25,
-    )
-
-
-def test_other_frames_have_one_thought() -> None:
+def test_a_key_frame_has_two_thoughts_and_a_look_and_other_frames_one_thought() -> None:
+    assert read_key() == GOOD
     found = read(json.dumps({**ANSWER, "thought": "It is near."}), is_key=False, num_images=1)
     assert isinstance(found, Annotation)
     assert (found.thoughts, found.looks) == (("It is near.",), ())
 
 
-@pytest.mark.parametrize("text", ["The bowl is left.", "", '{"subtask": "gra', "[" * 100_000, "1" * 5000, "\ud800"])
-def test_what_is_no_json_is_said_to_be_none(text: str) -> None:
-    assert read(text, is_key=True, num_images=1) == "the answer is not valid JSON"
+@pytest.mark.parametrize(
+    ("wanted", "texts"),
+    [
+        ("JSON", ["The bowl is left.", "", '{"subtask": "gra', "[" * 100_000, "1" * 5000, "\ud800"]),
+        ("JSON", ["<think>I look.", "```json", "```", "</think>", "<think>a</think>", "```json\n{\n```"]),
+        ("a JSON object", ["[1, 2]", "null", '"a"', "NaN"]),
+    ],
+)
+def test_what_is_no_json_is_said_to_be_none(wanted: str, texts: list[str]) -> None:
+    for text in texts:
+        assert read_key(text) == f"the answer is not {'valid ' if wanted == 'JSON' else ''}{wanted}"
 
 
-WRAPPINGS = [
-    "```json\n{}\n```",
-    "```\n{}\n```",
-    "```JSON {} ```",
-    "  \n{}\n\n",
-    "<think>\nI look.\n</think>\n\n{}",
-    "<think></think>{}",
-    "I look, the mark before it stands in the prompt.\n</think>\n{}",
-    '<think>Shall it be {{"gripper": "open"}}, or ```json {{}}```?</think>```json\n{}\n```',
-]
-
-
-@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize(
+    "wrapping",
+    [
+        "```json\n{}\n```",
+        "```\n{}\n```",
+        "```JSON {} ```",
+        "  \n{}\n\n",
+        "<think>\nI look.\n</think>\n\n{}",
+        "<think></think>{}",
+        "I look, the mark before it stands in the prompt.\n</think>\n{}",
+        '<think>Shall it be {{"gripper": "open"}}, or ```json {{}}```?</think>```json\n{}\n```',
+    ],
+)
 def test_what_a_server_puts_around_the_json_is_taken_off(wrapping: str) -> None:
     for changes in ({}, {"observation": "It says ``` and </think> and {."}):
         text = json.dumps({**ANSWER, **changes})
-        assert read(wrapping.format(text), is_key=True, num_images=1) == read(text, is_key=True, num_images=1)
-        assert isinstance(read(text, is_key=True, num_images=1), Annotation)
+        assert read_key(wrapping.format(text)) == read_key(text)
+        assert isinstance(read_key(text), Annotation)
 
 
 def test_a_fence_may_stand_between_sentences() -> None:
     text = json.dumps({**ANSWER, "observation": "It says ``` and {."})
-    wrapped = f"Here is the JSON:\n```json5\n{text}\n```\nHope it helps!"
-    assert read(wrapped, is_key=True, num_images=1) == read(text, is_key=True, num_images=1)
+    assert read_key(f"Here is the JSON:\n```json5\n{text}\n```\nHope it helps!") == read_key(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["<think>I look.", "```json", "```", "</think>", "<think>a</think>", "```json\n{\n```"]
-)
-def test_what_holds_nothing_but_wrapping_is_no_json(text: str) -> None:
-    assert read(text, is_key=True, num_images=1) == "the answer is not valid JSON"
-
-
-@pytest.mark.parametrize("text", ["[1, 2]", "null", '"a"', "NaN"])
-def test_what_is_no_object_is_said_to_be_none(text: str) -> None:
-    assert read(text, is_key=True, num_images=1) == "the answer is not a JSON object"
-
-
-BOX_ERROR = "bbox must be four integers from 0 to 1000: left, top, right, bottom"
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "error"),
+    ("field", "values", "error"),
     [
-        *(
-            ("bbox", value, BOX_ERROR)
-            for value in (
-                [0, 0, 9],
-                [0, 0, 9, 1001],
-                [0, 0, 9, -1],
-                [0, 0, 9, 2.0],
-                [0, 0, 9, True],
-                "0, 0, 9, 9",
-                None,
-            )
-        ),
-        *(("image", value, "image must be an integer from 0 to 0") for value in (1, -1, None, False, "0")),
-        *(
-            ("progress", value, "progress must be an integer from 0 to 100")
-            for value in (101, 40.0, "40", float("nan"))
-        ),
-        *(("gripper", value, 'gripper must be "open" or "closed"') for value in ("ajar", "", None, ["open"], {})),
-        *(("subject", value, "subject must be a text") for value in (3, None, ["bowl"], {})),
-        *(("observation", value, "observation is empty") for value in ("", " \t\n ", "\u3000")),
-        *(
-            ("subtask", value, "subtask holds characters that cannot be printed")
-            for value in ("grasp\x00it", "\ud800", "\x1b[1m")
-        ),
+        ("bbox", ([0, 0, 9], "0, 0, 9, 9", None, {}), "bbox: (List should have at least 4|Input should be a valid)"),
+        ("bbox", ([0, 0, 9, 1001], [0, 0, 9, -1], [0, 0, 9, 2.0], [0, 0, 9, True]), r"bbox\.3: Input should be"),
+        ("image", (1, -1, None, False, "0"), "image: (there are pictures 0 to 0|Input should be)"),
+        ("progress", (101, 40.0, "40", float("nan"), -1), "progress: Input should be"),
+        ("gripper", ("ajar", "", None, ["open"], {}), "gripper: Input should be 'open' or 'closed'"),
+        ("next_gripper", ("opens", "", None), "next_gripper: Input should be 'open', 'close' or 'stay'"),
+        ("subject", (3, None, ["bowl"], {}), "subject: Input should be a valid string"),
+        ("observation", (" \t\n ", "\u3000"), "observation: is empty"),
+        ("subtask", ("grasp\x00it", "\x1b[1m"), "subtask: holds characters that cannot be printed"),
+        ("subtask", ("\ud800", ""), "subtask: (Input|String) should"),
     ],
 )
-def test_a_field_that_is_wrong_is_named(field: str, value: object, error: str) -> None:
-    assert read_key(**{field: value}) == error
-
-
-def test_a_text_that_the_server_had_to_end_is_refused() -> None:
-    most = MAX_CHARS["conclusion"]
-    assert isinstance(read_key(conclusion="x" * (most - 1)), Annotation)
-    assert "conclusion is too long and was cut off" in str(read_key(conclusion="x" * most))
+def test_a_field_that_is_wrong_is_named(field: str, values: tuple, error: str) -> None:
+    for value in values:
+        assert re.match(error, str(read_key(**{field: value}))), value
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     assert str(read_key(progress=-1, bbox=[], gripper="")).count(";") == 2
-    assert str(read("{}", is_key=True, num_images=1)).count(";") == len(ANSWER) - 1
+    assert str(read_key("{}")).count(";") == len(ANSWER) - 1
 
 
 def test_a_box_without_area_is_left_to_the_checks() -> None:
@@ -140,26 +116,73 @@ def test_a_box_without_area_is_left_to_the_checks() -> None:
 
 
 def test_a_line_break_or_a_tab_in_a_text_is_a_space_escaped_or_not() -> None:
-    for text in (
-        json.dumps({**ANSWER, "conclusion": " It\n\tfits. "}),
-        json.dumps(ANSWER).replace("It fits", "It\tfits"),
-    ):
-        found = read(text, is_key=True, num_images=1)
-        assert isinstance(found, Annotation)
-        assert found.thoughts[1] == "It fits."
+    assert read_key(conclusion=" It\n\tfits. ") == GOOD
+    assert read_key(json.dumps(ANSWER).replace("It fits", "It\tfits")) == GOOD
 
 
-@pytest.mark.parametrize("is_key", [True, False])
-def test_the_schema_is_strict_and_bounds_every_string(is_key: bool) -> None:
-    found = json_schema(is_key=is_key, num_images=2)
-    assert found["additionalProperties"] is False
-    assert found["required"] == list(found["properties"])
-    strings = [field for field in found["properties"].values() if field["type"] == "string"]
-    assert all("enum" in field or 0 < field["maxLength"] <= 480 for field in strings)
-
-
-def test_the_look_is_bounded_by_the_cameras_and_the_frame() -> None:
-    fields = json_schema(is_key=True, num_images=3)["properties"]
+def test_the_schemas_are_strict_and_a_text_that_the_server_had_to_end_is_refused() -> None:
+    schemas = [verdict_schema(), *(json_schema(is_key=is_key, num_images=3) for is_key in (True, False))]
+    for found in schemas:
+        assert found["additionalProperties"] is False
+        assert found["required"] == list(found["properties"])
+        strings = [field for field in found["properties"].values() if field["type"] == "string"]
+        assert all("enum" in field or 0 < field["maxLength"] <= 480 for field in strings)
+    fields = schemas[1]["properties"]
     assert fields["image"] == {"type": "integer", "minimum": 0, "maximum": 2}
-    assert fields["bbox"]["items"] == {"type": "integer", "minimum": 0, "maximum": 1000}
-    assert (fields["bbox"]["minItems"], fields["bbox"]["maxItems"]) == (4, 4)
+    wanted = {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 0, "maximum": 1000},
+        "minItems": 4,
+        "maxItems": 4,
+    }
+    assert fields["bbox"] == wanted
+    for name in ("subtask", "subject", "observation", "conclusion"):
+        most = fields[name]["maxLength"]
+        assert isinstance(read_key(**{name: "x" * (most - 1)}), Annotation)
+        assert f"{name}: String should have at most {most - 1} characters" in str(read_key(**{name: "x" * most}))
+
+
+@given(st.text(st.characters(codec=None)))
+def test_any_text_is_read(text: str) -> None:
+    assert all(isinstance(read(text, is_key=is_key, num_images=1), str) for is_key in (True, False))
+    assert read_verdict(text)
+
+
+WORDS = st.text(st.sampled_from("abc .,"), min_size=1, max_size=40).filter(str.strip)
+
+
+@given(st.data(), st.booleans(), st.integers(1, 3))
+def test_what_keeps_the_schema_is_an_annotation(data: st.DataObject, is_key: bool, num_images: int) -> None:
+    fields: dict[str, Any] = {}
+    for name, field in json_schema(is_key=is_key, num_images=num_images)["properties"].items():
+        if field["type"] == "integer":
+            fields[name] = data.draw(st.integers(field["minimum"], field["maximum"]))
+        elif field["type"] == "array":
+            fields[name] = data.draw(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
+        else:
+            fields[name] = data.draw(st.sampled_from(field["enum"]) if "enum" in field else WORDS)
+    found = read(json.dumps(fields), is_key=is_key, num_images=num_images)
+    assert isinstance(found, Annotation)
+    assert found.looks == (((fields["image"], tuple(fields["bbox"])),) if is_key else ())
+    assert (found.gripper, found.next_gripper) == (fields["gripper"], fields["next_gripper"])
+    assert found.progress == fields["progress"] / 100
+    texts = [fields[name] for name in (("observation", "conclusion") if is_key else ("thought",))]
+    assert (*found.thoughts, found.subtask) == tuple(" ".join(text.split()) for text in (*texts, fields["subtask"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ('{"reason": "All is well.", "verdict": "yes"}', ""),
+        ('<think>Well.</think>```json\n{"verdict": "yes", "reason": "Fine."}\n```', ""),
+        ('{"reason": "It is  shut.", "verdict": "no"}', "a judge refuses it: It is shut."),
+        ("yes", "the judge's verdict cannot be read: the answer is not valid JSON"),
+        ("[]", "the judge's verdict cannot be read: the answer is not a JSON object"),
+        ('{"reason": " ", "verdict": "maybe"}', "read: reason: is empty; verdict: Input should be 'yes' or 'no'"),
+        ('{"verdict": true}', "read: reason: Field required; verdict: Input should be 'yes' or 'no'"),
+    ],
+)
+def test_a_judge_says_yes_or_why_not(text: str, refusal: str) -> None:
+    found = read_verdict(text)
+    assert found.endswith(refusal)
+    assert bool(found) == bool(refusal)

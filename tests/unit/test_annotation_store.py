@@ -16,10 +16,11 @@ from rlvla.annotation.answers import AnswerLog
 from rlvla.annotation.run import protocol
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply, Tally
-from rlvla.config import AnnotateConfig, EnvConfig, OpenAIConfig, to_dict
+from rlvla.config import AnnotateConfig, EnvConfig, OpenAIConfig
 from rlvla.data import dataset
+from rlvla.data.types import Demonstration
 from rlvla.durable.files import CONTENT
-from rlvla.types import Annotation, Demonstration
+from rlvla.types import Annotation
 from tests.e2e.run import script
 from tests.unit.store_worker import answer, demonstration
 
@@ -138,14 +139,15 @@ def test_damage_while_running_does_not_reach_the_data_set(tmp_path: Path, calm: 
     assert digest(output) == calm
 
 
-def replies() -> dict[tuple[int, int], Reply]:
+def replies() -> dict[tuple[int, int, bool], Reply]:
     annotation = Annotation(
         thoughts=("é\n", "\u2028"), looks=((1, (0, 1, 2, 3)),), subtask="a", gripper="open", progress=0.1
     )
     return {
-        (0, 0): Reply(annotation=None, error='no "JSON"', prompt_tokens=5),
-        (0, 1): Reply(annotation=annotation, completion_tokens=7),
-        (3, 0): Reply(annotation=Annotation(thoughts=("b",))),
+        (0, 0, False): Reply(annotation=None, error='no "JSON"', prompt_tokens=5),
+        (0, 1, False): Reply(annotation=annotation, completion_tokens=7),
+        (0, 1, True): Reply(annotation=None, error="it is shut"),
+        (3, 0, False): Reply(annotation=Annotation(thoughts=("b",))),
     }
 
 
@@ -153,18 +155,18 @@ def replies() -> dict[tuple[int, int], Reply]:
 def test_answers_outlive_whatever_happens_to_later_ones(tmp_path: Path, is_torn: bool) -> None:
     path, expected = tmp_path / "answers.log", replies()
     log = AnswerLog(path)
-    for key, reply in expected.items():
-        log.add(*key, reply)
+    for (decision, attempt, is_judge), reply in expected.items():
+        log.add(decision, attempt, reply, is_judge=is_judge)
     content = path.read_bytes()
     for place in range(0, len(content), 3):
         flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
         path.write_bytes(content[:place] if is_torn else flipped)
         log = AnswerLog(path)
-        there = [log.get(*key) for key in expected]
+        there = [log.get(decision, attempt, is_judge=is_judge) for decision, attempt, is_judge in expected]
         num_whole = content[:place].count(b"\n")
-        assert there == [*expected.values()][:num_whole] + [None] * (3 - num_whole)
-        for key in [*expected][num_whole:]:
-            log.add(*key, expected[key])
+        assert there == [*expected.values()][:num_whole] + [None] * (4 - num_whole)
+        for (decision, attempt, is_judge), reply in [*expected.items()][num_whole:]:
+            log.add(decision, attempt, reply, is_judge=is_judge)
         assert path.read_bytes() == content
 
 
@@ -227,30 +229,22 @@ def test_a_server_keeps_its_model(tmp_path: Path) -> None:
     """Which no key need name, where the server has one only."""
     for _ in range(2):
         with Store(tmp_path / "demos", PROTOCOL) as store:
-            store.hold_to("Qwen3")
+            store.hold_to({"openai.model": "Qwen3", "openai.judge_model": "Qwen4"})
             put(store, [0] * (not store.is_complete(0)))
     with Store(tmp_path / "demos", PROTOCOL) as store:
-        with pytest.raises(ValueError, match=r"content of openai\.model was 'Qwen3', is 'Llama'"):
-            store.hold_to("Llama")
+        for key, before in (("model", "Qwen3"), ("judge_model", "Qwen4")):
+            with pytest.raises(ValueError, match=rf"content of openai\.{key} was '{before}', is 'Llama'"):
+                store.hold_to({f"openai.{key}": "Llama"})
         finish(store)
 
 
-def test_takes_of_an_earlier_version_are_gone_on_with(tmp_path: Path) -> None:
-    """Its protocol was nested, held keys that move nothing, and no content."""
-    cfg = AnnotateConfig()
-    with Store(tmp_path / "demos", protocol(cfg)) as store:
+def test_takes_of_an_earlier_version_are_left_to_it(tmp_path: Path) -> None:
+    with Store(tmp_path / "demos", PROTOCOL) as store:
         put(store, [0])
-    nested = to_dict(cfg)
-    del nested["output"], nested["num_samples"]
-    nested["openai"] = {key: nested["openai"][key] for key in ("model", "temperature", "max_tokens")}
-    (tmp_path / "demos.partial/protocol.json").write_text(json.dumps(nested))
-    with (
-        pytest.warns(UserWarning, match=r"demos\.partial does not tell whether .*: env\.id, expert$"),
-        Store(tmp_path / "demos", protocol(cfg)) as store,
-    ):
-        assert store.is_complete(0)
-    with pytest.raises(ValueError, match=r"another kind \(seed was 0, is 1\)"):
-        Store(tmp_path / "demos", protocol(replace(cfg, seed=1)))
+    file = tmp_path / "demos.partial/protocol.json"
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "version"}))
+    with pytest.raises(ValueError, match=r"demos\.partial holds an unfinished run of an earlier version.*remove it"):
+        Store(tmp_path / "demos", PROTOCOL)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_every_package_has_a_licence_and_none_fails_the_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(audit, "PIP_AUDIT", fake(tmp_path, f"print('''{ANSWER}'''); raise SystemExit(1)"))
-    audit.main(["--output", str(tmp_path / "audit.md")])
+    audit.main(output=tmp_path / "audit.md")
     page = (tmp_path / "audit.md").read_text()
     assert "CVE-1" in page
     assert "BSD" in next(line for line in page.splitlines() if line.startswith("| numpy |"))

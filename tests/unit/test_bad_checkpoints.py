@@ -158,7 +158,9 @@ def test_statistics_of_a_wrong_type_are_refused(stats: Any, message: str) -> Non
         BinCodec.from_norm_stats({"push": stats}, chunk_length=1)
 
 
-@pytest.mark.parametrize("line", [b"{}", b"[]", b"{", b'{"decision": [], "attempt": 0, "reply": {"annotation": null}}'])
+@pytest.mark.parametrize(
+    "line", [b"{}", b"[]", b"{", b'{"decision": [], "attempt": 0, "is_judge": false, "reply": {"annotation": null}}']
+)
 def test_an_answer_of_another_kind_is_named(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "0.log").write_bytes(checked(line) + b"\n")
     with pytest.raises(ValueError, match=r"0\.log: an answer that another version wrote, or a forged one"):

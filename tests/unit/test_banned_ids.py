@@ -22,7 +22,6 @@ from rlvla.samplers.local import TransformersSampler
 from rlvla.testing import TASK, make_trajectory
 from rlvla.types import Group, Observation, Turn
 from tests import parallel_policies as tiny
-from tests.learning import free_address
 
 
 @pytest.fixture(scope="module", params=["parallel", "autoregressive"])
@@ -74,7 +73,7 @@ def test_sampler_learner_and_reference_leave_the_same_tokens_out(checkpoint, mod
     assert mode != "think" or distances["zoom"] > 0.1  # the policy would have called
     learner = LearnerActor()
     cfg = GRPOConfig(model=checkpoint, episode=episode, learner=LearnerConfig(lora=lora))
-    learner.start(cfg, rank=0, world=1, master=free_address())
+    learner.start(cfg, rank=0, world=1, master="127.0.0.1:0")
     metrics = learner.call("step", [Group(task=TASK, trajectories=(make_trajectory([turn], advantage=1.0),))])
     learner.call("close")
     assert metrics["mismatch_kl"] < 1e-8

@@ -1,4 +1,4 @@
-"""scripts/benchmark_modes.py: what it counts, its ratios and its errors, with a sampler that needs no training."""
+"""scripts/benchmark/modes.py: what it counts, its ratios and its errors, with a sampler that needs no training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmark_modes import compare_rollouts, modes, parse, with_ratios
-from benchmark_modes_run import measure_decisions, measure_rollout
+from modes import compare_rollouts, main, measure_decisions, measure_rollout, modes, render, with_ratios
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
@@ -71,6 +70,10 @@ def test_every_mode_makes_the_decisions_that_were_asked_for(processor: PolicyPro
     assert [mode["sampled_tokens"] for mode in measured.values()] == pytest.approx(tokens)
     for mode in measured.values():
         assert 0 < mode["p50_ms"] <= mode["p95_ms"]
+    told = render({"model": "m", "decision": with_ratios(measured), "rollout": {"ratio": 3.25}}).splitlines()
+    assert told[1].split()[:2] == ["mode", "p50_ms"]
+    assert told[2].split()[4] == "1"  # of act to act
+    assert told[-1].split() == ["ratio", "3.25"]
 
 
 def test_a_rollout_plays_every_task_once(processor: PolicyProcessor) -> None:
@@ -94,11 +97,8 @@ def test_ratios_by_hand() -> None:
     }
 
 
-def test_wrong_flags_are_named(tmp_path: Path, tiny_policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for flags, message in [
-        (["--model", str(tmp_path)], f"--model: {tmp_path} holds no checkpoint; scripts/demo.py makes"),
-        (["--model", str(tiny_policy), "--rounds", "0"], "--rounds is 0: need at least 1"),
-    ]:
-        with pytest.raises(SystemExit):
-            parse(flags)
-        assert message in capsys.readouterr().err
+def test_wrong_flags_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"--model: {tmp_path} holds no checkpoint; scripts/demo.py makes"):
+        main(model=(tmp_path,))
+    with pytest.raises(SystemExit, match="--rounds and --num-trajectories: need at least 1"):
+        main(rounds=0)

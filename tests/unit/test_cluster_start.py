@@ -14,8 +14,8 @@ from rlvla.cluster.cluster import start_ray
 from rlvla.config import ClusterConfig, SamplerConfig
 from rlvla.samplers.vllm.engine import least_kv_cache_mb
 from rlvla.samplers.vllm.sampler import VLLMSampler
-from tests.e2e.run import ROOT, environment
-from tests.learning import free_address, make_checkpoint, make_learner
+from tests.e2e.run import ROOT, environment, free_address
+from tests.learning import make_learner
 
 START = (
     "import ray; from rlvla.cluster.cluster import *; start_ray(ClusterConfig()); "
@@ -44,15 +44,14 @@ def test_a_run_starts_a_ray_of_its_own_beside_one_that_runs() -> None:
     assert theirs != second.stdout
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_named(checkpoint: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(OSError, match=f"learner rank 0 cannot listen on {address}.*start the run again"):
-            make_learner(make_checkpoint(tmp_path), master=address)
+            make_learner(checkpoint, master=address)
 
 
-def test_a_kv_cache_that_is_too_small_is_told_with_the_number_that_it_takes(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path)
+def test_a_kv_cache_that_is_too_small_is_told_with_the_number_that_it_takes(checkpoint: Path) -> None:
     config = SamplerConfig(kv_cache_mb=1, max_num_seqs=2)
     # 1 layer, keys and values of 32 float32 each: 256 bytes a token, in blocks of 32, and one block that vLLM keeps.
     assert least_kv_cache_mb(checkpoint, config, max_model_len=4064) == 1

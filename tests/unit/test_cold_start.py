@@ -14,6 +14,7 @@ import torch
 
 from rlvla.config import ActionDecoding, EpisodeConfig, LoraConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import DatasetError, DemonstrationSet, read, write
+from rlvla.data.types import Demonstration
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.cold_start import start_policy, to_turn
 from rlvla.policies.thinker.markup import print_think, print_zoom
@@ -22,7 +23,7 @@ from rlvla.policies.thinker.tools import load_tools
 from rlvla.policies.thinker.turn_context import Recall
 from rlvla.rollout.episode import Decider, EnvThread, decide
 from rlvla.testing import ScriptedSampler
-from rlvla.types import Demonstration, Observation
+from rlvla.types import Observation
 
 VIEW = np.full((64, 64, 3), 90, np.uint8)
 CROP = np.full((64, 64, 3), 200, np.uint8)

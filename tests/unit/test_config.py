@@ -47,17 +47,6 @@ def test_defaults_are_valid_and_survive_a_file(cls: type, tmp_path: Path) -> Non
     assert "numpy" in json.loads((tmp_path / "provenance.json").read_text())["packages"]
 
 
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [("num_stesp: 3", "num_stesp"), ("learner: {learning_rate: 1}", "learner.learning_rate")],
-)
-def test_an_unknown_key_is_named(tmp_path: Path, text: str, key: str) -> None:
-    path = write(tmp_path, text)
-    with pytest.raises(SystemExit, match=key) as caught:
-        load(GRPOConfig, ["--config", path])
-    assert path in str(caught.value)
-
-
 @pytest.mark.parametrize("key", GONE)
 def test_a_key_that_went_says_so_unless_it_said_nothing(tmp_path: Path, key: str) -> None:
     """The config that an earlier version's run left holds it at its default."""
@@ -73,18 +62,6 @@ def test_a_key_that_went_says_so_unless_it_said_nothing(tmp_path: Path, key: str
         else:
             with pytest.raises(SystemExit, match=re.escape(f"run.yaml: {key}: this key is gone: {why}")):
                 load(cls, ["--config", path])
-
-
-def test_a_wrong_value_names_key_and_value(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"run\.yaml: num_steps: .*valid integer.*got 'many'"):
-        load(GRPOConfig, ["--config", write(tmp_path, "num_steps: many")])
-
-
-def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"nowhere\.yaml"):
-        load(GRPOConfig, ["--config", "nowhere.yaml"])
-    with pytest.raises(SystemExit, match=r"run\.yaml"):
-        load(GRPOConfig, ["--config", write(tmp_path, "a: [1")])
 
 
 def test_1e_6_is_a_number(tmp_path: Path) -> None:
@@ -111,53 +88,10 @@ def test_reward_terms_come_from_yaml(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"group_size": 1}, "group_size is 1"),
-        ({"episode": config.EpisodeConfig(temperature=0.0)}, r"episode\.temperature"),
-        ({"reward": ()}, "reward is empty"),
-        (
-            {"learner": config.LearnerConfig(zero_stage=3, lora=config.LoraConfig())},
-            r"zero_stage 3 with learner\.lora",
-        ),
-    ],
-)
-def test_keys_that_contradict_each_other_are_named(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        GRPOConfig(**fields)
-
-
 def test_an_adapter_needs_the_model_that_it_was_trained_on(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"run\.yaml: adapter is mine, and model is empty"):
         load(SFTConfig, ["--config", write(tmp_path, "adapter: mine")])
     assert load(SFTConfig, ["--model", "a", "--adapter", "mine"]).adapter == Path("mine")
-
-
-@pytest.mark.parametrize("value", [{"deadline_s": 0.0}, {"reset_deadline_s": -1.0}, {"max_attempts": 0}])
-def test_env_limits_that_nothing_could_keep_are_named(value: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"env\.{next(iter(value))}"):
-        config.EnvConfig(**value)
-
-
-def test_a_process_has_at_least_one_env(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"cluster\.envs_per_process"):
-        load(EvaluateConfig, ["--config", write(tmp_path, "{cluster: {envs_per_process: 0}}")])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("think_every: 0", r"episode\.think_every is 0: need at least 1"),
-        ("{mode: act, think_every: 2}", r"episode\.think_every is 2, and episode\.mode act has no thought to reuse"),
-        ("mode: look", r"episode\.mode[\s\S]*'zoom', 'think' or 'act'"),
-        ("use_zoom: false", r"episode\.use_zoom"),
-    ],
-)
-def test_modes_that_do_not_exist_are_named(tmp_path: Path, text: str, message: str) -> None:
-    body = text if text.startswith("{") else f"{{{text}}}"
-    with pytest.raises(SystemExit, match=message):
-        load(EvaluateConfig, ["--config", write(tmp_path, f"episode: {body}")])
 
 
 def test_every_key_is_documented() -> None:
@@ -176,6 +110,7 @@ def test_every_key_is_read_somewhere() -> None:
     code = "\n".join(path.read_text() for path in sources if path.parent != CONFIG)
     own = "\n".join(path.read_text() for path in CONFIG.glob("*.py"))
     configs = [c for c in vars(config).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
+    configs = [c for c in configs if c.__module__.startswith("rlvla.")]
     assert len(configs) > 10
     unread = [
         f"{c.__name__}.{field.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,33 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlvla.data import dataset
-from rlvla.types import Annotation, Demonstration, Provenance
+from rlvla.data.types import Demonstration, Provenance
+from rlvla.types import Annotation
 from tests import examples
 
 
-def demonstration(value: int, num_looks: int = 1, **fields: Any) -> Demonstration:
+def demonstration(value: int, **changes: Any) -> Demonstration:
     told = {"instruction": f"press pad {value % 2}", "carried_thought": "before" if value else ""}
-    return examples.demonstration(value, num_looks=num_looks, **told, **fields)
-
-
-def test_a_data_set_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    episodes = [[demonstration(0, 0), demonstration(1, 2)], [demonstration(2)]]
-    assert dataset.write(tmp_path / "demos", episodes, robot="test", fps=2.0) == 2
-    read = dataset.read(tmp_path / "demos")
-    assert len(read) == 3
-    assert read.episode_index.tolist() == [0, 0, 1]
-    for expected, got in zip([d for episode in episodes for d in episode], read, strict=True):
-        assert_same(expected, got)
-
-
-def assert_same(expected: Demonstration, got: Demonstration) -> None:
-    for f in fields(Demonstration):
-        a, b = getattr(expected, f.name), getattr(got, f.name)
-        if f.name in ("images", "crops"):
-            assert len(a) == len(b)
-            assert all(map(np.array_equal, a, b))
-        else:
-            assert np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b, f.name
+    return examples.demonstration(value, **told, **changes)
 
 
 def annotated(value: int) -> Demonstration:
@@ -49,38 +31,59 @@ def annotated(value: int) -> Demonstration:
         subtask="press",
         subject="red pad",
         gripper="closed",
+        next_gripper="open",
         progress=0.25 if value else None,
     )
     provenance = Provenance(
-        annotator="openai", seed=2**40 + value, attempts=3, rejected=("box", "length"), checks=("box",) * value
+        annotator="openai",
+        model="m",
+        prompt_hash="abc",
+        seed=2**40 + value,
+        attempts=3,
+        rejected=("box", "length"),
+        checks=("box",) * value,
+        prompt_tokens=900,
+        completion_tokens=40,
     )
-    told = {"annotation": annotation, "provenance": provenance, "is_key_frame": bool(value % 2)}
-    return demonstration(value, **told, decision_index=value)
+    plain = demonstration(value)
+    return replace(
+        plain, annotation=annotation, provenance=provenance, is_key_frame=bool(value % 2), decision_index=value
+    )
 
 
-def test_annotation_and_provenance_come_back(tmp_path: Path) -> None:
-    expected = [annotated(value) for value in range(3)]
-    dataset.write(tmp_path / "demos", [expected], robot="test", fps=2.0)
-    for got, demonstration in zip(dataset.read(tmp_path / "demos"), expected, strict=True):
-        assert_same(demonstration, got)
+@pytest.mark.parametrize("make", [demonstration, annotated])
+def test_a_data_set_comes_back_bit_for_bit(tmp_path: Path, make: Callable[[int], Demonstration]) -> None:
+    episodes = [[make(0), make(1)], [replace(make(2), texts=("<act>",), crops=())]]
+    assert dataset.write(tmp_path / "demos", episodes, robot="test", fps=2.0) == 2
+    read = dataset.read(tmp_path / "demos")
+    assert read.episode_index.tolist() == [0, 0, 1]
+    for expected, got in zip([d for episode in episodes for d in episode], read, strict=True):
+        for field in fields(Demonstration):
+            mine, other = getattr(expected, field.name), getattr(got, field.name)
+            if field.name in ("images", "crops", "actions", "proprio"):
+                assert len(mine) == len(other)
+                assert all(np.array_equal(a, b) for a, b in zip(mine, other, strict=True))
+            else:
+                assert mine == other, field.name
+
+
+def test_columns_of_numbers_and_words_are_told_to_lerobot(tmp_path: Path) -> None:
+    dataset.write(tmp_path / "demos", [[annotated(0)]], robot="test", fps=2.0)
     told = json.loads((tmp_path / "demos/meta/info.json").read_text())["features"]
-    assert {name: told[name]["dtype"] for name in told if name.startswith("annotation.")} == {
-        "annotation.carried_thought": "string",
-        "annotation.subtask": "string",
-        "annotation.subject": "string",
-        "annotation.gripper": "string",
-        "annotation.progress": "float32",
-        "annotation.is_key_frame": "bool",
-        "annotation.decision_index": "int64",
-    }
+    kinds = {name.removeprefix("annotation."): told[name]["dtype"] for name in told if name.startswith("annotation.")}
+    words = dict.fromkeys(("carried_thought", "subtask", "subject", "gripper", "next_gripper"), "string")
+    assert kinds == words | {"progress": "float32", "is_key_frame": "bool", "decision_index": "int64"}
     assert told["provenance.seed"] == {"dtype": "int64", "shape": [1], "names": None}
 
 
-def test_sets_without_annotation_have_none(tmp_path: Path) -> None:
-    dataset.write(tmp_path / "demos", [[demonstration(0)]], robot="test", fps=2.0)
-    read = dataset.read(tmp_path / "demos")
-    assert (read[0].annotation, read[0].provenance) == (None, None)
-    assert not [name for name in read.rows[0] if name in ("annotation.thoughts", "provenance.annotator")]
+def test_sets_of_an_earlier_version_lack_the_next_gripper_event(tmp_path: Path) -> None:
+    dataset.write(tmp_path / "demos", [[annotated(1)]], robot="test", fps=2.0)
+    file = tmp_path / "demos/data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["annotation.next_gripper"]), file)
+    (read,) = dataset.read(tmp_path / "demos")
+    said = annotated(1).annotation
+    assert said is not None
+    assert read.annotation == replace(said, next_gripper="")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def test_sets_without_annotation_have_none(tmp_path: Path) -> None:
         ([[demonstration(0)], [annotated(1)]], r"episode 1: annotation\.thoughts is list.*but missing"),
         ([[demonstration(0)], [demonstration(1), annotated(2)]], r"episode 1, decision 1: annotation\.thoughts"),
         ([[annotated(0)], [replace(annotated(1), provenance=None)]], r"episode 1: provenance\.annotator is missing"),
-        ([[demonstration(0)], [demonstration(1, actions=np.zeros((4, 3)))]], r"action.*\[4, 3\].*\[2, 3\]"),
+        ([[demonstration(0)], [replace(demonstration(1), actions=np.zeros((4, 3)))]], r"action.*\[4, 3\].*\[2, 3\]"),
         ([[demonstration(0)], []], "episode 1: there is no decision"),
     ],
 )
@@ -112,20 +115,23 @@ def test_the_same_episodes_make_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_the_layout_is_lerobots(tmp_path: Path) -> None:
-    dataset.write(tmp_path / "demos", [[demonstration(i)] for i in range(4)], robot="test", fps=2.0)
+def test_the_layout_is_lerobots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "ROWS_PER_FILE", 2)
+    dataset.write(tmp_path / "demos", [[demonstration(i)] for i in range(5)], robot="test", fps=2.0)
     info = json.loads((tmp_path / "demos/meta/info.json").read_text())
     assert info["codebase_version"] == "v3.0"
-    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (4, 4, 2)
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (5, 5, 2)
     assert info["features"]["action"]["shape"] == [2, 3]
-    table = pq.read_table(tmp_path / "demos" / info["data_path"].format(chunk_index=0, file_index=0))
-    assert set(info["features"]) <= set(table.column_names)
+    files = [tmp_path / "demos" / info["data_path"].format(chunk_index=0, file_index=i) for i in range(3)]
+    assert sorted((tmp_path / "demos/data/chunk-000").iterdir()) == files
+    assert set(info["features"]) <= set(pq.read_table(files[0]).column_names)
+    assert [d.actions[0, 0] for d in dataset.read(tmp_path / "demos")] == [0, 1, 2, 3, 4]
 
 
 def test_statistics_are_numpys_of_all_numbers(tmp_path: Path) -> None:
     scales = np.array([1, 1e-3, 1e4])
     actions = (np.random.default_rng(0).normal(size=(9, 5, 3)) * scales + 1e3 * scales).astype(np.float32)
-    made = [demonstration(i, actions=chunk) for i, chunk in enumerate(actions)]
+    made = [replace(demonstration(i), actions=chunk) for i, chunk in enumerate(actions)]
     dataset.write(tmp_path / "demos", [made[:1], made[1:7], made[7:]], robot="test", fps=1.0)
     stats = json.loads((tmp_path / "demos/meta/stats.json").read_text())
     values = actions.reshape(-1, 3).astype(np.float64)
@@ -135,13 +141,6 @@ def test_statistics_are_numpys_of_all_numbers(tmp_path: Path) -> None:
         assert stats["action"].pop(name) == pytest.approx(value, rel=1e-12), name
     assert stats["action"] == {}
     assert (stats["observation.state"]["mean"], stats["observation.state"]["count"]) == ([4, 0.5], [9])
-
-
-def test_rows_spread_over_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "ROWS_PER_FILE", 2)
-    dataset.write(tmp_path / "demos", [[demonstration(i)] for i in range(5)], robot="test", fps=1.0)
-    assert len(list((tmp_path / "demos/data/chunk-000").iterdir())) == 3
-    assert [d.actions[0, 0] for d in dataset.read(tmp_path / "demos")] == [0, 1, 2, 3, 4]
 
 
 def test_nothing_is_overwritten_and_strange_folders_are_named(tmp_path: Path) -> None:
@@ -155,7 +154,7 @@ def test_nothing_is_overwritten_and_strange_folders_are_named(tmp_path: Path) ->
 
 def test_each_text_but_the_last_needs_its_crop() -> None:
     with pytest.raises(ValueError, match="2 texts need 1 crops"):
-        demonstration(0, crops=())
+        demonstration(0, texts=("a", "b"), crops=())
 
 
 def test_sizes_of_a_plain_lerobot_set_are_refused_by_name(tmp_path: Path) -> None:

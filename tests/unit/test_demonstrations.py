@@ -29,9 +29,10 @@ from rlvla.data.demonstrations import (
     robosuite_gripper,
     zoom,
 )
+from rlvla.data.types import Demonstration
 from rlvla.policies.thinker.cold_start import to_turn
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.types import Demonstration, SegmentKind
+from rlvla.types import SegmentKind
 from tests.e2e.run import recipe
 from tests.unit.recorded import raw, write_v2
 

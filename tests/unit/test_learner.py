@@ -14,14 +14,9 @@ from rlvla.learner.learner import METRICS, learning_rate
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import EndReason, Group, SegmentKind
-from tests.learning import LOSS, learn, make_checkpoint, make_groups, make_learner, poison
+from tests.learning import LOSS, learn, make_groups, make_learner, poison
 
 LORA = LoraConfig(rank=4)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")

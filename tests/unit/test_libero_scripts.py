@@ -1,30 +1,19 @@
-"""scripts/check_libero.py on one real task, and the arithmetic of scripts/benchmark_libero.py."""
+"""The arithmetic and the errors of the scripts about LIBERO; tests/e2e/test_scripts.py runs them."""
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("libero")
 
-import benchmark_libero
 import check_libero
-from benchmark_libero import HEADLINE, Round, summarise
-
-
-@pytest.mark.libero
-@pytest.mark.slow
-def test_check_one_task(libero_assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = tmp_path / "check.json"
-    status = check_libero.main(["--suites", "libero_spatial", "--tasks", "2", "--json", str(report)])
-    assert status == 0
-    assert capsys.readouterr().out == "1/1\n"
-    (result,) = json.loads(report.read_text())
-    assert result["name"] == "pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate"
-    assert result["error"] == ""
+import check_libero_expert
+import libero_env
 
 
 class Broken:
@@ -59,41 +48,57 @@ def test_no_task_is_a_failure(
 ) -> None:
     env = SimpleNamespace(suite="broken", task_names=("fine",), close=lambda: None)
     monkeypatch.setattr(check_libero, "LiberoEnv", lambda *_, **__: env)
-    assert check_libero.main(["--suites", "libero_goal", "--tasks", "7"]) == 1
+    assert check_libero.main(suites=("libero_goal",), tasks=(7,)) == 1
     assert capsys.readouterr().out == "0/0\n"
 
 
-def rounds(default_s: tuple[float, ...], ours_s: tuple[float, ...], **flags: bool) -> list[Round]:
+def rounds(default: tuple[float, ...], ours: tuple[float, ...], **flags: bool) -> list[dict[str, Any]]:
     flags = {"same_states": True, "same_frames": True, **flags}
     return [
-        Round(default_s=default, ours_s=ours, default_reset_s=4.0, ours_reset_s=0.2, **flags)
-        for default, ours in zip(default_s, ours_s, strict=True)
+        {"default": d, "ours": o, "default_reset": 4.0, "ours_reset": 0.2, **flags}
+        for d, o in zip(default, ours, strict=True)
     ]
 
 
 def test_the_ratio_is_of_medians_of_rounds_that_alternated() -> None:
-    args = SimpleNamespace(chunks=2, suite="libero_goal", task=1, rounds=3)
-    names = list(benchmark_libero.CONFIGURATIONS)
+    names = list(libero_env.CONFIGURATIONS)
     measured = {name: rounds((2.0, 2.0, 9.0), (0.5, 0.4, 0.1)) for name in names}
     measured[names[-1]] = rounds((4.0,), (0.5,), same_frames=False)  # without reflections frames may differ
-    result = summarise(args, measured)  # type: ignore[arg-type]
-    assert result["vs_default"][HEADLINE] == result["env_vs_default"] == 5.0
+    result = libero_env.summarise(measured, chunks=2)
+    assert result["vs_default"][libero_env.HEADLINE] == result["env_vs_default"] == 5.0
     assert result["vs_default"][names[-1]] == 8.0
-    assert result["env_steps_per_s"][HEADLINE] == 40.0  # 16 steps in 0.4 s
-    assert result["same_frames"] is True
-    measured[HEADLINE] = rounds((2.0,), (0.4,), same_states=False, same_frames=False)
-    result = summarise(args, measured)  # type: ignore[arg-type]
-    assert result["same_states"] is False
-    assert result["same_frames"] is False
+    assert result["env_steps_per_s"][libero_env.HEADLINE] == 40.0  # 16 steps in 0.4 s
+    assert result["reset_s"] == {"default": 4.0, "ours": 0.2}
+    assert (result["same_states"], result["same_frames"]) == (True, True)
+    measured[libero_env.HEADLINE] = rounds((2.0,), (0.4,), same_states=False, same_frames=False)
+    result = libero_env.summarise(measured, chunks=2)
+    assert (result["same_states"], result["same_frames"]) == (False, False)
 
 
-def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
-    for main, argv, message in [
-        (benchmark_libero.main, ["--rounds", "0"], "--rounds"),
-        (check_libero.main, ["--tasks", "-1"], "-1 is no task id"),
-        (check_libero.main, ["--resets", "-1"], "-1 is less than 0"),
-        (check_libero.main, ["--suites", "libero_100"], "invalid choice"),
+def test_wrong_options() -> None:
+    for main, message in [
+        (partial(libero_env.main, rounds=0), "--rounds"),
+        (partial(check_libero.main, tasks=(-1,)), "--tasks and --resets: need 0 or more"),
+        (partial(check_libero.main, resets=-1), "--tasks and --resets: need 0 or more"),
+        *(
+            (partial(check_libero_expert.main, first_state=i, num_states=n), "not among the states 0..49")
+            for i, n in ((45, 10), (-1, 10), (0, 0))
+        ),
     ]:
-        with pytest.raises(SystemExit):
-            main(argv)
-        assert message in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=message):
+            main()
+
+
+def test_only_states_that_were_not_tuned_on_count_and_held_out_ones_apart() -> None:
+    states = [*range(10), 40, 41]
+    tasks = {
+        name: {str(i): {"success": i not in failed, "env_steps": 9} for i in states}
+        for name, failed in {"a": {0, 6}, "b": {41}}.items()
+    }
+    assert check_libero_expert.NUM_TUNED_STATES == 5
+    only_tuned = {"c": {"0": {"success": True, "env_steps": 9}}}
+    rows = check_libero_expert.unseen({"libero_goal": tasks, "libero_90": only_tuned}).splitlines()[2:]
+    assert rows == [
+        "| libero_goal | 5 to 9 | 2 | 9 of 10 | 90.0 % | 59.6 to 98.2 |",
+        "| libero_goal | 40 to 41 | 2 | 3 of 4 | 75.0 % | 30.1 to 95.4 |",
+    ]

@@ -15,6 +15,7 @@ import torch
 
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig
 from rlvla.data.dataset import read, write
+from rlvla.learner.sft import SFTTrainer
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import Adapter, read_adapter, take
 from rlvla.policies.models.openvla.shards import CheckpointError
@@ -22,7 +23,6 @@ from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.run.identity import of_policy
-from rlvla.run.sft import SFTTrainer
 from rlvla.samplers.local import TransformersSampler
 from tests import examples
 from tests.learning import first_of_its_process, make_checkpoint, make_groups, make_learner
@@ -74,9 +74,7 @@ def changes(learner: Any) -> dict[str, np.ndarray]:
 
 def test_small_updates_of_a_bfloat16_policy_add_up(trained: Path, tmp_path: Path) -> None:
     num_steps = 12
-    learner = make_learner(
-        trained, LossConfig(kl_coef=0.0), lora=LORA, dtype="bfloat16", lr=SMALL, total_steps=num_steps
-    )
+    learner = make_learner(trained, LossConfig(kl_coef=0.0), lora=LORA, dtype="bfloat16", lr=SMALL)
     rounded = {name: p.clone() for name, p in learner._engine.model.module.named_parameters() if "lora_A" in name}
     before = changes(learner)
     assert all(np.array_equal(weight, before[name]) for name, weight in adapter_at(trained).weights.items())

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import rlvla_reward
 from rlvla import EndReason, Group
 from rlvla.config import GRPOConfig, LogConfig
-from rlvla.run.grpo import GRPORun
+from rlvla.learner.learner import METRICS as LEARNER_METRICS
 from rlvla.run.metrics import METRICS, MetricsLogger, PhaseTimer, read_metrics, rollout_metrics, wilson_interval
 from tests.examples import TASK, act, good_turn, malformed, think, trajectory, turn, zoom
-from tests.learning import make_checkpoint
+from tests.learning import make_run
 
 
 def two_groups() -> list[Group]:
@@ -83,16 +82,14 @@ def test_a_reward_that_is_not_finite_is_counted_and_spoils_no_mean() -> None:
     assert (metrics["reward/success"], metrics["reward/format"]) == (pytest.approx(1 / 3), 1 / 2)
 
 
-def test_only_documented_names_are_emitted(tmp_path: Path) -> None:
-    timer = PhaseTimer()
-    with timer.phase("rollout"):
-        time.sleep(0.001)
-    cfg = GRPOConfig(model=make_checkpoint(tmp_path / "policy"), output=tmp_path / "run")
-    with GRPORun(cfg, rlvla_reward.build(cfg.reward)) as run:
-        run.log(0, rollout_metrics(two_groups()), timer)
+def test_only_documented_names_are_emitted(checkpoint: Path, tmp_path: Path) -> None:
+    with make_run(GRPOConfig(model=checkpoint, output=tmp_path / "run")) as run:
+        with run.rollout(0):
+            time.sleep(0.001)
+        run.log(0, [], two_groups(), {"skipped_updates": 0.0, "num_rows": 1.0})
     (line,) = read_metrics(tmp_path / "run/metrics.jsonl")
     assert "env_steps_per_s" in line
-    patterns = [re.compile(re.sub(r"<\w+>", r"\\w+", name) + "$") for name in METRICS]
+    patterns = [re.compile(re.sub(r"<\w+>", r"\\w+", name) + "$") for name in METRICS | LEARNER_METRICS]
     for name in line.keys() - {"step"}:
         assert any(pattern.match(name) for pattern in patterns), name
 

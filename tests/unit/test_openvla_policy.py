@@ -18,6 +18,7 @@ from tokenizers import normalizers
 from rlvla.config import LearnerConfig, SFTConfig
 from rlvla.data import dataset
 from rlvla.data.dataset import DemonstrationSet
+from rlvla.data.types import Demonstration
 from rlvla.learner.collate import to_batch, to_row
 from rlvla.policies.models import auto
 from rlvla.policies.models.openvla.checkpoint import CheckpointError, load_checkpoint
@@ -27,7 +28,7 @@ from rlvla.policies.thinker.actions import BinCodec, statistics_of
 from rlvla.policies.thinker.cold_start import start_policy, to_turn
 from rlvla.policies.thinker.markup import MARKS, ToolCall, parse_call, parse_text, print_think, print_zoom, slot_tokens
 from rlvla.policies.thinker.prompt import PolicyProcessor, extend_vocabulary
-from rlvla.types import Demonstration, SegmentKind
+from rlvla.types import SegmentKind
 from rlvla_envs.libero import from_openvla_gripper
 from tests import examples
 from tests import openvla_checkpoints as published

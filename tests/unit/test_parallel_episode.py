@@ -14,6 +14,7 @@ import torch
 from rlvla.cluster.actors import SamplerActor, SamplerClosedError
 from rlvla.config import EpisodeConfig, GRPOConfig, SamplerConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import DemonstrationSet, read, write
+from rlvla.data.types import Demonstration
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.action_slots import add_slots, block_ids, feed_slots, parallel_inputs
 from rlvla.policies.thinker.cold_start import start_policy, to_turn
@@ -25,7 +26,7 @@ from rlvla.protocols import SampleRequest
 from rlvla.rollout.episode import Decider, Decision, EnvThread, decide
 from rlvla.samplers.local import TransformersSampler
 from rlvla.testing import ScriptedSampler
-from rlvla.types import Demonstration, EndReason, Observation, SegmentKind
+from rlvla.types import EndReason, Observation, SegmentKind
 from rlvla_reward.format import is_well_formed
 from tests import parallel_policies as tiny
 

@@ -13,7 +13,9 @@ import torch
 
 from rlvla.config import EpisodeConfig, LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import read, write
+from rlvla.data.types import Demonstration
 from rlvla.learner.learner import Learner
+from rlvla.learner.sft import SFTTrainer
 from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError
@@ -22,12 +24,12 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.policies.thinker.turn_context import Recall, executed
 from rlvla.rollout.episode import Decider, EnvThread, decide
-from rlvla.run.sft import SFTTrainer
 from rlvla.samplers.local import TransformersSampler
 from rlvla.testing import TASK, make_trajectory
-from rlvla.types import Demonstration, EndReason, Group, Observation, SegmentKind
+from rlvla.types import EndReason, Group, Observation, SegmentKind
+from tests import learning
 from tests import parallel_policies as tiny
-from tests.learning import first_of_its_process, free_address
+from tests.learning import first_of_its_process
 
 LOSS = LossConfig(kl_coef=0.1, average="token", importance_cap=0.0)
 
@@ -39,10 +41,9 @@ def checkpoint(request, tmp_path_factory) -> Path:
 
 
 def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> Learner:
-    own = {"minibatch_trajectories": 8, "num_epochs": 1, "seed": 0, "mask_context_full": True, **tiny.TEMPERATURES}
-    own |= {name: options.pop(name) for name in list(options) if name in own}
-    cfg = LearnerConfig(**{"lr": 1e-3, "micro_batch_rows": 2, **options})
-    return Learner(checkpoint, cfg, loss, total_steps=4, master=free_address(), **own)
+    return learning.make_learner(
+        checkpoint, loss, **{"micro_batch_rows": 2, "minibatch_trajectories": 8, **tiny.TEMPERATURES, **options}
+    )
 
 
 def make_group(processor: PolicyProcessor) -> Group:

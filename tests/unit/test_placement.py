@@ -24,7 +24,6 @@ from rlvla.protocols import SampleRequest
 from rlvla.run import preflight
 from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.engine import engine_arguments
-from tests.learning import make_checkpoint
 
 CPUS: dict[str, Any] = {"sampler_cpus": 0.1, "rollout_cpus": 0.1, "learner_cpus": 0.1}
 SHARED: dict[str, Any] = {"sampler_gpus": 0.5, "learner_gpus": 0.5}
@@ -154,9 +153,8 @@ def test_an_engine_that_spans_gpus_starts_its_workers_itself(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_an_engine_of_two_workers_serves_inside_a_placement_group(eight_gpus: None, tmp_path: Path) -> None:
+def test_an_engine_of_two_workers_serves_inside_a_placement_group(eight_gpus: None, checkpoint: Path) -> None:
     """vLLM finds the group of all actors there; its two workers run on the CPU here."""
-    checkpoint = make_checkpoint(tmp_path)
     engine = SamplerConfig(tensor_parallel_size=2, max_num_seqs=2, kv_cache_mb=8)
     request = SampleRequest(
         prompt_ids=PolicyProcessor.load(checkpoint).prompt_ids("press the red pad", 1),

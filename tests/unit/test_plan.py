@@ -27,6 +27,7 @@ from rlvla.config import (
     load,
 )
 from rlvla.data.dataset import write
+from rlvla.data.types import Demonstration
 from rlvla.plan.memory import GIB, activations, learner_memory, sampler_memory
 from rlvla.plan.model import ModelFigures, Stack, count, describe, figures_of
 from rlvla.plan.plan import Plan
@@ -37,7 +38,6 @@ from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.policy import prepare, token_logprobs
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.types import Demonstration
 from tests import openvla_checkpoints as published
 from tests import parallel_policies
 

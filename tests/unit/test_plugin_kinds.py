@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import rlvla_reward
+from rlvla.annotation.annotators import PluginAnnotator
 from rlvla.annotation.answers import AnswerLog
-from rlvla.annotation.asking import PluginAnnotator
 from rlvla.annotation.sources import ExpertSource
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply

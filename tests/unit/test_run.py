@@ -1,13 +1,12 @@
-"""What a GRPO run does with updates and rewards that are not finite."""
+"""What a GRPO run does with updates and rewards that are not finite, with an interrupt, and with its states."""
 
 from __future__ import annotations
 
 import json
 import random
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,41 +18,43 @@ from rlvla.durable.random_state import random_state, seed_random
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.learner.advantage import with_advantages
 from rlvla.run.grpo import GRPORun
-from rlvla.run.metrics import rollout_metrics
-from rlvla.run.skipping import SkipCount
 from rlvla.types import Group
-from tests.learning import make_checkpoint, make_groups, make_learner, poison
+from tests.learning import make_groups, make_learner, make_run, poison
 from tests.unit.test_checkpoint import recorded
 from tests.unit.test_learner import assert_same_weights
 
 
 @pytest.fixture
-def cfg(tmp_path: Path) -> GRPOConfig:
-    return GRPOConfig(model=make_checkpoint(tmp_path / "policy"), output=tmp_path / "run")
+def cfg(checkpoint: Path, tmp_path: Path) -> GRPOConfig:
+    return GRPOConfig(model=checkpoint, output=tmp_path / "run")
 
 
-def test_skipped_updates_are_kept_and_too_many_in_a_row_stop_the_run(cfg: GRPOConfig) -> None:
-    cfg = replace(cfg, learner=LearnerConfig(max_skipped_steps=1))
-    run, learner, groups = GRPORun(cfg, rlvla_reward.build(cfg.reward)), make_learner(cfg.model), make_groups(cfg.model)
+def log(run: GRPORun, step: int, groups: Sequence[Group], learned: Mapping[str, float], sampled=()) -> None:
+    with run.rollout(step):
+        pass
+    run.log(step, groups, sampled or groups, learned)
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_skipped_updates_are_kept_and_too_many_in_a_row_stop_the_run(cfg: GRPOConfig, allowed: int) -> None:
+    cfg = replace(cfg, learner=LearnerConfig(max_skipped_steps=allowed))
+    learner, groups = make_learner(cfg.model), make_groups(cfg.model)
     bad = poison(groups, np.nan)
-    for step, sent in enumerate((bad, groups, bad)):
-        run.guard(step, sent, learner.step(sent))
-    with pytest.raises(
-        FloatingPointError, match=r"2 steps in a row.*step 3.*max_skipped_steps is 1.*bad_step_3\.jsonl"
-    ):
-        run.guard(3, bad, learner.step(bad))
+    before = [bad, groups, bad] if allowed else [groups, groups, groups]
+    with make_run(cfg) as run:
+        for step, sent in enumerate(before):
+            log(run, step, sent, learner.step(sent))
+        with pytest.raises(
+            FloatingPointError,
+            match=rf"{allowed + 1} steps in a row.*step 3.*max_skipped_steps is {allowed}.*bad_step_3\.jsonl",
+        ):
+            log(run, 3, bad, learner.step(bad))
     learner.close()
-    assert sorted(file.name for file in cfg.output.glob("bad_*")) == [f"bad_step_{k}.jsonl" for k in (0, 2, 3)]
+    skipped = [step for step, sent in enumerate([*before, bad]) if sent is bad]
+    assert sorted(file.name for file in cfg.output.glob("bad_*")) == [f"bad_step_{step}.jsonl" for step in skipped]
     kept = load_trajectories(cfg.output / "bad_step_3.jsonl")
     assert len(kept) == sum(len(group.trajectories) for group in bad)
     assert np.isnan(kept[0].advantage or 0.0)
-
-
-def test_no_skipped_step_is_allowed_by_zero() -> None:
-    with pytest.raises(FloatingPointError, match="1 steps in a row"):
-        SkipCount(0).add(0, Path("file"))
-    with pytest.raises(ValueError, match=r"learner\.max_skipped_steps is -1"):
-        LearnerConfig(max_skipped_steps=-1)
 
 
 @pytest.mark.filterwarnings("ignore:reward term")
@@ -63,25 +64,27 @@ def test_a_step_whose_rewards_are_all_not_finite_counts_as_skipped(cfg: GRPOConf
     plugin.write_text("def score(trajectory):\n    return float('nan') if trajectory.success else 0.0\n")
     cfg = replace(cfg, learner=LearnerConfig(max_skipped_steps=1))
     reward = rlvla_reward.build([RewardTermConfig(fn="success"), RewardTermConfig(fn=f"{plugin}:score")])
-    run, learner = GRPORun(cfg, reward), make_learner(cfg.model)
+    learner = make_learner(cfg.model)
 
     def judge(group: Group) -> Group:
         return with_advantages(reward.score(group), cfg.advantage, reward.weights)
 
-    sampled = [run.judged(judge)(group) for group in make_groups(cfg.model)]
-    assert load_trajectories(cfg.output / "bad_reward.jsonl")[0].task == sampled[1].task
-    groups = [group for group in sampled if not group.is_dropped]
-    before = learner.weights()
-    metrics = {**rollout_metrics(sampled), **learner.step(groups)}
-    assert (metrics["groups_not_finite"], metrics["num_rows"]) == (2, 0)
-    assert_same_weights(learner.weights(), before, atol=0)
-    learner.close()
-    run.guard(0, groups or sampled, metrics)
-    assert load_trajectories(cfg.output / "bad_step_0.jsonl")[0].task == sampled[0].task
-    run.guard(1, sampled, {**metrics, "num_rows": 1.0})  # one group was whole: the step learned from it
-    run.guard(2, sampled, metrics)
-    with pytest.raises(FloatingPointError, match=r"reward, loss.*2 steps in a row.*max_skipped_steps is 1"):
-        run.guard(3, sampled, metrics)
+    with make_run(cfg, reward) as run:
+        sampled = [run.judged(judge)(group) for group in make_groups(cfg.model)]
+        assert load_trajectories(cfg.output / "bad_reward.jsonl")[0].task == sampled[1].task
+        groups = [group for group in sampled if not group.is_dropped]
+        before = learner.weights()
+        learned = learner.step(groups)
+        assert_same_weights(learner.weights(), before, atol=0)
+        learner.close()
+        log(run, 0, groups, learned, sampled)
+        assert load_trajectories(cfg.output / "bad_step_0.jsonl")[0].task == sampled[0].task
+        log(run, 1, groups, {**learned, "num_rows": 1.0}, sampled)  # one group was whole: the step learned from it
+        log(run, 2, groups, learned, sampled)
+        with pytest.raises(FloatingPointError, match=r"reward, loss.*2 steps in a row.*max_skipped_steps is 1"):
+            log(run, 3, groups, learned, sampled)
+    line = json.loads((cfg.output / "metrics.jsonl").read_text().splitlines()[0])
+    assert (line["groups_not_finite"], line["num_rows"]) == (2, 0)
 
 
 def test_a_reward_that_fails_stops_the_run_and_keeps_the_group(cfg: GRPOConfig, tmp_path: Path) -> None:
@@ -90,7 +93,7 @@ def test_a_reward_that_fails_stops_the_run_and_keeps_the_group(cfg: GRPOConfig, 
     reward = rlvla_reward.build([RewardTermConfig(fn=f"{plugin}:score")])
     group: Group = make_groups(cfg.model)[0]
     with pytest.raises(rlvla_reward.RewardError, match=r"'score'.*task.*returned NoneType"):
-        GRPORun(cfg, reward).judged(reward.score)(group)
+        make_run(cfg, reward).judged(reward.score)(group)
     assert load_trajectories(cfg.output / "bad_reward.jsonl")[0].task == group.task
 
 
@@ -109,19 +112,16 @@ def test_a_dropped_rollout_leaves_no_trace_in_the_state(cfg: GRPOConfig, tmp_pat
     """Its groups are drawn and judged again by the run that goes on: a reward that counts must not count them twice."""
     (tmp_path / "plugin.py").write_text(COUNTS)
     reward = rlvla_reward.build([RewardTermConfig(fn=f"{tmp_path}/plugin.py:count")])
-    run, tasks = GRPORun(cfg, reward), SimpleNamespace(position=1, surplus=[])
-    cluster = SimpleNamespace(save_state=lambda folder: folder.mkdir())
+    run = make_run(cfg, reward)
     judged = run.judged(reward.score)
     judged(make_groups(cfg.model)[0])
     seed_random(5)
     before = json.loads(json.dumps({"position": 1, "reward": reward.state_dict(), "random": random_state()}))
     before |= {"scored_by": json.loads(json.dumps(run._scored_by))}
 
-    interrupts = SimpleNamespace(immediate=nullcontext)
-
     def play() -> None:
-        with run.droppable(3, cluster, tasks, interrupts):  # type: ignore[arg-type]
-            tasks.position = 2
+        with run.rollout(3):
+            run._tasks.position = 2
             judged(make_groups(cfg.model)[1])
             random.random()
             raise KeyboardInterrupt
@@ -139,10 +139,10 @@ def test_a_run_touches_nothing_where_another_one_writes(cfg: GRPOConfig) -> None
         lock(cfg.output),
         pytest.raises(ValueError, match=r"^output: .*run: process \d+ is writing there; wait for it"),
     ):
-        GRPORun(cfg, rlvla_reward.build(cfg.reward))
+        make_run(cfg)
     assert sorted(path.name for path in cfg.output.iterdir()) == ["lock", "state"]
     assert left.is_dir()
-    GRPORun(cfg, rlvla_reward.build(cfg.reward))  # it has ended
+    make_run(cfg)  # it has ended
 
 
 def test_the_trajectories_of_the_last_step_are_there_before_its_state(cfg: GRPOConfig) -> None:
@@ -152,47 +152,41 @@ def test_the_trajectories_of_the_last_step_are_there_before_its_state(cfg: GRPOC
         raise KeyboardInterrupt
 
     groups = make_groups(cfg.model)
-    run = GRPORun(replace(cfg, save_every=1, num_steps=1), rlvla_reward.build(cfg.reward))
-    tasks, cluster = SimpleNamespace(position=1, surplus=[]), SimpleNamespace(save_state=die)
-    with pytest.raises(KeyboardInterrupt):
-        run.keep(0, groups, cluster, tasks)  # type: ignore[arg-type]
+    with make_run(replace(cfg, save_every=1, num_steps=1), save_state=die) as run:
+        steps = run.steps(run._cluster)
+        log(run, next(steps), groups, {"skipped_updates": 0.0, "num_rows": 1.0})
+        with pytest.raises(KeyboardInterrupt):
+            next(steps)
     assert [t.task for t in load_trajectories(cfg.output / "trajectories.jsonl")] == [group.task for group in groups]
 
 
 def test_a_state_appears_when_the_lines_that_it_counts_are_on_the_disk(
     cfg: GRPOConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = GRPORun(replace(cfg, save_every=1), rlvla_reward.build(cfg.reward))
-    tasks, cluster = SimpleNamespace(position=1, surplus=[]), SimpleNamespace(save_state=lambda folder: folder.mkdir())
+    run = make_run(replace(cfg, save_every=1))
     lines = [cfg.output / name for name in ("metrics.jsonl", "ids.jsonl", "started.jsonl")]
     for file in lines:
         file.write_text('{"step": 0}\n')
     deeds = recorded(monkeypatch)
-    run.keep(0, [], cluster, tasks)  # type: ignore[arg-type]
+    run._keep(0)
     before = deeds[: deeds.index(("appear", cfg.output / "state/step-000001"))]
     assert {("sync", path) for path in (*lines, cfg.output)} <= {*before}
 
 
 def test_surplus_that_another_reward_has_scored_is_left_out(cfg: GRPOConfig) -> None:
     """A reward that was mended is learned from at once; the same reward goes on with its groups."""
-    groups = make_groups(cfg.model)
-    tasks, cluster = (
-        SimpleNamespace(position=1, surplus=groups),
-        SimpleNamespace(
-            save_state=lambda folder: folder.mkdir(), load_state=lambda folder: None, sync=lambda policy_version: None
-        ),
-    )
-    GRPORun(replace(cfg, save_every=1), rlvla_reward.build(cfg.reward)).keep(0, [], cluster, tasks)  # type: ignore[arg-type]
-    with GRPORun(cfg, rlvla_reward.build(cfg.reward)) as run:
-        run.resume(cluster, tasks)  # type: ignore[arg-type]
-    assert [group.task for group in tasks.surplus] == [groups[0].task]  # both of one task
-    mended = (RewardTermConfig(fn="success"),)
+    first = make_run(replace(cfg, save_every=1))
+    first._tasks.surplus = groups = make_groups(cfg.model)
+    first._keep(0)
+    with make_run(cfg) as run:
+        run.steps(run._cluster)
+    assert [group.task for group in run._tasks.surplus] == [groups[0].task]  # both of one task
     with (
-        GRPORun(replace(cfg, reward=mended), rlvla_reward.build(mended)) as run,
+        make_run(replace(cfg, reward=(RewardTermConfig(fn="success"),))) as run,
         pytest.warns(UserWarning, match=r"surplus\.jsonl: 1 groups were scored by another `reward`"),
     ):
-        run.resume(cluster, tasks)  # type: ignore[arg-type]
-    assert tasks.surplus == []
+        run.steps(run._cluster)
+    assert run._tasks.surplus == []
 
 
 def test_surplus_that_an_edited_reward_has_scored_is_left_out(cfg: GRPOConfig, tmp_path: Path) -> None:
@@ -200,22 +194,21 @@ def test_surplus_that_an_edited_reward_has_scored_is_left_out(cfg: GRPOConfig, t
     plugin = tmp_path / "edited.py"
     plugin.write_text("def score(trajectory):\n    return 1.0\n")
     cfg = replace(cfg, save_every=1, reward=(RewardTermConfig(fn=f"{plugin}:score"),))
-    run = GRPORun(cfg, rlvla_reward.build(cfg.reward))
+    run = make_run(cfg)
     file = tmp_path / "surplus.jsonl"
     save_trajectories(file, make_groups(cfg.model)[0].trajectories)
     saved = run._scored_by
     assert len(run._surplus(file, scored_by=saved)) == 1
     plugin.write_text("def score(trajectory):\n    return 2.0\n")
     assert run._scored_by == saved  # the code as it was loaded, whatever its file says by now
-    run = GRPORun(replace(cfg, output=tmp_path / "again"), rlvla_reward.build(cfg.reward))
+    run = make_run(replace(cfg, output=tmp_path / "again"))
     with pytest.warns(UserWarning, match="1 groups were scored by another `reward`"):
         assert run._surplus(file, scored_by=saved) == []
     assert len(run._surplus(file, scored_by=to_dict(cfg)["reward"])) == 1
 
 
 def test_old_states_make_room(cfg: GRPOConfig) -> None:
-    run = GRPORun(replace(cfg, save_every=1, keep_states=2), rlvla_reward.build(cfg.reward))
-    tasks, cluster = SimpleNamespace(position=1, surplus=[]), SimpleNamespace(save_state=lambda folder: folder.mkdir())
+    run = make_run(replace(cfg, save_every=1, keep_states=2))
     for step in range(4):
-        run.keep(step, [], cluster, tasks)  # type: ignore[arg-type]
+        run._keep(step)
     assert sorted(path.name for path in (cfg.output / "state").iterdir()) == ["step-000003", "step-000004"]

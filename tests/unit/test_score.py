@@ -2,6 +2,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_the_table(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert score.main([str(saved)]) == 0
+    assert score.main(saved) == 0
     header, good, bad, crashed, mean = rows(capsys.readouterr().out)
     assert header == ["trajectory", "end", "success", "format", "reward", "success"]
     assert good[-5:] == ["success", "1", "1", "1.1", "1"]
@@ -44,7 +45,7 @@ def test_a_reward_that_is_not_finite_spoils_no_mean(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "odd.py").write_text("def odd(trajectory):\n    return 0.5 if trajectory.success else float('nan')\n")
-    assert score.main([str(saved), "--reward", f"{tmp_path}/odd.py:odd"]) == 0
+    assert score.main(saved, reward=(f"{tmp_path}/odd.py:odd",)) == 0
     _, good, bad, _, mean = rows(capsys.readouterr().out)
     assert (good[-3:], bad[-3:], mean[-3:]) == (["0.5", "0.5", "1"], ["nan", "nan", "0"], ["0.5", "0.5", "0.5"])
 
@@ -52,12 +53,12 @@ def test_a_reward_that_is_not_finite_spoils_no_mean(
 def test_what_is_wrong_is_one_line(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "bad.yaml"
     config.write_text("rewrad: []")
-    for argv, message in (
-        ([str(saved), "--reward", "nowhere.py:f"], "there is no file nowhere.py"),
-        ([str(saved), "--config", str(config)], "rewrad"),
-        ([str(tmp_path / "none.jsonl")], "none.jsonl"),
+    for main, message in (
+        (partial(score.main, saved, reward=("nowhere.py:f",)), "there is no file nowhere.py"),
+        (partial(score.main, saved, config=config), "rewrad"),
+        (partial(score.main, tmp_path / "none.jsonl"), "none.jsonl"),
     ):
-        assert score.main(argv) == 1
+        assert main() == 1
         captured = capsys.readouterr()
         assert message in captured.err
         assert captured.out == ""
@@ -65,7 +66,7 @@ def test_what_is_wrong_is_one_line(saved: Path, tmp_path: Path, capsys: pytest.C
 
 def test_scoring_loads_nothing_heavy(saved: Path) -> None:
     code = (
-        f"import sys, score; score.main([{str(saved)!r}]); "
+        f"import sys, pathlib, score; score.main(pathlib.Path({str(saved)!r})); "
         "assert not {'torch', 'vllm', 'ray', 'mujoco', 'transformers'} & sys.modules.keys()"
     )
     run([sys.executable, "-c", code], cwd=ROOT)

@@ -21,10 +21,7 @@ from rlvla.run.sft import SFTRun
 class Trainer:
     """One process, which has nothing to learn any more."""
 
-    accelerator = SimpleNamespace(is_main_process=True, process_index=0, wait_for_everyone=lambda: None)
-
-    def of_all(self, said: Any) -> list[Any]:
-        return [said]
+    engine = SimpleNamespace(rank=0, gather=lambda said: [said])
 
     def validate(self) -> float:
         return 0.25
@@ -37,7 +34,7 @@ def test_a_run_resumed_behind_its_last_step_ends_as_an_unbroken_one(tmp_path: Pa
     """Its last validation is in no state."""
     trainer: Any = Trainer()
     interrupts: Any = None  # for the evaluation, which is not asked for
-    SFTRun(SFTConfig(output=tmp_path, num_steps=3), trainer).finish(interrupts)
+    SFTRun(SFTConfig(output=tmp_path, num_steps=3), trainer, interrupts).finish()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["steps"], summary["validation_loss"]) == (3, 0.25)
     assert damage(tmp_path / "checkpoint") == ""

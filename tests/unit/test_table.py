@@ -33,7 +33,7 @@ def test_a_row_pools_its_suites(tmp_path: Path, capsys: pytest.CaptureFixture[st
         evaluation(tmp_path / "a", "libero_spatial", 490, 500),
         evaluation(tmp_path / "b", "libero_10", 5, 20, is_official=False, split="evaluate"),
     ]
-    table.main([*map(str, folders), "--name", "ours"])
+    table.main(tuple(folders), name="ours")
     head, _, row = capsys.readouterr().out.strip().splitlines()
     assert head == "| policy | libero_spatial | libero_10 (evaluate, not official) | all |"
     low, high = wilson_interval(495, 520)
@@ -48,7 +48,7 @@ def test_a_column_says_how_the_policy_was_asked(tmp_path: Path, capsys: pytest.C
             tmp_path / "b", "libero_10", 1, 2, is_official=False, split="evaluate", **{"episode.think_every": 3}
         ),
     ]
-    table.main([str(folder) for folder in folders])
+    table.main(tuple(folders))
     head = capsys.readouterr().out.splitlines()[0]
     assert (
         head
@@ -63,7 +63,7 @@ def test_two_policies_are_not_one_row(tmp_path: Path) -> None:
         evaluation(tmp_path / "b", "libero_10", 1, 2, **{"content of model": "34cd"}),
     ]
     with pytest.raises(SystemExit, match=r"2: run/checkpoint \(12ab\), run/checkpoint \(34cd\)"):
-        table.main([str(folder) for folder in folders])
+        table.main(tuple(folders))
 
 
 def test_an_evaluation_of_an_earlier_version_is_named(tmp_path: Path) -> None:
@@ -71,9 +71,11 @@ def test_an_evaluation_of_an_earlier_version_is_named(tmp_path: Path) -> None:
     file = folder / "summary.json"
     file.write_text(file.read_text().replace("env.id", "env"))
     with pytest.raises(SystemExit, match=rf"{folder} was written by an earlier version: run recipes/evaluate.py again"):
-        table.main([str(folder)])
+        table.main((folder,))
 
 
 def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=rf"{tmp_path} holds no evaluation"):
-        table.main([str(tmp_path)])
+        table.main((tmp_path,))
+    with pytest.raises(SystemExit, match="name the folders"):
+        table.main(())

@@ -62,65 +62,65 @@ def test_nothing_but_crashes_has_no_behaviour() -> None:
 @pytest.mark.parametrize("cut", range(0, 400, 7))
 def test_a_log_cut_anywhere_goes_on_without_losing_or_repeating(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "trials.jsonl"
-    with TrialLog(path, PROTOCOL) as log:
-        for i in range(3):
-            log.add(trial(i))
+    log = TrialLog(path, PROTOCOL)
+    for i in range(3):
+        log.add(trial(i))
     path.write_bytes(path.read_bytes()[: -cut or None])
-    with TrialLog(path, PROTOCOL) as log:
-        there = {t.init_state_id for t in log.trials}
-        assert there == set(range(len(there)))
-        for i in set(range(3)) - there:
-            log.add(trial(i))
-    with TrialLog(path, PROTOCOL) as log:
-        assert sorted(log.trials, key=lambda t: t.init_state_id) == [trial(i) for i in range(3)]
+    log = TrialLog(path, PROTOCOL)
+    there = {t.init_state_id for t in log.trials}
+    assert there == set(range(len(there)))
+    for i in set(range(3)) - there:
+        log.add(trial(i))
+    log = TrialLog(path, PROTOCOL)
+    assert sorted(log.trials, key=lambda t: t.init_state_id) == [trial(i) for i in range(3)]
 
 
 def test_what_a_power_failure_left_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
-    with TrialLog(path, PROTOCOL) as log:
-        log.add(trial(0))
+    log = TrialLog(path, PROTOCOL)
+    log.add(trial(0))
     whole = path.read_bytes()
     path.write_bytes(whole + b"\0" * 50 + b"\n")
-    with TrialLog(path, PROTOCOL) as log:
-        assert log.trials == [trial(0)]
+    log = TrialLog(path, PROTOCOL)
+    assert log.trials == [trial(0)]
     assert path.read_bytes() == whole
 
 
 def test_trials_of_another_evaluation_are_not_continued(tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
-    with TrialLog(path, PROTOCOL) as log:
-        log.add(trial(0))
+    log = TrialLog(path, PROTOCOL)
+    log.add(trial(0))
     before = path.read_text()
     with pytest.raises(ValueError, match=r"seed was 0, is 1"):
         TrialLog(path, {**PROTOCOL, "seed": 1})
     assert path.read_text() == before
     assert json.loads(before.splitlines()[0]) == {"protocol": PROTOCOL}
-    with TrialLog(path, PROTOCOL, starts_over=True) as log:
-        assert log.trials == [trial(0)]  # of this one
-    with TrialLog(path, {**PROTOCOL, "seed": 1}, starts_over=True) as log:
-        assert log.trials == []
-        log.add(trial(5))
-    with TrialLog(path, {**PROTOCOL, "seed": 1}) as log:
-        assert log.trials == [trial(5)]
+    log = TrialLog(path, PROTOCOL, starts_over=True)
+    assert log.trials == [trial(0)]  # of this one
+    log = TrialLog(path, {**PROTOCOL, "seed": 1}, starts_over=True)
+    assert log.trials == []
+    log.add(trial(5))
+    log = TrialLog(path, {**PROTOCOL, "seed": 1})
+    assert log.trials == [trial(5)]
 
 
 def test_a_trial_that_was_played_again_counts_as_it_ended_last(tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
-    with TrialLog(path, PROTOCOL) as log:
-        log.add(trial(0, EndReason.ENV_ERROR))
-        log.add(trial(1))
-    with TrialLog(path, PROTOCOL) as log:
-        assert [t.is_crashed for t in log.trials] == [True, False]
-        log.add(trial(0, EndReason.FAILURE))
-        assert success_rate(log.trials)["num_trials"] == 2
-    with TrialLog(path, PROTOCOL) as log:
-        assert log.trials == [trial(0, EndReason.FAILURE), trial(1)]
+    log = TrialLog(path, PROTOCOL)
+    log.add(trial(0, EndReason.ENV_ERROR))
+    log.add(trial(1))
+    log = TrialLog(path, PROTOCOL)
+    assert [t.is_crashed for t in log.trials] == [True, False]
+    log.add(trial(0, EndReason.FAILURE))
+    assert success_rate(log.trials)["num_trials"] == 2
+    log = TrialLog(path, PROTOCOL)
+    assert log.trials == [trial(0, EndReason.FAILURE), trial(1)]
 
 
 def test_trials_of_an_earlier_version_are_not_continued(tmp_path: Path) -> None:
     """Which did not say with what they were played."""
     path = tmp_path / "trials.jsonl"
-    with TrialLog(path, PROTOCOL) as log:
-        log.add(trial(0))
+    log = TrialLog(path, PROTOCOL)
+    log.add(trial(0))
     with pytest.raises(ValueError, match=r"\(of an earlier version, .*\): name another output folder"):
         TrialLog(path, {**PROTOCOL, "content of model": "1"})

@@ -130,7 +130,18 @@ VALUES = [
     ("thought above the turn", "grpo", "episode: {max_think_tokens: 512}", "", r"max_think_tokens is 512, episode\.max_turn_tokens 512"),
     ("ZeRO-3 with LoRA", "grpo", "learner: {zero_stage: 3, lora: {}}", "", r"zero_stage 3 with learner\.lora"),
     ("one and a half GPUs", "grpo", "cluster: {sampler_gpus: 1.5}", "", r"cluster\.sampler_gpus is 1\.5"),
+    ("a deadline of 0", "grpo", "env: {deadline_s: 0}", "", r"env\.deadline_s is 0"),
+    ("a reset in no time", "evaluate", "env: {reset_deadline_s: -1}", "", r"env\.reset_deadline_s -1"),
+    ("no attempt", "grpo", "env: {max_attempts: 0}", "", r"env\.max_attempts is 0"),
+    ("a process without an env", "evaluate", "cluster: {envs_per_process: 0}", "", r"cluster\.envs_per_process"),
+    ("no thought ever", "evaluate", "episode: {think_every: 0}", "", r"episode\.think_every is 0: need at least 1"),
+    ("no skipped step, and one less", "grpo", "learner: {max_skipped_steps: -1}", "", r"learner\.max_skipped_steps"),
     ("words the wrong way round", "annotate", "checks: {num_words: [80, 3]}", "", r"checks\.num_words is 80 to 3"),
+    ("a check that is gone", "annotate", "checks: {names: [markup, language]}", "", r"no check language any more: leave it out"),
+    ("a check that never was", "annotate", "checks: {names: [colour]}", "", r"checks\.names\.0: .*'grounding', got 'colour'"),
+    ("a judge who is off", "annotate", "openai: {judge_model: a}", "", r"openai\.judge is false.*set openai\.judge: true"),
+    ("a key for a judge of no address", "annotate", "openai: {judge: true, judge_api_key_env: A}", "", r"set api_key_env instead"),
+    ("a judge of nothing", "annotate", "openai: {judge: true}", "", r"openai\.judge is true, and annotator is empty"),
     ("stride above the chunk", "annotate", "stride: 9", "", r"stride is 9, need 0 to chunk_length \(5\)"),
     ("a list", "grpo", "- num_steps: 3", "", r"run\.yaml: is a list, need keys with values"),
     ("a word", "sft", "num_steps", "", r"run\.yaml: is a str, need keys with values"),
@@ -348,7 +359,7 @@ def test_a_resumed_run_keeps_its_learners(told: Callable[..., str], tmp_path: Pa
 
 
 def test_a_run_may_go_on_with_what_its_fault_asks_for(told: Callable[..., str], tmp_path: Path) -> None:
-    """The advice of `SkipCount`, deadlines, memory; but not with another env, nor with another optimizer."""
+    """The advice of `Run`, deadlines, memory; but not with another env, nor with another optimizer."""
     (tmp_path / "run/state/step-000002").mkdir(parents=True)
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(to_dict(GRPOConfig())))
     changes = [
@@ -372,6 +383,12 @@ def test_a_run_may_go_on_for_longer_and_elsewhere(told: Callable[..., str], tmp_
     # The next thing that is wrong is found: there is no data set.
     message = told("sft", "output: run\nnum_steps: 5000\nsave_every: 7\nlog: {tensorboard: true}")
     assert "no LeRobot v3 data set here" in message
+
+
+def test_states_of_a_cold_start_that_accelerate_wrote_are_told(told: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run/state/step-000002/pytorch_model").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(to_dict(SFTConfig())))
+    assert "run holds states of an earlier version, which accelerate wrote: go on with" in told("sft", "output: run")
 
 
 def began(cfg: Any) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 
 from rlvla.config import SFTConfig
 from rlvla.data.dataset import DatasetError, DemonstrationSet, text_corpus
+from rlvla.data.types import Demonstration
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import read_config
 from rlvla.policies.thinker.action_slots import add_slots
 from rlvla.policies.thinker.actions import NUM_BINS, BinCodec, QuantileCodec, codec_from_dict, statistics_of
 from rlvla.policies.thinker.markup import parse
 from rlvla.policies.thinker.prompt import PolicyProcessor, extend_vocabulary, own_action_ids, read_settings
-from rlvla.types import Demonstration, Segment, SegmentKind, Turn
+from rlvla.types import Segment, SegmentKind, Turn
 
 DEMONSTRATIONS = "demonstrations"
 """`statistics_key` for those of the data set itself."""

@@ -1,0 +1,104 @@
+"""What every benchmark does alike: repeats behind a warm-up, medians, columns to read, JSON. Light: no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from rlvla.config import provenance
+
+ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
+
+
+def set_environment() -> None:
+    """As `rlvla.cluster` has it for its actors; to be called before Mesa and transformers are loaded."""
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One timed run."""
+
+    seconds: float
+    """Wall time."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What was got through in that time, by name."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """Other measurements of the run, whose mean is reported."""
+
+
+def measure(what: str, repeats: int, run: Callable[[int], T]) -> list[T]:
+    """Run `run(0)` to warm up, then `run(1)` .. `run(repeats)`, which count; a bar shows the progress."""
+    return [run(i) for i in tqdm(range(repeats + 1), desc=f"{what:20s}", unit="run", dynamic_ncols=True)][1:]
+
+
+def medians(runs: Sequence[Run]) -> dict[str, Any]:
+    """`seconds` of each run, the median of every count per second, and the mean of every fact."""
+    return {
+        "seconds": [run.seconds for run in runs],
+        **{f"{name}_per_s": median(run.counts[name] / run.seconds for run in runs) for name in runs[0].counts},
+        **{name: sum(run.facts[name] for run in runs) / len(runs) for name in runs[0].facts},
+    }
+
+
+def latencies(seconds: Sequence[float]) -> dict[str, float]:
+    """`p50_ms`, `p95_ms` and `mean_ms`."""
+    ms = 1000 * np.array(seconds)
+    return {"p50_ms": float(np.median(ms)), "p95_ms": float(np.quantile(ms, 0.95)), "mean_ms": float(ms.mean())}
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as they have to be, the first flush left; floats with at most four digits."""
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(f"{c:>{w}}" if i else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in cells
+    )
+
+
+def write_result(result: Mapping[str, Any], output: Path | None, threads: int = 1) -> None:
+    """Write a result with what it depends on besides the code, if it is wanted in a file."""
+    if output is None:
+        return
+    import torch
+
+    machine = {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({**result, "machine": machine, **provenance()}, indent=2) + "\n")
+    print(f"written to {output}")
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as Linux tells it, or the architecture."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def checkpoint_name(model: Path) -> str:
+    """The path as seen from the repository: a result tells nothing of the machine's folders.
+
+    Raises:
+        SystemExit: it is no checkpoint.
+    """
+    if not (model / "config.json").is_file():
+        raise SystemExit(f"--model: {model} holds no checkpoint; scripts/demo.py makes outputs/demo/grpo/checkpoint")
+    return os.path.relpath(model.resolve(), ROOT)

@@ -1,0 +1,270 @@
+"""What thinking and looking cost a decision, mode by mode, and what vLLM saves a rollout over plain transformers.
+
+python scripts/benchmark/modes.py [--model outputs/demo/grpo/checkpoint ...] [--output modes_benchmark.json]
+
+For each checkpoint, greedy, on train initial states of the config's tasks (nothing is said of success):
+
+- decision: time from the observation to the decoded actions (`Turn.latency_s`), one decision at a time in vLLM, with
+  `episode.mode` act, think and zoom, and zoom with `episode.think_every` 2 to 4. Each decision meets the next initial
+  state: a reused thought speaks of another scene, which changes where the action goes and not how long it takes. No
+  state is met twice: vLLM would have its prompt in the prefix cache. Behind an injected `<act>` exactly as many
+  tokens are sampled as a chunk has, whatever the policy makes of it.
+- rollout: the same episodes, `cluster.envs_per_actor` of them at once, with the vLLM sampler and with the
+  TransformersSampler, which serves one request at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from measuring import ROOT, checkpoint_name, latencies, set_environment, table, write_result
+from rlvla.config import EpisodeConfig, EvaluateConfig, load
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.tools import load_tools
+from rlvla.policies.thinker.turn_context import Recall
+from rlvla.protocols import SampleOutput, Sampler, SampleRequest
+from rlvla.rollout.env_server import make_env
+from rlvla.rollout.episode import Decider, EnvThread, decide, observe, run_episode
+from rlvla.rollout.tasks import TaskStream, most_images
+from rlvla.types import SegmentKind, TaskSpec, Trajectory, Turn
+
+PAPER_RATIO = 1.19
+"""Of thought and zoom to no thought, in time (VLA-Thinker, arXiv 2603.14523)."""
+
+
+def main(
+    *,
+    model: tuple[Path, ...] = (ROOT / "outputs/demo/grpo/checkpoint",),
+    config: Path = ROOT / "recipes/configs/evaluate_tiny_tabletop.yaml",
+    num_decisions: int = 24,
+    rounds: int = 4,
+    num_trajectories: int = 48,
+    seed: int = 0,
+    output: Path | None = None,
+) -> None:
+    """Measure, print a table, write the result.
+
+    Args:
+        model: trained policies, one after another.
+        config: evaluation config: env, limits, sampler.
+        num_decisions: of each mode in a round.
+        rounds: that count, behind one that warms up.
+        num_trajectories: of the rollout.
+        seed: of initial states.
+        output: also write the result here, as JSON.
+    """
+    set_environment()
+    if min(num_decisions, rounds, num_trajectories) < 1:
+        raise SystemExit("--num-decisions, --rounds and --num-trajectories: need at least 1 each")
+    cfg = load(EvaluateConfig, ["--config", str(config)])
+    names = [checkpoint_name(one) for one in model]
+    policies = []
+    for name, one in zip(names, model, strict=True):
+        rollout, decision = measure(one, cfg, num_decisions, rounds, num_trajectories, seed)
+        policies.append({"model": name, "decision": decision, "rollout": rollout})
+        print(f"\n{render(policies[-1])}", flush=True)
+    print(f"\nthe paper's zoom to act: {PAPER_RATIO}")
+    facts = {"num_decisions": num_decisions, "rounds": rounds, "seed": seed, "tasks": list(cfg.env.tasks)}
+    facts |= {"envs_at_once": cfg.cluster.envs_per_actor, "paper_zoom_to_act": PAPER_RATIO}
+    write_result({"policies": policies, **facts}, output, cfg.sampler.threads)
+
+
+def measure(
+    model: Path, cfg: EvaluateConfig, num_decisions: int, rounds: int, num_trajectories: int, seed: int
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Rollout and decisions; the TransformersSampler comes first, before vLLM sets this process up for itself."""
+    import torch
+    import transformers
+
+    from rlvla.samplers.local import TransformersSampler
+    from rlvla.samplers.vllm.sampler import VLLMSampler
+
+    transformers.utils.logging.disable_progress_bar()  # of loading weights
+    torch.set_num_threads(cfg.sampler.threads)  # as vLLM's
+    processor = PolicyProcessor.load(model)
+    stream = TaskStream(config=cfg.env, seed=seed + 1)
+    first, tasks = stream.take(2), stream.take(num_trajectories)
+    plain = TransformersSampler(model, getattr(torch, cfg.sampler.dtype))
+    asyncio.run(measure_rollout(plain, processor, cfg, first))
+    slow = asyncio.run(measure_rollout(plain, processor, cfg, tasks))
+    sampler = VLLMSampler(
+        model,
+        cfg.sampler,
+        max_images=most_images(cfg.env, cfg.episode),
+        max_model_len=cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster`
+        seed=seed,
+        action_decoding=processor.action_decoding,
+    )
+    asyncio.run(measure_rollout(sampler, processor, cfg, first))
+    fast = asyncio.run(measure_rollout(sampler, processor, cfg, tasks))
+    counts = {"rounds": rounds, "num_decisions": num_decisions, "seed": seed}
+    decisions = asyncio.run(measure_decisions(sampler, processor, cfg, modes(cfg.episode), **counts))
+    sampler.close()
+    return compare_rollouts(fast, slow), with_ratios(decisions)
+
+
+def modes(episode: EpisodeConfig) -> dict[str, EpisodeConfig]:
+    """What is compared, by name; the first is what the others are divided by."""
+    zoom = replace(episode, mode="zoom", think_every=1)
+    return {
+        "act": replace(zoom, mode="act"),
+        "think": replace(zoom, mode="think"),
+        "zoom": zoom,
+        **{f"zoom, think_every {n}": replace(zoom, think_every=n) for n in (2, 3, 4)},
+    }
+
+
+def with_ratios(decisions: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Each mode with `mean_to_act` and `p50_to_act`, its latency by that of mode act."""
+    act = decisions["act"]
+    return {
+        name: mode | {f"{key}_to_act": mode[f"{key}_ms"] / act[f"{key}_ms"] for key in ("mean", "p50")}
+        for name, mode in decisions.items()
+    }
+
+
+Played = tuple[float, Sequence[Trajectory]]
+"""Seconds, and trajectories in the order of their tasks."""
+
+
+def compare_rollouts(vllm: Played, transformers: Played) -> dict[str, float]:
+    """Trajectories a second of both, their ratio, and how many trajectories agree in every token."""
+    num = len(vllm[1])
+    tokens = [
+        [[turn.token_ids.tolist() for turn in t.turns] for t in trajectories]
+        for _, trajectories in (vllm, transformers)
+    ]
+    return {
+        "num_trajectories": num,
+        "vllm_per_s": num / vllm[0],
+        "transformers_per_s": num / transformers[0],
+        "ratio": transformers[0] / vllm[0],
+        "num_same": sum(a == b for a, b in zip(*tokens, strict=True)),
+    }
+
+
+def render(policy: Mapping[str, Any]) -> str:
+    """One policy, to read."""
+    head = ["p50_ms", "p95_ms", "mean_ms", "mean_to_act", "sampled_tokens", "zooms", "num_decisions"]
+    rows = [[name, *(mode[key] for key in head)] for name, mode in policy["decision"].items()]
+    rollout = table([(key, value) for key, value in policy["rollout"].items()])
+    return f"{policy['model']}\n{table([['mode', *head], *rows])}\nrollout\n{rollout}"
+
+
+@dataclass(kw_only=True)
+class ChunkSampler:
+    """Behind an injected `<act>`, a sampler that draws exactly as many tokens as a chunk has, and takes them for one.
+
+    A policy that has always thought may not know an `<act>` that it did not write, and ramble to a limit; how long that
+    takes says nothing about mode act. Drawn are the policy's own tokens, one forward each, whatever they are.
+    """
+
+    sampler: Sampler
+    processor: PolicyProcessor
+    num_replaced: int = 0
+    """Chunks so far that were none before tokens were replaced."""
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        """See `protocols.Sampler`."""
+        vocabulary = self.processor.vocabulary
+        if request.num_actions or request.prompt_ids[-1] != vocabulary.mark_ids["<act>"]:
+            return await self.sampler.sample(request)
+        num_tokens = min(request.max_tokens, self.processor.num_action_tokens + 1)
+        output = await self.sampler.sample(replace(request, max_tokens=num_tokens, stop_ids=()))
+        is_action = np.isin(output.token_ids, vocabulary.action_ids)
+        ids = np.where(is_action, output.token_ids, vocabulary.action_ids[0]).astype(np.int32)
+        ids[-1] = vocabulary.mark_ids["</act>"]
+        self.num_replaced += not np.array_equal(ids, output.token_ids)
+        return replace(output, token_ids=ids)
+
+
+async def measure_decisions(
+    sampler: Sampler,
+    processor: PolicyProcessor,
+    cfg: EvaluateConfig,
+    modes: Mapping[str, EpisodeConfig],
+    *,
+    rounds: int,
+    num_decisions: int,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Latency in each mode: `rounds` times `num_decisions`, the modes in turn, after a round that warms up."""
+    tasks = TaskStream(config=cfg.env, seed=seed)
+    env = EnvThread(lambda: make_env(cfg.env))
+    samplers = {name: ChunkSampler(sampler=sampler, processor=processor) for name in modes}
+    turns: dict[str, list[Turn]] = {}
+    for _ in range(rounds + 1):
+        for name, config in modes.items():
+            warms_up = name not in turns
+            tools = load_tools(config.tools)
+            decider = Decider(sampler=samplers[name], processor=processor, tools=tools, config=config)
+            played = await _decide(decider, env, tasks.take(num_decisions))
+            turns[name] = [] if warms_up else turns[name] + played
+            samplers[name].num_replaced *= not warms_up
+    env.close()
+    return {
+        name: summarise(name, played) | {"num_replaced": samplers[name].num_replaced} for name, played in turns.items()
+    }
+
+
+async def _decide(decider: Decider, env: EnvThread, tasks: Sequence[TaskSpec]) -> list[Turn]:
+    """A decision at each of these states, as if each led to the next; after a malformed one comes a first one."""
+    recall, turns = Recall(), []
+    for task in tasks:
+        options = {"task_id": task.task_id, "init_state_id": task.init_state_id}
+        observation = await env.call(lambda e, t=task, o=options: observe(e, e.reset(seed=t.seed, options=o)[0]))
+        decision = await decide(decider, observation, env, seed=task.seed, recall=recall)
+        turns.append(decision.turn)
+        every, carries = decider.config.think_every, decider.processor.carry_thought
+        recall = (
+            recall.after(decision.turn, think_every=every, carry_thought=carries) if decision.end is None else Recall()
+        )
+    return turns
+
+
+def summarise(name: str, turns: Sequence[Turn]) -> dict[str, float]:
+    """Latency, and what takes it, of the turns that ended in an action; raises SystemExit where none did."""
+    acted = [turn for turn in turns if len(turn.actions)]
+    if not acted:
+        raise SystemExit(f"no decision in mode {name!r} ended in an action: train the policy for longer")
+    return {
+        "num_decisions": len(acted),
+        "num_malformed": len(turns) - len(acted),
+        **latencies([turn.latency_s for turn in acted]),
+        "sampled_tokens": float(np.mean([turn.num_sampled_tokens for turn in acted])),
+        "zooms": float(np.mean([len(turn.of_kind(SegmentKind.TOOL_CALL)) for turn in acted])),
+    }
+
+
+async def measure_rollout(
+    sampler: Sampler, processor: PolicyProcessor, cfg: EvaluateConfig, tasks: Sequence[TaskSpec]
+) -> tuple[float, list[Trajectory]]:
+    """Seconds that the episodes take, and their trajectories in the tasks' order; envs are made before."""
+    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(cfg.episode.tools), config=cfg.episode)
+    envs = [EnvThread(lambda: make_env(cfg.env)) for _ in range(min(cfg.cluster.envs_per_actor, len(tasks)))]
+    await asyncio.gather(*(env.call(lambda e: e.reset(seed=0)) for env in envs))
+    pending = iter(enumerate(tasks))
+    played: dict[int, Trajectory] = {}
+
+    async def drive(env: EnvThread) -> None:
+        for index, task in pending:
+            played[index] = await run_episode(decider, env, task, member=0)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(drive(env) for env in envs))
+    seconds = time.perf_counter() - started
+    for env in envs:
+        env.close()
+    return seconds, [played[index] for index in range(len(tasks))]
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
