@@ -15,7 +15,7 @@ from rlvla.data import dataset
 from rlvla.durable.files import claim, hold
 from rlvla.durable.interrupts import Interrupts
 from rlvla.learner.sft import SFTTrainer
-from rlvla.policies.thinker.cold_start import start_policy
+from rlvla.policies.family import start_policy
 from rlvla.run import disk
 from rlvla.run.preflight import check_result, check_sft
 from rlvla.run.sft import SFTRun
@@ -32,10 +32,10 @@ def main(cfg: SFTConfig) -> None:
         hold(cfg.output)
     with Interrupts() as interrupts:
         demonstrations = dataset.read(cfg.dataset)
-        model, processor = start_policy(cfg, demonstrations)
-        check_result(cfg, model, processor)
+        model, policy = start_policy(cfg, demonstrations)
+        check_result(cfg, model, policy)
         claim(cfg.output, num_bytes=disk.of_sft(cfg, model))
-        trainer = SFTTrainer(cfg, model, processor, demonstrations)
+        trainer = SFTTrainer(cfg, model, policy, demonstrations)
         with SFTRun(cfg, trainer, interrupts) as run:
             for step in run.steps():
                 loss = trainer.step(step)

@@ -25,6 +25,14 @@ from typing import Any
 
 import numpy as np
 
+MOVED = {
+    "rlvla.tools": "rlvla.policies.thinker.tools",
+    "rlvla_envs.libero_annotate": "rlvla_envs.libero.annotate",
+    "rlvla_envs.libero_record": "rlvla_envs.libero.record",
+    "rlvla_envs.tabletop_annotate": "rlvla_envs.tabletop.annotate",
+    "rlvla_envs.tabletop_expert": "rlvla_envs.tabletop.expert",
+}
+"""Former -> present name of the modules with shipped plugins: configs and run folders of users have the former ones."""
 _PREFIX = "rlvla_plugin_"
 _NEVER_BESIDE = ("rlvla", "rlvla_envs", "rlvla_reward", "__main__")
 """A second copy of our types would be other types."""
@@ -144,6 +152,12 @@ def wrap(
 _ASYNC: tuple[Callable[[Any], bool], ...] = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 
+def present_name(spec: str) -> str:
+    """A `"module:function"` under the name that its module has today, see `MOVED`; any other text as it is."""
+    module, colon, attribute = spec.rpartition(":")
+    return f"{MOVED.get(module, module)}{colon}{attribute}"
+
+
 def import_named(name: str) -> ModuleType:
     """Import a module that a config names; the folder that one stands in counts, behind all others.
 
@@ -171,7 +185,7 @@ def resolve(spec: str) -> Any:
     Raises:
         PluginError: the spec has no colon, or its module, file or attribute does not exist, or importing it raised.
     """
-    target, colon, attribute = spec.rpartition(":")
+    target, colon, attribute = present_name(spec).rpartition(":")
     if not colon or not target or not attribute:
         raise PluginError(f"plugin {spec!r}: write it as 'module:function' or 'path/to/file.py:function'")
     with naming(f"plugin {spec!r}, while it was imported,"):

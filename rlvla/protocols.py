@@ -1,14 +1,18 @@
-"""What a plugin supplies: a Sampler, Env, ActionCodec, RewardFn, Tool, a state. Structural types, no base classes."""
+"""What a plugin supplies: a Sampler, Decider, Env, RewardFn, Tool, a state. Structural types, no base classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from rlvla.types import Box, Observation, Trajectory
+from rlvla.types import Box, EndReason, Observation, Trajectory, Turn
+
+BAN_BIAS = -100.0
+"""Added to the logits of banned ids and of image placeholders, in learner and sampler alike: e^-100 is never drawn.
+vLLM admits -100..100."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +31,12 @@ class SampleRequest:
     seed: int
     banned_ids: tuple[int, ...] = ()
     """Ids that must not be sampled (a disabled tool)."""
-    slot_ids: tuple[int, ...] = ()
-    """If given, the context ends in `<act>`, and as many action tokens are drawn behind it, independently of each
-    other, in one forward: the network is fed these, which together with the `<act>` see each other (OpenVLA-OFT's
-    parallel decoding, arXiv 2502.19645)."""
-    action_ids: tuple[int, ...] = ()
-    """Bin -> token id: what an action token is drawn from; the softmax is over these alone."""
+    num_actions: int = 0
+    """Above 0, the context ends in `<act>`, and as many action tokens are drawn behind it, independently of each other,
+    in one forward; 0: text is asked for."""
     num_prefix_tokens: int = 0
-    """Tokens of the turn's prompt, images expanded: the part of the context whose tokens see each other, where the
-    checkpoint's `prefix_attention` is bidirectional."""
-
-    @property
-    def num_actions(self) -> int:
-        """Action tokens that are drawn in one forward; 0: text is asked for."""
-        return len(self.slot_ids)
+    """Tokens of the turn's prompt, images expanded: the part of the context whose tokens see each other, where those of
+    the policy's prompts do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +44,7 @@ class SampleOutput:
     """The continuation, token for token."""
 
     context_ids: np.ndarray
-    """[C] int32, `prompt_ids` with each placeholder expanded to the model's image tokens; slots are none of them."""
+    """[C] int32, `prompt_ids` with each placeholder expanded to the model's image tokens."""
     token_ids: np.ndarray
     """[T] int32, sampled, the stop token included."""
     logprobs: np.ndarray
@@ -61,6 +57,51 @@ class Sampler(Protocol):
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
         """Continue one context; many calls may be in flight."""
+        ...
+
+
+class EnvCrashError(Exception):
+    """The simulator raised, hung or died; the episode is played again, or ends as ENV_ERROR."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A finished turn and what it leads to."""
+
+    turn: Turn
+    actions: np.ndarray | None
+    """[K, A], or None when the turn holds no executable action."""
+    end: EndReason | None = None
+    """Why the trajectory ends here, if it does."""
+    memory: Any = None
+    """What the next decision of the episode is handed."""
+
+
+InEnv = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs a function in the thread of the env and gives its result; raises EnvCrashError where the simulator failed."""
+
+
+class Decider(Protocol):
+    """Makes the decisions of episodes; any number of them at once, each with a memory of its own."""
+
+    async def decide(self, observation: Observation, in_env: InEnv, *, seed: int, memory: Any = None) -> Decision:
+        """Sample one turn.
+
+        Args:
+            observation: what there is to see.
+            in_env: for what looks at the simulator once more, a zoom.
+            seed: of all that is sampled in this turn.
+            memory: of the decision before; None: this is the first.
+        """
+        ...
+
+    def executed(self, turn: Turn, actions: np.ndarray) -> Turn:
+        """The turn once the env has taken its chunk, or only the first steps of it: what it did not is marked.
+
+        Args:
+            turn: of a decision with actions.
+            actions: [k, A] of its K steps.
+        """
         ...
 
 
@@ -91,21 +132,6 @@ class Env(Simulator, Protocol):
     def init_state_ids(self, task_id: int, split: str) -> Sequence[int]: ...
 
     def max_env_steps(self, task_id: int) -> int: ...
-
-
-class ActionCodec(Protocol):
-    """Action chunk [K, A] <-> K * A discrete symbols 0..num_bins-1."""
-
-    num_bins: int
-    chunk_shape: tuple[int, int]
-
-    def encode(self, actions: np.ndarray) -> np.ndarray:
-        """[K, A] simulator units -> [K * A] int."""
-        ...
-
-    def decode(self, symbols: np.ndarray) -> np.ndarray:
-        """[K * A] int -> [K, A] float32 simulator units."""
-        ...
 
 
 class RewardFn(Protocol):

@@ -15,6 +15,8 @@ import numpy as np
 
 Box = tuple[int, int, int, int]
 """Zoom box [x1, y1, x2, y2], integers 0..1000 in the frame the model sees, origin top left."""
+MIN_BOX_SIDE = 10
+"""Smallest side of a zoom box, in thousandths of the frame."""
 Switch = Literal["", "open", "close"]
 """What a gripper does; empty: nothing."""
 
@@ -140,6 +142,11 @@ class Turn:
     def is_malformed(self) -> bool:
         """Whether the policy broke the markup somewhere in this turn."""
         return any(s.kind is SegmentKind.MALFORMED for s in self.segments)
+
+
+def derive_seed(*parts: int) -> int:
+    """A 31-bit seed that depends on all parts, alike on every machine."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0]) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

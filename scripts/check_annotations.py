@@ -2,18 +2,19 @@
 
     python scripts/check_annotations.py --output outputs/check_annotations.json
 
-Plays the built-in simulator, has every decision annotated by its own template (`rlvla_envs.tabletop_annotate:explain`),
+Plays the built-in simulator, has every decision annotated by its own template (`rlvla_envs.tabletop.annotate:explain`),
 and plants one fault of each class in the fields of a copy of each episode (`planted_faults.py`). A fault counts as
-found if a decision that it is in gets a problem, as at the engine's first attempt. A goal change is tried once more
-without a scene, where nobody can say which side of it is wrong: there it is found if any decision gets a problem. Exit
-status 1 when less than 99 % of a class are found, or one honest decision is refused.
+found if the engine, after one attempt, drops a decision that it is in. A goal change is tried once more without a
+scene, where nobody can say which side of it is wrong: there any decision will do. Exit status 1 when less than 99 % of
+a class are found, or one honest decision is refused.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,15 @@ import tyro
 from tqdm import tqdm
 
 from planted_faults import FAULTS, Episode
-from rlvla.annotation.checks import check_decision
-from rlvla.annotation.course import check_course
 from rlvla.annotation.key_frames import find_key_frames
-from rlvla.annotation.take import Problem, Take
-from rlvla.config import CheckConfig, KeyFrameConfig
+from rlvla.annotation.rounds import FirstAnswers, annotate_take
+from rlvla.annotation.take import Query, Reply, Take
+from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig
 from rlvla.run.metrics import wilson_interval
 from rlvla.types import Annotation, Timeline
-from rlvla_envs.tabletop import TabletopEnv
-from rlvla_envs.tabletop_annotate import explain
-from rlvla_envs.tabletop_expert import play
+from rlvla_envs.tabletop.annotate import explain
+from rlvla_envs.tabletop.env import TabletopEnv
+from rlvla_envs.tabletop.expert import play
 
 MIN_FOUND = 0.99
 CHUNK_LENGTH = 5
@@ -41,18 +41,18 @@ HONEST = "honest decisions refused"
 
 @dataclass(kw_only=True)
 class Count:
-    """How often something got a problem."""
+    """How often something was refused."""
 
     caught: int = 0
     num: int = 0
     checks: Counter[str] = field(default_factory=Counter)
     """Check -> how many of them it caught; several checks may catch one."""
 
-    def add(self, problems: tuple[Problem, ...]) -> None:
-        """Count one more, with what the checks say of it."""
+    def add(self, refused: bool, checks: Iterable[str]) -> None:
+        """Count one more, with the checks that refused it."""
         self.num += 1
-        self.caught += bool(problems)
-        self.checks.update({problem.check for problem in problems})
+        self.caught += refused
+        self.checks.update(checks)
 
     def summary(self) -> dict[str, Any]:
         """For JSON."""
@@ -81,37 +81,42 @@ def episodes(num: int) -> Iterator[Episode]:
     env.close()
 
 
-def judge(
-    annotations: Mapping[int, Annotation], take: Take, timeline: Timeline, cfg: CheckConfig
-) -> dict[int, tuple[Problem, ...]]:
-    """Problems of each decision, as the engine finds them: key frames first, and what is refused is seen no more."""
-    problems: dict[int, tuple[Problem, ...]] = {}
-    accepted: dict[int, Annotation] = {}
-    for is_key in (True, False):
-        wave = {i: annotation for i, annotation in annotations.items() if timeline.is_key[i] is is_key}
-        problems |= {i: check_decision(annotation, take, timeline, i, cfg) for i, annotation in wave.items()}
-        good = {i: annotation for i, annotation in wave.items() if not problems[i]}
-        course = check_course({**accepted, **good}, take, timeline, cfg, trusted=accepted)
-        problems |= {i: course.get(i, ()) for i in good}
-        accepted |= {i: annotation for i, annotation in good.items() if i not in course}
-    return problems
+class _Said:
+    """An annotator that says what is written."""
+
+    name = model = prompt_hash = ""
+
+    def __init__(self, annotations: Mapping[int, Annotation]) -> None:
+        self._annotations = annotations
+
+    async def annotate(self, query: Query) -> Reply:
+        """See `Annotator`."""
+        return Reply(annotation=self._annotations[query.index])
+
+
+def refused(annotations: Mapping[int, Annotation], take: Take, timeline: Timeline) -> tuple[set[int], list[str]]:
+    """The decisions that the engine drops after one attempt, and the checks that did it."""
+    cfg = AnnotateConfig(checks=CheckConfig(), max_attempts=1, max_refused_first=0)
+    annotated = asyncio.run(annotate_take(take, timeline, _Said(annotations), cfg, FirstAnswers(cfg)))
+    return annotations.keys() - annotated.annotations.keys(), list(annotated.tally.dropped)
 
 
 def measure(num_episodes: int, seed: int) -> dict[str, Count]:
     """How often honest decisions are refused, and how often faults are found, by class."""
-    counts, cfg = {name: Count() for name in (HONEST, *FAULTS, "goal change, scene unknown")}, CheckConfig()
+    counts = {name: Count() for name in (HONEST, *FAULTS, "goal change, scene unknown")}
     for take, timeline, honest in tqdm(episodes(num_episodes), total=num_episodes, unit="episode", mininterval=2):
         blind = replace(take, decisions=tuple(replace(decision, scene=None) for decision in take.decisions))
         for seen in (take, blind):
-            for problems in judge(honest, seen, timeline, cfg).values():
-                counts[HONEST].add(problems)
+            lost, checks = refused(honest, seen, timeline)
+            for i in honest:
+                counts[HONEST].add(i in lost, checks if i in lost else ())
         for number, (name, plant) in enumerate(FAULTS.items()):
             lies = plant(Episode(take, timeline, honest), np.random.default_rng((seed, take.index, number)))
-            problems = judge(honest | lies, take, timeline, cfg)
-            counts[name].add(tuple(problem for i in lies for problem in problems[i]))
+            lost, checks = refused(honest | lies, take, timeline)
+            counts[name].add(not lost.isdisjoint(lies), checks)
             if name == "goal change":
-                problems = judge(honest | lies, blind, timeline, cfg)
-                counts[f"{name}, scene unknown"].add(tuple(p for ones in problems.values() for p in ones))
+                lost, checks = refused(honest | lies, blind, timeline)
+                counts[f"{name}, scene unknown"].add(bool(lost), checks)
     return counts
 
 

@@ -27,10 +27,10 @@ import psutil
 import tyro
 from tqdm import tqdm
 
-from rlvla_envs.libero import LiberoEnv
-from rlvla_envs.libero_assets import check_assets, find_assets
-from rlvla_envs.libero_camera import CAMERAS
-from rlvla_envs.libero_tasks import NUM_INIT_STATES, SUITES
+from rlvla_envs.libero.assets import check_assets, find_assets
+from rlvla_envs.libero.camera import CAMERAS
+from rlvla_envs.libero.env import LiberoEnv
+from rlvla_envs.libero.tasks import NUM_INIT_STATES, SUITES
 
 Suite = Literal[*SUITES]
 CHUNK = np.tile(np.array([0.2, 0.1, -0.2, 0, 0, 0.1, -1]), (8, 1))

@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from rlvla.durable.files import appear_whole
 from rlvla.run.metrics import wilson_interval
-from rlvla_envs.libero import SETTLE_ACTION
-from rlvla_envs.libero_assets import find_assets, import_libero
-from rlvla_envs.libero_expert import LiberoExpert
-from rlvla_envs.libero_sim import TaskSim
-from rlvla_envs.libero_tasks import HORIZONS, NUM_INIT_STATES, SUITES, load_init_states, load_splits, load_tasks
+from rlvla_envs.libero.assets import find_assets, import_libero
+from rlvla_envs.libero.env import SETTLE_ACTION
+from rlvla_envs.libero.expert.plan import LiberoExpert
+from rlvla_envs.libero.sim import TaskSim
+from rlvla_envs.libero.tasks import HORIZONS, NUM_INIT_STATES, SUITES, load_init_states, load_splits, load_tasks
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETTLE_STEPS = 10

@@ -36,7 +36,7 @@ IMPORTS = {
     "vllm": "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, type(p).__name__)",
     "deepspeed": "import deepspeed; print(deepspeed.__version__)",
     "ray": "import ray; print(ray.__version__)",
-    "libero": "from rlvla_envs.libero_assets import find_assets; print(find_assets())",
+    "libero": "from rlvla_envs.libero.assets import find_assets; print(find_assets())",
 }
 RENDER = """
 import time, mujoco

@@ -16,8 +16,9 @@ from rlvla.durable.sealed import appear_sealed
 from rlvla.policies.models import auto
 from rlvla.policies.models.adapter import merge_down
 from rlvla.policies.models.lora import read_config
-from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import base_model, load_model
 
 
 def merge_checkpoint(checkpoint: Path, output: Path, dtype: torch.dtype | None = None) -> float:
@@ -38,11 +39,11 @@ def merge_checkpoint(checkpoint: Path, output: Path, dtype: torch.dtype | None =
         raise ValueError(f"{checkpoint} holds no adapter: there is nothing to merge")
     if output.exists():
         raise FileExistsError(f"{output} exists: name a new folder")
-    model = policy.load_model(checkpoint, dtype or auto.load_config(checkpoint).dtype or torch.float32)
-    base = policy.base_model(model)
+    model = load_model(checkpoint, dtype or auto.load_config(checkpoint).dtype or torch.float32)
+    base = base_model(model)
     unchanged = merge_down(model)
     with appear_sealed(output) as aside:
-        policy.save_policy(base, PolicyProcessor.load(checkpoint), aside)
+        save_policy(base, PolicyProcessor.load(checkpoint), aside)
     return unchanged
 
 

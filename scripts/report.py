@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlvla.durable.trajectories import load_trajectories
-from rlvla.policies.thinker.markup import ToolCall, parse_call
+from rlvla.policies.markup import ToolCall, parse_call
 from rlvla.report.run_page import Run, run_page
 from rlvla.run.metrics import read_metrics
 from rlvla.types import Segment

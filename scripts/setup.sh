@@ -173,7 +173,7 @@ repair_torchvision() {
 }
 
 libero_is_whole() {
-    "$venv/bin/python" -c 'from rlvla_envs.libero_assets import check_assets, installed_assets
+    "$venv/bin/python" -c 'from rlvla_envs.libero.assets import check_assets, installed_assets
 check_assets(installed_assets(), contents=True)' >>"$log" 2>&1
 }
 

@@ -38,13 +38,14 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rlvla.policies.thinker.actions import QuantileCodec
     from rlvla.policies.thinker.policy import save_policy
     from rlvla.policies.thinker.prompt import PolicyProcessor
+    from rlvla.policies.thinker.settings import Settings
 
     corpus = ['<think>look 100 200</think><tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 5, 10, 20]}}']
     model, hf_processor = build_tiny(TinyModelConfig(hidden_size=64, num_layers=2, vision_layers=1), corpus, 16, seed=0)
     actions = np.random.default_rng(0).uniform(-1, 1, (100, 4))
     codec = QuantileCodec.fit(actions, num_bins=16, chunk_length=2)
     path = tmp_path_factory.mktemp("policy") / "checkpoint"
-    save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    save_policy(model, PolicyProcessor.create(hf_processor, Settings(codec=codec)), path)
     return path
 
 
@@ -61,7 +62,7 @@ def libero_assets() -> Path:
     """The folder of LIBERO's assets; skips where there is none."""
     if reason := lack_of_libero():
         pytest.skip(reason)
-    from rlvla_envs.libero_assets import find_assets
+    from rlvla_envs.libero.assets import find_assets
 
     return find_assets()
 
@@ -69,7 +70,7 @@ def libero_assets() -> Path:
 @functools.cache
 def lack_of_libero() -> str:
     """What the tests that are marked so lack on this machine, or an empty string. Damaged assets raise instead."""
-    from rlvla_envs.libero_assets import find_assets
+    from rlvla_envs.libero.assets import find_assets
 
     if importlib.util.find_spec("libero") is None:
         return "needs hf-libero: make setup"

@@ -21,9 +21,10 @@ import rlvla_reward
 from rlvla.config import EpisodeConfig, GRPOConfig, LearnerConfig, LossConfig, TinyModelConfig
 from rlvla.learner.learner import Learner
 from rlvla.policies.models.tiny_vlm import build_tiny
-from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.actions import QuantileCodec
+from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.settings import Settings
 from rlvla.run.grpo import GRPORun
 from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind, Turn
@@ -39,7 +40,7 @@ def make_checkpoint(path: Path) -> Path:
     config = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1, image_size=32)
     model, hf_processor = build_tiny(config, ["press the red pad"], NUM_BINS, seed=0)
     codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=NUM_BINS, chunk_length=2, gripper_dim=None)
-    policy.save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    save_policy(model, PolicyProcessor.create(hf_processor, Settings(codec=codec)), path)
     return path
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlvla.policies.thinker.markup import MARKS
+from rlvla.policies.markup import MARKS
 
 Shapes = dict[str, list[int]]
 

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 
 from rlvla.config import ActionDecoding
+from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.models import auto
-from rlvla.policies.thinker import policy, prompt
-from rlvla.policies.thinker.action_slots import add_slots
+from rlvla.policies.models.backbones import own_action_ids, placeholder_ids
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.thinker.decoding import Decoding
+from rlvla.policies.thinker.policy import Thinker, save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.protocols import Sampler, SampleRequest
+from rlvla.policies.thinker.settings import PrefixAttention, Settings
+from rlvla.policies.thinker.vocabulary import add_slots, extend_vocabulary
+from rlvla.protocols import BAN_BIAS, Sampler, SampleRequest
 from rlvla.testing import make_turn
 from rlvla.types import SegmentKind, Turn
 from tests import openvla_checkpoints as published
@@ -42,7 +45,7 @@ def build(
     folder: Path,
     *,
     action_decoding: ActionDecoding = "parallel",
-    prefix_attention: prompt.PrefixAttention = "causal",
+    prefix_attention: PrefixAttention = "causal",
 ) -> tuple[Any, PolicyProcessor]:
     """A model with random weights, the slots' included, in float32; `folder` is for OpenVLA's files."""
     codec = QuantileCodec(low=(-1.0, 0.0), high=(1.0, 2.0), num_bins=NUM_BINS, chunk_length=CHUNK_LENGTH)
@@ -51,18 +54,16 @@ def build(
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "n_action_bins": NUM_BINS}))
         model, hf_processor = auto.load_model(folder, torch.float32), auto.load_processor(folder)
-        prompt.extend_vocabulary(model, hf_processor, num_bins=0)
+        extend_vocabulary(model, hf_processor, num_bins=0)
     else:
         model, hf_processor = tiny_checkpoints.build(architecture, CORPUS, NUM_BINS, **SIZES)
-    options: dict[str, Any] = {"action_decoding": action_decoding, "prefix_attention": prefix_attention}
-    options["action_ids"] = prompt.own_action_ids(model.config)
-    if action_decoding == "autoregressive":
-        return model.eval(), PolicyProcessor.create(hf_processor, codec, carry_thought=False, **options)
-    add_slots(model, hf_processor, NUM_ACTIONS)
-    processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, **options)
+    settings = Settings(codec=codec, action_decoding=action_decoding, prefix_attention=prefix_attention)
+    num_slots = Decoding.read(settings).num_slots
+    add_slots(model, hf_processor, num_slots)
+    processor = PolicyProcessor.create(hf_processor, settings, own_action_ids(model.config))
     embeddings = model.get_input_embeddings().weight
     with torch.no_grad():  # slots of zeros would hide one that is fed in the wrong place
-        noise = torch.randn(NUM_ACTIONS, embeddings.shape[1], generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(num_slots, embeddings.shape[1], generator=torch.Generator().manual_seed(0))
         embeddings[list(processor.vocabulary.slot_ids)] = noise * embeddings.std()
     return model.eval(), processor
 
@@ -70,7 +71,7 @@ def build(
 def save(architecture: str, path: Path, **options: Any) -> Path:
     """Write such a policy as a checkpoint; options as of `build`."""
     model, processor = build(architecture, path / "published", **options)
-    policy.save_policy(model, processor, path / "policy")
+    save_policy(model, processor, path / "policy")
     return path / "policy"
 
 
@@ -102,6 +103,16 @@ def turn(
     return make_turn([(k, len(part)) for k, part in parts], token_ids=ids, images=images, sampler_logprob=-3.0)
 
 
+def causally(processor: PolicyProcessor) -> PolicyProcessor:
+    """The same, but for a prompt that does not see itself."""
+    return replace(processor, settings=replace(processor.settings, prefix_attention="causal"))
+
+
+def inputs(processor: PolicyProcessor, *turns: Turn) -> dict[str, torch.Tensor]:
+    """What a model in float32 takes of turns."""
+    return Thinker(processor).inputs(turns, "cpu", torch.float32)
+
+
 def places(turn: Turn) -> tuple[int, int]:
     """Where the `<act>` stands, and the `</act>`."""
     end = turn.segments[-1].start
@@ -113,20 +124,18 @@ def oracle(
 ) -> torch.Tensor:
     """One row, a mask of loops, a softmax per token: its logprob [L], or the entropy of what it was drawn from."""
     vocabulary, length = processor.vocabulary, len(turn.token_ids)
-    has_block = processor.is_parallel and not turn.is_malformed
+    has_block = processor.decoding.at_once and not turn.is_malformed
     act, close = places(turn) if has_block else (length, length)
     fed = turn.token_ids.copy()
     if has_block:
         fed[act + 1 : close] = vocabulary.slot_ids
-    mutual = range(act, close) if processor.action_decoding == "parallel" else ()
-    end = turn.segments[0].end if processor.prefix_attention == "bidirectional" else 0
+    mutual = range(act, close) if processor.settings.action_decoding == "parallel" else ()
+    end = turn.segments[0].end if processor.settings.prefix_attention == "bidirectional" else 0
     sees = [
         [k <= q or (q in mutual and k in mutual) or (q < end and k < end) for k in range(length)] for q in range(length)
     ]
     ids = torch.from_numpy(fed).long()[None]
-    causal = replace(processor, prefix_attention="causal").forward_inputs(
-        ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    )
+    causal = causally(processor).forward_inputs(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
     extra = processor.pixel_inputs([turn.images]) | {k: causal[k] for k in causal.keys() & {"mm_token_type_ids"}}
     if "image_grid_thw" in extra:
         extra["position_ids"], _ = model.model.get_rope_index(
@@ -140,7 +149,7 @@ def oracle(
             scores = (row[list(vocabulary.action_ids)] / TEMPERATURES["action_temperature"]).log_softmax(-1)
             value = scores[vocabulary.action_ids.index(token)]
         else:
-            row[[*policy.placeholder_ids(model.config), *vocabulary.slot_ids, *banned_ids]] += policy.IMAGE_TOKEN_BIAS
+            row[[*placeholder_ids(model.config), *vocabulary.slot_ids, *banned_ids]] += BAN_BIAS
             scores = (row / TEMPERATURES["temperature"]).log_softmax(-1)
             value = scores[token]
         values.append(-(scores.exp() * scores).sum() if entropy else value)
@@ -183,12 +192,11 @@ async def sampled_turn(
         (kind.TOOL_RESULT, processor.expand(result, images[-1:]), None),
         (kind.THINK, last.token_ids, last.logprobs),
     ]
-    if processor.is_parallel:
+    if processor.decoding.at_once:
         compact += [*last.token_ids.tolist(), marks["<act>"]]
         action_temperature = temperature / 2 if action_temperature is None else action_temperature
         block = replace(text, prompt_ids=tuple(compact), temperature=action_temperature)
-        slots = {"action_ids": processor.vocabulary.action_ids, "slot_ids": processor.vocabulary.slot_ids}
-        last = await sampler.sample(replace(block, **slots))
+        last = await sampler.sample(replace(block, num_actions=processor.decoding.num_actions))
         assert set(last.token_ids.tolist()) <= set(processor.vocabulary.action_ids)
         parts += [(kind.PROMPT, [marks["<act>"]], None), (kind.ACT, last.token_ids, last.logprobs)]
     ids = np.concatenate([part for _, part, _ in parts])

@@ -9,7 +9,7 @@ import torch
 
 from rlvla.config import TinyModelConfig
 from rlvla.policies.models.tiny_vlm import build_tiny, train_tokenizer
-from rlvla.policies.thinker.prompt import action_tokens
+from rlvla.policies.thinker.vocabulary import action_tokens
 
 ARCHITECTURES = ("idefics3", "qwen2_5_vl", "smolvlm", "qwen3_vl")
 CHAT_TEMPLATE = (

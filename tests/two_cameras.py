@@ -11,12 +11,12 @@ import torch
 
 from rlvla.data.types import Demonstration
 from rlvla.learner.collate import to_batch, to_row
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.action_slots import add_slots
+from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.policies.thinker.cold_start import to_turn
-from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.settings import Settings
+from rlvla.policies.thinker.vocabulary import add_slots
 from rlvla.types import Box
 from tests import tiny_checkpoints
 
@@ -74,18 +74,16 @@ def save_policy(architecture: str, path: Path, num_steps: int = 60) -> None:
     )
     codec = QuantileCodec(low=(-1.0, -1.0), high=(1.0, 1.0), num_bins=8, chunk_length=2)
     add_slots(model, hf_processor, 4)
-    processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, action_decoding="parallel")
+    processor = PolicyProcessor.create(hf_processor, Settings(codec=codec, action_decoding="parallel"))
+    policy = Thinker(processor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(num_steps):
-        rows = [to_row(to_turn(processor, _demonstration(seed))) for seed in range(4 * step, 4 * step + 4)]
-        batch = to_batch(rows, pad_id=0)
-        inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
-        inputs |= processor.pixel_inputs(batch.images)
-        logprobs, _ = policy.token_logprobs(model, inputs, first=batch.first)
+        batch = to_batch([to_row(policy.to_turn(_demonstration(seed))) for seed in range(4 * step, 4 * step + 4)])
+        logprobs, _ = policy.logprobs(model, policy.inputs(batch.turns, "cpu", torch.float32), first=batch.first)
         optimizer.zero_grad()
         (-logprobs[batch.loss_mask].mean()).backward()
         optimizer.step()
-    policy.save_policy(model.eval(), processor, path)
+    policy.save(model.eval(), path)
 
 
 def _demonstration(seed: int) -> Demonstration:

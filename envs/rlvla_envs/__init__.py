@@ -13,31 +13,19 @@ from rlvla_envs.spec import EnvContractError, VLAEnv, check_env
 __all__ = ["EnvContractError", "VLAEnv", "check_env"]
 
 
-def _gl_backend() -> str:
-    """The off-screen MuJoCo backend that loads here: "egl" (GPU or Mesa), else "osmesa"."""
+# MuJoCo reads it once, at import; every simulator of this package is imported after this line. "egl" is a GPU or Mesa.
+if "MUJOCO_GL" not in os.environ:
     try:
         ctypes.CDLL("libEGL.so.1")
+        os.environ["MUJOCO_GL"] = "egl"
     except OSError:
-        return "osmesa"
-    return "egl"
-
-
-# MuJoCo reads it once, at import; every simulator of this package is imported after this line.
-if "MUJOCO_GL" not in os.environ:
-    os.environ["MUJOCO_GL"] = _gl_backend()
+        os.environ["MUJOCO_GL"] = "osmesa"
 # Mesa's software renderer starts a thread per core in every env otherwise, which only slows the neighbours.
 os.environ.setdefault("LP_NUM_THREADS", "1")
 
 # No wrappers, which would hide `step_chunk` and `zoom`: `gymnasium.make` returns the env itself.
-gymnasium.register(
-    id="rlvla/Tabletop-v0",
-    entry_point="rlvla_envs.tabletop:TabletopEnv",
-    disable_env_checker=True,
-    order_enforce=False,
-)
-gymnasium.register(
-    id="rlvla/Libero-v0",
-    entry_point="rlvla_envs.libero:LiberoEnv",
-    disable_env_checker=True,
-    order_enforce=False,
-)
+for _id, _class in {
+    "rlvla/Tabletop-v0": "rlvla_envs.tabletop.env:TabletopEnv",
+    "rlvla/Libero-v0": "rlvla_envs.libero.env:LiberoEnv",
+}.items():
+    gymnasium.register(_id, entry_point=_class, disable_env_checker=True, order_enforce=False)

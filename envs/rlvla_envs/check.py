@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -18,7 +18,7 @@ from rlvla_envs.check_states import (
     check_states_differ,
     check_tasks_differ,
 )
-from rlvla_envs.probe import NUM_STEPS, actions, require, require_value_error, start
+from rlvla_envs.probe import NUM_STEPS, actions, look, require, require_value_error, start
 
 _MAX_STEPS_TO_LIMIT = (1000, 100)
 """Longer episodes of the first task, and of the others, are not run to their end: that takes minutes in some envs."""
@@ -65,15 +65,15 @@ def _check_names(env: Any) -> None:
 
 def _check_spaces(env: Any) -> None:
     space = env.observation_space
-    keys = {"images", "proprio", "instruction"}
-    require(isinstance(space, gymnasium.spaces.Dict), "observation_space: not a Dict")
-    require(set(space.keys()) == keys, f"observation_space: keys {set(space.keys())}, not {keys}")
-    images, proprio = space["images"], space["proprio"]
-    require(images.dtype == np.uint8, f"observation_space: images of {images.dtype}, not uint8")
-    shape = images.shape
-    require(len(shape) == 4 and shape[-1] == 3, f"observation_space: images of {shape}, not [N,H,W,3]")
-    require(proprio.dtype == np.float32, f"observation_space: proprio of {proprio.dtype}, not float32")
-    require(len(proprio.shape) == 1, f"observation_space: proprio of {proprio.shape}, not [P]")
+    is_dict = isinstance(space, gymnasium.spaces.Dict) and set(space) == {"images", "proprio", "instruction"}
+    require(is_dict, f"observation_space: {space} is no Dict of images, proprio and instruction")
+    for key, dtype, num_axes, wanted in (
+        ("images", np.uint8, 4, "uint8 [N,H,W,3]"),
+        ("proprio", np.float32, 1, "float32 [P]"),
+    ):
+        shape = space[key].shape or ()
+        fits = space[key].dtype == dtype and len(shape) == num_axes and shape[3:] in ((), (3,))
+        require(fits, f"observation_space: {key} of {space[key].dtype} {shape}, not {wanted}")
     require(isinstance(space["instruction"], gymnasium.spaces.Text), "observation_space: instruction is not a Text")
     action = env.action_space
     require(isinstance(action, gymnasium.spaces.Box), "action_space: not a Box")
@@ -115,19 +115,20 @@ def _check_obs(env: Any, obs: Any) -> None:
 
 
 def _check_reset(env: Any, task_id: int) -> None:
-    first = start(env, task_id, seed=0)
-    _check_obs(env, first)
-    kept = {key: np.array(first[key]) for key in ("images", "proprio")}
+    obs = start(env, task_id, seed=0)
+    _check_obs(env, obs)
     state = env.get_state()
     require(state.dtype == np.float64 and state.ndim == 1, f"get_state: {state.dtype} {state.shape}, not float64 [S]")
     state = state.copy()
+    first = look(env, obs)
     env.step(actions(env, 1)[0])
-    again = start(env, task_id, seed=1)
-    where = f"reset: task {task_id}: two resets to the same ids differ"
-    require(np.array_equal(env.get_state(), state), f"{where} in the state; draw only what `options` leaves out")
-    for key, value in kept.items():
-        require(np.array_equal(value, again[key]), f"{where} in {key}")
-    require(first["instruction"] == again["instruction"], f"{where} in the instruction")
+    obs = start(env, task_id, seed=1)
+    differ = ["the state"] * (not np.array_equal(env.get_state(), state)) + look(env, obs).differences(first)
+    require(
+        not differ,
+        f"reset: task {task_id}: two resets to the same ids differ in {', '.join(differ)}; draw only what `options` "
+        "leaves out",
+    )
     num_tasks = len(env.task_names)
     require_value_error(lambda: env.reset(options={"task_id": num_tasks}), "reset: an unknown task_id")
 
@@ -139,9 +140,7 @@ def _check_steps(env: Any, task_id: int) -> None:
     rewards = []
     is_over = False
     for action in chunk:
-        given = action.copy()
-        obs, reward, terminated, truncated, info = env.step(given)
-        require(np.array_equal(given, action), "step: writes into the action that it is given; work on a copy")
+        obs, reward, terminated, truncated, info = _given("step", env.step, action)
         _check_obs(env, obs)
         require(
             obs["instruction"] == instruction,
@@ -159,9 +158,7 @@ def _check_steps(env: Any, task_id: int) -> None:
             break
     state = np.array(env.get_state())
     start(env, task_id)
-    given = chunk.copy()
-    chunk_obs, chunk_rewards, *ended, _ = env.step_chunk(given)
-    require(np.array_equal(given, chunk), "step_chunk: writes into the actions that it is given; work on a copy")
+    chunk_obs, chunk_rewards, *ended, _ = _given("step_chunk", env.step_chunk, chunk)
     require(
         np.array_equal(chunk_rewards, rewards),
         f"step_chunk: rewards {chunk_rewards}, not {rewards}: one for each step executed, up to the end or a success",
@@ -172,6 +169,14 @@ def _check_steps(env: Any, task_id: int) -> None:
         require(np.array_equal(chunk_obs[key], obs[key]), f"step_chunk: other {key} than behind the last single step")
     if not is_over:
         _check_chunk_ends_at_success(env, task_id)
+
+
+def _given(name: str, method: Callable[[np.ndarray], Any], array: np.ndarray) -> Any:
+    """What a method returns, which has to leave alone what it is given."""
+    given = array.copy()
+    result = method(given)
+    require(np.array_equal(given, array), f"{name}: writes into the actions that it is given; work on a copy")
+    return result
 
 
 def _check_chunk_ends_at_success(env: Any, task_id: int) -> None:

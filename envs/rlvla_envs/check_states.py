@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -32,26 +33,22 @@ _PUT_BACK = "put back all that the future and the pictures depend on"
 
 def check_seeds(env: Any) -> None:
     """The seed, and nothing else, draws what `options` leaves out."""
-    drawn: dict[int, np.ndarray] = {}
+    drawn: dict[int, bytes] = {}
     for seed in (0, 0, 1, 0, *range(2, _NUM_SEEDS)):
-        if seed > 1 and _count(drawn) > 1:
+        if seed > 1 and len(set(drawn.values())) > 1:
             return
         env.reset(seed=seed)
-        state = np.array(env.get_state())
+        state = env.get_state().tobytes()
         require(
-            np.array_equal(drawn.setdefault(seed, state), state),
+            drawn.setdefault(seed, state) == state,
             f"reset: the same seed ({seed}) draws different initial states: draw from self.np_random, which "
             "super().reset(seed=seed) seeds",
         )
     require(
-        _count(drawn) > 1 or len(env.init_state_ids(0, "train")) == 1,
+        len(set(drawn.values())) > 1 or len(env.init_state_ids(0, "train")) == 1,
         f"reset: {_NUM_SEEDS} seeds draw one and the same initial state: draw the init_state_id that `options` leaves "
         "out from self.np_random",
     )
-
-
-def _count(drawn: dict[int, np.ndarray]) -> int:
-    return len({state.tobytes() for state in drawn.values()})
 
 
 def check_states_differ(env: Any, task_id: int) -> None:
@@ -60,11 +57,8 @@ def check_states_differ(env: Any, task_id: int) -> None:
     looks = {id_: look(env, start(env, task_id, id_)) for id_ in (*train, *evaluate)}
     alike = [
         (one, other)
-        for one in looks
-        for other in looks
-        if one < other
-        and not looks[one].differences(looks[other])
-        and _goes_on_alike(env, (task_id, one), (task_id, other))
+        for one, other in combinations(sorted(looks), 2)
+        if not looks[one].differences(looks[other]) and _goes_on_alike(env, (task_id, one), (task_id, other))
     ]
     first = next(iter(looks))
     num_like_first = 1 + sum(first in pair for pair in alike)
@@ -74,11 +68,11 @@ def check_states_differ(env: Any, task_id: int) -> None:
         "the state of options['init_state_id']",
     )
     for pair in alike:
-        is_held_out = [id_ in evaluate for id_ in pair]
+        trained, held_out = sorted(pair, key=evaluate.__contains__)
         require(
-            is_held_out[0] == is_held_out[1],
-            f"init_state_ids: state {pair[is_held_out.index(True)]} of evaluate is state "
-            f"{pair[is_held_out.index(False)]} of train under another id (task {task_id}): hold states out that differ",
+            (trained in evaluate) == (held_out in evaluate),
+            f"init_state_ids: state {held_out} of evaluate is state {trained} of train under another id "
+            f"(task {task_id}): hold states out that differ",
         )
 
 

@@ -14,10 +14,8 @@ import gymnasium
 import numpy as np
 
 from rlvla.pictures import box_pixels, resize
-from rlvla.types import Decision, Scene
+from rlvla.types import Box, Decision, Scene
 
-Box = tuple[int, int, int, int]
-"""Zoom box [x1, y1, x2, y2], integers 0..1000 in the frame the model sees, origin top left."""
 Observation = dict[str, Any]
 """`images` uint8 [N, H, W, 3], `proprio` float32 [P], `instruction` str."""
 
@@ -158,12 +156,21 @@ class VLAEnv(gymnasium.Env[Observation, np.ndarray], abc.ABC):
         return resize(frames[image][y1:y2, x1:x2], *self.view_shape)
 
     @property
+    def num_images(self) -> int:
+        """Cameras."""
+        return self._images_shape[0]
+
+    @property
     def view_shape(self) -> tuple[int, int]:
         """(H, W) of a policy view, pixels."""
+        return self._images_shape[1], self._images_shape[2]
+
+    @property
+    def _images_shape(self) -> tuple[int, ...]:
         assert isinstance(self.observation_space, gymnasium.spaces.Dict)
         shape = self.observation_space["images"].shape
         assert shape is not None
-        return shape[1], shape[2]
+        return shape
 
 
 def zoom_later(env: VLAEnv) -> Callable[[int, Box], np.ndarray]:
@@ -178,6 +185,18 @@ def zoom_later(env: VLAEnv) -> Callable[[int, Box], np.ndarray]:
         return env.zoom(image, bbox)
 
     return zoom
+
+
+def decision_of(env: VLAEnv, observation: Observation, actions: np.ndarray, scene: Scene | None = None) -> Decision:
+    """What an expert sees now and does next, as it is recorded: actions are float32 [K, A]."""
+    return Decision(
+        instruction=observation["instruction"],
+        images=tuple(observation["images"]),
+        proprio=observation["proprio"],
+        actions=actions,
+        zoom=zoom_later(env),
+        scene=scene,
+    )
 
 
 def scene_of(decision: Decision) -> Scene:

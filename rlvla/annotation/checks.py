@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rlvla.annotation.names import find_name, name_words
 from rlvla.annotation.take import Problem, Take
 from rlvla.config import CheckConfig, CheckName
-from rlvla.policies.thinker.markup import ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
+from rlvla.policies.markup import ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
 from rlvla.types import Annotation, Box, Decision, Timeline
 
 FULL_FRAME: Box = (0, 0, 1000, 1000)

@@ -99,8 +99,10 @@ class OpenAIAnnotator:
             AnnotatorError: the server refuses the request, or does not answer after `openai.max_retries`.
         """
         async with self._slots:  # around the encoding too: only requests in flight hold encoded images
-            asked = request(query, self.model, self._config)
-            completion = await self._sent(self._client.chat.completions.create(**asked))
+            # As an extra body: of a typed one the client looks at each field, which takes longer than all the rest.
+            body = request(query, self.model, self._config)
+            create = self._client.chat.completions.create
+            completion = await self._sent(create(model=self.model, messages=[], extra_body=body))
         reply = read_completion(completion, query)
         return reply or self._refuse_stranger()
 
@@ -165,7 +167,7 @@ class OpenAIAnnotator:
 
 
 def request(query: Query, model: str, config: OpenAIConfig) -> dict[str, Any]:
-    """Arguments of the request for one answer or one verdict, JSON-able; the same query gives the same ones."""
+    """Body of the request for one answer or one verdict, JSON-able; the same query gives the same one."""
     images, is_key = query.take.decisions[query.index].images, query.timeline.is_key[query.index]
     if query.judged is None:
         name, rules = "key_frame" if is_key else "between", prompts.system_prompt(is_key=is_key)

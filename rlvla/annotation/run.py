@@ -22,7 +22,7 @@ from rlvla.annotation.take import Take, Tally
 from rlvla.config import AnnotateConfig, OpenAIConfig
 from rlvla.data.types import Demonstration
 from rlvla.durable.files import CONTENT
-from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.markup import print_think, print_zoom
 from rlvla.run import identity
 from rlvla.types import Annotation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -63,8 +64,9 @@ class _Verdict(BaseModel):
 M = TypeVar("M", bound=BaseModel)
 
 
+@cache
 def json_schema(*, is_key: bool, num_images: int) -> dict[str, Any]:
-    """JSON schema of an answer.
+    """JSON schema of an answer, made once and shared.
 
     Args:
         is_key: of a key frame, with a look; else of a frame between two of them, without.
@@ -76,8 +78,9 @@ def json_schema(*, is_key: bool, num_images: int) -> dict[str, Any]:
     return found
 
 
+@cache
 def verdict_schema() -> dict[str, Any]:
-    """JSON schema of a judge's answer."""
+    """JSON schema of a judge's answer, made once and shared."""
     return _schema(_Verdict)
 
 

@@ -19,14 +19,12 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rlvla.config import EnvConfig, EpisodeConfig, LoraConfig, SamplerConfig
+from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter
-from rlvla.policies.thinker.prompt import PolicyProcessor, read_decoding
-from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job, SamplerLostError, play_job
 from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_thread import EnvThread
-from rlvla.rollout.episode import Decider
 from rlvla.types import Trajectory
 
 
@@ -73,7 +71,6 @@ class SamplerActor:
             max_images=max_images,
             max_model_len=max_model_len,
             seed=seed,
-            action_decoding=read_decoding(model),
             lora=lora,
         )
 
@@ -186,12 +183,7 @@ class RolloutActor:
         envs_per_process: int = 1,
     ) -> None:
         self._sampler = RaySampler(ray.get_actor(sampler))
-        self._decider = Decider(
-            sampler=self._sampler,
-            processor=PolicyProcessor.load(model),
-            tools=load_tools(episode.tools),
-            config=episode,
-        )
+        self._decider = load_policy(model).decider(self._sampler, episode)
         self._pool = EnvPool(env, num_envs, envs_per_process)
         self._max_attempts = env.max_attempts
         self._env_deadline_s = 2 * max(env.deadline_s, env.reset_deadline_s)  # a reset may start a process before

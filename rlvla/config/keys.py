@@ -558,13 +558,13 @@ class AnnotateConfig:
     """K, env steps that a decision plans."""
     stride: int = 0
     """Env steps from one decision to the next; 0: the chunk length. OpenVLA-OFT trains on every frame: 1."""
-    expert: str = "rlvla_envs.tabletop_expert:play"
+    expert: str = "rlvla_envs.tabletop.expert:play"
     """`"module:function"`: (env, task_id, init_state_id, *, chunk_length, stride, rng, **expert_kwargs) -> a list of
     decisions, or None where it failed."""
     expert_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the expert."""
     annotator: str = ""
-    """"openai"; or `"module:function"`, as `rlvla_envs.tabletop_annotate:annotate`: (decisions, index, *,
+    """"openai"; or `"module:function"`, as `rlvla_envs.tabletop.annotate:annotate`: (decisions, index, *,
     timeline, rng, **annotator_kwargs) -> Annotation; empty: act without a thought."""
     annotator_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to a plugin."""
@@ -623,9 +623,6 @@ class SFTConfig:
     statistics_kind: Literal["bounds_q99", "bounds"] | None = None
     """OpenVLA: the bins reach from the 1st to the 99th percentile (LIBERO), or from the least to the largest value
     (`bounds`; OpenVLA-OFT on ALOHA and RoboTwin). None: `bounds_q99`, or what a policy that is trained further has."""
-    carry_thought: bool | None = None
-    """Prompts show the previous decision's last thought. Kept with the checkpoint. None: what the policy `model` has,
-    false where it is none yet."""
     action_decoding: ActionDecoding | None = None
     """`parallel`: all action tokens of a chunk in one forward, with bidirectional attention among them (OpenVLA-OFT,
     arXiv 2502.19645); `parallel_causal`: likewise in one forward, but each sees only the slots before it, which every

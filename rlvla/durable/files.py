@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from rlvla.plugins import present_name
+
 
 @contextmanager
 def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
@@ -247,9 +249,11 @@ SHIPPED = " of rlvla "
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In words, what tells two protocols apart, key by key; empty where nothing does.
 
-    A content that only one of the two tells, or two versions of rlvla tell, is not compared, see `warn_untold`.
+    A module of ours is the same under its former and its present name. A content that only one of the two tells, or two
+    versions of rlvla tell, is not compared, see `warn_untold`.
     """
     aside = _untold(before, now)
+    before, now = ({k: present_name(v) if isinstance(v, str) else v for k, v in one.items()} for one in (before, now))
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in aside]
     return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
 

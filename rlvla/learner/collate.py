@@ -21,23 +21,19 @@ KINDS = tuple(SegmentKind)
 class Row:
     """One turn, ready to be learned from."""
 
-    token_ids: np.ndarray
-    """[L] int."""
+    turn: Turn
     loss_mask: np.ndarray
     """[L] bool, True where the policy sampled the token."""
-    segment_kind: np.ndarray
-    """[L] int8, index into `KINDS`."""
-    sampler_logprobs: np.ndarray
-    """[L] float32."""
-    num_prefix_tokens: int
-    """See `Turn.num_prefix_tokens`."""
-    images: tuple[np.ndarray, ...]
-    """N x [H, W, 3] uint8."""
     advantage: float
     trajectory: int
     """Number of the row's trajectory in this step."""
     token_weight: float = 0.0
     """Weight of each sampled token in the objective; see `rlvla.learner.loss.token_weights`."""
+
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return len(self.loss_mask)
 
     @property
     def num_sampled_tokens(self) -> int:
@@ -47,12 +43,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
-    """B rows padded on the right to the longest, L tokens."""
+    """B rows padded on the right to the longest, L tokens; the model's inputs the policy makes of `turns`."""
 
-    input_ids: torch.Tensor
-    """[B, L] int64."""
-    attention_mask: torch.Tensor
-    """[B, L] int64, 0 on padding."""
+    turns: tuple[Turn, ...]
     loss_mask: torch.Tensor
     """[B, L] bool."""
     segment_kind: torch.Tensor
@@ -61,12 +54,8 @@ class Batch:
     """[B, L] float32."""
     weights: torch.Tensor
     """[B, L] float32, 0 off the loss mask."""
-    num_prefix_tokens: torch.Tensor
-    """[B] int64, see `Turn.num_prefix_tokens`."""
     advantages: torch.Tensor
     """[B] float32."""
-    images: tuple[tuple[np.ndarray, ...], ...]
-    """Of each row."""
     old_logprobs: torch.Tensor | None = None
     """[B, L] float32, once scored."""
     ref_logprobs: torch.Tensor | None = None
@@ -79,11 +68,6 @@ class Batch:
         last = self.loss_mask.shape[1] - 1
         return max(1, int(columns[0])) if len(columns) else last
 
-    @property
-    def is_act(self) -> torch.Tensor:
-        """[B, L] bool, True on ACT segments: what a parallel policy's forward inputs are made of."""
-        return self.segment_kind == KINDS.index(SegmentKind.ACT)
-
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on a device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -92,20 +76,8 @@ class Batch:
 
 
 def to_row(turn: Turn, *, advantage: float = 0.0, trajectory: int = 0) -> Row:
-    """Flatten one turn."""
-    kinds = np.zeros(len(turn.token_ids), np.int8)
-    for segment in turn.segments:
-        kinds[segment.start : segment.end] = KINDS.index(segment.kind)
-    return Row(
-        token_ids=turn.token_ids,
-        loss_mask=turn.loss_mask,
-        segment_kind=kinds,
-        sampler_logprobs=turn.sampler_logprobs,
-        num_prefix_tokens=turn.num_prefix_tokens,
-        images=turn.images,
-        advantage=advantage,
-        trajectory=trajectory,
-    )
+    """A turn that is learned from."""
+    return Row(turn=turn, loss_mask=turn.loss_mask, advantage=advantage, trajectory=trajectory)
 
 
 def rows(groups: Iterable[Group], *, mask_context_full: bool) -> list[Row]:
@@ -153,7 +125,7 @@ def share(rows: Sequence[Row], rank: int, world: int, max_rows: int) -> list[lis
         world: number of ranks.
         max_rows: in one micro-batch.
     """
-    by_length = sorted(rows, key=lambda row: len(row.token_ids), reverse=True)
+    by_length = sorted(rows, key=lambda row: row.num_tokens, reverse=True)
     cycle = [*range(world), *reversed(range(world))]
     mine = [row for i, row in enumerate(by_length) if cycle[i % (2 * world)] == rank]
     num_batches = math.ceil(math.ceil(len(rows) / world) / max_rows)
@@ -167,26 +139,31 @@ def _idle(row: Row) -> Row:
     return replace(row, loss_mask=np.zeros_like(row.loss_mask), token_weight=0.0)
 
 
-def to_batch(rows: Sequence[Row], pad_id: int) -> Batch:
+def to_batch(rows: Sequence[Row]) -> Batch:
     """Pad rows on the right to the longest of them."""
-    length = max(len(row.token_ids) for row in rows)
+    length = max(row.num_tokens for row in rows)
     loss_mask = _pad([row.loss_mask for row in rows], length, np.bool_)
     token_weight = torch.tensor([row.token_weight for row in rows], dtype=torch.float32)
     return Batch(
-        input_ids=_pad([row.token_ids for row in rows], length, np.int64, pad_id),
-        attention_mask=_pad([np.ones(len(row.token_ids)) for row in rows], length, np.int64),
+        turns=tuple(row.turn for row in rows),
         loss_mask=loss_mask,
-        segment_kind=_pad([row.segment_kind for row in rows], length, np.int8),
-        sampler_logprobs=_pad([row.sampler_logprobs for row in rows], length, np.float32),
+        segment_kind=_pad([_kinds(row.turn) for row in rows], length, np.int8),
+        sampler_logprobs=_pad([row.turn.sampler_logprobs for row in rows], length, np.float32),
         weights=token_weight[:, None] * loss_mask,
-        num_prefix_tokens=torch.tensor([row.num_prefix_tokens for row in rows]),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
-        images=tuple(row.images for row in rows),
     )
 
 
-def _pad(arrays: Sequence[np.ndarray], length: int, dtype: type, value: int = 0) -> torch.Tensor:
-    padded = np.full((len(arrays), length), value, dtype)
+def _kinds(turn: Turn) -> np.ndarray:
+    """[L] int8, index into `KINDS` of each token's segment."""
+    kinds = np.zeros(len(turn.token_ids), np.int8)
+    for segment in turn.segments:
+        kinds[segment.start : segment.end] = KINDS.index(segment.kind)
+    return kinds
+
+
+def _pad(arrays: Sequence[np.ndarray], length: int, dtype: type) -> torch.Tensor:
+    padded = np.zeros((len(arrays), length), dtype)
     for i, array in enumerate(arrays):
         padded[i, : len(array)] = array
     return torch.from_numpy(padded)

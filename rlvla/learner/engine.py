@@ -26,9 +26,9 @@ from transformers.utils import logging as hf_logging
 from rlvla.config import LearnerConfig
 from rlvla.durable.random_state import random_state, set_random_state
 from rlvla.learner.master_weights import keeping_masters, masters
+from rlvla.policies.family import Policy
 from rlvla.policies.models.lora import Adapter, take
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import has_adapter, holding
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -178,39 +178,39 @@ class Engine:
         return heard
 
     def copy(self) -> dict[str, torch.Tensor]:
-        """What is trained, by name, as it is now on this rank; see `policy.holding`."""
+        """What is trained, by name, as it is now on this rank; see `weights.holding`."""
         return {name: p.detach().clone() for name, p in self._trained.items()}
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[Any]:
         """The model with whole weights on rank 0, of an adapter the float32 ones; every rank must enter."""
         module = self._deepspeed.module
-        exact = masters(self._trained) if policy.has_adapter(module) else {}
+        exact = masters(self._trained) if has_adapter(module) else {}
         with (
             deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self._stage == 3),
-            policy.holding(module, exact),
+            holding(module, exact),
         ):
             yield module
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """{Hugging Face name: float32 or integer array} on rank 0, empty on the others; every rank must call."""
+    def weights(self, policy: Policy) -> dict[str, np.ndarray]:
+        """{name in a checkpoint: float32 or integer array} on rank 0, empty on the others; every rank must call."""
         with self.gathered() as module:
             if self.rank:
                 return {}
             return {name: _to_numpy(weight) for name, weight in policy.named_weights(module)}
 
-    def changes(self) -> Adapter | dict[str, np.ndarray]:
+    def changes(self, policy: Policy) -> Adapter | dict[str, np.ndarray]:
         """What a sampler of the checkpoint lacks: the adapter, or all weights; as `weights`, on rank 0 alone."""
-        if not policy.has_adapter(self._deepspeed.module):
-            return self.weights()
+        if not has_adapter(self._deepspeed.module):
+            return self.weights(policy)
         with self.gathered() as module:
             return {} if self.rank else take(module)
 
-    def save_policy(self, processor: PolicyProcessor, path: Path) -> None:
-        """Write a Hugging Face checkpoint from rank 0; every rank must call."""
+    def save_policy(self, policy: Policy, path: Path) -> None:
+        """Write a checkpoint from rank 0; every rank must call."""
         with self.gathered() as module:
             if self.rank == 0:
-                policy.save_policy(module, processor, path)
+                policy.save(module, path)
         comm.barrier()
 
     def save_state(self, folder: Path, counters: dict[str, int]) -> None:

@@ -17,10 +17,9 @@ from rlvla.config import GRPOConfig, LearnerConfig
 from rlvla.learner import collate, loss
 from rlvla.learner.collate import Batch, Row
 from rlvla.learner.engine import DTYPES, Engine, join, poisoned
+from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid
-from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import holding
 from rlvla.types import Group, SegmentKind
 
 METRICS = {
@@ -67,28 +66,14 @@ class Learner:
         self._total_steps = cfg.num_steps * cfg.num_epochs * cfg.minibatches_per_step
         self._rank, self._world = rank, world
         self._device = join(rank, world, master)
-        self._processor = PolicyProcessor.load(cfg.model)
-        self._sampling: dict[str, Any] = {
-            "temperature": cfg.episode.temperature,
-            "action_temperature": cfg.episode.action_temperature,
-            "banned_ids": self._processor.vocabulary.banned_ids(cfg.episode.mode),
-        }
-        self._pad_id = self._processor.hf_processor.tokenizer.pad_token_id or 0
+        self._policy = load_policy(cfg.model)
         torch.manual_seed(cfg.seed)
-        model = policy.load_to_train(
-            cfg.model,
-            DTYPES[self._cfg.dtype],
-            lora=self._cfg.lora,
-            gradient_checkpointing=self._cfg.gradient_checkpointing,
-            token_ids=self._processor.vocabulary.own_ids,
-        )
-        self._engine = Engine(model, self._cfg, self._device)
-        if self._processor.is_hybrid:
-            try:
-                check_hybrid(self._engine.model, self._processor)
-            except HybridAttentionError:
-                self._engine.close()  # else this process could join no group any more
-                raise
+        self._engine = Engine(self._policy.load_to_train(cfg.model, cfg.learner), cfg.learner, self._device)
+        try:
+            self._policy.check(self._engine.model)
+        except RuntimeError:
+            self._engine.close()  # else this process could join no group any more
+            raise
         self._reference = self._load_reference()
         self._start = self._engine.copy() if self._cfg.lora is not None and cfg.loss.kl_coef else {}
         self._num_steps = 0
@@ -98,7 +83,7 @@ class Learner:
         """A frozen copy of the initial policy, unless a copy of the adapter will do, or no term asks for it."""
         if self._cfg.lora is not None or self._loss_cfg.kl_coef == 0:
             return None
-        model = policy.load_model(self._run.model, DTYPES[self._cfg.dtype])
+        model = self._policy.load_model(self._run.model, DTYPES[self._cfg.dtype])
         return model.to(self._device).eval().requires_grad_(False)
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -132,7 +117,7 @@ class Learner:
         return {
             "num_rows": float(len(rows)),
             "num_tokens": float(sum(row.num_sampled_tokens for row in rows)),
-            "tokens_per_s": sum(len(row.token_ids) for row in rows) * self._run.num_epochs / elapsed,
+            "tokens_per_s": sum(row.num_tokens for row in rows) * self._run.num_epochs / elapsed,
             "time/update_s": elapsed,
         }
 
@@ -151,29 +136,25 @@ class Learner:
         )
         weighted = [replace(row, token_weight=w) for row, w in zip(minibatch, weights.tolist(), strict=True)]
         shares = collate.share(weighted, self._rank, self._world, self._cfg.micro_batch_rows)
-        return [collate.to_batch(rows, self._pad_id) for rows in shares]
+        return [collate.to_batch(rows) for rows in shares]
 
-    def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _inputs(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         """What the model's forward takes, on the device."""
-        inputs = self._processor.forward_inputs(
-            batch.input_ids, batch.attention_mask, batch.is_act, batch.num_prefix_tokens
-        )
-        inputs |= self._processor.pixel_inputs(batch.images)
-        dtype = DTYPES[self._cfg.dtype]
-        return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
+        return self._policy.inputs(batch.turns, self._device, DTYPES[self._cfg.dtype])
 
     @torch.no_grad()
-    def _scored(self, batch: Batch, inputs: dict[str, torch.Tensor], *, with_old: bool) -> Batch:
+    def _scored(self, batch: Batch, inputs: Mapping[str, torch.Tensor], *, with_old: bool) -> Batch:
         """The batch with the reference's logprobs, and with the policy's own of before the first update."""
-        options: dict[str, Any] = {"first": batch.first, **self._sampling}
+
+        def score(model: Any) -> torch.Tensor:
+            return self._policy.logprobs(model, inputs, self._run.episode, first=batch.first)[0]
+
         if self._reference is not None:
-            batch = replace(batch, ref_logprobs=policy.token_logprobs(self._reference, inputs, **options)[0])
+            batch = replace(batch, ref_logprobs=score(self._reference))
         elif self._loss_cfg.kl_coef != 0:
-            with policy.holding(self._engine.model, self._start):
-                batch = replace(batch, ref_logprobs=policy.token_logprobs(self._engine.model, inputs, **options)[0])
-        if with_old:
-            batch = replace(batch, old_logprobs=policy.token_logprobs(self._engine.model, inputs, **options)[0])
-        return batch
+            with holding(self._engine.model, self._start):
+                batch = replace(batch, ref_logprobs=score(self._engine.model))
+        return replace(batch, old_logprobs=score(self._engine.model)) if with_old else batch
 
     def _update(self, batches: Sequence[Batch], totals: _Totals, *, scored: bool) -> None:
         """One optimizer step over this rank's micro-batches of a minibatch."""
@@ -194,13 +175,13 @@ class Learner:
         self._num_updates += 1
         totals.add_update(float(objective), grad_norm, lr)
 
-    def _micro_batch_loss(self, batch: Batch, inputs: dict[str, torch.Tensor], totals: _Totals) -> torch.Tensor:
+    def _micro_batch_loss(self, batch: Batch, inputs: Mapping[str, torch.Tensor], totals: _Totals) -> torch.Tensor:
         """This micro-batch's summand of the objective."""
-        logprobs, entropy = policy.token_logprobs(
+        logprobs, entropy = self._policy.logprobs(
             self._engine.model,
             inputs,
+            self._run.episode,
             first=batch.first,
-            **self._sampling,
             with_entropy=True,
             entropy_grad=self._loss_cfg.entropy_coef != 0,
         )
@@ -221,15 +202,15 @@ class Learner:
 
     def weights(self) -> dict[str, np.ndarray]:
         """{Hugging Face name: float32 array}, LoRA merged, on rank 0, empty on the others; every rank must call."""
-        return self._engine.weights()
+        return self._engine.weights(self._policy)
 
     def changes(self) -> Adapter | dict[str, np.ndarray]:
         """What samplers of the checkpoint are sent, on rank 0: the adapter, or all weights; every rank must call."""
-        return self._engine.changes()
+        return self._engine.changes(self._policy)
 
     def save(self, path: Path) -> None:
         """Write the policy as a checkpoint folder; every rank must call."""
-        self._engine.save_policy(self._processor, path)
+        self._engine.save_policy(self._policy, path)
 
     def save_state(self, path: Path) -> None:
         """Write all that an exact resume needs: weights, optimizer, random state, counters. Every rank must call."""

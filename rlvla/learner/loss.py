@@ -2,7 +2,7 @@
 
     objective = sum over sampled tokens of weight * token_loss
 
-where `token_weights` decides how tokens are averaged, and `grpo_token_loss` or `sft_token_loss` what each one costs.
+where `token_weights` decides how tokens are averaged, and `grpo_token_loss` what each one costs.
 Since weights are computed over the whole minibatch, the sum may be split over micro-batches and ranks at will.
 """
 
@@ -119,11 +119,6 @@ def grpo_token_loss(
         is_clipped_high=mask & (advantage > 0) & (ratio > 1 + cfg.clip_high),
     )
     return torch.where(mask, loss, zero), stats
-
-
-def sft_token_loss(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each token [B, L]; 0 with gradient exactly 0 off the mask."""
-    return torch.where(mask, -logprobs, logprobs.new_zeros(()))
 
 
 def token_weights(

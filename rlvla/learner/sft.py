@@ -15,13 +15,9 @@ import torch
 from rlvla.config import SFTConfig
 from rlvla.data.dataset import DemonstrationSet
 from rlvla.learner.collate import Row, to_batch, to_row
-from rlvla.learner.engine import Engine, join_launched, poisoned
+from rlvla.learner.engine import DTYPES, Engine, join_launched, poisoned
 from rlvla.learner.learner import learning_rate
-from rlvla.learner.loss import sft_token_loss
-from rlvla.policies.thinker.cold_start import to_turn
-from rlvla.policies.thinker.hybrid_mask import check_hybrid
-from rlvla.policies.thinker.policy import prepare, token_logprobs
-from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.family import Policy
 
 
 class SFTTrainer:
@@ -30,30 +26,20 @@ class SFTTrainer:
     Args:
         cfg: of the run; `batch_size` divides over the ranks.
         model: Hugging Face model.
-        processor: its own.
+        policy: its own.
         demonstrations: to learn from.
     """
 
-    def __init__(
-        self, cfg: SFTConfig, model: Any, processor: PolicyProcessor, demonstrations: DemonstrationSet
-    ) -> None:
+    def __init__(self, cfg: SFTConfig, model: Any, policy: Policy, demonstrations: DemonstrationSet) -> None:
         self._cfg = cfg
-        self._processor = processor
+        self._policy = policy
         self._demonstrations = demonstrations
         self._train, self._validation = split(demonstrations.episode_index, cfg.validation_share, cfg.seed)
         self._device = join_launched()
-        model = prepare(
-            model,
-            lora=cfg.learner.lora,
-            gradient_checkpointing=cfg.learner.gradient_checkpointing,
-            token_ids=processor.vocabulary.own_ids,
-            start=cfg.model,
-        )
-        self.engine = Engine(model, cfg.learner, self._device)
+        self.engine = Engine(policy.prepare(model, cfg.learner, start=cfg.model), cfg.learner, self._device)
         self._model = self.engine.model
         self._model.train()
-        if processor.is_hybrid:
-            check_hybrid(self._model, processor)
+        policy.check(self._model)
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the `step`-th batch; skipped where loss or gradient is not finite."""
@@ -98,7 +84,7 @@ class SFTTrainer:
 
     def save(self, path: Path) -> None:
         """Write the policy in Hugging Face format, an adapter beside it in float32; every rank must call."""
-        self.engine.save_policy(self._processor, path)
+        self.engine.save_policy(self._policy, path)
 
     def save_state(self, path: Path) -> None:
         """Write all that an exact resume needs; every rank must call."""
@@ -113,19 +99,12 @@ class SFTTrainer:
         return self._rows_at(indices[self.engine.rank :: self.engine.world])
 
     def _rows_at(self, indices: np.ndarray) -> list[Row]:
-        return [to_row(to_turn(self._processor, self._demonstrations[i])) for i in indices]
+        return [to_row(self._policy.to_turn(self._demonstrations[i])) for i in indices]
 
     def _token_losses(self, rows: Sequence[Row]) -> torch.Tensor:
-        batch = to_batch(rows, self._processor.hf_processor.tokenizer.pad_token_id).to(self._device)
-        pixels = self._processor.pixel_inputs(batch.images)
-        inputs = {
-            **self._processor.forward_inputs(
-                batch.input_ids, batch.attention_mask, batch.is_act, batch.num_prefix_tokens
-            ),
-            **{name: tensor.to(self._device) for name, tensor in pixels.items()},
-        }
-        logprobs, _ = token_logprobs(self._model, inputs, first=batch.first)
-        return sft_token_loss(logprobs, batch.loss_mask)
+        batch = to_batch(rows).to(self._device)
+        inputs = self._policy.inputs(batch.turns, self._device, DTYPES[self._cfg.learner.dtype])
+        return self._policy.sft_losses(self._model, inputs, batch.loss_mask, batch.first)
 
     def _sum(self, value: float) -> float:
         """Over all ranks."""
@@ -153,6 +132,6 @@ def batch_indices(rows: np.ndarray, batch_size: int, step: int, seed: int) -> np
 
 def _micro_batches(rows: Sequence[Row], count: int) -> list[Sequence[Row]]:
     """`count` parts of rows of like length; the last ones may be empty."""
-    by_length = sorted(rows, key=lambda row: len(row.token_ids))
+    by_length = sorted(rows, key=lambda row: row.num_tokens)
     cuts = [round(i * len(rows) / count) for i in range(count + 1)]
     return [by_length[start:end] for start, end in itertools.pairwise(cuts)]

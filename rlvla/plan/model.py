@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt, TypeAdapter
 
 from rlvla.config import ActionDecoding, LoraConfig, TinyModelConfig
+from rlvla.policies.family import family_of, is_policy, load_policy
 from rlvla.policies.models import auto
-from rlvla.policies.thinker.actions import NUM_BINS, QuantileCodec
 
 if TYPE_CHECKING:
-    from rlvla.policies.thinker.prompt import PolicyProcessor
+    from rlvla.policies.family import Policy
 
 _VISION = ("visual.", "vision_model.", "connector.", "vision_backbone.", "projector.")
 """Parts of module names that hold the towers and what joins them to the language model."""
-_TINY_CORPUS = (
-    '<think>look 100 200</think><tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 5, 10, 20]}}',
-)
-"""Stands in for the demonstrations: a tokenizer trained on those has a few hundred entries more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +94,7 @@ def figures_of(
     view_shape: tuple[int, int] = (256, 256),
     lora: LoraConfig | None = None,
     tiny: TinyModelConfig | None = None,
-    num_bins: int = NUM_BINS,
+    num_bins: int | None = None,
 ) -> ModelFigures:
     """The figures of a config's model.
 
@@ -111,7 +107,7 @@ def figures_of(
         view_shape: (H, W) of a picture, px.
         lora: adapter to put on, if any.
         tiny: what an empty `model` means; None: `model` is a folder, which training has to make first.
-        num_bins: of action tokens, for a tiny model.
+        num_bins: of action tokens, for a tiny model; None: the usual number.
 
     Raises:
         ValueError: the model is neither here nor on the hub nor in a JSON.
@@ -119,15 +115,13 @@ def figures_of(
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from rlvla.policies.thinker.prompt import POLICY_FILE, PolicyProcessor
-
     described = describe(architecture)
     is_here = bool(model) and (Path(model) / "config.json").is_file()
     is_described = bool(described.config) and not is_here and (tiny is None or described.name == model)
     if not is_here and not is_described and (tiny is None or not model):
-        built, processor = _tiny(tiny or TinyModelConfig(), num_bins)
+        built, policy = family_of("").sketch(tiny or TinyModelConfig(), num_bins)
         why = "" if tiny else f"{model} is not here: "
-        return count(built, lora, view_shape, source=f"{why}a tiny {built.config.model_type}", processor=processor)
+        return count(built, lora, view_shape, source=f"{why}a tiny {built.config.model_type}", policy=policy)
     try:
         config = auto.make_config(described.config) if is_described else auto.load_config(model)
     except (OSError, ValueError) as error:
@@ -137,21 +131,9 @@ def figures_of(
         ) from None
     with torch.device("meta"):
         built = AutoModelForImageTextToText.from_config(config)
-    processor = PolicyProcessor.load(model) if is_here and (Path(model) / POLICY_FILE).is_file() else None
+    policy = load_policy(model) if is_policy(model) else None
     source = f"{described.name}, figures of {architecture}" if is_described else model
-    return count(built, lora, view_shape, source=source, processor=processor)
-
-
-def _tiny(tiny: TinyModelConfig, num_bins: int) -> tuple[Any, PolicyProcessor]:
-    import torch
-
-    from rlvla.policies.models.tiny_vlm import build_tiny
-    from rlvla.policies.thinker.prompt import PolicyProcessor
-
-    with torch.device("meta"):
-        model, hf_processor = build_tiny(tiny, _TINY_CORPUS, num_bins, seed=0)
-    codec = QuantileCodec(low=(0.0,), high=(1.0,), num_bins=num_bins, chunk_length=1)
-    return model, PolicyProcessor.create(hf_processor, codec, carry_thought=False)
+    return count(built, lora, view_shape, source=source, policy=policy)
 
 
 def count(
@@ -160,7 +142,7 @@ def count(
     view_shape: tuple[int, int],
     *,
     source: str,
-    processor: PolicyProcessor | None = None,
+    policy: Policy | None = None,
 ) -> ModelFigures:
     """Count a Hugging Face VLM, on whatever device; an adapter is put on it.
 
@@ -169,11 +151,9 @@ def count(
         lora: adapter to put on, if any.
         view_shape: (H, W) of a picture, px.
         source: see ModelFigures.
-        processor: tells the tokens of an image; None: OpenVLA's patches, or the formula of Qwen-VL.
+        policy: tells the tokens of an image; None: OpenVLA's patches, or the formula of Qwen-VL.
     """
-    import numpy as np
-
-    from rlvla.policies.thinker.policy import prepare
+    from rlvla.policies.weights import prepare
 
     config, text = model.config, model.config.get_text_config()
     sizes = {name: p.numel() for name, p in model.named_parameters()}
@@ -182,8 +162,8 @@ def count(
         adapter = sum(p.numel() for name, p in prepare(model, lora=lora).named_parameters() if ".lora_" in name)
     towers = config.towers if auto.is_openvla(config) else (config.vision_config,)
     tokens, patches = _image_sizes(towers[0], *view_shape)
-    if processor is not None:
-        tokens = len(processor.expand(processor.vocabulary.image_ids, [np.zeros((*view_shape, 3), np.uint8)]))
+    if policy is not None:
+        tokens = policy.tokens_of_image(*view_shape)
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelFigures(
         source=source,

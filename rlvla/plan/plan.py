@@ -15,8 +15,7 @@ from rlvla.plan.memory import BYTES, GIB, LearnerMemory, learner_memory, sampler
 from rlvla.plan.model import ModelFigures, figures_of
 from rlvla.plan.turn import DEVICES, REACHED, TurnTokens, learner_s, turn_tokens
 from rlvla.plan.world import World, of_dataset, of_env
-from rlvla.policies.thinker.actions import NUM_BINS
-from rlvla.policies.thinker.tools import load_tools
+from rlvla.policies.family import family_of
 from rlvla.run.preflight import check_policy, require_even
 
 _ANNOTATED = EpisodeConfig(max_tool_calls=1, max_turn_tokens=1 << 20)
@@ -49,8 +48,7 @@ def of_sft(cfg: SFTConfig) -> Plan:
     """Plan a cold start."""
     learner, ranks, world = cfg.learner, cfg.plan.num_processes, of_dataset(cfg)
     options = {"view_shape": world.view_shape, "lora": learner.lora}
-    num_bins = cfg.num_bins or NUM_BINS
-    figures = figures_of(cfg.model, cfg.plan.architecture, tiny=cfg.tiny, num_bins=num_bins, **options)
+    figures = figures_of(cfg.model, cfg.plan.architecture, tiny=cfg.tiny, num_bins=cfg.num_bins, **options)
     turn = turn_tokens(figures, world, _ANNOTATED)
     num_rows = min(learner.micro_batch_rows, -(-cfg.batch_size // ranks))
     memory = learner_memory(figures, learner, turn, num_rows, ranks)
@@ -129,7 +127,7 @@ class _Rollout:
     """Simulators and samplers of a run."""
 
     def __init__(self, cfg: GRPOConfig | EvaluateConfig) -> None:
-        load_tools(cfg.episode.tools)
+        family_of(cfg.model).check_tools(cfg.episode)
         self._cfg, self.world = cfg, of_env(cfg)
         lora = cfg.learner.lora if isinstance(cfg, GRPOConfig) else None
         self.figures = figures_of(str(cfg.model), cfg.plan.architecture, view_shape=self.world.view_shape, lora=lora)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rlvla.config import EpisodeConfig, LearnerConfig
 from rlvla.plan.model import ModelFigures
 from rlvla.plan.world import World
-from rlvla.rollout.episode import MAX_CALL_TOKENS
+from rlvla.policies.markup import MAX_CALL_TOKENS
 
 PROMPT_TEXT_TOKENS = 48
 """Instruction and chat template: LIBERO's longest instruction has 83 characters, Qwen's template 20 tokens."""
@@ -60,7 +60,7 @@ def turn_tokens(figures: ModelFigures, world: World, episode: EpisodeConfig) -> 
         least=prompt + min(2, thought) + num_actions + 2,
         most=most,
         limit=min(most, episode.max_turn_tokens),
-        block=num_actions + 1 if world.action_decoding != "autoregressive" else 0,
+        block=num_actions + 1 if world.acts_at_once else 0,
         num_images=world.num_images + num_calls,
     )
 

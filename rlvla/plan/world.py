@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlvla.config import ActionDecoding, EvaluateConfig, GRPOConfig, SFTConfig
+from rlvla.config import EvaluateConfig, GRPOConfig, SFTConfig
 from rlvla.data.dataset import read_sizes
 from rlvla.plan.model import describe
-from rlvla.policies.thinker.prompt import read_settings
+from rlvla.policies.family import is_policy, load_policy
 from rlvla.rollout.env_server import make_env, sizes_without_simulator
 from rlvla.rollout.tasks import task_ids
 from rlvla.run.preflight import check_world
@@ -23,8 +23,8 @@ class World:
     note: str
     """Where they come from, to print."""
     chunk_length: int
-    action_decoding: ActionDecoding
-    """Of the policy."""
+    acts_at_once: bool
+    """The policy draws the actions of a chunk from one forward."""
     num_images: int = 1
     view_shape: tuple[int, int] = (256, 256)
     """(H, W), px."""
@@ -46,7 +46,7 @@ def of_env(cfg: EvaluateConfig | GRPOConfig | SFTConfig) -> World:
         ValueError: the env refuses its arguments, or see `preflight.check_world`.
     """
     config, policy = cfg.env, describe(cfg.plan.architecture)
-    world = World(note="", chunk_length=policy.chunk_length, action_decoding=policy.action_decoding)
+    world = World(note="", chunk_length=policy.chunk_length, acts_at_once=policy.action_decoding != "autoregressive")
     try:
         env: Any = make_env(config)
     except (ImportError, FileNotFoundError) as error:
@@ -73,21 +73,30 @@ def of_env(cfg: EvaluateConfig | GRPOConfig | SFTConfig) -> World:
 
 def _of_policy(world: World, model: Path | str) -> World:
     """As a policy that is here has learned; where the env is here too, `check_world` has compared them."""
-    if not (settings := read_settings(model)):
+    if not is_policy(model):
         return world
-    codec, decoding = settings["codec"], settings["action_decoding"]
-    views = settings["views"] or (world.view_shape,) * world.num_images
-    sizes = {"chunk_length": codec["chunk_length"], "action_size": len(codec["low"])}
-    return replace(world, **sizes, action_decoding=decoding, num_images=len(views), view_shape=views[0])
+    policy = load_policy(model)
+    chunk_length, action_size = policy.chunk_shape
+    views = policy.views or (world.view_shape,) * world.num_images
+    return replace(
+        world,
+        chunk_length=chunk_length,
+        action_size=action_size,
+        acts_at_once=policy.engine_needs(model).draws_at_once,
+        num_images=len(views),
+        view_shape=views[0],
+    )
 
 
 def of_dataset(cfg: SFTConfig) -> World:
     """Sizes in the data set's `meta/info.json`, or those of the env; the policy decodes as it is told to."""
-    decoding = cfg.action_decoding or read_settings(cfg.model).get("action_decoding", "autoregressive")
+    at_once = cfg.action_decoding not in (None, "autoregressive")
+    if cfg.action_decoding is None and is_policy(cfg.model):
+        at_once = load_policy(cfg.model).engine_needs(cfg.model).draws_at_once
     file = cfg.dataset / "meta/info.json"
     if not file.is_file():
         world = of_env(cfg)
-        return replace(world, note=f"{cfg.dataset} is not here; of the env: {world.note}", action_decoding=decoding)
+        return replace(world, note=f"{cfg.dataset} is not here; of the env: {world.note}", acts_at_once=at_once)
     if cfg.num_trials:
         of_env(cfg)  # it is to be evaluated there
     info = json.loads(file.read_text())
@@ -98,6 +107,6 @@ def of_dataset(cfg: SFTConfig) -> World:
         view_shape=views[0],
         chunk_length=chunk_length,
         action_size=action_size,
-        action_decoding=decoding,
+        acts_at_once=at_once,
         num_frames=info["total_frames"],
     )

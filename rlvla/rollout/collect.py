@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rlvla.config import GRPOConfig
+from rlvla.protocols import Decider
 from rlvla.rollout.env_thread import EnvThread
-from rlvla.rollout.episode import Decider, run_episode
+from rlvla.rollout.episode import run_episode
 from rlvla.rollout.tasks import TaskStream
 from rlvla.types import EndReason, Group, TaskSpec, Trajectory
 

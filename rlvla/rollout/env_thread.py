@@ -9,13 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from rlvla.plugins import PluginError
-from rlvla.protocols import Simulator
+from rlvla.protocols import EnvCrashError, Simulator
 
 T = TypeVar("T")
-
-
-class EnvCrashError(Exception):
-    """The simulator raised, hung or died; the episode is played again, or ends as ENV_ERROR."""
 
 
 class NeighbourCrashError(EnvCrashError):

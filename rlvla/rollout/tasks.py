@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig
 from rlvla.protocols import Env
 from rlvla.rollout.env_server import make_env
-from rlvla.rollout.episode import derive_seed
-from rlvla.types import Group, TaskSpec
+from rlvla.types import Group, TaskSpec, derive_seed
 
 
 @dataclass(kw_only=True)

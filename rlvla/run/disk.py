@@ -10,7 +10,7 @@ from typing import Any
 
 from rlvla.config import GRPOConfig, SFTConfig
 from rlvla.durable.files import visible
-from rlvla.policies.thinker.prompt import read_settings
+from rlvla.policies.family import load_policy
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import task_ids
 
@@ -83,5 +83,5 @@ def _trajectory_bytes(cfg: GRPOConfig) -> float:
     num_steps = max(env.max_env_steps(task) for task in task_ids(env, cfg.env))
     num_cameras, height, width, channels = env.observation_space["images"].shape
     env.close()
-    chunk_length = read_settings(cfg.model)["codec"]["chunk_length"]
+    chunk_length = load_policy(cfg.model).chunk_shape[0]
     return num_steps / chunk_length * num_cameras * height * width * channels * _PNG

@@ -13,7 +13,7 @@ from rlvla.cluster.cluster import Cluster
 from rlvla.config import EvaluateConfig, provenance, write_resolved
 from rlvla.config.marks import MOVES_NO_SCORE, marked
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
-from rlvla.policies.thinker.prompt import read_trained
+from rlvla.policies.family import read_trained
 from rlvla.protocols import Env
 from rlvla.rollout.collect import Job
 from rlvla.rollout.env_server import made_with, make_env

@@ -25,7 +25,7 @@ from rlvla.durable.interrupts import Interrupts
 from rlvla.durable.random_state import random_state, seed_random, set_random_state
 from rlvla.durable.sealed import appear_sealed, newest_whole
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
-from rlvla.policies.thinker.prompt import note_trained
+from rlvla.policies.family import note_trained
 from rlvla.protocols import Stateful
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import TaskStream

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rlvla.config import EnvConfig, GRPOConfig, SFTConfig, to_dict
 from rlvla.data.dataset import data_files
 from rlvla.durable.files import CONTENT, SHIPPED, write_json
 from rlvla.durable.sealed import MANIFEST
-from rlvla.plugins import PluginError, resolve
+from rlvla.plugins import PluginError, present_name, resolve
 from rlvla.policies.models.lora import FOLDER as ADAPTER
 from rlvla.rollout.env_server import make_env
 
@@ -118,24 +118,24 @@ def of_plugin(spec: str) -> str:
         found = resolve(spec)
     except PluginError:
         return ""
-    target = spec.rpartition(":")[0]
+    target = present_name(spec).rpartition(":")[0]
     home = getattr(found, "__module__", None) or ""
     is_ours = home.partition(".")[0] not in sys.stdlib_module_names  # that of a functools.partial is
     modules = [*([home] if is_ours else []), *([] if target.endswith(".py") else [target])]
-    return _told(home, _of_sources([target] if target.endswith(".py") else [], modules))
+    return _told([home], _of_sources([target] if target.endswith(".py") else [], modules))
 
 
 def of_env(cfg: EnvConfig) -> str:
     """Of the source of an env's class; its constructor runs, no reset."""
     env: Any = make_env(cfg)
     env.close()
-    home = type(env).__module__
-    return _told(home, _of_sources([], [home, *cfg.imports]))
+    modules = [type(env).__module__, *cfg.imports]
+    return _told(modules, _of_sources([], modules))
 
 
-def _told(module: str, digest: str) -> str:
-    """A digest, with our version where the code is ours: the next version's is another, and does the same."""
-    is_ours = module.partition(".")[0] in _SHIPPED
+def _told(modules: Sequence[str], digest: str) -> str:
+    """A digest, with our version where some of the code is ours: the next version's is another, and does the same."""
+    is_ours = any(module.partition(".")[0] in _SHIPPED for module in modules)
     return f"{digest}{SHIPPED}{__version__}" if digest and is_ours else digest
 
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from rlvla.cluster.placement import place, require_room
@@ -22,10 +21,8 @@ from rlvla.config.file import without_gone
 from rlvla.config.marks import MAY_CHANGE, marked
 from rlvla.data.dataset import read_sizes
 from rlvla.durable.files import CONTENT, differences, warn_untold
+from rlvla.policies.family import Policy, family_of, is_policy, load_policy
 from rlvla.policies.models.lora import require_lora
-from rlvla.policies.thinker.prompt import POLICY_FILE, PolicyProcessor, vllm_obstacle
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import require_action_temperature
 from rlvla.protocols import Env
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import state_ids, task_ids, trial_states
@@ -54,7 +51,7 @@ def check_sft(cfg: SFTConfig) -> None:
     if cfg.model:
         require_lora(cfg.model, cfg.learner.lora)
     if cfg.num_trials:
-        load_tools(cfg.episode.tools)
+        family_of(cfg.model).check_tools(cfg.episode)
         _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
         check_env(cfg)
 
@@ -65,25 +62,25 @@ def require_even(batch_size: int, world: int) -> None:
         raise ValueError(f"batch_size {batch_size} does not divide over {world} processes")
 
 
-def check_result(cfg: SFTConfig, model: Any, processor: PolicyProcessor) -> None:
+def check_result(cfg: SFTConfig, model: Any, policy: Policy) -> None:
     """What is going to be trained can be evaluated as `num_trials` asks for, which is done once it is trained.
 
     Args:
         cfg: of the cold start.
         model: a Hugging Face model.
-        processor: its own.
+        policy: its own.
 
     Raises:
         ValueError: the message names the key.
     """
     if not cfg.num_trials:
         return
-    require_action_temperature(cfg.episode, processor)
+    policy.check_episode(cfg.episode)
+    if reason := policy.refuses(cfg.sampler.backend):
+        raise ValueError(reason)
     if cfg.sampler.backend == "vllm":
         from rlvla.samplers.vllm.engine import require_kv_cache  # torch
 
-        if reason := vllm_obstacle(processor):
-            raise ValueError(reason)
         require_kv_cache(model.config, cfg.sampler, cfg.episode.max_turn_tokens + 1)
 
 
@@ -97,10 +94,10 @@ def check_grpo(cfg: GRPOConfig) -> None:
     """
     require_sinks(cfg.log)
     _check_resume(cfg)
-    processor = check_policy(cfg)
+    policy = check_policy(cfg)
     require_lora(cfg.model, cfg.learner.lora)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
-    check_env(cfg, processor)
+    check_env(cfg, policy)
 
 
 def check_evaluate(cfg: EvaluateConfig) -> None:
@@ -111,12 +108,12 @@ def check_evaluate(cfg: EvaluateConfig) -> None:
         FileNotFoundError: `model` is no checkpoint.
         ModuleNotFoundError: a module of `env.imports` is not installed.
     """
-    processor = check_policy(cfg)
+    policy = check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
-    check_env(cfg, processor)
+    check_env(cfg, policy)
 
 
-def check_policy(cfg: GRPOConfig | EvaluateConfig) -> PolicyProcessor:
+def check_policy(cfg: GRPOConfig | EvaluateConfig) -> Policy:
     """The checkpoint is there and whole, the sampler can serve it, and the tools are there.
 
     Raises:
@@ -125,10 +122,11 @@ def check_policy(cfg: GRPOConfig | EvaluateConfig) -> PolicyProcessor:
     """
     if not (cfg.model / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
-    if cfg.sampler.backend == "vllm" and (reason := vllm_obstacle(cfg.model)):
-        raise ValueError(reason)
-    load_tools(cfg.episode.tools)
-    return PolicyProcessor.load(cfg.model)
+    policy = load_policy(cfg.model)
+    if reason := policy.refuses(cfg.sampler.backend):
+        raise ValueError(f"model: {cfg.model}: {reason}")
+    policy.check_episode(cfg.episode)
+    return policy
 
 
 def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_learners: int) -> None:
@@ -154,26 +152,24 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
         )
 
 
-def check_env(
-    cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, processor: PolicyProcessor | None = None
-) -> None:
+def check_env(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, policy: Policy | None = None) -> None:
     """`check_world` of the env that the config names; raises what its constructor raises."""
     env = make_env(cfg.env)
     try:
-        check_world(cfg, env, processor)
+        check_world(cfg, env, policy)
     finally:
         env.close()
 
 
 def check_world(
-    cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, env: Env, processor: PolicyProcessor | None = None
+    cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, env: Env, policy: Policy | None = None
 ) -> None:
     """All that a run, and its `--dry-run`, ask of an env, and of the policy that is to act in it, as far as it is here.
 
     Args:
         cfg: of the run.
         env: constructed; it is not reset.
-        processor: the policy's; None: read here, if it is there.
+        policy: of the checkpoint; None: read here, if it is there.
 
     Raises:
         ValueError: the env lacks a task or initial states, or policy and env do not go together; it names what.
@@ -189,11 +185,11 @@ def check_world(
     if isinstance(cfg, SFTConfig) and (cfg.dataset / "meta/info.json").is_file():
         views, (_, action_size) = read_sizes(cfg.dataset)
         _check_fit(env, f"dataset: {cfg.dataset}", views, action_size)
-    if isinstance(cfg, EvaluateConfig | GRPOConfig) and (cfg.model / POLICY_FILE).is_file():
-        processor = processor or PolicyProcessor.load(cfg.model)
-        _check_fit(env, f"model: {cfg.model}", processor.views, processor.codec.chunk_shape[1])
-        require_action_temperature(cfg.episode, processor)
-        _check_shortest_turn(env, processor, cfg.episode.max_turn_tokens)
+    if isinstance(cfg, EvaluateConfig | GRPOConfig) and is_policy(cfg.model):
+        policy = policy or load_policy(cfg.model)
+        _check_fit(env, f"model: {cfg.model}", policy.views, policy.chunk_shape[1])
+        num_images, height, width, _ = env.observation_space["images"].shape
+        policy.check_episode(cfg.episode, [(height, width)] * num_images)
 
 
 def _check_fit(env: Env, source: str, views: Sequence[tuple[int, int]], action_size: int) -> None:
@@ -217,17 +213,6 @@ def _check_fit(env: Env, source: str, views: Sequence[tuple[int, int]], action_s
 
 def _sizes(views: Sequence[tuple[int, int]]) -> str:
     return ", ".join(f"{height} x {width}" for height, width in views)
-
-
-def _check_shortest_turn(env: Env, processor: PolicyProcessor, max_turn_tokens: int) -> None:
-    """Raises ValueError where not even a turn without a thought and without an instruction has room."""
-    num_images, *shape = env.observation_space["images"].shape
-    views = [np.zeros(shape, np.uint8)] * num_images
-    least = len(processor.expand(processor.prompt_ids("", num_images), views)) + processor.num_action_tokens + 2
-    if least > max_turn_tokens:
-        raise ValueError(
-            f"episode.max_turn_tokens is {max_turn_tokens}: prompt and action chunk alone take {least}; raise it"
-        )
 
 
 def _check_resume(cfg: GRPOConfig | SFTConfig) -> None:

@@ -24,10 +24,11 @@ import tyro
 from measuring import latencies, table, write_result
 from rlvla.config import SamplerConfig, TinyModelConfig
 from rlvla.policies.models.tiny_vlm import build_tiny
-from rlvla.policies.thinker.action_slots import add_slots
 from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.settings import Settings
+from rlvla.policies.thinker.vocabulary import add_slots
 from rlvla.protocols import Sampler, SampleRequest
 from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.sampler import VLLMSampler
@@ -68,10 +69,10 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         processor, num_parameters = _save(Path(folder), tiny)
         rows = asyncio.run(measure(Path(folder), processor, concurrency, rounds))
-    print(f"{architecture}, {num_parameters / 1e6:.1f} M parameters; {processor.num_action_tokens} actions")
+    print(f"{architecture}, {num_parameters / 1e6:.1f} M parameters; {processor.decoding.num_actions} actions")
     print(render(rows))
     facts = {"architecture": architecture, "num_parameters": num_parameters, "rounds": rounds}
-    write_result({**facts, "num_actions": processor.num_action_tokens, "rows": rows}, output)
+    write_result({**facts, "num_actions": processor.decoding.num_actions, "rows": rows}, output)
 
 
 def _save(folder: Path, tiny: TinyModelConfig) -> tuple[PolicyProcessor, int]:
@@ -80,7 +81,7 @@ def _save(folder: Path, tiny: TinyModelConfig) -> tuple[PolicyProcessor, int]:
     low, high = (-1.0,) * ACTION_SIZE, (1.0,) * ACTION_SIZE
     codec = QuantileCodec(low=low, high=high, num_bins=NUM_BINS, chunk_length=CHUNK_LENGTH)
     add_slots(model, hf_processor, CHUNK_LENGTH * ACTION_SIZE)
-    processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, action_decoding="parallel")
+    processor = PolicyProcessor.create(hf_processor, Settings(codec=codec, action_decoding="parallel"))
     save_policy(model, processor, folder)
     return PolicyProcessor.load(folder), sum(parameter.numel() for parameter in model.parameters())
 
@@ -90,8 +91,7 @@ async def measure(
 ) -> list[dict[str, Any]]:
     """A row for each sampler, number of decisions at once, and kind."""
     config = SamplerConfig(kv_cache_mb=128, max_num_seqs=max(concurrency))
-    limits = {"max_images": 2, "max_model_len": 512, "action_decoding": "parallel"}
-    sampler = VLLMSampler(folder, config, **limits)
+    sampler = VLLMSampler(folder, config, max_images=2, max_model_len=512)
     rows = [row for number in concurrency async for row in _rows("vllm", sampler, processor, number, rounds)]
     sampler.close()
     reference = TransformersSampler(folder)
@@ -144,7 +144,7 @@ class Decision:
             prompt_ids=processor.prompt_ids(INSTRUCTION, 1 + is_chunk),
             images=tuple(rng.integers(0, 256, (1 + is_chunk, 64, 64, 3), np.uint8)),
             stop_ids=(),
-            max_tokens=processor.num_action_tokens,
+            max_tokens=processor.decoding.num_actions,
             temperature=1.0,
             seed=self.seed + 1000 * number,
         )
@@ -162,7 +162,7 @@ class Decision:
             request = await self._say(sampler, request, THOUGHT_TOKENS)
         request = _longer(request, [vocabulary.mark_ids["<act>"]])
         if self.way == "parallel":
-            request = replace(request, action_ids=vocabulary.action_ids, slot_ids=vocabulary.slot_ids)
+            request = replace(request, num_actions=self.processor.decoding.num_actions)
         await sampler.sample(request)
 
     async def _say(self, sampler: Sampler, request: SampleRequest, num_tokens: int) -> SampleRequest:

@@ -28,7 +28,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,8 +39,9 @@ from measuring import Run
 from rlvla.config import GRPOConfig
 from rlvla.learner import collate, loss
 from rlvla.learner.collate import KINDS, Batch, Row
-from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import load_model, load_to_train
 from rlvla.types import Group, SegmentKind
 
 
@@ -59,14 +60,18 @@ def to_horizon(rows: Sequence[Row], horizon: int) -> list[Row]:
     return filled
 
 
-def widen(batch: Batch, length: int, pad_id: int) -> Batch:
+def widen(batch: Batch, length: int) -> Batch:
     """Pad a batch on the right to `length` tokens."""
-    missing = length - batch.input_ids.shape[1]
-    pads = {"input_ids": pad_id, "attention_mask": 0, "loss_mask": 0, "segment_kind": 0, "sampler_logprobs": 0}
-    wide = {
-        n: torch.nn.functional.pad(getattr(batch, n), (0, missing), value=v) for n, v in (pads | {"weights": 0}).items()
-    }
-    return replace(batch, **wide)
+    missing = length - batch.loss_mask.shape[1]
+    names = ("loss_mask", "segment_kind", "sampler_logprobs", "weights")
+    return replace(batch, **{name: torch.nn.functional.pad(getattr(batch, name), (0, missing)) for name in names})
+
+
+def widen_inputs(inputs: Mapping[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
+    """Pad what holds a number for each token on the right to `length` tokens."""
+    shape = inputs["input_ids"].shape
+    missing = (0, length - shape[1])
+    return {n: torch.nn.functional.pad(t, missing) if t.shape == shape else t for n, t in inputs.items()}
 
 
 class _Baseline:
@@ -76,7 +81,8 @@ class _Baseline:
         self._cfg = cfg
         self._dtype = getattr(torch, cfg.learner.dtype)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._processor = PolicyProcessor.load(cfg.model)
+        self._policy = Thinker(PolicyProcessor.load(cfg.model))
+        self._processor = self._policy.processor
         self._pad_id = self._processor.hf_processor.tokenizer.pad_token_id or 0
 
     def _train(self, model: Any) -> None:
@@ -122,11 +128,11 @@ class PaddedLearner(_Baseline):
     def __init__(self, cfg: GRPOConfig) -> None:
         super().__init__(cfg)
         checkpoints = cfg.learner.gradient_checkpointing
-        model = policy.load_to_train(cfg.model, self._dtype, lora=cfg.learner.lora, gradient_checkpointing=checkpoints)
+        model = load_to_train(cfg.model, self._dtype, lora=cfg.learner.lora, gradient_checkpointing=checkpoints)
         self._train(model.train(checkpoints))
         self._reference = None
         if cfg.loss.kl_coef:
-            self._reference = policy.load_model(cfg.model, self._dtype).to(self._device).eval().requires_grad_(False)
+            self._reference = load_model(cfg.model, self._dtype).to(self._device).eval().requires_grad_(False)
 
     def run_padded(self, groups: Sequence[Group], horizon: int) -> Run:
         """One step over the whole horizon of every trajectory, all rows at the longest length that is admitted."""
@@ -136,7 +142,7 @@ class PaddedLearner(_Baseline):
     def run_longest(self, groups: Sequence[Group]) -> Run:
         """One step over the turns that were played, all rows at the length of the longest."""
         live = self._live(groups)
-        return self._timed(live, live, max(len(row.token_ids) for row in live))
+        return self._timed(live, live, max(row.num_tokens for row in live))
 
     def _backward(self, rows: Sequence[Row], *length: int) -> None:
         weights = loss.token_weights(
@@ -147,14 +153,8 @@ class PaddedLearner(_Baseline):
         )
         weighted = [replace(row, token_weight=w) for row, w in zip(rows, weights.tolist(), strict=True)]
         for part in self._parts(weighted):
-            batch = widen(collate.to_batch(part, self._pad_id), *length, self._pad_id)
-            inputs = self._moved(
-                self._processor.forward_inputs(
-                    batch.input_ids, batch.attention_mask, batch.is_act, batch.num_prefix_tokens
-                )
-                | self._processor.pixel_inputs(batch.images)
-            )
-            batch = batch.to(self._device)
+            batch = widen(collate.to_batch(part), *length).to(self._device)
+            inputs = widen_inputs(self._policy.inputs(batch.turns, self._device, self._dtype), *length)
             reference = None
             if self._reference is not None:
                 with torch.no_grad():
@@ -173,9 +173,7 @@ class PaddedLearner(_Baseline):
             (token_loss * batch.weights).sum().backward()
 
     def _logprobs(self, model: torch.nn.Module, batch: Batch, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        episode = self._cfg.episode
-        temperatures = {"temperature": episode.temperature, "action_temperature": episode.action_temperature}
-        return policy.token_logprobs(model, inputs, first=batch.first, **temperatures)[0]
+        return self._policy.logprobs(model, inputs, self._cfg.episode, first=batch.first)[0]
 
 
 def measure_trl(
@@ -211,7 +209,7 @@ class _TRLLearner(_Baseline):
         from trl import GRPOTrainer
 
         self._trainer: Any = GRPOTrainer(
-            model=policy.load_to_train(cfg.model, self._dtype),
+            model=load_to_train(cfg.model, self._dtype),
             args=_arguments(cfg, folder),
             reward_funcs=lambda **_: [],
             train_dataset=datasets.Dataset.from_list([{"prompt": "none"}] * cfg.group_size),

@@ -27,9 +27,9 @@ import numpy as np
 import tyro
 
 from measuring import measure, table, write_result
-from rlvla_envs.libero import SETTLE_ACTION, LiberoEnv
-from rlvla_envs.libero_camera import CAMERAS
-from rlvla_envs.libero_tasks import SUITES, LiberoTask, load_init_states
+from rlvla_envs.libero.camera import CAMERAS
+from rlvla_envs.libero.env import SETTLE_ACTION, LiberoEnv
+from rlvla_envs.libero.tasks import SUITES, LiberoTask, load_init_states
 
 CHUNK_LENGTH = 8
 """Open-loop steps per decision of OpenVLA-OFT on LIBERO (`num_open_loop_steps`)."""

@@ -32,13 +32,15 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from measuring import Run
 from ours import rollout_run
 from rlvla.config import GRPOConfig
-from rlvla.policies.thinker import policy
+from rlvla.policies.models.backbones import placeholder_ids
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.tools import load_tools
+from rlvla.policies.thinker.scoring import next_logits
+from rlvla.policies.weights import load_model
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job
 from rlvla.rollout.env_process import EnvPool
-from rlvla.rollout.episode import Decider, run_episode
+from rlvla.rollout.episode import run_episode
 from rlvla.types import Trajectory
 
 
@@ -68,10 +70,10 @@ class LockstepBatch:
 
     def __init__(self, model: Any, num_rows: int, dtype: torch.dtype = torch.float32) -> None:
         self.processor = PolicyProcessor.load(model)
-        if self.processor.prefix_attention != "causal":
-            raise ValueError(f"{model}: generate knows no prefix_attention: {self.processor.prefix_attention}")
+        if self.processor.settings.prefix_attention != "causal":
+            raise ValueError(f"{model}: generate knows no prefix_attention: {self.processor.settings.prefix_attention}")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = policy.load_model(model, dtype).to(self._device).eval()
+        self._model = load_model(model, dtype).to(self._device).eval()
         self._pad_id = self.processor.hf_processor.tokenizer.pad_token_id or 0
         self._prompts: list[SampleRequest] = [None] * num_rows  # type: ignore[list-item]
         """Of each row, what its last decision began with."""
@@ -140,7 +142,7 @@ class LockstepBatch:
         """The chunks of these rows out of one forward."""
         requests = [self._requests[row] for row in rows]
         contexts = [self.processor.expand(request.prompt_ids, request.images) for request in requests]
-        action_ids, num_actions = list(requests[0].action_ids), requests[0].num_actions
+        action_ids, num_actions = list(self.processor.vocabulary.action_ids), requests[0].num_actions
         first = torch.tensor([[len(context)] for context in contexts])
         # As the learner scores them: padded on the right, with any action in the place of each.
         any_actions = np.full(num_actions, action_ids[0], np.int32)
@@ -148,7 +150,7 @@ class LockstepBatch:
         columns = torch.arange(ids.shape[1])[None]
         is_act = (columns >= first) & (columns < first + num_actions)
         inputs = self._to_device(self.processor.forward_inputs(ids, mask, is_act), requests)
-        logits = policy.next_logits(self._model, inputs)[:, :, action_ids]  # of the tokens from column 1 on
+        logits = next_logits(self._model, inputs)[:, :, action_ids]  # of the tokens from column 1 on
         logits = logits[is_act[:, 1:].to(self._device)]
         if temperature := requests[0].temperature:
             bins = torch.multinomial(torch.softmax(logits / temperature, -1), 1)
@@ -175,7 +177,7 @@ class LockstepBatch:
         return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
 
     def _generation_config(self, request: SampleRequest, max_tokens: int) -> GenerationConfig:
-        never = (*policy.placeholder_ids(self._model.config), *request.banned_ids, *self.processor.vocabulary.slot_ids)
+        never = (*placeholder_ids(self._model.config), *request.banned_ids, *self.processor.vocabulary.slot_ids)
         sampling = {"temperature": request.temperature, "top_k": 0, "top_p": 1.0} if request.temperature else {}
         return GenerationConfig(
             max_new_tokens=max_tokens,
@@ -222,11 +224,8 @@ class LockstepRollout:
     def __init__(self, cfg: GRPOConfig, num_rows: int) -> None:
         self._batch = LockstepBatch(cfg.model, num_rows, getattr(torch, cfg.sampler.dtype))
         self._pool = EnvPool(cfg.env, num_rows, cfg.cluster.envs_per_process)
-        tools, processor = load_tools(cfg.episode.tools), self._batch.processor
-        self._deciders = [
-            Decider(sampler=_RowSampler(self._batch, row), processor=processor, tools=tools, config=cfg.episode)
-            for row in range(num_rows)
-        ]
+        policy = Thinker(self._batch.processor)
+        self._deciders = [policy.decider(_RowSampler(self._batch, row), cfg.episode) for row in range(num_rows)]
         torch.manual_seed(cfg.seed)
 
     def __enter__(self) -> LockstepRollout:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ import tyro
 
 from measuring import ROOT, checkpoint_name, latencies, set_environment, table, write_result
 from rlvla.config import EpisodeConfig, EvaluateConfig, load
+from rlvla.policies.thinker.deciding import Decider
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import Recall
 from rlvla.protocols import SampleOutput, Sampler, SampleRequest
 from rlvla.rollout.env_server import make_env
-from rlvla.rollout.episode import Decider, EnvThread, decide, observe, run_episode
+from rlvla.rollout.env_thread import EnvThread
+from rlvla.rollout.episode import observe, run_episode
 from rlvla.rollout.tasks import TaskStream, most_images
 from rlvla.types import SegmentKind, TaskSpec, Trajectory, Turn
 
@@ -101,7 +102,6 @@ def measure(
         max_images=most_images(cfg.env, cfg.episode),
         max_model_len=cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster`
         seed=seed,
-        action_decoding=processor.action_decoding,
     )
     asyncio.run(measure_rollout(sampler, processor, cfg, first))
     fast = asyncio.run(measure_rollout(sampler, processor, cfg, tasks))
@@ -177,7 +177,7 @@ class ChunkSampler:
         vocabulary = self.processor.vocabulary
         if request.num_actions or request.prompt_ids[-1] != vocabulary.mark_ids["<act>"]:
             return await self.sampler.sample(request)
-        num_tokens = min(request.max_tokens, self.processor.num_action_tokens + 1)
+        num_tokens = min(request.max_tokens, self.processor.decoding.num_actions + 1)
         output = await self.sampler.sample(replace(request, max_tokens=num_tokens, stop_ids=()))
         is_action = np.isin(output.token_ids, vocabulary.action_ids)
         ids = np.where(is_action, output.token_ids, vocabulary.action_ids[0]).astype(np.int32)
@@ -204,8 +204,7 @@ async def measure_decisions(
     for _ in range(rounds + 1):
         for name, config in modes.items():
             warms_up = name not in turns
-            tools = load_tools(config.tools)
-            decider = Decider(sampler=samplers[name], processor=processor, tools=tools, config=config)
+            decider = Thinker(processor).decider(samplers[name], config)
             played = await _decide(decider, env, tasks.take(num_decisions))
             turns[name] = [] if warms_up else turns[name] + played
             samplers[name].num_replaced *= not warms_up
@@ -217,16 +216,17 @@ async def measure_decisions(
 
 async def _decide(decider: Decider, env: EnvThread, tasks: Sequence[TaskSpec]) -> list[Turn]:
     """A decision at each of these states, as if each led to the next; after a malformed one comes a first one."""
-    recall, turns = Recall(), []
+    memory, turns = None, []
+
+    async def in_env(function: Callable[[], Any]) -> Any:
+        return await env.call(lambda _: function())
+
     for task in tasks:
         options = {"task_id": task.task_id, "init_state_id": task.init_state_id}
         observation = await env.call(lambda e, t=task, o=options: observe(e, e.reset(seed=t.seed, options=o)[0]))
-        decision = await decide(decider, observation, env, seed=task.seed, recall=recall)
+        decision = await decider.decide(observation, in_env, seed=task.seed, memory=memory)
         turns.append(decision.turn)
-        every, carries = decider.config.think_every, decider.processor.carry_thought
-        recall = (
-            recall.after(decision.turn, think_every=every, carry_thought=carries) if decision.end is None else Recall()
-        )
+        memory = decision.memory if decision.end is None else None
     return turns
 
 
@@ -248,7 +248,7 @@ async def measure_rollout(
     sampler: Sampler, processor: PolicyProcessor, cfg: EvaluateConfig, tasks: Sequence[TaskSpec]
 ) -> tuple[float, list[Trajectory]]:
     """Seconds that the episodes take, and their trajectories in the tasks' order; envs are made before."""
-    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(cfg.episode.tools), config=cfg.episode)
+    decider = Thinker(processor).decider(sampler, cfg.episode)
     envs = [EnvThread(lambda: make_env(cfg.env)) for _ in range(min(cfg.cluster.envs_per_actor, len(tasks)))]
     await asyncio.gather(*(env.call(lambda e: e.reset(seed=0)) for env in envs))
     pending = iter(enumerate(tasks))

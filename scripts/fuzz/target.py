@@ -21,8 +21,8 @@ atexit.register(shutil.rmtree, FOLDER)
 _WORDS = """
 { } [ ] " : , null true NaN Infinity 1e999 1000000000000 -1 \\ud800 999999999999999999999999999999999999999
 <think> </think> <tool> </tool> <act> </act> name arguments bbox image zoom_in thought decision attempt is_judge reply
-turns end &a *a << !!python/object - | 2001-99-99 !!int group_size .inf 0o7 ../ codec num_bins parallel norm_stats action mask
-min n_action_bins image_token_index action_token_end use_fused_vision_backbone rope_scaling dtype
+turns end &a *a << !!python/object - | 2001-99-99 !!int group_size .inf 0o7 ../ codec num_bins parallel norm_stats
+action mask min n_action_bins image_token_index action_token_end use_fused_vision_backbone rope_scaling dtype
 module. .ls2.gamma [0] F32 BF16 C64 F8_E4M3 F4 IHDR IDAT PLTE tRNS IEND ftyp moov mdat stsz stco avcC esds
 #EXTM3U ffconcat v2.0 v3.0 {0} {episode_index:99d}
 """

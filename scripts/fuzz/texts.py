@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from rlvla.annotation import schema
 from rlvla.config import EvaluateConfig, GRPOConfig, to_dict
 from rlvla.config.file import ConfigError, explain, parse_yaml
+from rlvla.policies.markup import MARKS, ToolCall, parse, parse_call, parse_text, split_text
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.policies.thinker.markup import MARKS, ToolCall, parse, parse_call, parse_text, split_text
 from rlvla.policies.thinker.tools import call_tool, load_tools
 from rlvla.types import Annotation, Observation, SegmentKind
 from target import refused, target

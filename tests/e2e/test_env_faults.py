@@ -22,6 +22,7 @@ from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.settings import Settings
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import TaskStream
@@ -143,7 +144,7 @@ def libero_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, hf_processor = build_tiny(TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1), [ZOOM], 16, seed=0)
     codec = QuantileCodec(low=(-1.0,) * 7, high=(1.0,) * 7, num_bins=16, chunk_length=40)
     path = tmp_path_factory.mktemp("libero") / "policy"
-    save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    save_policy(model, PolicyProcessor.create(hf_processor, Settings(codec=codec)), path)
     return path
 
 

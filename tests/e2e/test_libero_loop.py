@@ -39,8 +39,8 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "env": ENV,
         "num_episodes": 2,
         "chunk_length": CHUNK,
-        "expert": "rlvla_envs.libero_record:play",
-        "annotator": "rlvla_envs.libero_annotate:annotate",
+        "expert": "rlvla_envs.libero.record:play",
+        "annotator": "rlvla_envs.libero.annotate:annotate",
     }
     recipe("annotate", config, folder)
     return folder / "demos"
@@ -80,7 +80,7 @@ def test_sft_grpo_evaluation_and_report(sft: Path, tmp_path: Path) -> None:
     checkpoint = sft / "checkpoint"
     processor = PolicyProcessor.load(checkpoint)
     assert processor.codec.chunk_shape == (CHUNK, 7)
-    assert processor.trained_suites == ("libero_object",)
+    assert processor.settings.trained_suites == ("libero_object",)
     grpo: dict[str, Any] = {
         "model": str(checkpoint),
         "output": str(tmp_path / "grpo"),

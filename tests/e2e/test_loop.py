@@ -26,7 +26,7 @@ EPISODE = {"max_turn_tokens": 192, "max_think_tokens": 16, "max_tool_calls": 2}
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("loop")
-    template = {"annotator": "rlvla_envs.tabletop_annotate:annotate", "checks": {"names": ["markup"], "looks": [0, 2]}}
+    template = {"annotator": "rlvla_envs.tabletop.annotate:annotate", "checks": {"names": ["markup"], "looks": [0, 2]}}
     recipe("annotate", {"output": f"{folder}/demos", "env": ENV, "num_episodes": 64, **template}, folder)
     return folder / "demos"
 

@@ -13,14 +13,14 @@ import torch
 from rlvla.data import dataset
 from rlvla.data.types import Demonstration
 from rlvla.durable.trajectories import load_trajectories
-from rlvla.learner.collate import to_batch, to_row
-from rlvla.policies.thinker import policy
+from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.actions import BinCodec
-from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import load_model
 from rlvla.run.metrics import read_metrics
 from rlvla.types import SegmentKind, Trajectory
-from rlvla_envs.tabletop import TabletopEnv
+from rlvla_envs.tabletop.env import TabletopEnv
 from tests import openvla_checkpoints as published
 from tests.e2e.run import recipe
 
@@ -120,15 +120,12 @@ def evaluated(checkpoint: Path, output: Path) -> list[Trajectory]:
 
 def check_rescored(checkpoint: Path, trajectories: list[Trajectory], num_act_tokens: int) -> None:
     """The checkpoint, loaded once more and in transformers, gives the log-probabilities that vLLM gave."""
-    processor, model = PolicyProcessor.load(checkpoint), policy.load_model(checkpoint)
+    processor, model = PolicyProcessor.load(checkpoint), load_model(checkpoint)
     turns = [t.turns[0] for t in trajectories if t.turns[0].actions.size]
     assert turns
-    batch = to_batch([to_row(turn) for turn in turns], processor.hf_processor.tokenizer.pad_token_id)
-    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
+    policy = Thinker(processor)
     with torch.no_grad():
-        logprobs, _ = policy.token_logprobs(
-            model, {**inputs, **processor.pixel_inputs(batch.images)}, first=batch.first
-        )
+        logprobs, _ = policy.logprobs(model, policy.inputs(turns, "cpu", torch.float32))
     for row, turn in zip(logprobs, turns, strict=True):
         sampled = turn.loss_mask
         np.testing.assert_allclose(row.numpy()[: len(sampled)][sampled], turn.sampler_logprobs[sampled], atol=1e-4)

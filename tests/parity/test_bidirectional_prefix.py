@@ -11,10 +11,10 @@ import torch
 
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import EvaluateConfig, SamplerConfig
-from rlvla.learner.collate import to_batch, to_row
-from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.scoring import token_logprobs
+from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleRequest
 from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
@@ -41,7 +41,7 @@ def processor(checkpoint):
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    return policy.load_model(checkpoint).eval()
+    return load_model(checkpoint).eval()
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +84,14 @@ def garbage(processor: PolicyProcessor) -> Turn:
 
 def score(model: Any, processor: PolicyProcessor, turns: list[Turn], **options: Any) -> list[torch.Tensor]:
     """The logprobs of each turn's tokens, 0 where none was sampled."""
-    batch = to_batch([to_row(turn) for turn in turns], pad_id=0)
-    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act, batch.num_prefix_tokens)
-    inputs |= processor.pixel_inputs(batch.images)
-    logprobs, _ = policy.token_logprobs(model, inputs, **{**tiny.TEMPERATURES, **options})
-    logprobs = logprobs * batch.loss_mask
-    return [row[: len(turn.token_ids)] for row, turn in zip(logprobs, turns, strict=True)]
+    logprobs, _ = token_logprobs(model, tiny.inputs(processor, *turns), **{**tiny.TEMPERATURES, **options})
+    rows = [row[: len(turn.token_ids)] for row, turn in zip(logprobs, turns, strict=True)]
+    return [row * torch.from_numpy(turn.loss_mask) for row, turn in zip(rows, turns, strict=True)]
 
 
 @torch.no_grad()
 def test_logprobs_are_those_of_a_row_at_a_time(model, processor, turns):
-    causal = replace(processor, prefix_attention="causal")
+    causal = tiny.causally(processor)
     for scored, other, turn in zip(score(model, processor, turns), score(model, causal, turns), turns, strict=True):
         expected = tiny.oracle(model, processor, turn) * torch.from_numpy(turn.loss_mask)
         assert (scored - expected).abs().max() < TOLERANCE
@@ -125,12 +122,12 @@ def test_what_the_policy_says_first_is_no_prompt(model, processor, turns):
 def test_the_prompt_of_a_turn_ends_before_an_injected_mark(processor, turns):
     expected = len(processor.expand(processor.prompt_ids(tiny.INSTRUCTION, 1), [tiny.image(0)]))
     assert [turn.num_prefix_tokens for turn in turns] == [expected] * 4
-    assert [to_row(turn).num_prefix_tokens for turn in turns] == [expected] * 4
+    assert [turn.num_prefix_tokens for turn in turns] == [expected] * 4
 
 
 @torch.no_grad()
 def test_attentions_agree(checkpoint, processor, turns):
-    model = policy.load_model(checkpoint).eval()
+    model = load_model(checkpoint).eval()
     expected = score(model, processor, turns)
     model.set_attn_implementation({"text_config": "eager"})
     for scored, other in zip(score(model, processor, turns), expected, strict=True):
@@ -146,11 +143,11 @@ async def test_the_transformers_sampler_says_what_the_learner_says(sampler, mode
 
 
 async def test_new_weights_act_at_once_and_must_be_all_of_them(checkpoint, processor):
-    sampler, model = TransformersSampler(checkpoint), policy.load_model(checkpoint)
+    sampler, model = TransformersSampler(checkpoint), load_model(checkpoint)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    weights = {name: tensor.detach().numpy() for name, tensor in policy.named_weights(model)}
+    weights = {name: tensor.detach().numpy() for name, tensor in named_weights(model)}
     some = dict(list(weights.items())[1:])
     with pytest.raises(ValueError, match="1 weights are missing or not in the checkpoint"):
         sampler.load_weights(some, 3)
@@ -179,7 +176,7 @@ async def test_a_request_must_say_how_long_its_prompt_is(sampler, processor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_check_passes_and_fails_where_the_mask_is_ignored(checkpoint, processor, dtype):
-    model = policy.load_model(checkpoint, dtype)
+    model = load_model(checkpoint, dtype)
     check_hybrid(model, processor)
     forward = model.forward
 
@@ -208,7 +205,7 @@ def test_the_check_passes_and_fails_where_the_mask_is_ignored(checkpoint, proces
 
 
 def test_a_checkpoint_keeps_it_and_vllm_refuses_it(checkpoint, processor, tmp_path):
-    assert processor.prefix_attention == "bidirectional"
+    assert processor.settings.prefix_attention == "bidirectional"
     expected = "prefix_attention: bidirectional.* set sampler.backend to transformers"
     with pytest.raises(SamplerError, match=expected):
         VLLMSampler(checkpoint, SamplerConfig(), max_images=1, max_model_len=256)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.config import LoraConfig, SamplerConfig
-from rlvla.learner.collate import to_batch, to_row
+from rlvla.config import EpisodeConfig, LoraConfig, SamplerConfig
 from rlvla.policies.models.lora import Adapter, take
-from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.policy import Thinker, save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import load_to_train
 from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.sampler import VLLMSampler
 from rlvla.types import Turn
@@ -38,12 +38,9 @@ def train(model: Any, seed: int) -> Adapter:
 
 def mismatch(model: Any, processor: PolicyProcessor, turn: Turn) -> float:
     """Largest |sampler - learner| logprob of a sampled token, nats."""
-    batch = to_batch([to_row(turn)], pad_id=0)
-    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
-    inputs |= processor.pixel_inputs(batch.images)
-    banned_ids = processor.vocabulary.banned_ids("zoom")
+    episode = EpisodeConfig(action_temperature=0.5)
     with torch.no_grad():
-        logprobs, _ = policy.token_logprobs(model, inputs, action_temperature=0.5, banned_ids=banned_ids)
+        logprobs, _ = Thinker(processor).logprobs(model, tiny.inputs(processor, turn), episode)
     return float(np.abs(logprobs[0].numpy() - turn.sampler_logprobs)[turn.loss_mask].max())
 
 
@@ -55,10 +52,10 @@ async def test_learner_and_samplers_agree_on_every_adapter(
 ) -> None:
     path = tiny.save(architecture, tmp_path)
     processor = PolicyProcessor.load(path)
-    model = policy.load_to_train(path, lora=LORA, token_ids=processor.vocabulary.own_ids)
+    model = load_to_train(path, lora=LORA, token_ids=processor.vocabulary.own_ids)
     if has_adapter:
         train(model, seed=0)
-        policy.save_policy(model, processor, path)
+        save_policy(model, processor, path)
     samplers: list[Any] = [
         TransformersSampler(path),
         VLLMSampler(
@@ -66,7 +63,6 @@ async def test_learner_and_samplers_agree_on_every_adapter(
             SamplerConfig(kv_cache_mb=64),
             max_images=3,
             max_model_len=384,
-            action_decoding=processor.action_decoding,
             lora=None if has_adapter else LORA,
         ),
     ]

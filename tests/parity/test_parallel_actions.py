@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.learner.collate import Batch, to_batch, to_row
-from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.scoring import token_logprobs
+from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleRequest
 from rlvla.samplers.local import TransformersSampler
 from rlvla.types import Turn
@@ -35,7 +35,7 @@ def processor(checkpoint):
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    return policy.load_model(checkpoint).eval()
+    return load_model(checkpoint).eval()
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +47,9 @@ def turns(processor) -> list[Turn]:
     ]
 
 
-def batch(turns: list[Turn]) -> Batch:
-    return to_batch([to_row(turn) for turn in turns], pad_id=0)
-
-
-def inputs(processor: PolicyProcessor, b: Batch) -> dict[str, torch.Tensor]:
-    return processor.forward_inputs(b.input_ids, b.attention_mask, b.is_act) | processor.pixel_inputs(b.images)
-
-
 def score(model: Any, processor: PolicyProcessor, turns: list[Turn], **options: Any) -> list[torch.Tensor]:
     """The logprobs of each turn's tokens."""
-    logprobs, _ = policy.token_logprobs(model, inputs(processor, batch(turns)), **{**tiny.TEMPERATURES, **options})
+    logprobs, _ = token_logprobs(model, tiny.inputs(processor, *turns), **{**tiny.TEMPERATURES, **options})
     return [row[: len(turn.token_ids)] for row, turn in zip(logprobs, turns, strict=True)]
 
 
@@ -71,9 +63,7 @@ def test_logprobs_are_those_of_a_row_at_a_time(model, processor, turns):
 
 @torch.no_grad()
 def test_entropy_is_that_of_what_was_drawn_from(model, processor, turns):
-    _, entropy = policy.token_logprobs(
-        model, inputs(processor, batch(turns)), first=2, with_entropy=True, **tiny.TEMPERATURES
-    )
+    _, entropy = token_logprobs(model, tiny.inputs(processor, *turns), first=2, with_entropy=True, **tiny.TEMPERATURES)
     assert entropy is not None
     for row, turn in zip(entropy, turns, strict=True):
         difference = row[: len(turn.token_ids)] - tiny.oracle(model, processor, turn, entropy=True)
@@ -129,7 +119,7 @@ ATTENTIONS = ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)]  
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @torch.no_grad()
 def test_attentions_agree(checkpoint, processor, turns, attention):
-    model = policy.load_model(checkpoint).eval()
+    model = load_model(checkpoint).eval()
     expected = score(model, processor, turns)
     if attention == "flex_attention" and "qwen" in model.config.model_type:
         pytest.skip("transformers has no flex_attention for Qwen-VL, and says so")
@@ -139,14 +129,14 @@ def test_attentions_agree(checkpoint, processor, turns, attention):
 
 
 def test_a_checkpoint_keeps_how_it_decodes(processor):
-    assert processor.action_decoding == "parallel"
-    assert processor.num_action_tokens == tiny.NUM_ACTIONS
+    assert processor.settings.action_decoding == "parallel"
+    assert processor.decoding.num_actions == tiny.NUM_ACTIONS
     assert processor.vocabulary.decode(processor.vocabulary.slot_ids[-1:]) == f"<slot_{tiny.NUM_ACTIONS - 1}>"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_check_passes_and_fails_where_the_mask_is_ignored(checkpoint, processor, dtype):
-    model = policy.load_model(checkpoint, dtype)
+    model = load_model(checkpoint, dtype)
     check_hybrid(model, processor)
     forward = model.forward
 
@@ -166,7 +156,7 @@ def test_the_check_passes_and_fails_where_the_mask_is_ignored(checkpoint, proces
 
 
 def test_flash_attention_is_refused(checkpoint):
-    model = policy.load_model(checkpoint)
+    model = load_model(checkpoint)
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
     where = (
         r"attn_implementation is 'flash_attention_2'.* action_decoding.*leave it out of the checkpoint's config\.json"
@@ -181,7 +171,7 @@ def test_a_checkpoint_chooses_its_attention_in_the_file_that_the_refusal_names(c
     chosen = []
     for attention in ("eager", None):
         (copy / "config.json").write_text(json.dumps({**config, "attn_implementation": attention}))
-        model = policy.load_model(copy)
+        model = load_model(copy)
         chosen.append(model.config.get_text_config()._attn_implementation)
     assert chosen == ["eager", "sdpa"]
 
@@ -211,11 +201,11 @@ async def test_the_transformers_sampler_says_what_the_learner_says(sampler, mode
 async def test_a_causal_chunk_comes_out_of_one_forward_too(tmp_path, architecture):
     """And takes no mask, hence goes with every attention."""
     path = tiny.save(architecture, tmp_path, action_decoding="parallel_causal")
-    processor, model = PolicyProcessor.load(path), policy.load_model(path)
-    assert (processor.is_parallel, processor.is_hybrid) == (True, False)
+    processor, model = PolicyProcessor.load(path), load_model(path)
+    assert (processor.decoding.at_once, processor.decoding.is_hybrid) == (True, False)
     sampled = await tiny.sampled_turn(TransformersSampler(path), processor, 1.3, action_temperature=0.6)
     turns = [sampled, tiny.turn(processor, num_zooms=0), tiny.turn(processor, seed=5, is_open=True)]
-    assert "block_ids" not in inputs(processor, batch(turns))
+    assert "block_ids" not in tiny.inputs(processor, *turns)
     with torch.no_grad():
         for scored, turn in zip(score(model, processor, turns), turns, strict=True):
             expected = tiny.oracle(model, processor, turn)
@@ -244,16 +234,16 @@ async def test_a_prompt_without_images_does_not_depend_on_the_one_before(tmp_pat
     ids = torch.from_numpy(np.concatenate([output.context_ids, output.token_ids])).long()[None]
     inputs = processor.forward_inputs(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
     with torch.no_grad():
-        logprobs, _ = policy.token_logprobs(policy.load_model(path), inputs)
+        logprobs, _ = token_logprobs(load_model(path), inputs)
     assert np.abs(logprobs[0, len(output.context_ids) :].numpy() - output.logprobs).max() < 1e-4
 
 
 async def test_new_weights_act_at_once_with_a_new_version(checkpoint, processor):
-    sampler, model = TransformersSampler(checkpoint), policy.load_model(checkpoint)
+    sampler, model = TransformersSampler(checkpoint), load_model(checkpoint)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    sampler.load_weights({name: tensor.detach().numpy() for name, tensor in policy.named_weights(model)}, 3)
+    sampler.load_weights({name: tensor.detach().numpy() for name, tensor in named_weights(model)}, 3)
     turn = await tiny.sampled_turn(sampler, processor, 1.0)
     (scored,) = score(model, processor, [turn], temperature=1.0, action_temperature=0.5)
     assert np.abs(scored.detach().numpy() - turn.sampler_logprobs)[turn.loss_mask].max() < 1e-4

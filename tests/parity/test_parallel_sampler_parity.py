@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from rlvla.config import SamplerConfig
-from rlvla.policies.thinker import policy
+from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.scoring import token_logprobs
+from rlvla.policies.thinker.settings import Settings
+from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.samplers.vllm.plugin.request import ActionBlock, encode_ids, take_actions
 from rlvla.samplers.vllm.sampler import VLLMSampler
@@ -39,7 +42,7 @@ def checkpoint(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("parallel") / request.param
     model, hf_processor = build(request.param, CORPUS, NUM_BINS)
     codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=NUM_BINS, chunk_length=1)
-    policy.save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    save_policy(model, PolicyProcessor.create(hf_processor, Settings(codec=codec)), path)
     return path
 
 
@@ -63,7 +66,7 @@ def processor(checkpoint):
 
 @pytest.fixture
 def model(checkpoint):
-    return policy.load_model(checkpoint)
+    return load_model(checkpoint)
 
 
 def action_request(
@@ -141,7 +144,7 @@ def word_mismatch(model, processor, asked: SampleRequest, output: SampleOutput) 
         **processor.pixel_inputs([asked.images]),
     }
     with torch.no_grad():
-        logprobs, _ = policy.token_logprobs(model, inputs, temperature=asked.temperature)
+        logprobs, _ = token_logprobs(model, inputs, temperature=asked.temperature)
     return float(np.abs(logprobs[0, len(output.context_ids) :].numpy() - output.logprobs).max())
 
 
@@ -294,7 +297,7 @@ async def test_new_weights_act_at_once(sampler, processor, model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    weights = {name: tensor.detach().numpy() for name, tensor in policy.named_weights(model)}
+    weights = {name: tensor.detach().numpy() for name, tensor in named_weights(model)}
     await asyncio.to_thread(sampler.load_weights, weights, 3)
     assert mismatch(model, processor, asked, old) > 100 * TOLERANCE
     for one in (asked, replace(asked, seed=8)):  # cold and warm

@@ -12,10 +12,11 @@ from transformers import AutoConfig
 
 from rlvla.config import ActionDecoding, SamplerConfig
 from rlvla.policies.models.openvla.config import OpenVLAConfig
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.action_slots import add_slots
 from rlvla.policies.thinker.actions import QuantileCodec
+from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.settings import Settings
+from rlvla.policies.thinker.vocabulary import add_slots
 from rlvla.protocols import SampleRequest
 from rlvla.samplers.vllm.plugin.request import EXTRA_ARG
 from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
@@ -29,7 +30,7 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("start") / "idefics3"
     model, hf_processor = build("idefics3", ["press the red pad"], 8)
     codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=8, chunk_length=1)
-    policy.save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    save_policy(model, PolicyProcessor.create(hf_processor, Settings(codec=codec)), path)
     return path
 
 
@@ -136,7 +137,7 @@ def test_slots_that_have_learned_nothing_are_no_words_to_test_with(tmp_path):
     codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=8, chunk_length=64)
     add_slots(model, hf_processor, 64)
     processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, action_decoding="parallel")
-    policy.save_policy(model, processor, tmp_path)
+    save_policy(model, processor, tmp_path)
     start(tmp_path).close()
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.config import SamplerConfig
-from rlvla.learner.collate import to_batch, to_row
-from rlvla.policies.thinker import policy
+from rlvla.config import EpisodeConfig, SamplerConfig
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import load_model
 from rlvla.samplers.vllm.sampler import VLLMSampler
 from tests import parallel_policies as tiny
 
@@ -27,9 +27,9 @@ CASES += [(name, "parallel_causal") for name in ("idefics3", "qwen2_5_vl", "open
 @pytest.mark.parametrize(("architecture", "action_decoding"), CASES)
 async def test_vllm_transformers_and_learner_agree_on_a_turn_with_three_images(tmp_path, architecture, action_decoding):
     path = tiny.save(architecture, tmp_path, action_decoding=action_decoding)
-    processor, model = PolicyProcessor.load(path), policy.load_model(path).eval()
+    processor, model = PolicyProcessor.load(path), load_model(path).eval()
     limits = {"max_images": 3, "max_model_len": 256}
-    sampler = VLLMSampler(path, SamplerConfig(kv_cache_mb=64), action_decoding=action_decoding, **limits)
+    sampler = VLLMSampler(path, SamplerConfig(kv_cache_mb=64), **limits)
     asked = {"action_temperature": tiny.TEMPERATURES["action_temperature"], "num_cameras": 2, "mode": "think"}
     cold = await tiny.sampled_turn(sampler, processor, tiny.TEMPERATURES["temperature"], **asked)
     warm = await tiny.sampled_turn(sampler, processor, tiny.TEMPERATURES["temperature"], **asked)
@@ -37,11 +37,9 @@ async def test_vllm_transformers_and_learner_agree_on_a_turn_with_three_images(t
     await asyncio.to_thread(sampler.close)
 
     banned_ids = processor.vocabulary.banned_ids("think")
-    batch = to_batch([to_row(cold), to_row(warm)], pad_id=0)
-    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
-    inputs |= processor.pixel_inputs(batch.images)
     with torch.no_grad():
-        learned, _ = policy.token_logprobs(model, inputs, banned_ids=banned_ids, **tiny.TEMPERATURES)
+        episode = EpisodeConfig(mode="think", **tiny.TEMPERATURES)
+        learned, _ = Thinker(processor).logprobs(model, tiny.inputs(processor, cold, warm), episode)
         by_hand = [tiny.oracle(model, processor, turn, banned_ids=banned_ids) for turn in (cold, warm)]
     for turn, scored, expected in zip((cold, warm), learned, by_hand, strict=True):
         assert len(turn.images) == 3

@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from rlvla.config import SamplerConfig
-from rlvla.policies.thinker import policy
+from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.scoring import token_logprobs
+from rlvla.policies.thinker.settings import Settings
+from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
 from tests.tiny_checkpoints import ARCHITECTURES, build
@@ -35,7 +38,7 @@ def checkpoint(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("parity") / request.param
     model, hf_processor = build(request.param, CORPUS, 8)
     codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=8, chunk_length=1)
-    policy.save_policy(model, PolicyProcessor.create(hf_processor, codec, carry_thought=False), path)
+    save_policy(model, PolicyProcessor.create(hf_processor, Settings(codec=codec)), path)
     return path
 
 
@@ -57,7 +60,7 @@ def processor(checkpoint):
 
 @pytest.fixture
 def model(checkpoint):
-    return policy.load_model(checkpoint)
+    return load_model(checkpoint)
 
 
 def request(processor: PolicyProcessor, **changes) -> SampleRequest:
@@ -80,7 +83,7 @@ def mismatch(model, processor, asked: SampleRequest, output: SampleOutput) -> fl
         **processor.pixel_inputs([asked.images]),
     }
     with torch.no_grad():
-        logprobs, _ = policy.token_logprobs(model, inputs, temperature=asked.temperature or 1.0)
+        logprobs, _ = token_logprobs(model, inputs, temperature=asked.temperature or 1.0)
     return float(np.abs(logprobs[0, len(output.context_ids) :].numpy() - output.logprobs).max())
 
 
@@ -170,7 +173,7 @@ async def test_new_weights_act_at_once_with_a_new_version(sampler, processor, mo
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    weights = {name: tensor.detach().numpy() for name, tensor in policy.named_weights(model)}
+    weights = {name: tensor.detach().numpy() for name, tensor in named_weights(model)}
     old = asyncio.ensure_future(sampler.sample(request(processor, max_tokens=100)))
     await asyncio.sleep(0.05)  # so that it runs already
     await asyncio.to_thread(sampler.load_weights, weights, 3)
@@ -181,7 +184,7 @@ async def test_new_weights_act_at_once_with_a_new_version(sampler, processor, mo
 
 
 def test_weights_with_a_missing_name_are_refused(sampler, model):
-    weights = {name: tensor.detach().numpy() for name, tensor in policy.named_weights(model)}
+    weights = {name: tensor.detach().numpy() for name, tensor in named_weights(model)}
     name = next(iter(weights))
     del weights[name]
     with pytest.raises(ValueError, match=name):
@@ -197,7 +200,7 @@ async def test_pixels_of_old_prompts_are_let_go(sampler, processor):
 async def test_a_failed_engine_answers_everyone(checkpoint, processor, model, sampler):
     """Last of those that sample: it breaks the engine, and with it the others of this process, which share its rotary
     embeddings."""
-    weights = {name: tensor.detach().numpy() for name, tensor in policy.named_weights(model)}
+    weights = {name: tensor.detach().numpy() for name, tensor in named_weights(model)}
     name = next(name for name in weights if "embed_tokens" in name)
     weights[name] = weights[name][:, :3]
     running = [asyncio.ensure_future(sampler.sample(request(processor, seed=i))) for i in range(4)]

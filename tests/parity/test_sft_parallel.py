@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from rlvla.config import SFTConfig
 from rlvla.data.types import Demonstration
 from rlvla.learner.collate import to_row
 from rlvla.learner.sft import SFTTrainer
-from rlvla.policies.thinker.cold_start import to_turn
-from rlvla.policies.thinker.markup import print_think, print_zoom
-from rlvla.policies.thinker.policy import IMAGE_TOKEN_BIAS, placeholder_ids
+from rlvla.policies.markup import print_think, print_zoom
+from rlvla.policies.models.backbones import placeholder_ids
+from rlvla.policies.thinker.demonstrating import to_turn
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.protocols import BAN_BIAS
 from rlvla.types import Turn
 from tests import parallel_policies as tiny
 
@@ -40,7 +43,7 @@ def say(model: Any, processor: PolicyProcessor, turn: Turn, ids: list[int], sees
     num_images = ids.count(placeholder) * len(turn.images) // turn.token_ids.tolist().count(placeholder)
     row = torch.tensor([ids])
     inputs: dict[str, Any] = {"input_ids": row, **processor.pixel_inputs([turn.images[:num_images]])}
-    if processor.image_format.is_flat:  # Qwen-VL derives positions from a mask of two axes
+    if processor.backbone.is_flat:  # Qwen-VL derives positions from a mask of two axes
         inputs["mm_token_type_ids"] = (row == placeholder).int()
         grid = {"image_grid_thw": inputs["image_grid_thw"], "attention_mask": torch.ones_like(row)}
         inputs["position_ids"], _ = model.model.get_rope_index(row, inputs["mm_token_type_ids"], **grid)
@@ -55,7 +58,7 @@ def by_hand(model: Any, processor: PolicyProcessor, turn: Turn) -> torch.Tensor:
     loss = torch.zeros(())
     for t in np.flatnonzero(turn.loss_mask[: act + 1]):
         logits = say(model, processor, turn, ids[:t], sees=None)[-1].clone()
-        logits[[*placeholder_ids(model.config), *vocabulary.slot_ids]] += IMAGE_TOKEN_BIAS
+        logits[[*placeholder_ids(model.config), *vocabulary.slot_ids]] += BAN_BIAS
         loss = loss - logits.log_softmax(-1)[ids[t]]
     sees = torch.ones(close, close, dtype=torch.bool).tril()
     sees[act:, act:] = True
@@ -72,7 +75,7 @@ def test_loss_and_gradient_are_those_of_a_forward_for_each_token(tmp_path, archi
     expected = torch.stack([by_hand(reference, processor, turn) for turn in turns]).sum()
     expected.backward()
     # All that a trainer's loss asks of it; DeepSpeed would let nobody else call backward.
-    trainer: Any = SimpleNamespace(_processor=processor, _model=model, _device="cpu")
+    trainer: Any = SimpleNamespace(_policy=Thinker(processor), _model=model, _device="cpu", _cfg=SFTConfig())
     loss = SFTTrainer._token_losses(trainer, [to_row(turn) for turn in turns]).sum()
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

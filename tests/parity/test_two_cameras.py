@@ -11,10 +11,8 @@ import torch
 
 from rlvla.config import EnvConfig, EpisodeConfig, SamplerConfig
 from rlvla.learner.collate import rows, to_batch
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import Decider
+from rlvla.policies.family import load_policy
+from rlvla.policies.weights import load_model
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import run_episode
@@ -32,12 +30,12 @@ TASK = TaskSpec(suite="two", task_id=0, init_state_id=0, seed=3)
 @pytest.mark.parametrize("architecture", ["idefics3", "qwen2_5_vl"])
 def test_every_zoom_of_a_turn_with_two_cameras_is_sampled_and_scored_alike(tmp_path, architecture):
     two_cameras.save_policy(architecture, tmp_path)
-    processor, model = PolicyProcessor.load(tmp_path), policy.load_model(tmp_path)
+    policy, model = load_policy(tmp_path), load_model(tmp_path)
     max_images = most_images(ENV, EPISODE)
     assert max_images == 2 + len(two_cameras.BOXES)
     limits = {"max_images": max_images, "max_model_len": EPISODE.max_turn_tokens + 1}
-    sampler = VLLMSampler(tmp_path, SamplerConfig(kv_cache_mb=64), action_decoding="parallel", **limits)
-    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(EPISODE.tools), config=EPISODE)
+    sampler = VLLMSampler(tmp_path, SamplerConfig(kv_cache_mb=64), **limits)
+    decider = policy.decider(sampler, EPISODE)
     env = EnvThread(lambda: make_env(ENV))
     trajectory = asyncio.run(run_episode(decider, env, TASK, member=0))
     env.close()
@@ -48,10 +46,9 @@ def test_every_zoom_of_a_turn_with_two_cameras_is_sampled_and_scored_alike(tmp_p
         assert [call.box for call in turn.of_kind(SegmentKind.TOOL_CALL)] == [box for _, box in two_cameras.BOXES]
         assert len(turn.images) == max_images
     group = Group(task=TASK, trajectories=(replace(trajectory, advantage=1.0),))
-    batch = to_batch(rows([group], mask_context_full=True), pad_id=0)
-    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
-    inputs |= processor.pixel_inputs(batch.images)
-    temperatures = {"temperature": EPISODE.temperature, "action_temperature": EPISODE.action_temperature}
+    batch = to_batch(rows([group], mask_context_full=True))
     with torch.no_grad():
-        logprobs, _ = policy.token_logprobs(model, inputs, first=batch.first, **temperatures)
+        logprobs, _ = policy.logprobs(
+            model, policy.inputs(batch.turns, "cpu", torch.float32), EPISODE, first=batch.first
+        )
     assert np.abs(logprobs - batch.sampler_logprobs)[batch.loss_mask].max() < 1e-4

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rlvla.annotation.checks import CHECKS, check_decision
 from rlvla.annotation.course import check_course
 from rlvla.config import CheckConfig, CheckName
-from rlvla.policies.thinker.markup import MARKS, ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
+from rlvla.policies.markup import MARKS, ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
 from rlvla.types import Annotation, Box, SegmentKind
 from tests import takes
 

@@ -18,8 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from rlvla.annotation import schema
 from rlvla.config import GRPOConfig, to_dict
 from rlvla.config.file import ConfigError, explain, parse_yaml
+from rlvla.policies.markup import MARKS, parse_call, parse_text, print_think
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.policies.thinker.markup import MARKS, parse_call, parse_text, print_think
 from rlvla.policies.thinker.tools import call_tool, load_tools
 from rlvla.types import Annotation, Observation, SegmentKind
 

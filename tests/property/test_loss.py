@@ -61,8 +61,8 @@ def objective(
     leaves = [numbers[0].clone().requires_grad_() for numbers in case.numbers]
     total = torch.zeros((), dtype=torch.float64)
     for numbers_of_rows in micro_batches:
-        batch = collate.to_batch([case.rows[i] for i in numbers_of_rows], pad_id=0)
-        length = batch.input_ids.shape[1] + padding
+        batch = collate.to_batch([case.rows[i] for i in numbers_of_rows])
+        length = batch.loss_mask.shape[1] + padding
 
         def padded(tensors: list[torch.Tensor], length: int = length) -> torch.Tensor:
             return torch.stack([torch.nn.functional.pad(t, (0, length - len(t)), value=-3.0) for t in tensors])

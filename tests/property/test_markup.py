@@ -4,9 +4,8 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla.policies.thinker.markup import (
+from rlvla.policies.markup import (
     MARKS,
-    MIN_BOX_SIDE,
     ToolCall,
     parse,
     parse_box,
@@ -16,7 +15,7 @@ from rlvla.policies.thinker.markup import (
     print_zoom,
     split_text,
 )
-from rlvla.types import Box, SegmentKind
+from rlvla.types import MIN_BOX_SIDE, Box, SegmentKind
 
 plain_text = st.text().filter(lambda text: not any(mark in text for mark in MARKS))
 mixed_text = st.lists(st.sampled_from(MARKS) | st.text(max_size=5)).map("".join)

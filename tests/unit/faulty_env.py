@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,13 @@ def let_go(folder: Path, where: str) -> None:
     (folder / f"{where}.go").touch()
 
 
-def meet(folder: Path, where: str, signal: int) -> int:
+def meet(folder: Path, where: str, sent: int) -> int:
     """Wait until a call of `where` has begun, signal its process by its id, let the call go on; returns the id."""
     at = folder / f"{where}.at"
     _wait_for(at)
     pid = int(at.read_text())
     at.unlink()
-    os.kill(pid, signal)
+    os.kill(pid, sent)
     (folder / f"{where}.go").touch()
     return pid
 
@@ -91,6 +92,7 @@ class FaultyEnv(gymnasium.Env):
         return np.full((64, 64, 3), 50 * self._chunks, np.uint8)
 
     def close(self) -> None:
+        self._do("close")
         (self._folder / f"{self._name}.closed").touch()
 
     def _observe(self) -> dict[str, Any]:
@@ -112,6 +114,11 @@ class FaultyEnv(gymnasium.Env):
             raise SystemExit(f"the {where} gave up")
         if fault == "hang":
             time.sleep(WAIT_S)
+        if fault == "fork":  # a child that does not end with the env and holds all that it had open
+            if not (pid := os.fork()):
+                signal.pause()
+                os._exit(0)
+            (self._folder / "child").write_text(str(pid))
         if fault == "die":
             os._exit(3)
         if fault == "wait":

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from rlvla.config import LoraConfig
 from rlvla.policies.models import auto
 from rlvla.policies.models.openvla.checkpoint import CheckpointError
-from rlvla.policies.thinker import policy
+from rlvla.policies.weights import load_to_train, named_weights, prepare
 from tests import parallel_policies
 
 LORA = LoraConfig(rank=2, alpha=4.0)
@@ -24,7 +24,7 @@ LORA = LoraConfig(rank=2, alpha=4.0)
 def train_adapter(model: Path, folder: Path) -> Any:
     """A model under an adapter that acts, and peft's files of the adapter in `folder`."""
     torch.manual_seed(0)
-    adapted = policy.load_to_train(model, lora=LORA)
+    adapted = load_to_train(model, lora=LORA)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -43,10 +43,10 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_an_adapter_is_merged_into_every_kind_of_model(trained: tuple[Path, Path, Any]) -> None:
     path, adapter, adapted = trained
     merged, base = auto.load_model(path, torch.float32, adapter), auto.load_model(path, torch.float32)
-    ours, expected = dict(policy.named_weights(merged)), dict(policy.named_weights(adapted))
+    ours, expected = dict(named_weights(merged)), dict(named_weights(adapted))
     assert ours.keys() == expected.keys()
     torch.testing.assert_close(ours, expected)
-    moved = [name for name, weight in policy.named_weights(base) if not torch.equal(weight, ours[name])]
+    moved = [name for name, weight in named_weights(base) if not torch.equal(weight, ours[name])]
     assert len(moved) == len(load_file(adapter / "adapter_model.safetensors")) / 2  # A and B of each
 
 
@@ -58,7 +58,7 @@ def test_a_model_with_a_merged_adapter_trains_like_any_other(trained: tuple[Path
     assert merged.training == base.training
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # peft would say that it finds an adapter there
-        assert policy.prepare(merged, lora=LORA).num_parameters() > base.num_parameters()
+        assert prepare(merged, lora=LORA).num_parameters() > base.num_parameters()
 
 
 def test_a_folder_without_an_adapter_is_named_before_the_model_is_read(tiny_policy: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_module_that_an_adapter_replaces_is_taken_and_trains_on(with_a_head: t
     merged, base = auto.load_model(path, torch.float32, adapter), auto.load_model(path, torch.float32)
     (head,) = (weight for name, weight in adapted.named_parameters() if "modules_to_save" in name)
     assert torch.equal(merged.get_output_embeddings().weight, head)
-    assert any(torch.equal(weight, head) for _, weight in policy.named_weights(merged))
+    assert any(torch.equal(weight, head) for _, weight in named_weights(merged))
     for (name, parameter), (other, plain) in zip(merged.named_parameters(), base.named_parameters(), strict=True):
         assert (name, parameter.requires_grad) == (other, plain.requires_grad)
 

@@ -296,7 +296,7 @@ async def test_the_judge_is_the_annotator_or_another_model_or_another_server(mon
                 assert (await asked.judge.annotate(query(KEY, judged=JUDGED))).annotation == JUDGED
             assert server.asked[-1].body["model"] == model
             assert server.asked[-1].headers["Authorization"] == f"Bearer {key}"
-        async with judging("rlvla_envs.tabletop_annotate:annotate", base_url=here.url) as asked:
+        async with judging("rlvla_envs.tabletop.annotate:annotate", base_url=here.url) as asked:
             assert asked.served == {"openai.judge_model": MODEL}
 
 

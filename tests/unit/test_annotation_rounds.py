@@ -19,7 +19,7 @@ from rlvla.types import Annotation
 from tests.takes import moving
 
 OPEN, CLOSE = -1.0, 1.0
-PLUGIN = "rlvla_envs.tabletop_annotate:annotate"
+PLUGIN = "rlvla_envs.tabletop.annotate:annotate"
 GRIPPERS = [[OPEN], [OPEN], [CLOSE], [CLOSE], [OPEN]]
 KEYS = {2, 4}
 LOOK = (0, (80, 80, 180, 180))

@@ -11,7 +11,8 @@ import pytest
 from rlvla.annotation.answers import AnswerLog, checked
 from rlvla.policies.models.openvla.shards import CheckpointError, shard_names
 from rlvla.policies.thinker.actions import BinCodec, QuantileCodec
-from rlvla.policies.thinker.prompt import PolicyProcessor, parse_settings
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.settings import parse_settings
 from rlvla.policies.thinker.tools import call_tool
 
 NAN = float("nan")
@@ -23,9 +24,9 @@ NAN = float("nan")
         (b"{", "Invalid JSON"),
         (b"[]", "should be an object"),
         (b"\xff", "Invalid JSON"),
-        (b'{"codec": {}}', "carry_thought Field required"),
-        (b'{"codec": 3, "carry_thought": false}', "codec Input should be"),
-        (b'{"codec": {}, "carry_thought": false, "action_decoding": "x"}', "action_decoding Input should be"),
+        (b"{}", "codec Field required"),
+        (b'{"codec": 3}', "codec Input should be"),
+        (b'{"codec": {}, "action_decoding": "x"}', "action_decoding Input should be"),
     ],
 )
 def test_settings_of_a_policy_that_are_none_are_named(content: bytes, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,14 @@ import torch
 
 from rlvla.cluster.cluster import LearnerActor
 from rlvla.config import EpisodeConfig, GRPOConfig, LearnerConfig, LoraConfig
-from rlvla.learner.collate import to_batch, to_row
-from rlvla.policies.thinker import policy
+from rlvla.policies.thinker.policy import Thinker, save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import Decider
-from rlvla.rollout.env_thread import EnvThread
-from rlvla.rollout.episode import decide
+from rlvla.policies.weights import load_model
 from rlvla.samplers.local import TransformersSampler
 from rlvla.testing import TASK, make_trajectory
 from rlvla.types import Group, Observation, Turn
 from tests import parallel_policies as tiny
+from tests.deciding import here
 
 
 @pytest.fixture(scope="module", params=["parallel", "autoregressive"])
@@ -31,24 +29,20 @@ def checkpoint(request, tmp_path_factory) -> Path:
     model, processor = tiny.build("idefics3", path, action_decoding=request.param)
     with torch.no_grad():
         model.get_output_embeddings().weight[processor.vocabulary.mark_ids["<tool>"]] *= 20
-    policy.save_policy(model, processor, path / "policy")
+    save_policy(model, processor, path / "policy")
     return path / "policy"
 
 
 def play(checkpoint: Path, processor: PolicyProcessor, config: EpisodeConfig) -> Turn:
     """Text until the limit, or until it is malformed; behind an injected `<act>` of a parallel policy a chunk."""
-    sampler = TransformersSampler(checkpoint)
-    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(config.tools), config=config)
     observation = Observation(
         images=(tiny.image(0),),
         proprio=np.zeros(4),
         instruction=tiny.INSTRUCTION,
         zoom=lambda image, box: tiny.image(1),
     )
-    thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
-    decision = asyncio.run(decide(decider, observation, thread, seed=0))
-    thread.close()
-    return decision.turn
+    decider = Thinker(processor).decider(TransformersSampler(checkpoint), config)
+    return asyncio.run(decider.decide(observation, here, seed=0)).turn
 
 
 @pytest.mark.parametrize(
@@ -56,19 +50,15 @@ def play(checkpoint: Path, processor: PolicyProcessor, config: EpisodeConfig) ->
 )
 def test_sampler_learner_and_reference_leave_the_same_tokens_out(checkpoint, mode, lora):
     processor = PolicyProcessor.load(checkpoint)
-    temperatures = tiny.TEMPERATURES if processor.is_parallel else {"temperature": 1.3}
+    temperatures = tiny.TEMPERATURES if processor.decoding.at_once else {"temperature": 1.3}
     episode = EpisodeConfig(mode=mode, max_think_tokens=8, **temperatures)
     turn = play(checkpoint, processor, episode)
-    batch = to_batch([to_row(turn)], pad_id=0)
-    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
-    inputs |= processor.pixel_inputs(batch.images)
-    distances = {}
+    policy, model, distances = Thinker(processor), load_model(checkpoint), {}
     for banning in ("zoom", mode):
-        banned_ids = processor.vocabulary.banned_ids(banning)
         with torch.no_grad():
-            model = policy.load_model(checkpoint)
-            logprobs, _ = policy.token_logprobs(model, inputs, banned_ids=banned_ids, **temperatures)
-        distances[banning] = np.abs(logprobs - batch.sampler_logprobs)[batch.loss_mask].max()
+            inputs = policy.inputs([turn], "cpu", torch.float32)
+            logprobs, _ = policy.logprobs(model, inputs, replace(episode, mode=banning))
+        distances[banning] = np.abs(logprobs[0].numpy() - turn.sampler_logprobs)[turn.loss_mask].max()
     assert distances[mode] < 1e-4
     assert mode != "think" or distances["zoom"] > 0.1  # the policy would have called
     learner = LearnerActor()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import grpo
 from measuring import ROOT, Run, cpu_model, latencies, measure, medians, table, write_result
@@ -112,7 +113,7 @@ def test_nothing_is_learned_while_it_is_measured(tmp_path: Path) -> None:
 
 
 def test_the_padded_layout_fills_the_horizon_with_turns_that_teach_nothing() -> None:
-    from learners import to_horizon, widen
+    from learners import to_horizon, widen, widen_inputs
     from rlvla.config import AdvantageConfig
     from rlvla.learner import advantage, collate
 
@@ -121,10 +122,13 @@ def test_the_padded_layout_fills_the_horizon_with_turns_that_teach_nothing() -> 
     filled = to_horizon(rows, 5)
     assert [row.trajectory for row in filled] == [0] * 5 + [1] * 5
     assert sum(row.num_sampled_tokens for row in filled) == sum(row.num_sampled_tokens for row in rows)
-    batch = widen(collate.to_batch(filled, pad_id=0), 100, pad_id=0)
-    assert batch.input_ids.shape == batch.weights.shape == batch.sampler_logprobs.shape == (10, 100)
+    batch = widen(collate.to_batch(filled), 100)
+    assert batch.loss_mask.shape == batch.weights.shape == batch.sampler_logprobs.shape == (10, 100)
     assert str(batch.loss_mask.dtype) == "torch.bool"
-    assert int(batch.attention_mask.sum()) == sum(len(row.token_ids) for row in filled)
+    shown = torch.ones(10, len(filled[0].turn.token_ids))
+    inputs = widen_inputs({"input_ids": shown, "pixel_values": torch.ones(3, 2)}, 100)
+    assert [tuple(tensor.shape) for tensor in inputs.values()] == [(10, 100), (3, 2)]
+    assert inputs["input_ids"].sum() == shown.sum()
 
 
 async def together(batch: Any, requests: Sequence[SampleRequest]) -> list[SampleOutput]:
@@ -168,7 +172,7 @@ def test_lockstep_rows_of_a_parallel_policy_get_what_its_sampler_gives(tmp_path:
     act = vocabulary.mark_ids["<act>"]
 
     def request(number: int, instruction: str, *, acts: bool) -> SampleRequest:
-        rest = {"slot_ids": vocabulary.slot_ids, "action_ids": vocabulary.action_ids} if acts else {}
+        rest = {"num_actions": batch.processor.decoding.num_actions} if acts else {}
         return SampleRequest(
             prompt_ids=(*batch.processor.prompt_ids(instruction, number), *([act] if acts else [])),
             images=tuple(policies.image(i) for i in range(number)),

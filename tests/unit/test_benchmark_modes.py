@@ -31,7 +31,7 @@ class Rambling:
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
         """See `protocols.Sampler`."""
-        vocabulary, num_actions = self.processor.vocabulary, self.processor.num_action_tokens
+        vocabulary, num_actions = self.processor.vocabulary, self.processor.decoding.num_actions
         answer = vocabulary.encode("<think>press</think><act>" + "<act_1>" * num_actions + "</act>")
         if request.prompt_ids[-1] == vocabulary.mark_ids["<act>"]:
             answer = [vocabulary.mark_ids["<tool>"]] * request.max_tokens
@@ -63,7 +63,7 @@ def test_every_mode_makes_the_decisions_that_were_asked_for(processor: PolicyPro
     ]
     assert [(mode["num_decisions"], mode["num_malformed"]) for mode in measured.values()] == [(12, 0)] * 6
     assert [mode["num_replaced"] for mode in measured.values()] == [12, 12, 0, 6, 8, 8]
-    chunk = processor.num_action_tokens + 1  # with `</act>`
+    chunk = processor.decoding.num_actions + 1  # with `</act>`
     thought = len(processor.vocabulary.encode("<think>press</think>"))
     tokens = [chunk, thought + chunk, thought + 1 + chunk, (thought + 1) / 2 + chunk]
     tokens += [(thought + 1) / 3 + chunk] * 2  # of six decisions two think, with every 3 and with every 4

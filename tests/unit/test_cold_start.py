@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.config import ActionDecoding, EpisodeConfig, LoraConfig, SFTConfig, TinyModelConfig
+from rlvla.config import ActionDecoding, LoraConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import DatasetError, DemonstrationSet, read, write
 from rlvla.data.types import Demonstration
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.cold_start import start_policy, to_turn
-from rlvla.policies.thinker.markup import print_think, print_zoom
-from rlvla.policies.thinker.prompt import PolicyProcessor, note_trained
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.policies.thinker.turn_context import Recall
-from rlvla.rollout.episode import Decider, EnvThread, decide
-from rlvla.testing import ScriptedSampler
-from rlvla.types import Observation
+from rlvla.policies.family import note_trained
+from rlvla.policies.markup import print_think, print_zoom
+from rlvla.policies.thinker.cold_start import start_policy
+from rlvla.policies.thinker.demonstrating import to_turn
+from rlvla.policies.thinker.policy import save_policy
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.vocabulary import add_slots
+from rlvla.policies.weights import load_model, load_to_train, named_weights
+from tests import parallel_policies as tiny
+from tests.deciding import demonstrated
 
 VIEW = np.full((64, 64, 3), 90, np.uint8)
 CROP = np.full((64, 64, 3), 200, np.uint8)
@@ -37,39 +37,21 @@ def demonstration(**changes: object) -> Demonstration:
         texts=(print_think("look 100 200") + print_zoom(0, (0, 5, 100, 200)), print_think("press 100 200")),
         crops=(CROP,),
         actions=np.linspace(-0.9, 0.9, 8, dtype=np.float32).reshape(2, 4),
-        carried_thought="it was red",
     )
     return replace(given, **changes)  # type: ignore[arg-type]
 
 
-def sampled_turn(processor: PolicyProcessor, demo: Demonstration):
-    """The turn of an episode whose sampler says what the demonstration says."""
-    vocabulary = processor.vocabulary
-    bins = processor.codec.encode(demo.actions)
-    act = [vocabulary.mark_ids["<act>"], *(vocabulary.action_ids[b] for b in bins), vocabulary.mark_ids["</act>"]]
-    *calls, last = [vocabulary.encode(text) for text in demo.texts]
-    config = EpisodeConfig()
-    sampler = ScriptedSampler(script=[*calls, [*last, *act]], expand=processor.expand)
-    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(config.tools), config=config)
-    observation = Observation(
-        images=demo.images, proprio=demo.proprio, instruction=demo.instruction, zoom=lambda image, box: CROP
-    )
-    thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
-    decision = asyncio.run(decide(decider, observation, thread, seed=0, recall=Recall(carried=demo.carried_thought)))
-    thread.close()
-    return decision.turn
-
-
-@pytest.mark.parametrize("carry_thought", [False, True])
+@pytest.mark.parametrize("decoding", ["autoregressive", "parallel"])
 @pytest.mark.parametrize("texts", [1, 2])
 def test_a_demonstration_is_the_turn_that_the_policy_would_have_sampled(
-    tiny_policy: Path, texts: int, carry_thought: bool
+    tmp_path: Path, texts: int, decoding: ActionDecoding
 ) -> None:
-    processor = replace(PolicyProcessor.load(tiny_policy), carry_thought=carry_thought)
+    policy = PolicyProcessor.load(tiny.save("idefics3", tmp_path, action_decoding=decoding))
     demo = demonstration()
-    demo = replace(demo, texts=demo.texts[-texts:], crops=demo.crops[: texts - 1])
-    expected = sampled_turn(processor, replace(demo, carried_thought=demo.carried_thought if carry_thought else ""))
-    turn = to_turn(processor, demo)
+    actions = policy.codec.decode(np.arange(policy.decoding.num_actions))
+    demo = replace(demo, texts=demo.texts[-texts:], crops=demo.crops[: texts - 1], actions=actions)
+    expected = demonstrated(policy, demo).turn
+    turn = to_turn(policy, demo)
     assert turn.token_ids.tolist() == expected.token_ids.tolist()
     assert turn.loss_mask.tolist() == expected.loss_mask.tolist()
     assert [(s.kind, s.start, s.end) for s in turn.segments] == [(s.kind, s.start, s.end) for s in expected.segments]
@@ -92,10 +74,10 @@ def data_set(path: Path, chunk_length: int = 2) -> DemonstrationSet:
 
 def test_a_new_tiny_policy_fits_the_data(tmp_path: Path) -> None:
     demonstrations = data_set(tmp_path / "demos")
-    tiny = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1)
-    model, processor = start_policy(SFTConfig(tiny=tiny, num_bins=16), demonstrations)
+    small = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1)
+    model, processor = start_policy(SFTConfig(tiny=small, num_bins=16), demonstrations)
     assert processor.codec.chunk_shape == (2, 4)
-    assert processor.views == tuple(image.shape[:2] for image in demonstration().images) != ()
+    assert processor.settings.views == tuple(image.shape[:2] for image in demonstration().images) != ()
     assert len(processor.vocabulary.action_ids) == 16
     assert model.get_input_embeddings().num_embeddings >= len(processor.hf_processor.tokenizer)
     actions = demonstrations[0].actions
@@ -111,7 +93,7 @@ def test_a_given_checkpoint_keeps_its_weights_and_learns_the_markup(tmp_path: Pa
     model, processor = start_policy(cfg, data_set(tmp_path / "demos"))
     before = PolicyProcessor.load(tiny_policy)
     assert len(processor.vocabulary.action_ids) == 32
-    assert processor.trained_suites == ("new", "old")
+    assert processor.settings.trained_suites == ("new", "old")
     assert processor.vocabulary.action_ids[:16] == before.vocabulary.action_ids
     assert model.get_input_embeddings().num_embeddings >= len(processor.hf_processor.tokenizer)
     turn = to_turn(processor, demonstration())
@@ -120,10 +102,10 @@ def test_a_given_checkpoint_keeps_its_weights_and_learns_the_markup(tmp_path: Pa
 
 def trained_policy(path: Path, tiny_policy: Path, **changes: Any) -> PolicyProcessor:
     """A policy that has learned before, with settings that no config has by default."""
-    model, processor = policy.load_model(tiny_policy), PolicyProcessor.load(tiny_policy)
+    model, processor = load_model(tiny_policy), PolicyProcessor.load(tiny_policy)
     codec = replace(processor.codec, low=(-3.0,) * 4, gripper_dim=3)
-    processor = replace(processor, codec=codec, **changes)
-    policy.save_policy(model, processor, path)
+    processor = replace(processor, settings=replace(processor.settings, codec=codec, **changes))
+    save_policy(model, processor, path)
     return processor
 
 
@@ -131,33 +113,30 @@ def trained_policy(path: Path, tiny_policy: Path, **changes: Any) -> PolicyProce
 def test_a_policy_that_is_trained_further_stays_what_it_is(
     tmp_path: Path, tiny_policy: Path, decoding: ActionDecoding
 ) -> None:
-    options: dict[str, Any] = {"carry_thought": True, "prefix_attention": "bidirectional"}
-    before = trained_policy(tmp_path / "policy", tiny_policy, **options)
+    before = trained_policy(tmp_path / "policy", tiny_policy, prefix_attention="bidirectional")
     first = start_policy(SFTConfig(model=str(tmp_path / "policy"), action_decoding=decoding), data_set(tmp_path / "a"))
-    policy.save_policy(*first, tmp_path / "parallel")
+    save_policy(*first, tmp_path / "parallel")
     _, again = start_policy(SFTConfig(model=str(tmp_path / "parallel")), data_set(tmp_path / "b"))
-    assert (again.carry_thought, again.prefix_attention, again.action_decoding) == (True, "bidirectional", decoding)
-    assert again.is_parallel
+    assert (again.settings.prefix_attention, again.settings.action_decoding) == ("bidirectional", decoding)
+    assert again.decoding.at_once
     assert again.codec == before.codec  # not fitted to the new data set: action tokens mean what they meant
     assert again.vocabulary.action_ids == before.vocabulary.action_ids
     told = SFTConfig(
         model=str(tmp_path / "parallel"),
-        carry_thought=False,
         prefix_attention="causal",
         action_decoding="autoregressive",
         statistics_key="demonstrations",
     )
     demonstrations = data_set(tmp_path / "c")
     _, other = start_policy(told, demonstrations)
-    assert (other.carry_thought, other.prefix_attention, other.is_parallel) == (False, "causal", False)
+    assert (other.settings.prefix_attention, other.decoding.at_once) == ("causal", False)
     assert (other.codec.num_bins, other.codec.low[0]) == (16, pytest.approx(-0.98, abs=0.1))
 
 
 def test_a_model_that_is_no_policy_yet_gets_the_defaults(tmp_path: Path) -> None:
-    tiny = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1)
-    _, processor = start_policy(SFTConfig(tiny=tiny), data_set(tmp_path / "demos"))
-    settings = (processor.carry_thought, processor.prefix_attention, processor.action_decoding)
-    assert settings == (False, "causal", "autoregressive")
+    small = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1)
+    _, processor = start_policy(SFTConfig(tiny=small), data_set(tmp_path / "demos"))
+    assert (processor.settings.prefix_attention, processor.settings.action_decoding) == ("causal", "autoregressive")
     assert processor.codec.num_bins == 64
 
 
@@ -182,12 +161,36 @@ def test_what_does_not_fit_the_codec_of_a_policy_is_named(
 
 
 def test_a_given_adapter_is_merged_into_the_checkpoint(tmp_path: Path, tiny_policy: Path) -> None:
-    adapted = policy.load_to_train(tiny_policy, lora=LoraConfig(rank=2, target_modules=("q_proj",)))
+    adapted = load_to_train(tiny_policy, lora=LoraConfig(rank=2, target_modules=("q_proj",)))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     adapted.save_pretrained(tmp_path / "adapter")
     cfg = SFTConfig(model=str(tiny_policy), adapter=tmp_path / "adapter", num_bins=16, gripper_dim=None)
     model, _ = start_policy(cfg, data_set(tmp_path / "demos"))
-    started, expected = dict(policy.named_weights(model)), dict(policy.named_weights(adapted))
+    started, expected = dict(named_weights(model)), dict(named_weights(adapted))
     torch.testing.assert_close(started, expected)
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_a_parallel_policy_starts_with_slots_of_zeros(tmp_path, tiny_policy, is_given):
+    cfg = SFTConfig(
+        model=str(tiny_policy) if is_given else "",
+        tiny=TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1),
+        num_bins=16,
+        statistics_key="demonstrations",  # whose chunks have another shape than the given policy's
+        action_decoding="parallel",
+    )
+    model, processor = start_policy(cfg, data_set(tmp_path / "demos", chunk_length=3))
+    slots, size = list(processor.vocabulary.slot_ids), len(processor.hf_processor.tokenizer)
+    assert slots == list(range(size - 12, size))
+    assert (model.get_input_embeddings().weight[slots] == 0).all()
+    save_policy(model, processor, tmp_path / "policy")
+    again = PolicyProcessor.load(tmp_path / "policy")
+    assert (again.decoding.at_once, list(again.vocabulary.slot_ids)) == (True, slots)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[slots] = 1
+    add_slots(model, processor.hf_processor, 12)  # they are there: what they learned stays
+    assert (model.get_input_embeddings().weight[slots] == 1).all()
+    add_slots(model, processor.hf_processor, 14)  # a longer chunk
+    assert model.get_input_embeddings().weight[slots[0] :].sum(1).tolist() == [64] * 12 + [0] * 2

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from rlvla.config import num_minibatches
 from rlvla.learner import collate
@@ -28,7 +27,7 @@ def row(length: int, trajectory: int = 0) -> Row:
 
 
 def lengths(batches: list[list[Row]]) -> list[list[int]]:
-    return [[len(r.token_ids) for r in batch] for batch in batches]
+    return [[r.num_tokens for r in batch] for batch in batches]
 
 
 def test_every_live_turn_is_a_row_with_its_trajectorys_advantage():
@@ -58,7 +57,7 @@ def test_minibatches_keep_trajectories_whole_and_lose_none():
     parts = collate.minibatches(rows, 2, np.random.default_rng(0))
     assert [len({r.trajectory for r in part}) for part in parts] == [3, 2]
     assert [len(part) for part in parts] == [6, 4]
-    assert sorted(len(r.token_ids) for part in parts for r in part) == list(range(3, 13))
+    assert sorted(r.num_tokens for part in parts for r in part) == list(range(3, 13))
 
 
 @pytest.mark.parametrize(
@@ -98,30 +97,26 @@ def test_a_rank_without_rows_idles_on_a_copy_that_teaches_nothing():
     shares = [collate.share([row(4)], rank, 3, max_rows=8) for rank in range(3)]
     assert [lengths(share) for share in shares] == [[[4]]] * 3
     assert [share[0][0].num_sampled_tokens for share in shares] == [3, 0, 0]
-    idle = collate.to_batch(shares[1][0], pad_id=0)
+    idle = collate.to_batch(shares[1][0])
     assert idle.weights.sum() == 0
     assert idle.first == 3
 
 
 def test_padding_stands_right_and_counts_nowhere():
-    image = np.zeros((2, 2, 3), np.uint8)
-    long = make_turn(ZOOMED, sampler_logprob=-2.0, images=[image])
+    long = make_turn(ZOOMED, sampler_logprob=-2.0)
     short = make_turn(((SegmentKind.PROMPT, 2), (SegmentKind.ACT, 2)), token_ids=[9, 8, 7, 6])
     rows = [collate.to_row(long, advantage=1.0), collate.to_row(short, advantage=-1.0)]
-    batch = collate.to_batch(rows, pad_id=99)
-    assert batch.input_ids[1].tolist() == [9, 8, 7, 6, 99, 99, 99, 99]
-    assert batch.attention_mask[1].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    batch = collate.to_batch(rows)
+    assert batch.turns == (long, short)
     assert batch.loss_mask.int().tolist() == [[0, 0, 0, 1, 1, 0, 0, 1], [0, 0, 1, 1, 0, 0, 0, 0]]
     assert batch.sampler_logprobs[0].tolist() == [0, 0, 0, -2, -2, 0, 0, -2]
     assert [KINDS[k] for k in batch.segment_kind[0]] == [kind for kind, n in ZOOMED for _ in range(n)]
     assert batch.advantages.tolist() == [1.0, -1.0]
-    assert [len(images) for images in batch.images] == [1, 0]
     assert batch.first == 2
 
 
 def test_a_batch_moves_with_all_its_tensors():
-    batch = collate.to_batch([row(4)], pad_id=0).to("meta")
-    assert {t.device.type for t in (batch.input_ids, batch.weights, batch.advantages)} == {"meta"}
+    batch = collate.to_batch([row(4)]).to("meta")
+    assert {t.device.type for t in (batch.loss_mask, batch.weights, batch.advantages)} == {"meta"}
     assert batch.old_logprobs is None
-    assert isinstance(batch.images, tuple)
-    assert batch.input_ids.dtype is torch.int64
+    assert len(batch.turns) == 1

@@ -30,7 +30,7 @@ from rlvla.data.demonstrations import (
     zoom,
 )
 from rlvla.data.types import Demonstration
-from rlvla.policies.thinker.cold_start import to_turn
+from rlvla.policies.thinker.demonstrating import to_turn
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.types import SegmentKind
 from tests.e2e.run import recipe

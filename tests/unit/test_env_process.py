@@ -20,13 +20,13 @@ import psutil
 import pytest
 
 from rlvla.config import EnvConfig, EpisodeConfig
+from rlvla.policies.thinker.deciding import Decider
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job, SamplerLostError, play_job
 from rlvla.rollout.env_process import EnvPool, RemoteEnv
 from rlvla.rollout.env_thread import EnvCrashError, EnvThread
-from rlvla.rollout.episode import Decider
 from rlvla.types import EndReason, TaskSpec, Trajectory
 from tests.look_then_act import LookThenAct, assert_same_play
 from tests.unit.faulty_env import meet, plant, plant_in_turn
@@ -323,12 +323,10 @@ def test_closing_closes_envs_and_kills_what_hangs(config: EnvConfig, tmp_path: P
         asyncio.run(EnvThread(partial(RemoteEnv, config, pool._processes[0], 0)).call(lambda e: e.reset()))
 
 
-def test_a_child_of_a_simulator_that_lives_on_does_not_keep_the_pool_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_of_a_simulator_that_lives_on_does_not_keep_the_pool_open(config: EnvConfig, tmp_path: Path) -> None:
     """It holds the pipe, hence no end of file comes."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    config = EnvConfig(id="forking/Env-v0", imports=("forking_env",), kwargs={"folder": str(tmp_path)})
+    plant(tmp_path, "reset", "fork")
+    plant(tmp_path, "close", "hang")
     pool = EnvPool(config, 1, 1)
     asyncio.run(pool.envs[0].call(lambda e: e.reset()))
     closing = threading.Thread(target=pool.close, daemon=True)

@@ -6,7 +6,6 @@ import itertools
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +263,7 @@ def _all_ids(self: Any, task_id: int, split: str) -> range:
         (breach(zoom=_zoom_that_moves), "looking changes the state"),
         # Chunks.
         (breach(step_chunk=_chunk_past_success), "step_chunk: goes on behind a step that succeeds"),
-        (breach(step=_greedy_step), "step: writes into the action"),
+        (breach(step=_greedy_step), "step: writes into the actions"),
     ],
 )
 def test_a_breach_is_named(tiny: type[VLAEnv], members: dict[str, Any], named: str) -> None:
@@ -377,7 +376,7 @@ def test_an_env_that_no_other_process_can_make_is_checked_here(tiny: type[VLAEnv
 
 
 def test_what_does_no_harm_is_not_refused(tiny: type[VLAEnv]) -> None:
-    """NumPy's integers, constants that nobody can write into, a success that does not terminate and does not last."""
+    """NumPy's integers, a success that does not terminate and does not last, states of one split under two ids."""
 
     class Harmless(tiny):
         def init_state_ids(self, task_id: int, split: str) -> Any:
@@ -385,6 +384,11 @@ def test_what_does_no_harm_is_not_refused(tiny: type[VLAEnv]) -> None:
 
         def max_env_steps(self, task_id: int) -> Any:
             return np.int64(6)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            if options and "init_state_id" in options:
+                options = {**options, "init_state_id": options["init_state_id"] // 4}
+            return super().reset(seed=seed, options=options)
 
         def step(self, action: np.ndarray) -> Any:
             obs, _, _, _, info = super().step(action)
@@ -478,15 +482,6 @@ def test_overlapping_manifest_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(EnvContractError, match="overlap"):
         load_manifest("bad", package="overlapping_envs")
-
-
-def test_importing_the_package_is_light() -> None:
-    code = """
-    import sys, rlvla_envs
-    assert not {"mujoco", "torch", "ray", "libero"} & set(sys.modules)
-    """
-    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60, env=paths)
 
 
 def test_mesa_has_one_thread_in_an_env_unless_someone_says_otherwise() -> None:

@@ -12,13 +12,14 @@ import pytest
 
 from rlvla.config import EpisodeConfig
 from rlvla.learner.collate import rows
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import SampleRequest
-from rlvla.rollout.episode import Decider, EnvThread, derive_seed, run_episode
+from rlvla.rollout.env_thread import EnvThread
+from rlvla.rollout.episode import run_episode
 from rlvla.run.metrics import rollout_metrics
 from rlvla.testing import ScriptedSampler
-from rlvla.types import EndReason, Group, SegmentKind, TaskSpec, Trajectory
+from rlvla.types import EndReason, Group, SegmentKind, TaskSpec, Trajectory, derive_seed
 from rlvla_reward import format_score
 
 TASK = TaskSpec(suite="test", task_id=0, init_state_id=3, seed=7)
@@ -117,8 +118,7 @@ def play_with(
 ) -> tuple[Trajectory, list[SampleRequest]]:
     """The trajectory, and what the sampler was asked for."""
     sampler = ScriptedSampler(script=[processor.vocabulary.encode(text) for text in texts], expand=processor.expand)
-    episode = EpisodeConfig(**config)
-    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(episode.tools), config=episode)
+    decider = Thinker(processor).decider(sampler, EpisodeConfig(**config))
     thread = EnvThread(lambda: env or CountingEnv())
     try:
         return asyncio.run(run_episode(decider, thread, TASK, member=0)), sampler.requests
@@ -133,29 +133,6 @@ def kinds(trajectory: Trajectory, turn: int = 0) -> list[SegmentKind]:
 @pytest.fixture(scope="module")
 def processor(tiny_policy: Path) -> PolicyProcessor:
     return PolicyProcessor.load(tiny_policy)
-
-
-def test_think_zoom_think_act(tiny_policy: Path, processor: PolicyProcessor) -> None:
-    trajectory = play(tiny_policy, [f"<think>look</think>{ZOOM}", f"<think>press</think>{act(processor)}"])
-    kind = SegmentKind
-    assert trajectory.end is EndReason.SUCCESS
-    assert trajectory.task.instruction == "press the pad"
-    assert kinds(trajectory) == [kind.PROMPT, kind.THINK, kind.TOOL_CALL, kind.TOOL_RESULT, kind.THINK, kind.ACT]
-    turn = trajectory.turns[0]
-    assert [s.text for s in turn.of_kind(kind.THINK)] == ["look", "press"]
-    assert turn.of_kind(kind.TOOL_CALL)[0].box == (0, 0, 500, 500)
-    assert len(turn.images) == 2
-    assert (turn.images[1] == 200).all()
-    assert turn.actions.shape == processor.codec.chunk_shape
-
-
-def test_what_was_sampled_is_what_is_trained_on(tiny_policy: Path, processor: PolicyProcessor) -> None:
-    texts = [f"<think>look</think>{ZOOM}", f"<think>press</think>{act(processor)}"]
-    turn = play(tiny_policy, texts).turns[0]
-    sampled = [id_ for text in texts for id_ in processor.vocabulary.encode(text)]
-    assert turn.token_ids[turn.loss_mask].tolist() == sampled
-    assert (turn.sampler_logprobs[~turn.loss_mask] == 0).all()
-    assert (turn.sampler_logprobs[turn.loss_mask] < 0).all()
 
 
 @pytest.mark.parametrize("mode", ["zoom", "think", "act"])
@@ -240,24 +217,6 @@ def test_too_many_calls_end_the_trajectory(tiny_policy: Path, processor: PolicyP
     assert "called again" in ended.turns[0].segments[-1].error
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("<think>only thought</think>", "ends before"),
-        ("press it", "expected"),
-        ("<think>a</think><think>b</think>", "two thoughts"),
-        ("<act><act_1></act>", "1 action tokens"),
-        ("<act>move</act>", "no action"),
-    ],
-)
-def test_output_without_an_action_is_malformed(tiny_policy: Path, text: str, reason: str) -> None:
-    trajectory = play(tiny_policy, [text])
-    assert trajectory.end is EndReason.MALFORMED
-    assert reason in trajectory.turns[0].segments[-1].error
-    assert trajectory.turns[0].is_malformed
-    assert trajectory.num_env_steps == 0
-
-
 def test_a_thought_beyond_its_limit_is_malformed(tiny_policy: Path, processor: PolicyProcessor) -> None:
     trajectory = play(tiny_policy, ["<think>" + "look " * 20 + "</think>" + act(processor)], max_think_tokens=4)
     assert trajectory.end is EndReason.MALFORMED
@@ -279,45 +238,9 @@ def test_a_crash_of_the_simulator_is_an_end_of_its_own(
     assert trajectory.error == f"RuntimeError: the {where} broke"
 
 
-def test_without_thought_the_turn_starts_behind_the_act_mark(tiny_policy: Path, processor: PolicyProcessor) -> None:
-    trajectory = play(tiny_policy, [act(processor).removeprefix("<act>")], mode="act")
-    assert trajectory.end is EndReason.SUCCESS
-    assert kinds(trajectory) == [SegmentKind.PROMPT, SegmentKind.PROMPT, SegmentKind.ACT]
-    assert trajectory.turns[0].token_ids[~trajectory.turns[0].loss_mask][-1] == processor.vocabulary.mark_ids["<act>"]
-
-
-def test_without_zoom_the_tool_mark_is_banned(tiny_policy: Path, processor: PolicyProcessor) -> None:
-    sampler = ScriptedSampler(script=[processor.vocabulary.encode(act(processor))], expand=processor.expand)
-    decider = Decider(sampler=sampler, processor=processor, tools={}, config=EpisodeConfig(mode="think"))
-    thread = EnvThread(CountingEnv)
-    asyncio.run(run_episode(decider, thread, TASK, member=0))
-    thread.close()
-    assert sampler.requests[0].banned_ids == (processor.vocabulary.mark_ids["<tool>"],)
-
-
-def test_without_zoom_a_thought_that_wants_to_look_is_followed_by_an_action(
-    tiny_policy: Path, processor: PolicyProcessor
-) -> None:
-    answers = [f"<think>look 250 500</think>{ZOOM}", act(processor).removeprefix("<act>")]
-    trajectory = play(tiny_policy, answers, mode="think")
-    kind = SegmentKind
-    assert trajectory.end is EndReason.SUCCESS
-    assert kinds(trajectory) == [kind.PROMPT, kind.THINK, kind.PROMPT, kind.ACT]
-    turn = trajectory.turns[0]
-    sampled = ["<think>look 250 500</think>", answers[1]]
-    assert turn.token_ids[turn.loss_mask].tolist() == [i for text in sampled for i in processor.vocabulary.encode(text)]
-
-
-@pytest.mark.parametrize("text", ["<think>a<think>b</think>", "press</think>"])
-def test_without_zoom_a_broken_thought_is_malformed(tiny_policy: Path, text: str) -> None:
-    trajectory = play(tiny_policy, [text], mode="think")
-    assert trajectory.end is EndReason.MALFORMED
-    assert kinds(trajectory) == [SegmentKind.PROMPT, SegmentKind.MALFORMED]
-
-
-def ids(processor: PolicyProcessor, text: str, carried: str = "") -> list[int]:
+def ids(processor: PolicyProcessor, text: str) -> list[int]:
     """A turn by hand: the prompt, behind it marks and words."""
-    return [*processor.prompt_ids("press the pad", 1, carried), *processor.vocabulary.encode(text)]
+    return [*processor.prompt_ids("press the pad", 1), *processor.vocabulary.encode(text)]
 
 
 def expanded(processor: PolicyProcessor, compact: list[int]) -> list[int]:
@@ -385,27 +308,6 @@ def test_without_zoom_a_thought_is_reused_too(processor: PolicyProcessor) -> Non
         ids(processor, ""),
         ids(processor, "<think>left</think><act>"),
         ids(processor, "<think>left</think><act>"),
-    ]
-
-
-def test_a_carried_thought_and_a_reused_one_are_two(processor: PolicyProcessor) -> None:
-    rest = act(processor).removeprefix("<act>")
-    own = [f"<think>{word}</think>{act(processor)}" for word in ("look", "press", "now")]
-    texts = [own[0], rest, own[1], rest, own[2]]
-    carrying = replace(processor, carry_thought=True)
-    _, requests = play_with(carrying, texts, CountingEnv(length=5), think_every=2)
-    assert [list(request.prompt_ids) for request in requests] == [
-        ids(processor, ""),
-        ids(processor, "<think>look</think><act>"),
-        ids(processor, "", carried="look"),
-        ids(processor, "<think>press</think><act>", carried="look"),
-        ids(processor, "", carried="press"),
-    ]
-    _, always = play_with(carrying, own, CountingEnv(length=3))
-    assert [list(request.prompt_ids) for request in always] == [
-        ids(processor, ""),
-        ids(processor, "", carried="look"),
-        ids(processor, "", carried="press"),
     ]
 
 

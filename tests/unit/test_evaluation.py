@@ -13,7 +13,7 @@ import pytest
 
 from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, SamplerConfig, to_dict
 from rlvla.durable.files import differences
-from rlvla.policies.thinker.prompt import note_trained
+from rlvla.policies.family import note_trained
 from rlvla.run import identity
 from rlvla.run.evaluation import _missing, _protocol, _tasks, evaluate, line
 from rlvla.run.trials import TrialLog, to_trial

@@ -21,8 +21,8 @@ from rlvla.annotation import schema
 from rlvla.config.file import parse_yaml
 from rlvla.data.read_video import decode
 from rlvla.data.rows import decode_picture
-from rlvla.policies.thinker.markup import parse_call, parse_text
-from rlvla.policies.thinker.prompt import parse_settings
+from rlvla.policies.markup import parse_call, parse_text
+from rlvla.policies.thinker.settings import parse_settings
 from targets import TARGETS, WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,7 @@ ACCEPTED: dict[str, Callable[[bytes], bool]] = {
     "calls": lambda data: not isinstance(parse_call(data.decode()), str),
     "answer": lambda data: not isinstance(schema.read(data.decode(), is_key=True, num_images=2), str),
     "picture": lambda data: decode_picture(data, "here").shape == (8, 8, 3),
-    "checkpoint": lambda data: parse_settings(data, "x")["carry_thought"] is False,
+    "checkpoint": lambda data: parse_settings(data, "x").action_decoding == "autoregressive",
     "config": lambda data: parse_yaml(data.decode(), "x")["num_steps"] == 3,
     "openvla": reads_openvla,
     "safetensors": reads_weights,

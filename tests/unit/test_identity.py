@@ -129,7 +129,7 @@ def test_an_installed_plugin_is_what_it_takes_of_its_package(tmp_path: Path, mon
     write(tmp_path / "my_lab/sharpness.py", "LEVEL = 2\n")
     assert identity.of_plugin("my_lab:look") != before
     for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
 
 
 def test_a_plugin_is_the_same_in_another_checkout_and_process(tmp_path: Path) -> None:
@@ -219,3 +219,16 @@ def test_code_that_comes_with_rlvla_is_compared_within_one_version_alone(monkeyp
     assert key in differences(edited, now)
     monkeypatch.setattr(identity, "__version__", "99")
     assert differences(edited, {key: identity.of_plugin(spec)}) == ""
+
+
+def test_a_run_that_names_our_modules_as_they_were_is_the_same_one() -> None:
+    former = {"expert": "rlvla_envs.tabletop_expert:play", "annotator": "rlvla_envs.tabletop_annotate:annotate"}
+    present = {"expert": "rlvla_envs.tabletop.expert:play", "annotator": "rlvla_envs.tabletop.annotate:annotate"}
+    before, now = (identity.of(AnnotateConfig(**names)) for names in (former, present))
+    assert before != now
+    assert differences(before, now) == ""
+    assert differences(before, {**now, "expert": "mine:play"}).startswith(
+        "expert was 'rlvla_envs.tabletop.expert:play'"
+    )
+    tool = identity.of(GRPOConfig(), ("env",))
+    assert differences({**tool, "episode.tools.zoom_in": "rlvla.tools:zoom_in"}, tool) == ""

@@ -1,6 +1,7 @@
 """Imports point one way, room by room. A new arrow is a change of design: edit ROOMS, and say why in the commit."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ ROOMS = (
 STRANGERS = {("learner", "samplers"), ("report", "data")}
 """Rooms that do not know each other, though the order would allow it."""
 PACKAGES = {
-    "envs/rlvla_envs": {"rlvla.types", "rlvla.pictures", "rlvla.policies.thinker.markup"},
+    "envs/rlvla_envs": {"rlvla.types", "rlvla.pictures"},
     "reward/rlvla_reward": {"rlvla.types", "rlvla.config", "rlvla.plugins", "rlvla.protocols"},
 }
 """Folder -> what of `rlvla` its modules may import."""
@@ -53,6 +54,20 @@ def test_imports_point_at_earlier_rooms(path: Path) -> None:
             other = inside.partition(".")[0]
             assert ROOMS.index(other) <= own, f"{path.name} imports {module}, which is of a later room"
             assert (room(path), other) not in STRANGERS, f"{path.name} imports {module}"
+
+
+DECODING = re.compile(r"slot_ids|is_parallel|is_hybrid|prefix_attention|action_decoding")
+"""How a thinker decodes actions."""
+MAY_SAY = {"config", "policies", "plan"}
+"""Rooms that speak of it: the keys, the policies, and who plans one that does not exist yet, from the keys."""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: ".".join(path.relative_to(ROOT).with_suffix("").parts))
+def test_nobody_outside_knows_which_family_runs(path: Path) -> None:
+    if room(path) != "policies":
+        assert not [module for module in imports(path) if module.startswith("rlvla.policies.thinker")]
+    if room(path) not in MAY_SAY and "vllm" not in path.parts:
+        assert not DECODING.findall(path.read_text())
 
 
 @pytest.mark.parametrize("folder", PACKAGES)

@@ -11,8 +11,11 @@ import torch
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig
 from rlvla.learner import collate
 from rlvla.learner.learner import METRICS, learning_rate
-from rlvla.policies.thinker import policy
+from rlvla.policies.models.backbones import placeholder_ids
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.scoring import token_logprobs
+from rlvla.policies.weights import load_model, named_weights
+from rlvla.protocols import BAN_BIAS
 from rlvla.types import EndReason, Group, SegmentKind
 from tests.learning import LOSS, learn, make_groups, make_learner, poison
 
@@ -41,7 +44,7 @@ def plain_step(
     checkpoint, groups, loss: LossConfig, temperature: float
 ) -> tuple[float, float, dict[str, torch.Tensor]]:
     """A first step without DeepSpeed, padding or batches, by the formula: (objective, gradient norm, weights)."""
-    model, processor = policy.load_model(checkpoint).eval(), PolicyProcessor.load(checkpoint)
+    model, processor = load_model(checkpoint).eval(), PolicyProcessor.load(checkpoint)
     live = [t for group in groups for t in group.trajectories if t.end is not EndReason.ENV_ERROR]
     objective = 0.0
     for trajectory in live:
@@ -50,7 +53,7 @@ def plain_step(
             ids = torch.from_numpy(turn.token_ids).long()[None]
             inputs = processor.forward_inputs(ids, torch.ones_like(ids)) | processor.pixel_inputs([turn.images])
             logits = model(**inputs).logits[0, :-1]
-            logits[:, list(policy.placeholder_ids(model.config))] += policy.IMAGE_TOKEN_BIAS
+            logits[:, list(placeholder_ids(model.config))] += BAN_BIAS
             logprobs = (logits / temperature).log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
             weight = (logprobs.detach() - torch.from_numpy(turn.sampler_logprobs)[1:]).exp()
             ratio = (logprobs - logprobs.detach()).exp()
@@ -59,7 +62,7 @@ def plain_step(
     objective.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0).step()
-    return objective.item(), norm.item(), dict(policy.named_weights(model))
+    return objective.item(), norm.item(), dict(named_weights(model))
 
 
 def test_a_step_is_what_plain_torch_does(checkpoint):
@@ -99,7 +102,7 @@ def test_good_tokens_become_likelier_than_bad_ones(checkpoint, learner):
         ids = torch.from_numpy(turn.token_ids).long()[None]
         inputs = processor.forward_inputs(ids, torch.ones_like(ids)) | processor.pixel_inputs([turn.images])
         with torch.no_grad():
-            logprobs, _ = policy.token_logprobs(learner._engine.model, inputs)
+            logprobs, _ = token_logprobs(learner._engine.model, inputs)
         return float(logprobs[0, turn.loss_mask].mean())
 
     before = logprob(good) - logprob(bad)
@@ -163,7 +166,7 @@ def test_each_epoch_deals_the_trajectories_anew(checkpoint):
     learner = make_learner(checkpoint, minibatch_trajectories=3, num_epochs=2)
     dealt = learner._minibatches(collate.rows(make_groups(checkpoint), mask_context_full=True))
     learner.close()
-    lengths = [sum(int(batch.attention_mask.sum()) for batch in batches) for batches in dealt]
+    lengths = [sum(len(turn.token_ids) for batch in batches for turn in batch.turns) for batches in dealt]
     assert len(dealt) == 4
     assert sum(lengths[:2]) == sum(lengths[2:])
     assert {*lengths[:2]} != {*lengths[2:]}
@@ -202,7 +205,7 @@ def test_without_kl_no_reference_is_kept(checkpoint):
 def test_a_saved_policy_has_the_learners_weights(checkpoint, learner, tmp_path):
     learner.step(make_groups(checkpoint))
     learner.save(tmp_path)
-    saved = {name: weight.numpy() for name, weight in policy.named_weights(policy.load_model(tmp_path))}
+    saved = {name: weight.numpy() for name, weight in named_weights(load_model(tmp_path))}
     assert_same_weights(saved, learner.weights(), atol=0)
     PolicyProcessor.load(tmp_path)
 
@@ -254,7 +257,7 @@ def test_a_finite_loss_whose_gradient_is_not_is_skipped_bit_for_bit(checkpoint, 
     inputs = PolicyProcessor.load(checkpoint).forward_inputs(ids, torch.ones_like(ids))
     inputs |= PolicyProcessor.load(checkpoint).pixel_inputs([groups[0].trajectories[0].turns[0].images])
     for root in (torch.sqrt, lambda zero: torch.sqrt(zero * 0)):  # infinity, and NaN
-        total = policy.token_logprobs(engine.model, inputs)[0].sum()
+        total = token_logprobs(engine.model, inputs)[0].sum()
         loss = root(total - total.detach())
         assert loss.item() == 0
         engine.backward(loss, is_last=True)

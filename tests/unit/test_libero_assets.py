@@ -13,12 +13,12 @@ import pytest
 pytest.importorskip("libero")
 
 import rlvla_envs
-from rlvla_envs.libero_assets import ASSETS_VARIABLE, check_assets, find_assets
+from rlvla_envs.libero.assets import ASSETS_VARIABLE, check_assets, find_assets
 
 IMPORT = """
 import os, sys
 from pathlib import Path
-from rlvla_envs.libero_assets import import_libero
+from rlvla_envs.libero.assets import import_libero
 libero = import_libero(Path("anywhere"))
 assert "libero.libero.envs" in sys.modules
 assert libero._assets_path_cache == "anywhere"

@@ -19,9 +19,9 @@ from rlvla_envs import check_env
 
 pytest.importorskip("libero")
 
-from rlvla_envs.libero import SETTLE_ACTION, LiberoEnv, from_openvla_gripper
-from rlvla_envs.libero_camera import CAMERAS, NATIVE_SIZE
-from rlvla_envs.libero_tasks import load_init_states
+from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE
+from rlvla_envs.libero.env import SETTLE_ACTION, LiberoEnv
+from rlvla_envs.libero.tasks import load_init_states
 from rlvla_envs.spec import resize
 
 pytestmark = pytest.mark.libero
@@ -104,35 +104,22 @@ def test_states_frames_and_proprio_are_the_official_ones(env: LiberoEnv) -> None
     official.close()
 
 
-def test_reset_forgets_the_last_episodes(env: LiberoEnv) -> None:
+def test_reset_forgets_what_was_before_and_draws_from_no_generator_of_others(env: LiberoEnv) -> None:
+    """Another state, another task, and back: the scene is compiled anew, as one is kept."""
     first = start(env)
     state = env.get_state()
     env.step_chunk(draw_actions(16, gripper=1.0))
-    np.random.rand(5)  # robosuite draws from NumPy's global generator
-    start(env, 8)
-    again = start(env)
-    assert np.array_equal(env.get_state(), state)
-    assert np.array_equal(again["images"], first["images"])
-    assert not np.array_equal(start(env, 8)["images"], first["images"])
-
-
-def test_reset_leaves_the_global_generator_alone(env: LiberoEnv) -> None:
-    np.random.seed(5)
+    np.random.seed(5)  # robosuite draws from NumPy's global generator
     expected = np.random.rand(3)
     np.random.seed(5)
-    start(env)
-    assert np.array_equal(np.random.rand(3), expected)
-
-
-def test_a_change_of_task_and_back_is_exact(env: LiberoEnv) -> None:
-    first = start(env)
-    state = env.get_state()
+    assert not np.array_equal(start(env, 8)["images"], first["images"])
     other = env.reset(options={"task_id": 0, "init_state_id": 3})[0]
     assert other["instruction"] != first["instruction"]
     assert env.task_name == env.task_names[0]
-    again = start(env)  # compiled anew: one scene is kept
+    again = start(env)
     assert np.array_equal(env.get_state(), state)
     assert np.array_equal(again["images"], first["images"])
+    assert np.array_equal(np.random.rand(3), expected)
 
 
 def test_state_restores_the_picture_too(env: LiberoEnv) -> None:
@@ -229,34 +216,6 @@ def test_time_limit_and_success(env: LiberoEnv) -> None:
     assert rewards.tolist() == [0.0] * (len(rewards) - 1) + [1.0]
 
 
-def test_malformed_actions(env: LiberoEnv) -> None:
-    start(env)
-    for bad in (np.zeros((1, 4)), np.zeros((0, 7)), np.full((1, 7), np.nan)):
-        with pytest.raises(ValueError, match="actions"):
-            env.step_chunk(bad)
-
-
-def test_wrong_arguments(libero_assets: Path) -> None:
-    for name, value, error in [
-        ("suite", "libero_100", "unknown suite"),
-        ("cameras", ("frontview",), "frontview"),
-        ("cameras", (), "cameras"),
-        ("zoom_source", "magic", "magic"),
-        ("view_size", 0, "view_size 0"),
-        ("max_scenes", 0, "max_scenes 0"),
-        ("render_mode", "human", "human"),
-        ("fixtures", "glued", "glued"),
-    ]:
-        with pytest.raises(ValueError, match=error):
-            LiberoEnv(**{"assets": libero_assets, name: value})
-    env = LiberoEnv(assets=libero_assets)
-    with pytest.raises(RuntimeError, match="call reset first"):
-        env.native_frames()
-    with pytest.raises(ValueError, match="init_state_id 50"):
-        env.reset(options={"init_state_id": 50})
-    assert len(env.init_state_ids(9, "official")) == 50
-
-
 def resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -287,14 +246,6 @@ def test_center_crop_is_bilinear_with_aligned_corners() -> None:
     assert (center_crop(np.full((64, 64, 3), 255, np.uint8)) == 255).all()
 
 
-def test_gripper_sign_of_openvla() -> None:
-    actions = np.zeros((3, 7))
-    actions[:, 6] = 0.0, 0.4, 0.9  # closed, rather closed, open
-    converted = from_openvla_gripper(actions)
-    assert converted[:, 6].tolist() == [1.0, 1.0, -1.0]
-    assert actions[2, 6] == 0.9, "the argument is not changed"
-
-
 def test_envs_in_threads_reset_to_the_states_of_an_env_alone(libero_assets: Path) -> None:
     def reset_often(task_id: int) -> list[np.ndarray]:
         env = LiberoEnv(suite="libero_goal", assets=libero_assets, settle_steps=0, view_size=64)
@@ -310,3 +261,70 @@ def test_envs_in_threads_reset_to_the_states_of_an_env_alone(libero_assets: Path
         together = list(pool.map(reset_often, (0, 7)))
     for expected, states in zip(alone, together, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(expected, states, strict=True))
+
+
+def places_of(env: LiberoEnv, init_state_id: int) -> np.ndarray:
+    """Where all bodies stand after a reset, [num bodies, 3] m."""
+    start(env, init_state_id)
+    return env.robosuite.sim.model.body_pos.copy()
+
+
+@pytest.mark.slow
+def test_each_episode_has_the_places_of_the_official_one(libero_assets: Path) -> None:
+    """OpenVLA-OFT's script seeds once for a task, so that its episodes go on drawing."""
+    env = LiberoEnv(SUITE, libero_assets, settle_steps=SETTLE_STEPS, view_size=64, fixtures="episode")
+    task = env.tasks[TASK]
+    wrapper = importlib.import_module("libero.libero.envs.env_wrapper")
+    official = wrapper.ControlEnv(str(task.bddl_file), has_offscreen_renderer=False, use_camera_obs=False)
+    official.seed(0)
+    expected = []
+    for init_state in load_init_states(task)[:3]:
+        official.reset()
+        official.set_init_state(init_state)
+        for _ in range(SETTLE_STEPS):
+            official.step(list(SETTLE_ACTION))
+        expected.append((official.sim.model.body_pos.copy(), official.get_sim_state()))
+    official.close()
+    for init_state_id in (2, 0, 1, 2):  # out of order, and again
+        places, state = expected[init_state_id]
+        assert np.array_equal(places_of(env, init_state_id), places)
+        assert np.array_equal(env.robosuite.sim.get_state().flatten(), state)
+    assert np.abs(expected[2][0] - expected[0][0]).max() > 0.005  # m
+    saved = env.get_state()
+    env.step_chunk(np.tile(np.array([0.3, 0, -0.3, 0, 0, 0, 1]), (2, 1)))
+    start(env, 0)
+    env.set_state(saved)
+    assert np.array_equal(env.robosuite.sim.model.body_pos, expected[2][0])
+    env.close()
+
+
+def test_by_default_all_episodes_have_the_fixtures_of_the_first_and_a_result_says_which(env: LiberoEnv) -> None:
+    assert np.array_equal(places_of(env, 0), places_of(env, 2))
+    assert "in all of its episodes" in env.split_notes["official"]
+    notes = LiberoEnv(fixtures="episode").split_notes
+    assert list(notes) == ["official"]
+    assert "OpenVLA-OFT's script finds them" in notes["official"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("suite", "libero_100"),
+        ("cameras", ("frontview",)),
+        ("cameras", ()),
+        ("view_size", 0),
+        ("max_scenes", 0),
+        ("fixtures", "glued"),
+    ],
+)
+def test_a_wrong_argument_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{name} .*{value[0] if isinstance(value, tuple) and value else ''}"):
+        LiberoEnv(**{name: value})
+
+
+def test_wrong_calls_are_named(env: LiberoEnv) -> None:
+    with pytest.raises(RuntimeError, match="call reset first"):
+        LiberoEnv().native_frames()
+    with pytest.raises(ValueError, match="init_state_id 50"):
+        env.reset(options={"init_state_id": 50})
+    assert len(env.init_state_ids(9, "official")) == 50

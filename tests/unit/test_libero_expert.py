@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +12,11 @@ from rlvla.annotation.checks import check_decision
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.take import Take
 from rlvla.config import CheckConfig, KeyFrameConfig
-from rlvla_envs.libero_expert import order_goals
-from rlvla_envs.libero_expert_geometry import (
+from rlvla.types import Decision
+from rlvla_envs.libero.annotate import annotate
+from rlvla_envs.libero.assets import find_assets, import_libero
+from rlvla_envs.libero.env import SETTLE_ACTION, LiberoEnv
+from rlvla_envs.libero.expert.geometry import (
     HAND_HALF_LENGTH,
     HAND_HALF_WIDTH,
     PALM_HEIGHT,
@@ -27,6 +30,10 @@ from rlvla_envs.libero_expert_geometry import (
     rotation_error,
     yaw_rotation,
 )
+from rlvla_envs.libero.expert.plan import LiberoExpert, order_goals
+from rlvla_envs.libero.record import play
+from rlvla_envs.libero.sim import TaskSim
+from rlvla_envs.libero.tasks import HORIZONS, load_init_states, load_tasks
 
 NOTHING = np.zeros((0, 3))
 YAWS = np.deg2rad([-90.0, -45.0, 0.0, 45.0])
@@ -168,66 +175,63 @@ def test_goals_are_put_in_an_order_that_works(case: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def object_env() -> Iterator[object]:
+def object_env() -> Iterator[LiberoEnv]:
     """LIBERO-Object at a size that renders fast."""
-    from rlvla_envs.libero import LiberoEnv
-
     env = LiberoEnv(suite="libero_object", view_size=64, reflections=False)
     yield env
     env.close()
 
 
-def play(suite: str, task_id: int, init_state_id: int, **noise: object) -> tuple[bool, np.ndarray]:
-    """Success, and the actions [T, 7]."""
-    from rlvla_envs.libero import SETTLE_ACTION
-    from rlvla_envs.libero_assets import find_assets, import_libero
-    from rlvla_envs.libero_expert import LiberoExpert
-    from rlvla_envs.libero_sim import TaskSim
-    from rlvla_envs.libero_tasks import HORIZONS, load_init_states, load_tasks
+def played(env: LiberoEnv, noise: float = 0.0) -> list[Decision] | None:
+    """The cream cheese, from the first state."""
+    return play(env, 1, 0, chunk_length=8, stride=8, rng=np.random.default_rng(0), noise=noise)
 
-    import_libero(find_assets())
+
+@pytest.fixture(scope="module")
+def decisions(object_env: LiberoEnv) -> list[Decision]:
+    decisions = played(object_env)
+    assert decisions is not None
+    return decisions
+
+
+def succeeds(suite: str, task_id: int) -> bool:
     task = load_tasks(suite)[task_id]
     sim = TaskSim(task, find_assets())
-    sim.reset(load_init_states(task)[init_state_id])
+    sim.reset(load_init_states(task)[0])
     for _ in range(10):
         sim.advance(np.array(SETTLE_ACTION))
-    expert = LiberoExpert(sim.robosuite, **noise)  # type: ignore[arg-type]
-    actions = []
-    for _ in range(HORIZONS[suite]):
-        actions.append(expert.step().action)
-        if sim.advance(actions[-1].astype(np.float64)):
-            break
-    is_success = sim.is_success()
+    expert = LiberoExpert(sim.robosuite)
+    is_success = any(sim.advance(expert.step().action.astype(np.float64)) for _ in range(HORIZONS[suite]))
     sim.close()
-    return is_success, np.array(actions)
+    return is_success
 
 
 @pytest.mark.libero
 @pytest.mark.slow
 @pytest.mark.parametrize(("suite", "task_id"), [("libero_spatial", 4), ("libero_goal", 7)])
-def test_expert_succeeds(suite: str, task_id: int) -> None:
-    assert play(suite, task_id, 0)[0]
+def test_expert_succeeds(libero_assets: Path, suite: str, task_id: int) -> None:
+    import_libero(libero_assets)
+    assert succeeds(suite, task_id)
 
 
 @pytest.mark.libero
 @pytest.mark.slow
-def test_expert_is_deterministic_and_noise_is_drawn_from_its_generator() -> None:
-    (first_success, first), (_, second) = (play("libero_object", 1, 0) for _ in range(2))
-    assert first_success
-    assert np.array_equal(first, second)
-    noisy = play("libero_object", 1, 0, noise=0.1, rng=np.random.default_rng(0))[1]
-    assert not np.array_equal(first[:20], noisy[:20])
-    assert np.abs(noisy).max() <= 1
+def test_expert_is_deterministic_and_noise_is_drawn_from_its_generator(
+    object_env: LiberoEnv, decisions: list[Decision]
+) -> None:
+    again, noisy = played(object_env), played(object_env, noise=0.05)
+    assert again is not None
+    assert noisy is not None
+    for one, other in zip(decisions, again, strict=True):
+        assert np.array_equal(one.actions, other.actions)
+        assert np.array_equal(one.images[0], other.images[0])
+    assert not np.array_equal(decisions[1].images[0], noisy[1].images[0])
+    assert max(np.abs(decision.actions).max() for decision in noisy) <= 1
 
 
 @pytest.mark.libero
 @pytest.mark.slow
-def test_the_template_looks_closely_where_the_gripper_acts(object_env: object) -> None:
-    from rlvla_envs.libero_annotate import annotate
-    from rlvla_envs.libero_record import play
-
-    decisions = play(object_env, 1, 0, chunk_length=8, stride=8, rng=np.random.default_rng(0))  # type: ignore[arg-type]
-    assert decisions is not None
+def test_the_template_looks_closely_where_the_gripper_acts(decisions: list[Decision]) -> None:
     take = Take(index=0, name="cream cheese", decisions=tuple(decisions), stride=8, fps=20.0)
     timeline = find_key_frames(take, KeyFrameConfig())
     grippers = np.concatenate([[-1.0], *(d.actions[:, 6] for d in decisions)])
@@ -244,24 +248,16 @@ def test_the_template_looks_closely_where_the_gripper_acts(object_env: object) -
 
 @pytest.mark.libero
 @pytest.mark.slow
-def test_a_later_zoom_shows_what_the_decision_saw(object_env: object) -> None:
-    from rlvla_envs.libero_record import play
-
-    env: Any = object_env
-    decisions = play(env, 1, 0, chunk_length=8, stride=8, rng=np.random.default_rng(0))
-    assert decisions is not None
+def test_a_later_zoom_shows_what_the_decision_saw(object_env: LiberoEnv, decisions: list[Decision]) -> None:
     whole = (0, 0, 1000, 1000)
-    env.reset(options={"task_id": 1, "init_state_id": 0})
-    env.step_chunk(decisions[0].actions)
-    now = env.zoom(0, whole)
+    object_env.reset(options={"task_id": 1, "init_state_id": 0})
+    object_env.step_chunk(decisions[0].actions)
+    now = object_env.zoom(0, whole)
     assert np.array_equal(decisions[1].zoom(0, whole), now)
     assert not np.array_equal(decisions[-1].zoom(0, whole), now)
 
 
 @pytest.mark.libero
 @pytest.mark.slow
-def test_a_failure_is_no_take(object_env: object) -> None:
-    from rlvla_envs.libero_record import play
-
-    env: Any = object_env
-    assert play(env, 1, 0, chunk_length=8, stride=8, rng=np.random.default_rng(0), noise=3.0) is None
+def test_a_failure_is_no_take(object_env: LiberoEnv) -> None:
+    assert played(object_env, noise=3.0) is None

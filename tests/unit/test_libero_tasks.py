@@ -12,12 +12,12 @@ import pytest
 
 pytest.importorskip("libero")
 
-from rlvla_envs.libero_assets import import_libero
-from rlvla_envs.libero_tasks import (
+from rlvla_envs.base import CHARSET
+from rlvla_envs.libero.assets import import_libero
+from rlvla_envs.libero.tasks import (
     HORIZONS,
     NUM_INIT_STATES,
     SUITES,
-    charset,
     load_init_states,
     load_splits,
     load_tasks,
@@ -40,7 +40,7 @@ def test_there_are_130_tasks_in_libero_s_order() -> None:
     every = [task for suite in SUITES for task in tasks[suite]]
     assert all(task.bddl_file.is_file() and task.init_file.is_file() for task in every)
     assert len({task.bddl_file for task in every}) == 130
-    assert set(charset(tuple(every))) <= set("abcdefghijklmnopqrstuvwxyz ")
+    assert {character for task in every for character in task.instruction} <= set(CHARSET)
     assert HORIZONS == {
         "libero_spatial": 220,
         "libero_object": 280,

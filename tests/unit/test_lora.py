@@ -19,9 +19,10 @@ from rlvla.learner.sft import SFTTrainer
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import Adapter, read_adapter, take
 from rlvla.policies.models.openvla.shards import CheckpointError
-from rlvla.policies.thinker import policy
 from rlvla.policies.thinker.cold_start import start_policy
+from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import load_model, load_to_train, named_weights
 from rlvla.run.identity import of_policy
 from rlvla.samplers.local import TransformersSampler
 from tests import examples
@@ -36,9 +37,9 @@ SMALL = 1e-6
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights in bfloat16, no adapter."""
     path = make_checkpoint(tmp_path_factory.mktemp("start") / "policy")
-    model, processor = policy.load_model(path, torch.bfloat16), PolicyProcessor.load(path)
+    model, processor = load_model(path, torch.bfloat16), PolicyProcessor.load(path)
     shutil.rmtree(path)
-    policy.save_policy(model, processor, path)
+    save_policy(model, processor, path)
     return path
 
 
@@ -46,9 +47,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with an adapter that acts, of which no entry is a bfloat16."""
     path, processor = tmp_path_factory.mktemp("trained") / "policy", PolicyProcessor.load(start)
-    model = policy.load_to_train(start, torch.bfloat16, lora=LORA, token_ids=processor.vocabulary.own_ids)
+    model = load_to_train(start, torch.bfloat16, lora=LORA, token_ids=processor.vocabulary.own_ids)
     move(model)
-    policy.save_policy(model, processor, path)
+    save_policy(model, processor, path)
     return path
 
 
@@ -102,8 +103,8 @@ def test_a_checkpoints_adapter_is_trained_further_and_is_the_reference(start: Pa
     bare = make_learner(start, lora=LORA)
     bare_weights = bare.weights()
     bare.close()
-    model = policy.load_model(trained)
-    assert any(not np.array_equal(w.detach().numpy(), bare_weights[n]) for n, w in policy.named_weights(model))
+    model = load_model(trained)
+    assert any(not np.array_equal(w.detach().numpy(), bare_weights[n]) for n, w in named_weights(model))
     before = adapter_at(trained).weights
     assert 0 < max(np.abs(after[name] - weight).max() for name, weight in before.items()) < 0.01
 
@@ -135,19 +136,19 @@ def test_the_rows_of_the_markup_learn(start: Path) -> None:
 )
 def test_another_adapter_than_the_checkpoints_is_refused(trained: Path, lora: LoraConfig | None, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        policy.load_to_train(trained, lora=lora)
+        load_to_train(trained, lora=lora)
 
 
 async def test_the_transformers_sampler_serves_what_it_is_sent_unmerged(start: Path, trained: Path) -> None:
     """In bfloat16: an update that a merge would lose whole moves what the sampler says as it moves the learner."""
-    sampler, base = TransformersSampler(start, torch.bfloat16), policy.load_model(start, torch.bfloat16)
-    small = take(policy.load_to_train(start, torch.bfloat16, lora=LORA))
+    sampler, base = TransformersSampler(start, torch.bfloat16), load_model(start, torch.bfloat16)
+    small = take(load_to_train(start, torch.bfloat16, lora=LORA))
     for name, weight in small.weights.items():
         if "lora_B" in name:
             weight[:] = 1e-5 * np.sign(adapter_at(trained).weights[name])
     sampler.load_weights(small, 1)
-    kept = dict(policy.named_weights(base))
-    merged = {name: w for name, w in policy.named_weights(sampler._model) if not torch.equal(w, kept[name].float())}
+    kept = dict(named_weights(base))
+    merged = {name: w for name, w in named_weights(sampler._model) if not torch.equal(w, kept[name].float())}
     assert len(merged) == 7
     rounded = torch.cat([(w.bfloat16() == kept[name]).flatten() for name, w in merged.items()])
     assert rounded.float().mean() > 0.9  # all but lost by a merge
@@ -177,14 +178,14 @@ def test_a_strange_adapter_is_refused_by_name(trained: Path, tmp_path: Path, con
     copy = shutil.copytree(trained, tmp_path / "copy")
     (copy / "adapter" / "adapter_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
-        policy.load_model(copy)
+        load_model(copy)
     shutil.copy(trained / "adapter" / "adapter_config.json", copy / "adapter")
     (copy / "adapter" / "adapter_model.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is damaged"):
-        policy.load_model(copy)
+        load_model(copy)
     (copy / "adapter" / "adapter_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds no adapter_config\.json"):
-        policy.load_model(copy)
+        load_model(copy)
 
 
 def test_a_merged_checkpoint_says_what_is_lost(trained: Path, tmp_path: Path) -> None:
@@ -193,8 +194,8 @@ def test_a_merged_checkpoint_says_what_is_lost(trained: Path, tmp_path: Path) ->
         [*merge, str(tmp_path / "exact"), "--dtype", "float32"], check=True, capture_output=True, text=True
     )
     assert "rounding left 0.0% of the adapted weights" in exact.stdout
-    expected = dict(policy.named_weights(policy.load_model(trained)))
-    merged = dict(policy.named_weights(policy.load_to_train(tmp_path / "exact")))
+    expected = dict(named_weights(load_model(trained)))
+    merged = dict(named_weights(load_to_train(tmp_path / "exact")))
     torch.testing.assert_close(merged, expected, atol=1e-6, rtol=0)
     refused = subprocess.run([*merge, str(trained)], check=False, capture_output=True, text=True)
     assert refused.returncode
@@ -204,7 +205,7 @@ def test_a_merged_checkpoint_says_what_is_lost(trained: Path, tmp_path: Path) ->
 
 def test_merging_an_adapter_that_rounding_loses_warns(start: Path, tmp_path: Path) -> None:
     """Somebody else's, named as `adapter` of a cold start."""
-    model = policy.load_to_train(start, torch.bfloat16, lora=LORA)
+    model = load_to_train(start, torch.bfloat16, lora=LORA)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.constant_(parameter, 1e-5)
@@ -219,7 +220,7 @@ def test_an_adapter_goes_on_with_more_rows(trained: Path) -> None:
     """Such as those of slots, which a further cold start adds."""
     ((ids, rows),) = adapter_at(trained).rows().values()
     new = max(set(range(20)) - {*ids})
-    model = policy.load_to_train(trained, lora=LORA, token_ids=[*ids, new])
+    model = load_to_train(trained, lora=LORA, token_ids=[*ids, new])
     ((more, theirs),) = take(model).rows().values()
     assert more == sorted([*ids, new])
     assert np.array_equal(theirs[[more.index(id_) for id_ in ids]], rows)

@@ -7,6 +7,7 @@ import torch
 
 from rlvla.config import LossConfig
 from rlvla.learner import loss
+from rlvla.policies.thinker.scoring import sft_token_loss
 
 LN2 = math.log(2)
 PLAIN = LossConfig(clip_low=0.2, clip_high=0.28, kl_coef=0.0, importance_cap=0.0)
@@ -128,7 +129,7 @@ def test_nothing_off_the_mask_counts_whatever_stands_there():
 
 
 def test_sft_is_the_negative_log_likelihood_of_masked_tokens():
-    values = loss.sft_token_loss(torch.tensor([[-1.0, -2.0, -4.0]]), torch.tensor([[False, True, True]]))
+    values = sft_token_loss(torch.tensor([[-1.0, -2.0, -4.0]]), torch.tensor([[False, True, True]]))
     assert values.tolist() == [[0, 2, 4]]
 
 

@@ -2,16 +2,8 @@ import json
 
 import pytest
 
-from rlvla.policies.thinker.markup import (
-    MAX_CALL_CHARS,
-    ToolCall,
-    Vocabulary,
-    parse,
-    parse_box,
-    parse_call,
-    parse_text,
-    print_zoom,
-)
+from rlvla.policies.markup import MAX_CALL_CHARS, ToolCall, parse, parse_box, parse_call, parse_text, print_zoom
+from rlvla.policies.thinker.vocabulary import Vocabulary
 from rlvla.types import SegmentKind
 
 THINK, TOOL_CALL, ACT, MALFORMED = (

@@ -19,17 +19,17 @@ from rlvla.config import LearnerConfig, SFTConfig
 from rlvla.data import dataset
 from rlvla.data.dataset import DemonstrationSet
 from rlvla.data.types import Demonstration
-from rlvla.learner.collate import to_batch, to_row
+from rlvla.policies.markup import MARKS, ToolCall, parse_call, parse_text, print_think, print_zoom
 from rlvla.policies.models import auto
 from rlvla.policies.models.openvla.checkpoint import CheckpointError, load_checkpoint
-from rlvla.policies.thinker import policy
-from rlvla.policies.thinker.action_slots import add_slots
 from rlvla.policies.thinker.actions import BinCodec, statistics_of
-from rlvla.policies.thinker.cold_start import start_policy, to_turn
-from rlvla.policies.thinker.markup import MARKS, ToolCall, parse_call, parse_text, print_think, print_zoom, slot_tokens
-from rlvla.policies.thinker.prompt import PolicyProcessor, extend_vocabulary
+from rlvla.policies.thinker.cold_start import start_policy
+from rlvla.policies.thinker.demonstrating import to_turn
+from rlvla.policies.thinker.policy import Thinker, save_policy
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.vocabulary import add_slots, extend_vocabulary, slot_tokens
+from rlvla.policies.weights import load_model
 from rlvla.types import SegmentKind
-from rlvla_envs.libero import from_openvla_gripper
 from tests import examples
 from tests import openvla_checkpoints as published
 
@@ -90,9 +90,9 @@ def test_a_published_checkpoint_keeps_its_words_and_learns_the_marks(
     assert vocabulary.placeholder_id == model.config.image_token_id == IMAGE
     assert vocabulary.image_ids == (IMAGE,)
     assert [vocabulary.mark_ids[mark] for mark in MARKS] == list(range(IMAGE + 1, IMAGE + 1 + len(MARKS)))
-    slots, num_slots = IMAGE + 1 + len(MARKS), processor.num_action_tokens if decoding == "parallel" else 0
+    slots, num_slots = IMAGE + 1 + len(MARKS), processor.decoding.num_actions if decoding == "parallel" else 0
     assert vocabulary.slot_ids == tuple(range(slots, slots + num_slots))
-    assert processor.trained_suites == ("new",)
+    assert processor.settings.trained_suites == ("new",)
     before = load_checkpoint(folder).state_dict()
     after = model.state_dict()
     assert before.keys() == after.keys()
@@ -205,26 +205,25 @@ def test_other_models_have_no_statistics(demos: DemonstrationSet, tiny_policy: P
 def test_a_codec_of_another_number_of_bins_is_refused(folder: Path, demos: DemonstrationSet) -> None:
     processor = start_policy(config(folder, demos), demos)[1]
     with pytest.raises(ValueError, match="the model has 8 action tokens of its own, its codec 256 bins"):
-        PolicyProcessor.create(processor.hf_processor, processor.codec, carry_thought=False, action_ids=range(8))
+        PolicyProcessor.create(processor.hf_processor, processor.settings, action_ids=range(8))
 
 
 def logprobs(model: Any, processor: PolicyProcessor, demos: DemonstrationSet) -> torch.Tensor:
     """[2, L] of two demonstrations."""
-    rows = [to_row(to_turn(processor, demos[i])) for i in range(2)]
-    batch = to_batch(rows, processor.hf_processor.tokenizer.pad_token_id)
-    inputs = processor.forward_inputs(batch.input_ids, batch.attention_mask, batch.is_act)
+    policy = Thinker(processor)
+    inputs = policy.inputs([policy.to_turn(demos[i]) for i in range(2)], "cpu", torch.float32)
     with torch.no_grad():
-        return policy.token_logprobs(model, {**inputs, **processor.pixel_inputs(batch.images)}, first=batch.first)[0]
+        return policy.logprobs(model, inputs)[0]
 
 
 @pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
 def test_what_was_saved_is_read_again(folder: Path, demos: DemonstrationSet, tmp_path: Path, decoding: Any) -> None:
     cfg = config(folder, demos, statistics_key="demonstrations", action_decoding=decoding)
     model, processor = start_policy(cfg, demos)
-    policy.save_policy(model, processor, tmp_path / "policy")
-    again, loaded = policy.load_model(tmp_path / "policy"), PolicyProcessor.load(tmp_path / "policy")
+    save_policy(model, processor, tmp_path / "policy")
+    again, loaded = load_model(tmp_path / "policy"), PolicyProcessor.load(tmp_path / "policy")
     assert (loaded.codec, type(loaded.codec)) == (processor.codec, BinCodec)
-    assert loaded.action_decoding == decoding
+    assert loaded.settings.action_decoding == decoding
     for name in ("mark_ids", "action_ids", "image_ids", "placeholder_id", "slot_ids"):
         assert getattr(loaded.vocabulary, name) == getattr(processor.vocabulary, name), name
     assert again.config.norm_stats == model.config.norm_stats
@@ -263,7 +262,7 @@ def test_the_prompt_is_the_published_one_with_images_behind_its_first_token(
 
 def test_marks_and_placeholders_are_one_token_wherever_they_stand(processor: PolicyProcessor) -> None:
     vocabulary = processor.vocabulary
-    slots = dict(zip(slot_tokens(processor.num_action_tokens), vocabulary.slot_ids, strict=True))
+    slots = dict(zip(slot_tokens(processor.decoding.num_actions), vocabulary.slot_ids, strict=True))
     for token, id_ in {**vocabulary.mark_ids, **slots, "<image>": IMAGE}.items():
         assert vocabulary.encode(token) == [id_]
         assert vocabulary.encode(f"a {token} b{token}").count(id_) == 2
@@ -295,14 +294,16 @@ def test_a_demonstration_trains_the_published_action_tokens(
 
 
 def test_the_gripper_of_the_codec_is_that_of_the_simulator() -> None:
-    """LIBERO's env converts OpenVLA's gripper (1 open, 0 closed) to robosuite's (-1 open, 1 closed); so does ours."""
+    """OpenVLA's evaluation converts its gripper (1 open, 0 closed) to robosuite's (-1 open, 1 closed); so does ours."""
     stats = {"libero": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}}
     plain, ours = (
         BinCodec.from_norm_stats(stats, chunk_length=1, gripper_dim=gripper_dim) for gripper_dim in (None, -1)
     )
     for symbol in range(256):
         symbols = np.array([10, 20, 30, 40, 50, 60, symbol])
-        np.testing.assert_array_equal(ours.decode(symbols), from_openvla_gripper(plain.decode(symbols)))
+        expected = plain.decode(symbols)
+        expected[:, 6] = -np.sign(2 * expected[:, 6] - 1)  # OpenVLA's experiments/robot/robot_utils.py, binarized
+        np.testing.assert_array_equal(ours.decode(symbols), expected)
     opened, closed = np.array([[0.0] * 6 + [-1.0]]), np.array([[0.0] * 6 + [1.0]])
     for action in (opened, closed):
         assert ours.decode(ours.encode(action))[0, 6] == action[0, 6]

@@ -11,12 +11,15 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from rlvla.policies.markup import MARKS
+from rlvla.policies.models.backbones import own_action_ids
 from rlvla.policies.models.openvla import register
 from rlvla.policies.models.openvla.checkpoint import CheckpointError, load_checkpoint, load_processor
 from rlvla.policies.models.openvla.processor import PrismaticImageProcessor, PrismaticProcessor
-from rlvla.policies.thinker import prompt
 from rlvla.policies.thinker.actions import BinCodec
-from rlvla.policies.thinker.markup import MARKS
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.settings import Settings
+from rlvla.policies.thinker.vocabulary import extend_vocabulary
 from tests import openvla_checkpoints as published
 
 INSTRUCTION = "Pick up the black bowl"
@@ -160,19 +163,19 @@ def test_a_tokenizer_with_another_placeholder_than_the_model_is_refused(tmp_path
 def policy_processor(path, processor):
     codec = BinCodec.from_norm_stats(published.NORM_STATS, chunk_length=1, gripper_dim=-1)
     model = load_checkpoint(path)
-    prompt.extend_vocabulary(model, processor, num_bins=0)
-    action_ids = prompt.own_action_ids(model.config)
-    return prompt.PolicyProcessor.create(processor, codec, carry_thought=True, action_ids=action_ids)
+    extend_vocabulary(model, processor, num_bins=0)
+    action_ids = own_action_ids(model.config)
+    return PolicyProcessor.create(processor, Settings(codec=codec), action_ids)
 
 
 def test_marks_are_added_behind_the_published_vocabulary_and_bins_keep_their_ids(path, processor):
     model = load_checkpoint(path)
     before = model.get_input_embeddings().weight.clone()
-    prompt.extend_vocabulary(model, processor, num_bins=0)  # published action tokens are there already
+    extend_vocabulary(model, processor, num_bins=0)  # published action tokens are there already
     assert processor.tokenizer.convert_tokens_to_ids(list(MARKS)) == list(range(642, 650))
     assert model.get_input_embeddings().num_embeddings == published.NUM_ROWS  # rows were left
     marked = model.get_input_embeddings().weight.clone()
-    prompt.extend_vocabulary(model, processor, num_bins=100)
+    extend_vocabulary(model, processor, num_bins=100)
     after = model.get_input_embeddings().weight
     assert model.get_input_embeddings().num_embeddings == len(processor.tokenizer) == 750
     # Words stay, marks stay once they are there, and what publishing left in the rows of new tokens goes.
@@ -184,8 +187,8 @@ def test_marks_are_added_behind_the_published_vocabulary_and_bins_keep_their_ids
 
 
 def test_a_policy_processor_prompts_as_openvla_was_trained(policy_processor):
-    ids = policy_processor.prompt_ids(INSTRUCTION, 2, carried_thought="it is near")
-    text = "In: What action should the robot take to pick up the black bowl?\nit is near\nOut: "
+    ids = policy_processor.prompt_ids(INSTRUCTION, 2)
+    text = "In: What action should the robot take to pick up the black bowl?\nOut: "
     assert ids == (1, IMAGE, IMAGE, *words(policy_processor.hf_processor, text))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.config import EpisodeConfig, LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
+from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
 from rlvla.data.dataset import read, write
 from rlvla.data.types import Demonstration
 from rlvla.learner.learner import Learner
 from rlvla.learner.sft import SFTTrainer
-from rlvla.policies.thinker import policy
+from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError
-from rlvla.policies.thinker.markup import print_think, print_zoom
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.tools import load_tools
 from rlvla.policies.thinker.turn_context import Recall, executed
-from rlvla.rollout.episode import Decider, EnvThread, decide
+from rlvla.policies.weights import load_model
 from rlvla.samplers.local import TransformersSampler
 from rlvla.testing import TASK, make_trajectory
-from rlvla.types import EndReason, Group, Observation, SegmentKind
+from rlvla.types import EndReason, Group, SegmentKind
 from tests import learning
 from tests import parallel_policies as tiny
+from tests.deciding import decided
 from tests.learning import first_of_its_process
 
 LOSS = LossConfig(kl_coef=0.1, average="token", importance_cap=0.0)
@@ -54,7 +53,7 @@ def make_group(processor: PolicyProcessor) -> Group:
 
 
 def test_a_step_is_that_of_the_oracle(checkpoint):
-    processor, model = PolicyProcessor.load(checkpoint), policy.load_model(checkpoint).eval()
+    processor, model = PolicyProcessor.load(checkpoint), load_model(checkpoint).eval()
     group = make_group(processor)
     num_tokens = sum(turn.num_sampled_tokens for t in group.trajectories for turn in t.turns)
     objective = torch.zeros(())
@@ -126,7 +125,7 @@ def test_slots_are_learned_with_all_weights_and_with_lora(checkpoint, lora):
     (name,) = (name for name in learner.weights() if name.endswith("embed_tokens.weight"))
     after = learner.weights()[name][list(processor.vocabulary.slot_ids)]
     learner.close()
-    before = policy.load_model(checkpoint).get_input_embeddings().weight[list(processor.vocabulary.slot_ids)]
+    before = load_model(checkpoint).get_input_embeddings().weight[list(processor.vocabulary.slot_ids)]
     moved = np.abs(after - before.detach().numpy()).max(1)
     assert (
         moved[:-1] > 1e-4
@@ -134,7 +133,7 @@ def test_slots_are_learned_with_all_weights_and_with_lora(checkpoint, lora):
 
 
 def test_a_learner_whose_mask_is_ignored_does_not_start(checkpoint, monkeypatch):
-    load = policy.load_to_train
+    load = Thinker.load_to_train
 
     def load_deaf(*args: Any, **kwargs: Any) -> Any:
         model = load(*args, **kwargs)
@@ -142,7 +141,7 @@ def test_a_learner_whose_mask_is_ignored_does_not_start(checkpoint, monkeypatch)
         model.forward = lambda attention_mask=None, **inputs: forward(**inputs)
         return model
 
-    monkeypatch.setattr(policy, "load_to_train", load_deaf)
+    monkeypatch.setattr(Thinker, "load_to_train", load_deaf)
     with pytest.raises(HybridAttentionError, match="not bidirectional"):
         make_learner(checkpoint)
 
@@ -167,27 +166,6 @@ def demonstrations() -> list[Demonstration]:
     return demos
 
 
-def act(
-    sampler: TransformersSampler,
-    processor: PolicyProcessor,
-    demo: Demonstration,
-    seed: int,
-    recall: Recall | None = None,
-    **config: Any,
-):
-    """A decision on what a demonstration saw."""
-    episode = EpisodeConfig(**config)
-    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(episode.tools), config=episode)
-    crop = (*demo.crops, demo.images[0])[0]
-    observation = Observation(
-        images=demo.images, proprio=demo.proprio, instruction=demo.instruction, zoom=lambda image, box: crop
-    )
-    thread = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
-    decision = asyncio.run(decide(decider, observation, thread, seed=seed, recall=recall))
-    thread.close()
-    return decision
-
-
 @pytest.mark.slow
 def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path, monkeypatch):
     """With all that is bidirectional: prompts and actions."""
@@ -207,22 +185,22 @@ def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path, monk
     )
     data = read(cfg.dataset)
     model, processor = start_policy(cfg, data)
-    trainer = SFTTrainer(cfg, model, processor, data)
+    trainer = SFTTrainer(cfg, model, Thinker(processor), data)
     losses = [trainer.step(step)["loss"] for step in range(cfg.num_steps)]
     assert losses[0] > 2
     assert losses[-1] < 0.05
     trainer.save(tmp_path / "policy")
-    assert PolicyProcessor.load(tmp_path / "policy").prefix_attention == "bidirectional"
+    assert PolicyProcessor.load(tmp_path / "policy").settings.prefix_attention == "bidirectional"
 
     sampler = TransformersSampler(tmp_path / "policy")
     for demo in demos:
-        decision = act(sampler, processor, demo, seed=0, temperature=0.0)
+        decision = decided(processor, sampler, demo, temperature=0.0)
         assert [s.text for s in decision.turn.of_kind(SegmentKind.THINK)][-1] in demo.texts[-1]
         np.testing.assert_array_equal(decision.actions, processor.codec.decode(processor.codec.encode(demo.actions)))
 
-    sampled = [act(sampler, processor, demos[1], seed=seed, **tiny.TEMPERATURES) for seed in range(4)]
-    recall = Recall().after(sampled[1].turn, think_every=2, carry_thought=False)
-    sampled.append(act(sampler, processor, demos[1], seed=4, recall=recall, **tiny.TEMPERATURES))
+    sampled = [decided(processor, sampler, demos[1], seed=seed, **tiny.TEMPERATURES) for seed in range(4)]
+    recall = Recall().after(sampled[1].turn, think_every=2)
+    sampled.append(decided(processor, sampler, demos[1], seed=4, memory=recall, **tiny.TEMPERATURES))
     assert any(segment.is_reused for segment in sampled[-1].turn.segments)
     trajectories = [
         make_trajectory([decision.turn], end=EndReason.SUCCESS, advantage=(-1.0) ** i)

@@ -36,8 +36,11 @@ from rlvla.plan.world import World, of_env
 from rlvla.policies.models.openvla.checkpoint import load_checkpoint
 from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.policies.thinker.policy import prepare, token_logprobs
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.scoring import token_logprobs
+from rlvla.policies.thinker.settings import Settings
+from rlvla.policies.weights import prepare
 from tests import openvla_checkpoints as published
 from tests import parallel_policies
 
@@ -202,7 +205,7 @@ def test_activations_of_a_block_are_what_autograd_keeps(
     kept, computed = [], []
     for num_layers in (1, 3):
         model, processor = tiny_model(architecture, num_layers)
-        figures = count(model, None, (64, 64), source="", processor=processor)
+        figures = count(model, None, (64, 64), source="", policy=Thinker(processor))
         model = prepare(model.to(getattr(torch, dtype)), gradient_checkpointing=is_checkpointed).train()
         kept.append(saved_bytes(model, inputs(processor, num_rows=4, length=160, dtype=getattr(torch, dtype))))
         computed.append(activations(figures, learner, turn, 4))
@@ -273,7 +276,7 @@ def test_a_gpu_that_is_too_small_is_told() -> None:
 
 
 def test_the_tokens_of_a_turn_by_hand() -> None:
-    world = World(note="", chunk_length=8, action_decoding="autoregressive", num_images=2)
+    world = World(note="", chunk_length=8, acts_at_once=False, num_images=2)
     limits: dict[str, Any] = {"max_think_tokens": 38, "max_tool_calls": 2}
     turn = turn_tokens(FIGURES, world, EpisodeConfig(**limits, max_turn_tokens=1000))
     most = 68 + 2 * (40 + 64 + 12) + 40 + 58
@@ -318,7 +321,7 @@ def test_an_env_without_its_simulator_tells_its_sizes(
 @pytest.mark.libero
 @pytest.mark.parametrize("kwargs", [{}, {"suite": "libero_goal", "cameras": ["agentview", "robot0_eye_in_hand"]}])
 def test_the_sizes_that_a_class_tells_are_those_of_its_env(libero_assets: Path, kwargs: dict[str, Any]) -> None:
-    from rlvla_envs.libero import LiberoEnv
+    from rlvla_envs.libero.env import LiberoEnv
 
     env: Any = LiberoEnv(view_size=64, **kwargs)
     told = LiberoEnv.sizes(view_size=64, **kwargs)
@@ -385,7 +388,7 @@ def test_a_policy_of_another_env_is_an_error(tiny_policy: Path, libero_assets: P
 @pytest.mark.parametrize("size", [(64, 64), (32, 64), (48, 32)])
 def test_the_formula_for_pictures_is_that_of_the_processor(size: tuple[int, int]) -> None:
     model, processor = tiny_model("qwen2_5_vl")
-    formula, asked = (count(model, None, size, source="", processor=given) for given in (None, processor))
+    formula, asked = (count(model, None, size, source="", policy=given) for given in (None, Thinker(processor)))
     assert formula.tokens_per_image == asked.tokens_per_image
     pixels = processor.pixel_inputs([[np.zeros((*size, 3), np.uint8)]])["pixel_values"]
     assert formula.patches_per_image == len(pixels)
@@ -395,7 +398,7 @@ def tiny_model(architecture: Any = "idefics3", num_layers: int = 2) -> tuple[Any
     cfg = TinyModelConfig(architecture=architecture, num_layers=num_layers, vision_layers=num_layers)
     model, hf_processor = build_tiny(cfg, CORPUS, 16, seed=0)
     codec = QuantileCodec(low=(0.0,), high=(1.0,), num_bins=16, chunk_length=1)
-    return model, PolicyProcessor.create(hf_processor, codec, carry_thought=False)
+    return model, PolicyProcessor.create(hf_processor, Settings(codec=codec))
 
 
 def inputs(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import rlvla.types
-from rlvla.plugins import PluginError, load, naming, resolve
+from rlvla.plugins import MOVED, PluginError, load, naming, present_name, resolve
 
 
 def test_a_module_and_a_file_resolve(tmp_path: Path) -> None:
@@ -168,3 +168,12 @@ def test_a_module_in_the_folder_that_one_stands_in_is_found(tmp_path: Path, monk
     assert resolve("module_of_here:number") == 3
     with pytest.raises(PluginError, match="colorsys has no 'number'"):
         resolve("colorsys:number")
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_a_module_of_ours_is_found_under_its_former_name(old: str) -> None:
+    pytest.importorskip("mujoco")
+    function = {"tools": "zoom_in", "annotate": "annotate"}.get(old.split(".")[-1].split("_")[-1], "play")
+    assert resolve(f"{old}:{function}") is resolve(f"{MOVED[old]}:{function}")
+    assert present_name(f"{old}:{function}") == present_name(f"{MOVED[old]}:{function}") == f"{MOVED[old]}:{function}"
+    assert present_name("my_lab.libero_record:play") == "my_lab.libero_record:play"

@@ -34,12 +34,12 @@ def renderer():
 
 @pytest.fixture
 def prompts(renderer):
-    return PromptRenderer(SimpleNamespace(renderer=renderer), PLACEHOLDER, capacity=2)
+    return PromptRenderer(SimpleNamespace(renderer=renderer), PLACEHOLDER, capacity=2, slot_ids=(7, 8))
 
 
-def request(ids, images, slots=()):
+def request(ids, images, num_actions=0):
     return SampleRequest(
-        prompt_ids=ids, images=images, stop_ids=(), max_tokens=1, temperature=1.0, seed=0, slot_ids=slots
+        prompt_ids=ids, images=images, stop_ids=(), max_tokens=1, temperature=1.0, seed=0, num_actions=num_actions
     )
 
 
@@ -49,7 +49,7 @@ def image(value, shape=(2, 4, 3)):
 
 def test_what_follows_the_last_image_is_appended_and_images_are_prepared_once(prompts, renderer):
     first = prompts.render(request((1, 9, 2), (image(0),)))
-    longer = prompts.render(request((1, 9, 2, 3, 4), (image(0).copy(),), slots=(7, 8)))
+    longer = prompts.render(request((1, 9, 2, 3, 4), (image(0).copy(),), num_actions=2))
     assert first["prompt_token_ids"] == [1, 9, 9, 9, 2]
     assert longer["prompt_token_ids"] == [1, 9, 9, 9, 2, 3, 4, 7, 8]
     assert first["mm_kwargs"] is longer["mm_kwargs"]
@@ -89,5 +89,5 @@ def test_the_oldest_is_forgotten(prompts, renderer):
 
 
 def test_text_alone_needs_no_renderer(prompts, renderer):
-    rendered = prompts.render(request((1, 2), (), slots=(3,)))
-    assert (rendered["type"], rendered["prompt_token_ids"], renderer.prompts) == ("token", [1, 2, 3], [])
+    rendered = prompts.render(request((1, 2), (), num_actions=2))
+    assert (rendered["type"], rendered["prompt_token_ids"], renderer.prompts) == ("token", [1, 2, 7, 8], [])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlvla.policies.thinker import policy
+from rlvla.policies.weights import load_model
 from rlvla.report.run_page import Run, run_page
 from tests.examples import good_turn, trajectory
 from tests.learning import make_checkpoint
@@ -71,7 +71,7 @@ def test_a_pickled_checkpoint_is_not_opened(tmp_path: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     torch.save({"weight": Payload(made)}, checkpoint / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
-        policy.load_model(checkpoint)
+        load_model(checkpoint)
     assert not made.exists()
     pickle.loads(pickle.dumps(Payload(made)))  # it would have worked
     assert made.is_dir()
@@ -84,7 +84,7 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}))
     (checkpoint / "own.py").write_text(f"import pathlib\npathlib.Path({str(made)!r}).mkdir()\n")
     with pytest.raises(ValueError, match="trust_remote_code"):
-        policy.load_model(checkpoint)
+        load_model(checkpoint)
     assert not made.exists()
 
 

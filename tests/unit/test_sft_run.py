@@ -12,7 +12,9 @@ import pytest
 
 from rlvla.config import EpisodeConfig, SamplerConfig, SFTConfig
 from rlvla.durable.sealed import damage
+from rlvla.policies.family import load_policy
 from rlvla.policies.models.openvla.config import OpenVLAConfig
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.run.preflight import check_result
 from rlvla.run.sft import SFTRun
@@ -44,24 +46,23 @@ def test_what_cannot_be_evaluated_is_not_trained(tiny_policy: Path) -> None:
     """OpenVLA's context does not fit into the default KV cache, which was found out behind the last step."""
     text = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
     model = SimpleNamespace(config=OpenVLAConfig(text_config={**text, "num_key_value_heads": 32, "vocab_size": 32064}))
-    processor = PolicyProcessor.load(tiny_policy)
+    policy = load_policy(tiny_policy)
     cfg = SFTConfig(num_trials=2)
     with pytest.raises(ValueError, match=r"sampler\.kv_cache_mb is 256: one context of 513 tokens .* needs 576"):
-        check_result(cfg, model, processor)
+        check_result(cfg, model, policy)
     fits = replace(cfg, sampler=SamplerConfig(kv_cache_mb=600))
     for one in (replace(cfg, num_trials=0), fits, replace(cfg, episode=EpisodeConfig(max_turn_tokens=200))):
-        check_result(one, model, processor)
+        check_result(one, model, policy)
     with pytest.raises(ValueError, match=r"episode\.action_temperature is 0\.5"):
-        check_result(replace(fits, episode=EpisodeConfig(action_temperature=0.5)), model, processor)
+        check_result(replace(fits, episode=EpisodeConfig(action_temperature=0.5)), model, policy)
+    processor = PolicyProcessor.load(tiny_policy)
+    settings = replace(processor.settings, prefix_attention="bidirectional")
+    mutual = Thinker(replace(processor, settings=settings))
     with pytest.raises(
         ValueError, match=r"the policy is trained with prefix_attention: bidirectional.*sampler\.backend"
     ):
-        check_result(fits, model, replace(processor, prefix_attention="bidirectional"))
-    check_result(
-        replace(cfg, sampler=SamplerConfig(backend="transformers")),
-        model,
-        replace(processor, prefix_attention="bidirectional"),
-    )
+        check_result(fits, model, mutual)
+    check_result(replace(cfg, sampler=SamplerConfig(backend="transformers")), model, mutual)
 
 
 def test_the_result_is_evaluated_with_the_keys_of_the_cold_start() -> None:

@@ -14,12 +14,12 @@ import ray
 from rlvla.cluster.actors import RolloutActor
 from rlvla.config import EnvConfig, EpisodeConfig
 from rlvla.plugins import PluginError
+from rlvla.policies.thinker.deciding import Decider
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import load_tools
 from rlvla.rollout.collect import Job, play_job
 from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_thread import EnvThread
-from rlvla.rollout.episode import Decider
 from rlvla.types import EndReason, TaskSpec, Trajectory
 from tests.look_then_act import LookThenAct, assert_same_play
 from tests.unit.faulty_env import FaultyEnv, plant

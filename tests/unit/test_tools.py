@@ -62,4 +62,4 @@ def test_tools_come_from_the_config_by_name() -> None:
     with pytest.raises(PluginError, match="zoom_out"):
         load_tools({"zoom_out": "rlvla.policies.thinker.tools:zoom_out"})
     with pytest.raises(PluginError, match="not callable"):
-        load_tools({"zoom_in": "rlvla.policies.thinker.markup:MARKS"})
+        load_tools({"zoom_in": "rlvla.policies.markup:MARKS"})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlvla.samplers.vllm.plugin.draw import draw, uniforms
-from rlvla.samplers.vllm.plugin.request import EXTRA_ARG, ActionBlock, encode_ids
+from rlvla.samplers.vllm.plugin.request import EXTRA_ARG, ActionBlock
 from rlvla.samplers.vllm.plugin.step import ActionBlockError, plan
 
 P = torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0])
@@ -62,9 +62,7 @@ def test_a_seed_fixes_the_numbers_and_a_longer_block_starts_alike() -> None:
 
 
 def action_params(num_actions: int) -> SimpleNamespace:
-    block = ActionBlock(
-        key="k", num_actions=num_actions, action_ids=encode_ids((5, 6)), temperature=1.0, seed=num_actions
-    )
+    block = ActionBlock(key="k", num_actions=num_actions, temperature=1.0, seed=num_actions)
     return SimpleNamespace(extra_args={EXTRA_ARG: vars(block)})
 
 

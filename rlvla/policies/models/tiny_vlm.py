@@ -15,8 +15,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import nn
 
 from rlvla.config import TinyModelConfig
-from rlvla.policies.thinker.markup import MARKS
-from rlvla.policies.thinker.prompt import action_tokens
+from rlvla.policies.markup import MARKS
+from rlvla.policies.thinker.vocabulary import action_tokens
 
 PAD, EOS = "<pad>", "<eos>"
 _IDEFICS_TOKENS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")

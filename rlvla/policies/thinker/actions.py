@@ -31,7 +31,7 @@ _MAX_ACTION = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, kw_only=True)
 class QuantileCodec:
-    """An `ActionCodec` over the range of the training actions."""
+    """Symbols over the range of the training actions."""
 
     low: tuple[float, ...]
     """[A] 1st percentile of each dimension, simulator units; the gripper's: its smallest value."""
@@ -161,7 +161,7 @@ class QuantileCodec:
 
 @dataclass(frozen=True, kw_only=True)
 class BinCodec(QuantileCodec):
-    """An `ActionCodec` whose symbols mean what published OpenVLA checkpoints mean by their action tokens.
+    """A codec whose symbols mean what published OpenVLA checkpoints mean by their action tokens.
 
     OpenVLA places `num_bins` edges, not bins, at equal distances from -1 to 1 of a normalised dimension: they enclose
     `num_bins - 1` intervals, and the last symbol is the upper edge alone. It decodes to the interval below it, but

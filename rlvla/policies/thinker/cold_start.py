@@ -1,23 +1,20 @@
-"""Annotated demonstrations -> rows to train on, and the policy that a cold start begins with."""
+"""The policy that a cold start begins with: a model, its new tokens, and what its action tokens mean."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from rlvla.config import SFTConfig
-from rlvla.data.dataset import DatasetError, DemonstrationSet, text_corpus
-from rlvla.data.types import Demonstration
+from rlvla.data.dataset import DemonstrationSet, text_corpus
 from rlvla.policies.models import auto
+from rlvla.policies.models.backbones import own_action_ids
 from rlvla.policies.models.lora import read_config
-from rlvla.policies.thinker.action_slots import add_slots
-from rlvla.policies.thinker.actions import NUM_BINS, BinCodec, QuantileCodec, codec_from_dict, statistics_of
-from rlvla.policies.thinker.markup import parse
-from rlvla.policies.thinker.prompt import PolicyProcessor, extend_vocabulary, own_action_ids, read_settings
-from rlvla.types import Segment, SegmentKind, Turn
+from rlvla.policies.thinker.actions import NUM_BINS, BinCodec, QuantileCodec, statistics_of
+from rlvla.policies.thinker.decoding import Decoding
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.settings import Settings, read_settings
+from rlvla.policies.thinker.vocabulary import add_slots, extend_vocabulary
 
 DEMONSTRATIONS = "demonstrations"
 """`statistics_key` for those of the data set itself."""
@@ -34,7 +31,6 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
         ValueError: keys that contradict the checkpoint; the message names key, value and what to do.
     """
     before = read_settings(cfg.model)
-    suites = (*demonstrations.suites, *before.get("trained_suites", ()))
     if cfg.model:
         import torch
 
@@ -50,25 +46,20 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
     codec = _codec(cfg, demonstrations, model.config, before)
     if cfg.model:
         extend_vocabulary(model, processor, codec.num_bins if action_ids is None else 0)
-    action_decoding = cfg.action_decoding or before.get("action_decoding", "autoregressive")
-    if action_decoding != "autoregressive":
-        chunk_length, num_dims = codec.chunk_shape
-        add_slots(model, processor, chunk_length * num_dims)
-    return model, PolicyProcessor.create(
-        processor,
-        codec,
-        before.get("carry_thought", False) if cfg.carry_thought is None else cfg.carry_thought,
-        suites,
-        action_decoding,
-        cfg.prefix_attention or before.get("prefix_attention", "causal"),
-        action_ids,
-        demonstrations.views,
+    settings = replace(
+        before or Settings(codec=codec),
+        codec=codec,
+        trained_suites=tuple(sorted({*demonstrations.suites, *(before.trained_suites if before else ())})),
+        views=tuple(demonstrations.views),
+        **{key: value for key in ("action_decoding", "prefix_attention") if (value := getattr(cfg, key)) is not None},
     )
+    add_slots(model, processor, Decoding.read(settings).num_slots)
+    return model, PolicyProcessor.create(processor, settings, action_ids)
 
 
-def _codec(cfg: SFTConfig, demonstrations: DemonstrationSet, config: Any, before: Mapping[str, Any]) -> QuantileCodec:
+def _codec(cfg: SFTConfig, demonstrations: DemonstrationSet, config: Any, before: Settings | None) -> QuantileCodec:
     """What the action tokens mean; `before` has the settings of a policy that is trained further."""
-    known = codec_from_dict(before["codec"]) if before else None
+    known = before.codec if before else None
     is_open = not cfg.statistics_key and cfg.statistics_kind is None
     if known is not None and is_open and cfg.num_bins in (None, known.num_bins):
         if isinstance(known, BinCodec):
@@ -157,63 +148,3 @@ def _published(cfg: SFTConfig, demonstrations: DemonstrationSet, config: Any) ->
         )
     config.norm_stats = {name: stats for name, stats in norm_stats.items() if name == (key or name)}
     return codec
-
-
-def to_turn(processor: PolicyProcessor, demonstration: Demonstration) -> Turn:
-    """A demonstration as the turn that a policy would have sampled, token for token.
-
-    Raises:
-        DatasetError: a text is not well-formed markup; the message quotes it.
-    """
-    carried = demonstration.carried_thought if processor.carry_thought else ""
-    prompt = processor.prompt_ids(demonstration.instruction, len(demonstration.images), carried)
-    pieces: list[tuple[np.ndarray, tuple[Segment, ...]]] = []
-    expanded = processor.expand(prompt, demonstration.images)
-    pieces.append((expanded, (Segment(kind=SegmentKind.PROMPT, start=0, end=len(expanded)),)))
-    for i, text in enumerate(demonstration.texts):
-        is_last = i == len(demonstration.crops)
-        ids = processor.vocabulary.encode(text)
-        pieces.append(_sampled(processor, ids + _action_ids(processor, demonstration) if is_last else ids, text))
-        if is_last and processor.is_parallel:
-            pieces[-1:] = _inject_close(*pieces[-1])
-        if not is_last:
-            result = processor.expand(processor.result_ids(image=True), [demonstration.crops[i]])
-            pieces.append((result, (Segment(kind=SegmentKind.TOOL_RESULT, start=0, end=len(result)),)))
-    return _join(pieces, demonstration)
-
-
-def _action_ids(processor: PolicyProcessor, demonstration: Demonstration) -> list[int]:
-    vocabulary = processor.vocabulary
-    bins = processor.codec.encode(demonstration.actions)
-    return [vocabulary.mark_ids["<act>"], *(vocabulary.action_ids[b] for b in bins), vocabulary.mark_ids["</act>"]]
-
-
-def _sampled(processor: PolicyProcessor, ids: Sequence[int], text: str) -> tuple[np.ndarray, tuple[Segment, ...]]:
-    spans = parse(processor.vocabulary.symbols(ids))
-    if spans[-1].kind is SegmentKind.MALFORMED:
-        raise DatasetError(f"annotation is not well-formed markup ({spans[-1].error}): {text!r}")
-    return np.array(ids, np.int32), tuple(Segment(kind=s.kind, start=s.start, end=s.end) for s in spans)
-
-
-def _inject_close(ids: np.ndarray, segments: tuple[Segment, ...]) -> list[tuple[np.ndarray, tuple[Segment, ...]]]:
-    """Split the `</act>` off, which ends an action chunk but is not the policy's where all of it is one forward."""
-    *others, act = segments
-    closing = Segment(kind=SegmentKind.PROMPT, start=0, end=1)
-    return [(ids[:-1], (*others, replace(act, end=act.end - 1))), (ids[-1:], (closing,))]
-
-
-def _join(pieces: Sequence[tuple[np.ndarray, tuple[Segment, ...]]], demonstration: Demonstration) -> Turn:
-    """One turn out of consecutive pieces, whose segments count from their own start."""
-    segments: list[Segment] = []
-    start = 0
-    for ids, parts in pieces:
-        segments += [Segment(kind=p.kind, start=start + p.start, end=start + p.end) for p in parts]
-        start += len(ids)
-    return Turn(
-        token_ids=np.concatenate([ids for ids, _ in pieces]),
-        sampler_logprobs=np.zeros(start, np.float32),
-        segments=tuple(segments),
-        images=(*demonstration.images, *demonstration.crops),
-        actions=demonstration.actions,
-        policy_version=0,
-    )

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers.masking_utils import create_causal_mask
 
-from rlvla.policies.thinker.action_slots import PROMPT_BLOCK, feed_slots
+from rlvla.policies.thinker.decoding import PROMPT_BLOCK, feed_slots
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import base_model
 
 ATTENTION = ("sdpa", "eager", "flex_attention")
 """transformers' `attn_implementation`s that take such a mask. Flash attention would drop it without a word."""
@@ -24,12 +25,6 @@ _OURS = ("block_ids", "is_slot", "action_ids", "slot_ids")
 
 class HybridAttentionError(RuntimeError):
     """A model does not attend as it was told to."""
-
-
-def base_model(model: Any) -> Any:
-    """The Hugging Face model inside the wrappers of DeepSpeed, DDP and peft."""
-    bare = model.module if hasattr(model, "module") else model
-    return bare.get_base_model() if hasattr(bare, "get_base_model") else bare
 
 
 def hybrid_mask(model: Any, block_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
@@ -80,7 +75,7 @@ def model_inputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, An
     if "block_ids" not in inputs:
         return fed
     core: Any = getattr(base_model(model), "model", None)
-    if "image_grid_thw" in fed and hasattr(core, "get_rope_index"):  # Qwen-VL; without images positions are 0, 1 ...
+    if "image_grid_thw" in fed:  # of a backbone with `has_grid_positions`; without images positions are 0, 1 ...
         fed["position_ids"], _ = core.get_rope_index(
             fed["input_ids"],
             mm_token_type_ids=fed["mm_token_type_ids"],
@@ -142,7 +137,7 @@ def _specimen(model: Any, processor: PolicyProcessor) -> tuple[dict[str, Any], t
     vocabulary, marks = processor.vocabulary, processor.vocabulary.mark_ids
     prompt = vocabulary.encode("a b a b")
     text = [*prompt, marks["<think>"], *vocabulary.encode("a b"), marks["</think>"], marks["<act>"]]
-    actions = [vocabulary.action_ids[0]] * processor.num_action_tokens
+    actions = [vocabulary.action_ids[0]] * processor.decoding.num_actions
     ids = torch.tensor([[*text, *actions, marks["</act>"]]], device=base_model(model).device)
     is_act = torch.zeros_like(ids, dtype=torch.bool)
     is_act[:, len(text) : len(text) + len(actions)] = True

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlvla.plugins import Plugin, load
-from rlvla.policies.thinker.markup import ToolCall, parse_box, parse_call
+from rlvla.policies.markup import ToolCall, parse_box, parse_call
 from rlvla.types import Box, Observation
 
 PICTURE = "a uint8 array [H, W, 3], RGB (of a PIL image: np.array(image.convert('RGB')))"

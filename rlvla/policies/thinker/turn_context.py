@@ -1,40 +1,14 @@
-"""A turn while it grows: who decides, what has been read and said so far, and what comes of it."""
+"""A turn while it grows: what has been read and said, what is known of the turns before, what was executed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from rlvla.config import EpisodeConfig
-from rlvla.plugins import Plugin
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.protocols import SampleOutput, Sampler
-from rlvla.types import EndReason, Segment, SegmentKind, Turn
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decider:
-    """Everything a decision needs beside the observation."""
-
-    sampler: Sampler
-    processor: PolicyProcessor
-    tools: Mapping[str, Plugin]
-    config: EpisodeConfig
-
-    def __post_init__(self) -> None:
-        """See `require_action_temperature`."""
-        require_action_temperature(self.config, self.processor)
-
-
-def require_action_temperature(config: EpisodeConfig, processor: PolicyProcessor) -> None:
-    """Raises ValueError when the config has a temperature that the policy has no use for."""
-    if config.action_temperature is not None and not processor.is_parallel:
-        raise ValueError(
-            f"episode.action_temperature is {config.action_temperature}: this checkpoint decodes actions like text, at "
-            "episode.temperature; leave it out, or train with action_decoding: parallel"
-        )
+from rlvla.protocols import SampleOutput
+from rlvla.types import Segment, SegmentKind, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,34 +31,25 @@ class Thought:
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """What a decision knows of the thoughts before it; the first of an episode knows nothing.
-
-    A turn that reuses a thought has the prompt of the turn that thought it, so that with `carry_thought` its prompt
-    shows the thought before that one, as in training, and no text stands there twice.
-    """
+    """What a decision knows of the thoughts before it; the first of an episode knows nothing."""
 
     thought: Thought = field(default_factory=Thought)
     """The last one of the last turn in which the policy was to think."""
-    carried: str = ""
-    """What the prompt shows, where the checkpoint has `carry_thought`."""
     reuses: bool = False
     """Whether this decision goes by `thought` instead of thinking."""
     num_decisions: int = 0
     """Before this one."""
 
-    def after(self, turn: Turn, *, think_every: int, carry_thought: bool) -> Recall:
+    def after(self, turn: Turn, *, think_every: int) -> Recall:
         """What the next decision knows.
 
         Args:
             turn: of this decision.
             think_every: see `EpisodeConfig`.
-            carry_thought: see `PolicyProcessor`.
         """
         num_decisions = self.num_decisions + 1
         thought = self.thought if self.reuses else Thought.last_of(turn)
-        reuses = num_decisions % think_every != 0
-        carried = thought.text if carry_thought and not reuses else self.carried
-        return Recall(thought=thought, carried=carried, reuses=reuses, num_decisions=num_decisions)
+        return Recall(thought=thought, reuses=num_decisions % think_every != 0, num_decisions=num_decisions)
 
 
 @dataclass(kw_only=True)
@@ -146,17 +111,6 @@ def executed(turn: Turn, actions: np.ndarray, processor: PolicyProcessor) -> Tur
     (index,) = (i for i, segment in enumerate(turn.segments) if segment.kind is SegmentKind.ACT)
     act = turn.segments[index]
     first = act.start + int(turn.token_ids[act.start] == processor.vocabulary.mark_ids["<act>"])
-    span = (first + len(actions) * processor.codec.chunk_shape[1], first + processor.num_action_tokens)
+    span = (first + len(actions) * processor.codec.chunk_shape[1], first + processor.decoding.num_actions)
     marked = replace(act, unexecuted=span if span[0] < span[1] else None)
     return replace(turn, actions=actions, segments=(*turn.segments[:index], marked, *turn.segments[index + 1 :]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """A finished turn and what it leads to."""
-
-    turn: Turn
-    actions: np.ndarray | None
-    """[K, A], or None when the turn holds no executable action."""
-    end: EndReason | None
-    """Why the trajectory ends here, if it does."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ class PromptRenderer:
         engine: vLLM's `LLMEngine`.
         placeholder_id: of an image in `SampleRequest.prompt_ids`.
         capacity: prompts that are kept, the ones asked for last.
+        slot_ids: put behind a prompt whose actions are drawn.
     """
 
-    def __init__(self, engine: Any, placeholder_id: int, capacity: int) -> None:
+    def __init__(self, engine: Any, placeholder_id: int, capacity: int, slot_ids: Sequence[int] = ()) -> None:
+        self._slot_ids = slot_ids
         self._renderer = engine.renderer
         self._placeholder_id = placeholder_id
         self._capacity = capacity
@@ -34,7 +37,7 @@ class PromptRenderer:
 
     def render(self, request: SampleRequest) -> dict[str, Any]:
         """The prompt, slots included, as `LLMEngine.add_request` takes it; raises what vLLM raises on bad input."""
-        token_ids = (*request.prompt_ids, *request.slot_ids)
+        token_ids = (*request.prompt_ids, *self._slot_ids[: request.num_actions])
         if not request.images:
             return {"type": "token", "prompt_token_ids": list(token_ids), "arrival_time": time.time()}
         cut = len(token_ids) - token_ids[::-1].index(self._placeholder_id)

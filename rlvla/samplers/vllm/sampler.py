@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlvla.config import ActionDecoding, LoraConfig, SamplerConfig
+from rlvla.config import LoraConfig, SamplerConfig
+from rlvla.policies.family import EngineNeeds, load_policy
 from rlvla.policies.models.lora import Adapter, adapter_config, read_adapter
-from rlvla.policies.thinker.markup import known_slot_ids
-from rlvla.policies.thinker.prompt import vllm_obstacle
-from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.protocols import BAN_BIAS, SampleOutput, SampleRequest
 from rlvla.samplers.vllm.engine import (
     engine_arguments,
     refuse_other_adapter,
@@ -35,12 +34,9 @@ from rlvla.samplers.vllm.engine import (
 )
 from rlvla.samplers.vllm.plugin import register
 from rlvla.samplers.vllm.plugin.adapter import adapter_request
-from rlvla.samplers.vllm.plugin.request import ActionBlock, encode_ids, take_actions
+from rlvla.samplers.vllm.plugin.request import ActionBlock, take_actions
 from rlvla.samplers.vllm.plugin.self_test import check_bidirectional
 from rlvla.samplers.vllm.prompts import PromptRenderer
-
-BAN_BIAS = -100.0
-"""Added to the logits of banned ids; vLLM admits -100..100, and e^-100 is never drawn."""
 
 KEPT_PROMPTS = 2
 """Prompts whose images are kept ready, for each sequence that the engine batches."""
@@ -72,13 +68,14 @@ class VLLMSampler:
         max_images: images in one context at most.
         max_model_len: tokens of one context at most, sampled ones included.
         seed: of the engine; requests bring their own.
-        action_decoding: the policy's. `parallel` or `parallel_causal`: requests with `slot_ids` are served, too; an
-            attention backend that cannot is found now.
         lora: of the learner; its adapters are served unmerged, as is the one of the checkpoint.
+        needs: of the model; None: as its policy says.
 
     Raises:
         ValueError: `sampler.kv_cache_mb` is too small for one context; the message says how much it takes.
-        SamplerError: vLLM cannot serve this checkpoint, or not with parallel actions; the cause is chained.
+        FileNotFoundError: the folder is no policy checkpoint.
+        SamplerError: vLLM cannot serve this checkpoint; the cause is chained. An attention backend that cannot draw all
+            actions of a chunk at once, where this policy does so, is found now.
     """
 
     def __init__(
@@ -89,17 +86,16 @@ class VLLMSampler:
         max_images: int,
         max_model_len: int,
         seed: int = 0,
-        action_decoding: ActionDecoding = "autoregressive",
         lora: LoraConfig | None = None,
+        needs: EngineNeeds | None = None,
     ) -> None:
-        if reason := vllm_obstacle(model):
-            raise SamplerError(reason)
+        self._needs = needs or _needs(model)
         self._weight_names = weight_names(Path(model))
         self._adapter = read_adapter(model)
         self._adapter_config = self._adapter.config if self._adapter else lora and adapter_config(lora)
         self._lora_request: Any = None
         require_kv_cache(model, config, max_model_len)
-        parallel_actions = action_decoding != "autoregressive"
+        parallel_actions = bool(self._needs.slot_ids)
         set_environment(config.threads, parallel_actions)
         self.num_context_tokens = 0
         """Of all requests so far."""
@@ -108,7 +104,6 @@ class VLLMSampler:
         self._policy_version = 0
         self.num_steps = 0
         """Of the engine, so far: forwards of the model."""
-        self._action_decoding = action_decoding
         self._jobs: queue.SimpleQueue[_Sample | _Load | None] = queue.SimpleQueue()
         self._running: dict[str, _Sample] = {}
         self._count = 0
@@ -140,8 +135,8 @@ class VLLMSampler:
         """Continue one context; see `protocols.Sampler`.
 
         Raises:
-            ValueError: placeholders and images differ in number, actions are asked for that this sampler was not
-                started for, or vLLM refuses the request, e.g. because it is longer than `max_model_len`; others go on.
+            ValueError: placeholders and images differ in number, as many actions are asked for as this policy does not
+                draw, or vLLM refuses the request, e.g. because it is longer than `max_model_len`; others go on.
             SamplerError: the engine failed.
         """
         job = _Sample(request=request)
@@ -203,26 +198,22 @@ class VLLMSampler:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from rlvla.policies.thinker.policy import IMAGE_TOKEN_BIAS, placeholder_ids
-
         register()
         spare_llvmlite()
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
-        config = engine.model_config.hf_config
-        self._image_token_id = config.image_token_id
+        self._image_token_id = engine.model_config.hf_config.image_token_id
         capacity = KEPT_PROMPTS * engine.vllm_config.scheduler_config.max_num_seqs
-        self._prompts = PromptRenderer(engine, self._image_token_id, capacity)
-        self._logit_bias = dict.fromkeys(placeholder_ids(config), IMAGE_TOKEN_BIAS)
+        self._prompts = PromptRenderer(engine, self._image_token_id, capacity, self._needs.slot_ids)
+        self._logit_bias = dict.fromkeys(self._needs.never_ids, BAN_BIAS)
         if self._adapter is not None:
             self._receive(engine, self._adapter)
-        if self._action_decoding != "autoregressive":
-            bidirectional = self._action_decoding == "parallel"
+        if self._needs.slot_ids:
             try:
-                engine.collective_rpc("serve_action_blocks", args=(bidirectional,))
+                bidirectional = self._needs.slots_see_each_other
+                engine.collective_rpc("serve_action_blocks", args=(bidirectional, list(self._needs.action_ids)))
                 if bidirectional:
                     # Slots start as zeros, of which none differs from another.
-                    slots = known_slot_ids(engine.get_tokenizer().get_vocab())
-                    check_bidirectional(engine, avoid={*placeholder_ids(config), *slots})
+                    check_bidirectional(engine, avoid=set(engine.get_tokenizer().get_added_vocab().values()))
             except Exception:
                 engine.engine_core.shutdown()
                 raise
@@ -270,10 +261,8 @@ class VLLMSampler:
         num_placeholders = request.prompt_ids.count(self._image_token_id)
         if num_placeholders != len(request.images):  # vLLM would take a surplus placeholder for a word
             return f"the context has {num_placeholders} image placeholders for {len(request.images)} images"
-        if request.num_actions and self._action_decoding == "autoregressive":
-            return f"the request has {request.num_actions} slots: start the sampler with another action_decoding"
-        if request.num_actions and not request.action_ids:
-            return f"the request has {request.num_actions} slots, and action_ids is empty"
+        if request.num_actions not in (0, num_slots := len(self._needs.slot_ids)):
+            return f"the request is for {request.num_actions} actions, this policy draws {num_slots} from one forward"
         return ""
 
     def _parameters(self, request: SampleRequest, request_id: str) -> Any:
@@ -281,7 +270,6 @@ class VLLMSampler:
             return ActionBlock(
                 key=request_id,
                 num_actions=request.num_actions,
-                action_ids=encode_ids(request.action_ids),
                 temperature=request.temperature,
                 seed=request.seed,
             ).sampling_params()
@@ -367,3 +355,11 @@ class VLLMSampler:
             failure = SamplerError(f"the vLLM engine failed: {error}")
             failure.__cause__ = error
             future.set_exception(failure)
+
+
+def _needs(model: Path | str) -> EngineNeeds:
+    """What a checkpoint's policy needs; raises SamplerError where vLLM cannot serve it."""
+    policy = load_policy(model)
+    if reason := policy.refuses("vllm"):
+        raise SamplerError(f"{model}: {reason}")
+    return policy.engine_needs(model)

@@ -20,8 +20,6 @@ class ActionBlock:
     """The result is kept under it until it is taken."""
     num_actions: int
     """n: the prompt ends in `<act>` and n slots."""
-    action_ids: bytes
-    """Bin -> token id, int32: one object instead of 256 that vLLM would walk through."""
     temperature: float
     """0 is greedy."""
     seed: int
@@ -47,11 +45,6 @@ class ActionBlock:
         extra = sampling_params.extra_args if sampling_params is not None else None
         fields = extra.get(EXTRA_ARG) if extra else None
         return None if fields is None else cls(**fields)
-
-
-def encode_ids(action_ids: tuple[int, ...]) -> bytes:
-    """Token ids as `ActionBlock.action_ids` has them."""
-    return np.array(action_ids, np.int32).tobytes()
 
 
 def take_actions(engine: Any, keys: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:

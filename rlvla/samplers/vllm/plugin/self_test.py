@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.samplers.vllm.plugin.request import ActionBlock, encode_ids, take_actions
+from rlvla.samplers.vllm.plugin.request import ActionBlock, take_actions
 from rlvla.samplers.vllm.plugin.step import ActionBlockError
 
 MARGIN = 10
@@ -48,11 +48,11 @@ def check_bidirectional(engine: Any, *, avoid: Collection[int]) -> None:
     last_slot, prefix = list(prompt), list(prompt)
     last_slot[-1], prefix[half // 2] = words[-1], words[-2]
 
-    whole = _ask(engine, prompt, half, words)  # fills the prefix cache, so that the next two compute alike
-    base, again = (_ask(engine, prompt, half, words) for _ in range(2))
-    by_slot, by_prefix = (_ask(engine, changed, half, words) for changed in (last_slot, prefix))
+    whole = _ask(engine, prompt, half)  # fills the prefix cache, so that the next two compute alike
+    base, again = (_ask(engine, prompt, half) for _ in range(2))
+    by_slot, by_prefix = (_ask(engine, changed, half) for changed in (last_slot, prefix))
     engine.reset_prefix_cache()
-    whole_by_slot = _ask(engine, last_slot, half, words)
+    whole_by_slot = _ask(engine, last_slot, half)
     engine.reset_prefix_cache()
 
     noise = abs(again.first - base.first)
@@ -76,12 +76,10 @@ def _distance(one: Answer, other: Answer) -> float:
     return float(np.abs(one.prefix - other.prefix).max())
 
 
-def _ask(engine: Any, prompt: Sequence[int], num_block_tokens: int, words: Sequence[int]) -> Answer:
-    """One action request; every word is an action."""
+def _ask(engine: Any, prompt: Sequence[int], num_block_tokens: int) -> Answer:
+    """One action request, words in the place of its slots."""
     num_actions = num_block_tokens - 1
-    block = ActionBlock(
-        key="self-test", num_actions=num_actions, action_ids=encode_ids(tuple(words)), temperature=0.0, seed=0
-    )
+    block = ActionBlock(key="self-test", num_actions=num_actions, temperature=0.0, seed=0)
     params = block.sampling_params()
     params.prompt_logprobs, params.skip_reading_prefix_cache = 0, False
     (rendered,) = engine.renderer.render_cmpl([{"prompt_token_ids": list(prompt)}])

@@ -20,7 +20,7 @@ import torch
 
 from rlvla.samplers.vllm.plugin import register
 from rlvla.samplers.vllm.plugin.draw import draw, uniforms
-from rlvla.samplers.vllm.plugin.step import ActionBlockError, Row, Step, blocks_alone, plan
+from rlvla.samplers.vllm.plugin.step import ActionBlockError, Step, blocks_alone, plan
 
 LOGIT_ROWS = 1024
 """Rows whose logits are over the whole vocabulary at a time, before they are cut down to the bins: memory."""
@@ -31,10 +31,10 @@ class ActionBlockWorker:
 
     model_runner: Any
 
-    def serve_action_blocks(self, bidirectional: bool) -> None:
+    def serve_action_blocks(self, bidirectional: bool, action_ids: list[int]) -> None:
         """Serve action requests from now on; raises ActionBlockError where that cannot be."""
         register()
-        self.action_blocks = ActionBlockServer(self.model_runner, bidirectional)
+        self.action_blocks = ActionBlockServer(self.model_runner, bidirectional, action_ids)
 
     def take_drawn(self, keys: list[str]) -> list[tuple[bytes, bytes]]:
         """Of requests that have finished, see `request.take_actions`; they are forgotten here."""
@@ -47,12 +47,13 @@ class ActionBlockServer:
     Args:
         runner: vLLM's.
         bidirectional: the tokens of a block see each other.
+        action_ids: bin -> token id, what actions are drawn from.
 
     Raises:
         ActionBlockError: it cannot serve action blocks.
     """
 
-    def __init__(self, runner: Any, bidirectional: bool) -> None:
+    def __init__(self, runner: Any, bidirectional: bool, action_ids: list[int]) -> None:
         _check_runner(runner)
         self.drawn: dict[str, tuple[bytes, bytes]] = {}
         """Key of a request -> token ids [n] int32, logprobs [n] float32."""
@@ -60,7 +61,7 @@ class ActionBlockServer:
         self._step: Step | None = None
         self._layers: list[str] = []
         """Those that attend blocks once more."""
-        self._bins: dict[bytes, torch.Tensor] = {}
+        self._action_ids = torch.tensor(action_ids, device=runner.device)
         self._wrap_metadata(runner)
         if bidirectional:
             self._wrap_attention(runner)
@@ -139,25 +140,18 @@ class ActionBlockServer:
 
     def _draw(self, step: Step, hidden: torch.Tensor) -> None:
         """Draw the actions of every block of a step from its hidden states [tokens, D]."""
-        by_ids: dict[bytes, list[Row]] = {}
-        for row in step.rows:
-            by_ids.setdefault(row.block.action_ids, []).append(row)
-        for action_ids, rows in by_ids.items():
-            device = hidden.device
-            if action_ids not in self._bins:
-                self._bins[action_ids] = torch.frombuffer(bytearray(action_ids), dtype=torch.int32).long().to(device)
-            ids = self._bins[action_ids]
-            # The logits at <act> and at all slots but the last score the actions.
-            places = np.concatenate([np.arange(row.end - row.block.num_actions - 1, row.end - 1) for row in rows])
-            states = hidden[torch.from_numpy(places).to(device)]
-            logits = torch.cat([self._runner.model.compute_logits(s)[:, ids] for s in states.split(LOGIT_ROWS)])
-            counts = [row.block.num_actions for row in rows]
-            temperatures = torch.tensor([row.block.temperature for row in rows]).repeat_interleave(torch.tensor(counts))
-            targets = torch.cat([uniforms(row.block.seed, row.block.num_actions) for row in rows])
-            bins, logprobs = draw(logits, temperatures.to(device), targets.to(device))
-            ids_cpu, logprobs_cpu = ids[bins].int().cpu(), logprobs.cpu()
-            for row, its_ids, its_logprobs in zip(rows, ids_cpu.split(counts), logprobs_cpu.split(counts), strict=True):
-                self.drawn[row.block.key] = (its_ids.numpy().tobytes(), its_logprobs.numpy().tobytes())
+        device, rows, ids = hidden.device, step.rows, self._action_ids
+        # The logits at <act> and at all slots but the last score the actions.
+        places = np.concatenate([np.arange(row.end - row.block.num_actions - 1, row.end - 1) for row in rows])
+        states = hidden[torch.from_numpy(places).to(device)]
+        logits = torch.cat([self._runner.model.compute_logits(s)[:, ids] for s in states.split(LOGIT_ROWS)])
+        counts = [row.block.num_actions for row in rows]
+        temperatures = torch.tensor([row.block.temperature for row in rows]).repeat_interleave(torch.tensor(counts))
+        targets = torch.cat([uniforms(row.block.seed, row.block.num_actions) for row in rows])
+        bins, logprobs = draw(logits, temperatures.to(device), targets.to(device))
+        ids_cpu, logprobs_cpu = ids[bins].int().cpu(), logprobs.cpu()
+        for row, its_ids, its_logprobs in zip(rows, ids_cpu.split(counts), logprobs_cpu.split(counts), strict=True):
+            self.drawn[row.block.key] = (its_ids.numpy().tobytes(), its_logprobs.numpy().tobytes())
 
 
 def _groups(runner: Any) -> list[Any]:

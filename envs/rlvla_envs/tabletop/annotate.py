@@ -14,8 +14,8 @@ import numpy as np
 
 from rlvla.types import Annotation, Box, Decision, Scene, SceneObject, Timeline
 from rlvla_envs.spec import scene_of
-from rlvla_envs.tabletop_model import TABLE_SIZE
-from rlvla_envs.tabletop_objects import project
+from rlvla_envs.tabletop.model import TABLE_SIZE
+from rlvla_envs.tabletop.scene import project
 
 
 def annotate(

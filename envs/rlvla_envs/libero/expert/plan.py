@@ -12,20 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from rlvla_envs.libero_expert_articulated import close, find_joint, joint_position, open_, turn_off, turn_on
-from rlvla_envs.libero_expert_objects import pick_and_place
-from rlvla_envs.libero_expert_phases import OPEN, Label, Step
-from rlvla_envs.libero_expert_scene import Scene
+from rlvla_envs.libero.expert.articulated import find_joint, joint_position, pull_open, shut, turn_off, turn_on
+from rlvla_envs.libero.expert.motions import OPEN, Hand, Label, Step
+from rlvla_envs.libero.expert.objects import drag, is_flat, pick_and_place
+from rlvla_envs.libero.expert.scene import Scene
 
-SKILLS: dict[str, Callable[[Scene, list[str]], Iterator[Step]]] = {
+SKILLS: dict[str, Callable[[Hand, list[str]], Iterator[Step]]] = {
     "on": pick_and_place,
     "in": pick_and_place,
-    "open": open_,
-    "close": close,
+    "open": pull_open,
+    "close": shut,
     "turnon": turn_on,
     "turnoff": turn_off,
 }
-"""By the predicate's name in LIBERO's goals."""
+"""One attempt at a goal, by the predicate's name in LIBERO's goals."""
+NUM_TRIES = 4
+"""Attempts at one goal; an official episode leaves no time for more."""
 ACCESS = 0.10
 """A drawer must be open this far, m, for something to be put into it."""
 
@@ -64,11 +66,21 @@ class LiberoExpert:
 
 def plan(scene: Scene) -> Iterator[Step]:
     """One goal after the other, in an order that can be carried out."""
-    for predicate in order_goals(scene.env.parsed_problem["goal_state"]):
-        if not scene.holds(predicate):
-            if predicate[0] == "in" and not is_accessible(scene, predicate[2]):
-                yield from open_(scene, ["open", predicate[2]])
-            yield from SKILLS[predicate[0]](scene, predicate)
+    for goal in order_goals(scene.env.parsed_problem["goal_state"]):
+        if goal[0] == "in" and not scene.holds(goal) and not is_accessible(scene, goal[2]):
+            yield from attempts(scene, ["open", goal[2]])
+        yield from attempts(scene, goal)
+
+
+def attempts(scene: Scene, goal: list[str]) -> Iterator[Step]:
+    """One goal, again where that failed: of an object with another grasp."""
+    hand, skill = Hand(scene, *goal[1:]), SKILLS[goal[0]]
+    if skill is pick_and_place and is_flat(scene.points(hand.subject)):
+        skill = drag
+    for _ in range(NUM_TRIES):
+        if scene.holds(goal):
+            return
+        yield from skill(hand, goal)
 
 
 def is_accessible(scene: Scene, region: str) -> bool:

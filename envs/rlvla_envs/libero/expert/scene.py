@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla_envs.libero_expert_geometry import box_points, hand_yaw
+from rlvla_envs.libero.expert.geometry import box_points, hand_yaw
 
 _GRIP_SITE = "gripper0_grip_site"
 _ROUND = {2: (0, 1, 2), 3: (0, 1), 4: (0, 1, 2), 5: (0, 1)}
@@ -90,10 +90,6 @@ class Scene:
     def center_of_mass(self, name: str) -> np.ndarray:
         """[3]."""
         return self.data.subtree_com[self.env.obj_body_id[name]].copy()
-
-    def rotation(self, name: str) -> np.ndarray:
-        """[3, 3]: of an object's root body."""
-        return self.data.xmat[self.env.obj_body_id[name]].reshape(3, 3).copy()
 
     def points(self, name: str) -> np.ndarray:
         """The solid parts of an object or a fixture, [N, 3]."""

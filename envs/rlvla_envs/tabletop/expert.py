@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlvla.types import Decision, Scene, SceneObject
-from rlvla_envs.spec import Observation, zoom_later
-from rlvla_envs.tabletop import ObjectInfo, TabletopEnv
-from rlvla_envs.tabletop_model import BADGE_SIZE
+from rlvla_envs.spec import Observation, decision_of, scene_of
+from rlvla_envs.tabletop.env import TabletopEnv
+from rlvla_envs.tabletop.model import BADGE_SIZE
+from rlvla_envs.tabletop.scene import ObjectInfo
 
 HOVER_HEIGHT = 0.08
 """Fingertips above everything that lies on the table, also with a block between them, m."""
@@ -57,11 +58,12 @@ def play(
     steps: list[Step] = []
     is_over = False
     while not is_over:
-        steps = steps[: len(seen) * stride] + expert_plan(env, chunk_length)
+        target = next(o for o in env.scene.objects() if o.is_target)
+        steps = steps[: len(seen) * stride] + plan(env, target, chunk_length)
         for start in range(len(seen) * stride, len(steps), stride):
             now = steps[start : start + stride]
             seen.append(_decision(env, observation, now))
-            observation, _, terminated, truncated, info = env.step_chunk(_actions(now))
+            observation, _, terminated, truncated, info = env.step_chunk(actions_of(now))
             is_over = terminated or truncated
             if is_over:
                 break
@@ -73,64 +75,40 @@ def play(
 
 def _with_chunk(decision: Decision, steps: Sequence[Step]) -> Decision:
     """A decision that means and does these steps, also those before which the next decision comes."""
-    assert decision.scene is not None
-    intention = ", then ".join(dict.fromkeys(step.phrase for step in steps))
-    return replace(decision, actions=_actions(steps), scene=replace(decision.scene, intention=intention))
+    scene = replace(scene_of(decision), intention=_intention(steps))
+    return replace(decision, actions=actions_of(steps), scene=scene)
 
 
 def _decision(env: TabletopEnv, observation: Observation, steps: Sequence[Step]) -> Decision:
     """What is seen before these steps."""
-    objects = env.objects()
-    return Decision(
-        instruction=observation["instruction"],
-        images=tuple(observation["images"]),
-        proprio=observation["proprio"],
-        actions=_actions(steps),
-        zoom=zoom_later(env),
-        scene=Scene(
-            objects=tuple(
-                SceneObject(name=o.name, box=o.bbox, label=o.badge or "", is_target=o.is_target) for o in objects
-            ),
-            subject=next(o.name for o in objects if o.is_target),
-            intention=", then ".join(dict.fromkeys(step.phrase for step in steps)),
-        ),
-    )
+    objects = env.scene.objects()
+    shown = (SceneObject(name=o.name, box=o.bbox, label=o.badge or "", is_target=o.is_target) for o in objects)
+    subject = next(o.name for o in objects if o.is_target)
+    scene = Scene(objects=tuple(shown), subject=subject, intention=_intention(steps))
+    return decision_of(env, observation, actions_of(steps), scene)
 
 
-def _actions(steps: Sequence[Step]) -> np.ndarray:
-    """float32 [len, 4]."""
+def actions_of(steps: Sequence[Step]) -> np.ndarray:
+    """float32 [K, 4]."""
     return np.array([step.action for step in steps], np.float32)
 
 
-def expert_chunk(env: TabletopEnv, num_steps: int, target: str | None = None) -> np.ndarray:
-    """The actions of `expert_plan`, float32 [K, 4]."""
-    return _actions(expert_plan(env, num_steps, target))
+def _intention(steps: Sequence[Step]) -> str:
+    return ", then ".join(dict.fromkeys(step.phrase for step in steps))
 
 
-def expert_plan(env: TabletopEnv, num_steps: int, target: str | None = None) -> list[Step]:
+def plan(env: TabletopEnv, aim: ObjectInfo, num_steps: int) -> list[Step]:
     """The expert's next steps from the present state.
 
     Args:
         env: after a reset.
+        aim: what to press, or to put into the bowl.
         num_steps: K. With 5, "press" is one chunk (4 hover, 1 press) and "pick" three (3 hover, 2
             descend; 2 close, 3 lift; 3 carry, 2 release).
-        target: badge to aim at instead of the one that the instruction names.
-
-    Returns:
-        K steps.
-
-    Raises:
-        ValueError: no object has this badge.
     """
-    objects = env.objects()
-    aims = [o for o in objects if (o.is_target if target is None else o.badge == target)]
-    if not aims:
-        raise ValueError(f"no object has the badge {target!r}")
-    if env.task == "press":
-        plan = _press_plan(aims[0], num_steps)
-    else:
-        plan = _pick_plan(env, aims[0], next(o for o in objects if o.name == "bowl"))
-    return (plan + plan[-1:] * (num_steps - len(plan)))[:num_steps]
+    is_press = env.task_name == "press"
+    steps = _press_plan(aim, num_steps) if is_press else _pick_plan(env, aim, env.scene.objects()[-1])
+    return (steps + steps[-1:] * (num_steps - len(steps)))[:num_steps]
 
 
 def _press_plan(pad: ObjectInfo, num_steps: int) -> list[Step]:

@@ -157,36 +157,27 @@ def _private_settings(package: Path) -> Iterator[None]:
         # JSON is YAML.
         (folder / "config.yaml").write_text(json.dumps({key: str(path) for key, path in paths.items()}))
         variables["LIBERO_CONFIG_PATH"] = str(folder)
-    if "matplotlib" not in sys.modules and not (_config_home() / "matplotlib").exists():
+    config_home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    if "matplotlib" not in sys.modules and not (config_home / "matplotlib").exists():
         variables["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR", str(folder))
     robosuite = importlib.util.find_spec("robosuite")
     if robosuite and robosuite.origin and not os.access(Path(robosuite.origin).parent / "utils", os.W_OK):
         # Numba keeps what it compiled beside the sources, or where that fails in the home folder.
         variables["NUMBA_CACHE_DIR"] = os.environ.get("NUMBA_CACHE_DIR", str(folder))
-    before = {name: os.environ.get(name) for name in variables}
+    before = dict(os.environ)
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _config_home() -> Path:
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        for name in variables:
+            del os.environ[name]
+        os.environ.update({name: before[name] for name in variables if name in before})
 
 
 @contextlib.contextmanager
 def _without_hint() -> Iterator[None]:
     """Drops robosuite's three lines about a file of private macros; all other messages pass."""
-    logger = logging.getLogger("robosuite_logs")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "macro" not in record.getMessage()
-
+    logger, keep = logging.getLogger("robosuite_logs"), lambda record: "macro" not in record.getMessage()
     logger.addFilter(keep)
     try:
         yield

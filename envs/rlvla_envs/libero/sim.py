@@ -16,13 +16,14 @@ import importlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mujoco
 import numpy as np
 
-from rlvla_envs.libero_assets import import_libero
-from rlvla_envs.libero_tasks import LiberoTask
+from rlvla_envs.libero.assets import import_libero
+from rlvla_envs.libero.tasks import LiberoTask
 
 NUM_SUBSTEPS = 25
 """Physics steps of an env step: 20 Hz control (LIBERO's envs/env_wrapper.py, `control_freq`) at robosuite's 2 ms."""
@@ -84,7 +85,8 @@ class TaskSim:
             self._draw(number)
         self._robot.gripper.current_action = np.zeros(2)
         # The controller only reads what `advance` has computed; its own repeated `forward` would cost a third of it.
-        self._robot.controller.sim = _ComputedSim(self.robosuite.sim)
+        sim = self.robosuite.sim
+        self._robot.controller.sim = SimpleNamespace(model=sim.model, data=sim.data, forward=lambda: None)
         self.robosuite.sim.set_state_from_flattened(init_state)
         mujoco.mj_forward(self.model, self.data)
         self.robosuite._post_process()
@@ -238,16 +240,6 @@ class TaskSim:
         if self._since_sample_s >= ENV_STEP_S:
             self._since_sample_s %= ENV_STEP_S
             self._sampled = False
-
-
-class _ComputedSim:
-    """A simulation whose derived quantities are up to date, as robosuite's controller sees it."""
-
-    def __init__(self, sim: Any) -> None:
-        self.model, self.data = sim.model, sim.data
-
-    def forward(self) -> None:
-        """Nothing to do."""
 
 
 def _build(bddl_file: Path) -> tuple[Any, dict[str, np.ndarray]]:

@@ -8,38 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlvla.types import Box, SegmentKind
+from rlvla.types import MIN_BOX_SIDE, Box, SegmentKind
 
 MARKS = ("<think>", "</think>", "<tool>", "</tool>", "<result>", "</result>", "<act>", "</act>")
 """Each is one token of the vocabulary."""
-
-
-def slot_tokens(num_actions: int) -> list[str]:
-    """What a policy that decodes actions in parallel reads in the place of each action token of a chunk, in order.
-
-    They are read and never written, hence no marks.
-    """
-    return [f"<slot_{i}>" for i in range(num_actions)]
-
-
-def known_slot_ids(token_to_id: Mapping[str, int]) -> list[int]:
-    """Ids of all slots in a tokenizer's vocabulary."""
-    ids: list[int] = []
-    while (token := f"<slot_{len(ids)}>") in token_to_id:
-        ids.append(token_to_id[token])
-    return ids
-
 
 _OPENERS = {"<think>": SegmentKind.THINK, "<tool>": SegmentKind.TOOL_CALL, "<act>": SegmentKind.ACT}
 _CLOSERS = {"<think>": "</think>", "<tool>": "</tool>", "<act>": "</act>"}
 _MARK_PATTERN = re.compile("|".join(re.escape(mark) for mark in MARKS))
 
-MIN_BOX_SIDE = 10
-"""Smallest side of a zoom box, in thousandths of the frame."""
+MAX_CALL_TOKENS = 64
+"""Tokens that a tool call may take beyond the thought before it."""
 MAX_CALL_CHARS = 1000
 """A longer tool call is refused unread."""
 
@@ -176,46 +159,3 @@ def print_zoom(image: int, box: Box) -> str:
     """The zoom call, as the policy writes it."""
     call = {"name": "zoom_in", "arguments": {"image": image, "bbox": list(box)}}
     return f"<tool>{json.dumps(call)}</tool>"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vocabulary:
-    """How a tokenizer writes the markup: the ids of the marks, of the image placeholder and of the action bins."""
-
-    mark_ids: Mapping[str, int]
-    """Mark -> its single token id."""
-    action_ids: tuple[int, ...]
-    """Bin -> token id."""
-    image_ids: tuple[int, ...]
-    """The text of one image, placeholder not expanded, e.g. `<|vision_start|><|image_pad|><|vision_end|>`."""
-    placeholder_id: int
-    """The one id among `image_ids` that stands for the pixels."""
-    encode: Callable[[str], list[int]]
-    """Text -> ids, no special tokens added."""
-    decode: Callable[[Sequence[int]], str]
-    """Ids -> text, special tokens kept."""
-    slot_ids: tuple[int, ...] = ()
-    """Of `slot_tokens`, K * A of them; none where actions are decoded autoregressively."""
-
-    @property
-    def own_ids(self) -> tuple[int, ...]:
-        """The tokens of the markup, which a model learns here: marks, action bins and slots, in order."""
-        return tuple(sorted({*self.mark_ids.values(), *self.action_ids, *self.slot_ids}))
-
-    def banned_ids(self, mode: str) -> tuple[int, ...]:
-        """Ids that text cannot hold in a mode (see `EpisodeConfig`): the same ones everywhere in a turn.
-
-        The sampler gives them no probability, so that the learner has to leave them out of its softmax likewise.
-        """
-        return (*((self.mark_ids["<tool>"],) if mode == "think" else ()), *self.slot_ids)
-
-    def symbols(self, token_ids: Sequence[int]) -> tuple[str | None, ...]:
-        """Each token's mark or None, the input of `parse`."""
-        marks = {id_: mark for mark, id_ in self.mark_ids.items()}
-        return tuple(marks.get(int(id_)) for id_ in token_ids)
-
-    def bins(self, token_ids: Sequence[int]) -> list[int] | None:
-        """Action token ids -> bins; None when one of them is not an action token."""
-        index = {id_: bin_ for bin_, id_ in enumerate(self.action_ids)}
-        bins = [index.get(int(id_)) for id_ in token_ids]
-        return None if None in bins else [b for b in bins if b is not None]

@@ -9,12 +9,12 @@ import numpy as np
 
 from rlvla.types import Box, Decision, SceneObject
 from rlvla.types import Scene as PrivilegedScene
-from rlvla_envs.libero import LiberoEnv
-from rlvla_envs.libero_expert import LiberoExpert
-from rlvla_envs.libero_expert_articulated import find_joint
-from rlvla_envs.libero_expert_phases import Step
-from rlvla_envs.libero_expert_scene import Scene
-from rlvla_envs.spec import Observation, zoom_later
+from rlvla_envs.libero.env import LiberoEnv
+from rlvla_envs.libero.expert.articulated import find_joint
+from rlvla_envs.libero.expert.motions import Step
+from rlvla_envs.libero.expert.plan import LiberoExpert
+from rlvla_envs.libero.expert.scene import Scene
+from rlvla_envs.spec import decision_of
 
 PHRASES = {
     "approach": "move to the {subject}",
@@ -74,7 +74,12 @@ def play(
     for start in range(0, len(steps) - chunk_length + 1, stride):
         chunk, before = steps[start : start + chunk_length], steps[start - 1] if start else None
         executed = chunk[:stride]
-        decisions.append(_decision(env, scene, names, observation, chunk, _intention(before, chunk, names)))
+        seen = PrivilegedScene(
+            objects=tuple(SceneObject(name=words, box=_box(env, scene, name)) for name, words in names.items()),
+            subject=names.get(_subject(chunk), ""),
+            intention=_intention(before, chunk, names),
+        )
+        decisions.append(decision_of(env, observation, np.stack([step.intended for step in chunk]), seen))
         observation, _, terminated, truncated, info = env.step_chunk(np.stack([step.action for step in executed]))
         if terminated or truncated:
             return decisions if info["is_success"] else None
@@ -93,27 +98,6 @@ def _play(env: LiberoEnv, expert: LiberoExpert, chunk_length: int, stride: int) 
         if reached and end is None:
             end = -(-len(steps) // stride) * stride + chunk_length - stride
     return steps
-
-
-def _decision(
-    env: LiberoEnv,
-    scene: Scene,
-    names: dict[str, str],
-    observation: Observation,
-    chunk: Sequence[Step],
-    intention: str,
-) -> Decision:
-    """What is seen before a chunk."""
-    objects = (SceneObject(name=words, box=_box(env, _points(scene, name))) for name, words in names.items())
-    subject = names.get(_subject(chunk), "")
-    return Decision(
-        instruction=observation["instruction"],
-        images=tuple(observation["images"]),
-        proprio=observation["proprio"],
-        actions=np.stack([step.intended for step in chunk]),
-        zoom=zoom_later(env),
-        scene=PrivilegedScene(objects=tuple(objects), subject=subject, intention=intention),
-    )
 
 
 def _intention(before: Step | None, steps: Sequence[Step], names: dict[str, str]) -> str:
@@ -154,15 +138,10 @@ def names_in_words(identifiers: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _points(scene: Scene, identifier: str) -> np.ndarray:
-    """What can be seen of an object or a fixture, or the part that moves with a region, [N, 3]."""
-    if identifier in scene.env.objects_dict:
-        return scene.points(identifier)
-    return scene.body_points(find_joint(scene, identifier).body)
-
-
-def _box(env: LiberoEnv, points: np.ndarray) -> Box:
-    """What points [N, 3] project to."""
+def _box(env: LiberoEnv, scene: Scene, identifier: str) -> Box:
+    """Where an object appears, or the part of a fixture that moves with a region."""
+    is_object = identifier in scene.env.objects_dict
+    points = scene.points(identifier) if is_object else scene.body_points(find_joint(scene, identifier).body)
     corners = env.project(points)
     (x1, y1), (x2, y2) = corners.min(axis=0), corners.max(axis=0)
     return int(x1), int(y1), int(x2), int(y2)

@@ -19,7 +19,8 @@ from itertools import combinations
 import mujoco
 import numpy as np
 
-from rlvla_envs.tabletop_model import (
+from rlvla_envs.spec import Box
+from rlvla_envs.tabletop.model import (
     BADGE_SIZE,
     BADGES,
     BOWL_HEIGHT,
@@ -28,6 +29,7 @@ from rlvla_envs.tabletop_model import (
     MAX_OPENING,
     PAD_TOP,
     STRIPES,
+    TABLE_SIZE,
     model_xml,
 )
 
@@ -46,13 +48,13 @@ _BOWL_RANGE = ((-20, 20), (-16, 20))
 """Centres, cm: 6 cm of margin to the border, and clear of the strip where the hand starts."""
 _MIN_DISTANCE = 11
 _MIN_BOWL_DISTANCE = 16
+_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """An initial state."""
 
-    task: str
     cells: tuple[tuple[int, int], ...]
     """Centres of the badged objects, cm, left to right."""
     badges: tuple[str, ...]
@@ -77,7 +79,6 @@ def sample_layout(task: str, init_state_id: int) -> Layout:
     rng = np.random.default_rng(np.random.SeedSequence(entropy))
     cells, bowl = _sample_cells(rng, with_bowl=task == "pick")
     return Layout(
-        task=task,
         cells=cells,
         badges=tuple(BADGES[i] for i in rng.permutation(len(BADGES))),
         target=int(rng.integers(len(BADGES))),
@@ -101,6 +102,29 @@ def _sample_cells(
         apart = all(math.dist(a, b) >= _MIN_DISTANCE for a, b in combinations(cells, 2))
         if apart and (bowl is None or all(math.dist(c, bowl) >= _MIN_BOWL_DISTANCE for c in cells)):
             return tuple(sorted(cells, key=lambda cell: (cell[0], -cell[1]))), bowl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """What experts may know about an object, and the policy must find out."""
+
+    name: str
+    """"pad 1" or "block 3", counted left to right, then top to bottom, at the start; or "bowl"."""
+    badge: str | None
+    """Colour; None for the bowl."""
+    is_target: bool
+    """Whether the instruction names it."""
+    bbox: Box
+    """Of the badge (of the bowl: its inside) in the image, 0..1000."""
+    position: np.ndarray
+    """[3], m: top of a pad, centre of a block, bottom of the bowl."""
+
+
+def project(position: np.ndarray) -> tuple[int, int]:
+    """Where a point [3] (m) appears in the image, 0..1000, clipped to it."""
+    x, y = position[:2]
+    u, v = (x / TABLE_SIZE + 0.5) * 1000, (0.5 - y / TABLE_SIZE) * 1000
+    return int(np.clip(round(u), 0, 1000)), int(np.clip(round(v), 0, 1000))
 
 
 class Scene:
@@ -151,6 +175,19 @@ class Scene:
             rgb = colour if stripe % 2 == 0 else HIGH + LOW - colour
             self.model.geom(f"badge{index}_{stripe}").rgba[:3] = rgb
 
+    def get_state(self) -> np.ndarray:
+        """MuJoCo's state, float64 [S]."""
+        physics = np.empty(mujoco.mj_stateSize(self.model, _STATE))
+        mujoco.mj_getState(self.model, self.data, physics, _STATE)
+        return physics
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Restores `get_state`. Raises ValueError for another size."""
+        size = mujoco.mj_stateSize(self.model, _STATE)
+        if len(state) != size:
+            raise ValueError(f"the state of the scene has {len(state)} numbers, not {size}")
+        mujoco.mj_setState(self.model, self.data, np.ascontiguousarray(state, np.float64), _STATE)
+
     def command(self, fingertips: np.ndarray, gripper: float) -> None:
         """Sets what the servos hold: fingertips [3], m, and the gripper, -1 closed to 1 open."""
         self.data.ctrl[:3] = fingertips
@@ -179,6 +216,19 @@ class Scene:
         x, y = self.layout.cells[index]
         return np.array([x * CM, y * CM, PAD_TOP + self.data.qpos[address]])
 
+    def objects(self) -> tuple[ObjectInfo, ...]:
+        """Privileged: where everything is now; left to right as it was at the start, bowl last."""
+        layout = self.layout
+        noun = "pad" if layout.bowl is None else "block"
+        infos = [
+            _info(f"{noun} {i + 1}", badge, i == layout.target, self.object_position(i), BADGE_SIZE / 2)
+            for i, badge in enumerate(layout.badges)
+        ]
+        if layout.bowl is not None:
+            position = np.array([layout.bowl[0] * CM, layout.bowl[1] * CM, 0.0])
+            infos.append(_info("bowl", None, False, position, BOWL_RADIUS))
+        return tuple(infos)
+
     def pressed(self) -> int | None:
         """Index of the first pad that is pushed in, None if none is."""
         for index, address in enumerate(self._objects):
@@ -194,3 +244,9 @@ class Scene:
         inside = math.dist((x, y), np.multiply(self.layout.bowl, CM)) < BOWL_RADIUS - 0.01
         still = np.linalg.norm(self.data.qvel[dof : dof + 3]) < 0.1
         return bool(inside and z < BOWL_HEIGHT + 0.01 and still and self.opening > BADGE_SIZE + 0.01)
+
+
+def _info(name: str, badge: str | None, is_target: bool, position: np.ndarray, half: float) -> ObjectInfo:
+    """An object that reaches `half` (m) to each side of its centre."""
+    box = (*project(position + np.array([-half, half, 0])), *project(position + np.array([half, -half, 0])))
+    return ObjectInfo(name=name, badge=badge, is_target=is_target, bbox=box, position=position)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlvla.policies.thinker.markup import MIN_BOX_SIDE
-from rlvla.types import Annotation, Box, Decision, Timeline
+from rlvla.types import MIN_BOX_SIDE, Annotation, Box, Decision, Timeline
 from rlvla_envs.spec import scene_of
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlvla_envs.libero_assets import package_folder
+from rlvla_envs.libero.assets import package_folder
 from rlvla_envs.spec import load_manifest
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -103,8 +103,3 @@ def check_suite(suite: str) -> None:
     """Raises ValueError unless LIBERO has this suite."""
     if suite not in SUITES:
         raise ValueError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
-
-
-def charset(tasks: tuple[LiberoTask, ...]) -> str:
-    """Every character of the instructions."""
-    return "".join(sorted(set("".join(task.instruction for task in tasks))))

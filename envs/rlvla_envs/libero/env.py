@@ -1,0 +1,199 @@
+"""`rlvla/Libero-v0`: the 130 tasks of LIBERO, with the states and frames of its official env, only faster.
+
+Protocol and numbers are OpenVLA-OFT's (experiments/robot/libero/run_libero_eval.py): a robosuite reset, one of the 50
+official initial states, 10 env steps to let things settle, 256-pixel frames rotated by 180 degrees and centre-cropped,
+at most `HORIZONS` env steps, success by LIBERO's own goal test after each. docs/libero.md says how to get the assets.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+
+from rlvla_envs.base import CHARSET, RUNNING, SUCCESS, TaskEnv
+from rlvla_envs.libero.assets import find_assets, import_libero
+from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE, LiberoCameras, project
+from rlvla_envs.libero.sim import TaskSim
+from rlvla_envs.libero.tasks import FIXTURES, HORIZONS, OFFICIAL, check_suite, load_init_states, load_splits, load_tasks
+from rlvla_envs.spec import Observation
+
+ACTION_SIZE = 7
+SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+"""Stand still, open: `get_libero_dummy_action` of OpenVLA's experiments/robot/libero/libero_utils.py."""
+_PROPRIO_SIZE = 8
+_MAX_INSTRUCTION = 100
+"""Characters; LIBERO's longest instruction has 83."""
+
+
+class LiberoEnv(TaskEnv):
+    """One suite of LIBERO: a Franka arm under operational space control, seen by one or two cameras.
+
+    Action [7], each in [-1, 1]: translation of the gripper x, y, z (1 is 5 cm), rotation vector x, y, z (1 is 0.5 rad),
+    both relative to where it is, and the gripper's command, -1 open to +1 closed (robosuite's sign).
+    Proprio [8]: gripper position (m), its rotation vector (rad), the two fingers (m).
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    native_size = NATIVE_SIZE
+    official_kwargs = MappingProxyType({"center_crop": True, "settle_steps": 10, "reflections": True})
+
+    def __init__(
+        self,
+        suite: str = "libero_object",
+        assets: str | Path | None = None,
+        cameras: Sequence[str] = ("agentview",),
+        view_size: int = 256,
+        center_crop: bool = True,
+        zoom_source: str = "render",
+        settle_steps: int = 10,
+        reflections: bool = True,
+        max_scenes: int = 1,
+        fixtures: str = "first",
+        render_mode: str | None = None,
+    ) -> None:
+        """Imports LIBERO; scenes are compiled on their first reset, a renderer waits for the first picture.
+
+        Args:
+            suite: one of libero_spatial, libero_object, libero_goal, libero_10 (Long), libero_90.
+            assets: the folder of LIBERO's assets; else RLVLA_LIBERO_ASSETS, else what `make libero` installs.
+            cameras: of the images, in their order: "agentview" and, for the wrist, "robot0_eye_in_hand".
+            view_size: side of the policy view, pixels.
+            center_crop: the middle 0.9 of the frame's area, as OpenVLA's policies that were trained on random crops
+                see it.
+            zoom_source: see `TaskEnv`; "render" is faster.
+            settle_steps: env steps of `SETTLE_ACTION` after a reset, not counted; `num_steps_wait` of OpenVLA-OFT.
+            reflections: of the floor and of shiny things. Off takes a CPU 39 instead of 73 ms a frame (libero_spatial),
+                but it is not quite the picture that published policies were trained on.
+            max_scenes: compiled tasks to keep, 0.3 to 1.3 GB each; the least recently used goes first.
+            fixtures: where they stand in an episode: "first" or "episode", see `FIXTURES`.
+            render_mode: see `TaskEnv`.
+
+        Raises:
+            ValueError: an argument that is not one of these.
+            FileNotFoundError: no assets; the message says how to get them. ValueError where a file differs.
+            ModuleNotFoundError: LIBERO is not installed.
+        """
+        super().__init__(load_splits(suite), zoom_source, render_mode)
+        if not cameras or not set(cameras) <= set(CAMERAS) or len(set(cameras)) < len(cameras):
+            raise ValueError(f"cameras {tuple(cameras)!r} are not one or two different ones of {CAMERAS}")
+        if not 1 <= view_size <= NATIVE_SIZE:
+            raise ValueError(f"view_size {view_size} is not in 1..{NATIVE_SIZE}")
+        if settle_steps < 0 or max_scenes < 1:
+            raise ValueError(f"settle_steps {settle_steps} must be 0 or more, max_scenes {max_scenes} 1 or more")
+        if fixtures not in FIXTURES:
+            raise ValueError(f"fixtures {fixtures!r} is none of {', '.join(FIXTURES)}")
+        self._assets = find_assets(assets)
+        import_libero(self._assets)
+        self.suite, self.cameras = suite, tuple(cameras)
+        self.tasks = load_tasks(suite)
+        """Indexed by task id, as `task_names`."""
+        self.task_names = tuple(task.name for task in self.tasks)
+        self.split_notes = {OFFICIAL: FIXTURES[fixtures]}
+        self._moves_fixtures = fixtures == "episode"
+        self._center_crop, self._reflections = center_crop, reflections
+        self._settle_steps, self._max_scenes = settle_steps, max_scenes
+        self._sims: OrderedDict[int, TaskSim] = OrderedDict()
+        self._renderers: dict[int, LiberoCameras] = {}
+        self._init_states: dict[int, np.ndarray] = {}
+        self.action_space = gymnasium.spaces.Box(-1, 1, (ACTION_SIZE,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(
+            images=gymnasium.spaces.Box(0, 255, (len(cameras), view_size, view_size, 3), np.uint8),
+            proprio=gymnasium.spaces.Box(-np.inf, np.inf, (_PROPRIO_SIZE,), np.float32),
+            instruction=gymnasium.spaces.Text(_MAX_INSTRUCTION, charset=CHARSET),
+        )
+
+    @classmethod
+    def preload(cls, **kwargs: Any) -> None:
+        """See `VLAEnv`: LIBERO and, for its initial states, torch."""
+        import_libero(find_assets(kwargs.get("assets")))
+        load_tasks(kwargs.get("suite", "libero_object"))
+
+    @classmethod
+    def sizes(
+        cls,
+        suite: str = "libero_object",
+        cameras: Sequence[str] = ("agentview",),
+        view_size: int = 256,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """See `VLAEnv`; arguments and defaults are the constructor's."""
+        check_suite(suite)
+        return {
+            "num_images": len(cameras),
+            "view_shape": (view_size, view_size),
+            "action_size": ACTION_SIZE,
+            "max_env_steps": HORIZONS[suite],
+        }
+
+    def max_env_steps(self, task_id: int) -> int:
+        """See `VLAEnv`; the steps to settle do not count."""
+        self._check_task(task_id)
+        return HORIZONS[self.suite]
+
+    def close(self) -> None:
+        """Frees scenes and renderers; the next reset compiles anew."""
+        while self._sims:
+            self._drop()
+        self._task_id = None
+
+    @property
+    def robosuite(self) -> Any:
+        """Privileged: the robosuite env of the present task. Raises RuntimeError before the first reset."""
+        return self._sim.robosuite
+
+    def project(self, positions: np.ndarray) -> np.ndarray:
+        """Where points [..., 3] (m) appear in the first image: int [..., 2], 0..1000, clipped to it."""
+        sim = self._sim
+        return project(sim.model, sim.look(), self.cameras[0], positions, cropped=self._center_crop)
+
+    @property
+    def _sim(self) -> TaskSim:
+        return self._sims[self.task_id]
+
+    def _place(self, task_id: int, init_state_id: int) -> None:
+        """0.2 s in the scene of the last episode, 1 to 4 s in another."""
+        if task_id not in self._sims:
+            while len(self._sims) >= self._max_scenes:
+                self._drop()
+            self._sims[task_id] = TaskSim(self.tasks[task_id], self._assets)
+        self._sims.move_to_end(task_id)
+        if task_id not in self._init_states:
+            self._init_states[task_id] = load_init_states(self.tasks[task_id])
+        episode = init_state_id if self._moves_fixtures else 0
+        self._sims[task_id].reset(self._init_states[task_id][init_state_id], episode)
+
+    def _settle(self) -> None:
+        for _ in range(self._settle_steps):
+            self._sim.advance(np.array(SETTLE_ACTION))
+
+    def _advance(self, action: np.ndarray) -> int:
+        return SUCCESS if self._sim.advance(np.clip(action, -1, 1)) else RUNNING
+
+    def _observe(self) -> Observation:
+        sim, view = self._sim, self._sim.look()
+        images = np.stack([self._renderer.view(view, camera, self.view_shape[0]) for camera in self.cameras])
+        return {"images": images, "proprio": sim.proprio(), "instruction": sim.task.instruction}
+
+    def _native(self, image: int, pixels: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        return self._renderer.native(self._sim.look(), self.cameras[image], pixels)
+
+    @property
+    def _renderer(self) -> LiberoCameras:
+        if self.task_id not in self._renderers:
+            self._renderers[self.task_id] = LiberoCameras(
+                self._sim.model, reflections=self._reflections, center_crop=self._center_crop
+            )
+        return self._renderers[self.task_id]
+
+    def _drop(self) -> None:
+        """Frees the scene that was not used for longest."""
+        task_id, sim = self._sims.popitem(last=False)
+        if task_id in self._renderers:
+            self._renderers.pop(task_id).close()
+        sim.close()

@@ -1,0 +1,127 @@
+"""`rlvla/Tabletop-v0`: press the pad, or move the block, whose colour only a zoom can tell.
+
+A 64-pixel view shows where the objects are, but all their badges as the same grey; see `scene` for why. That holds
+until the hand moves or half covers a block, by which time the policy has chosen.
+"""
+
+# MuJoCo's compiled bindings carry no types.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import gymnasium
+import mujoco
+import numpy as np
+
+from rlvla_envs.base import CHARSET, FAILURE, RUNNING, SUCCESS, TaskEnv
+from rlvla_envs.spec import Observation, load_manifest
+from rlvla_envs.tabletop.camera import NATIVE_SIZE, TopCamera, policy_view
+from rlvla_envs.tabletop.model import TIMESTEP_S
+from rlvla_envs.tabletop.scene import SUITE, TASKS, WORKSPACE_HIGH, WORKSPACE_LOW, Scene, sample_layout
+
+ENV_STEP_S = 0.2
+MAX_MOVE = 0.28
+"""How far the hand moves towards its target in one env step, m."""
+MAX_ENV_STEPS = {"press": 15, "pick": 40}
+_TICKS = round(ENV_STEP_S / TIMESTEP_S)
+
+
+class TabletopEnv(TaskEnv):
+    """A Cartesian gripper over a table, seen by one orthographic top camera.
+
+    Action [4]: absolute fingertip target x, y, z (m), clipped to the workspace, and the gripper, -1
+    closed to 1 open. The hand moves at most `MAX_MOVE` per env step of `ENV_STEP_S`. Proprio [4]:
+    fingertips x, y, z and opening, m. Task "press" ends with the first pad pressed, be it right or
+    wrong; "pick" ends when the target block rests in the bowl and the gripper has let go.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 5}
+    suite = SUITE
+    native_size = NATIVE_SIZE
+
+    def __init__(
+        self,
+        tasks: Sequence[str] = TASKS,
+        zoom_source: str = "crop",
+        view_size: int = 64,
+        render_mode: str | None = None,
+    ) -> None:
+        """Compiles the scenes; the renderer waits for the first picture.
+
+        Args:
+            tasks: names, in the order of the task ids.
+            zoom_source: see `TaskEnv`; both give the same pixels.
+            view_size: side of the policy view, a divisor of 512. Above 64 the badges can be told
+                without zoom.
+            render_mode: see `TaskEnv`.
+
+        Raises:
+            ValueError: an argument that is not one of these.
+        """
+        super().__init__(load_manifest(SUITE), zoom_source, render_mode)
+        if view_size < 1 or NATIVE_SIZE % view_size:
+            raise ValueError(f"view_size {view_size} does not divide {NATIVE_SIZE}")
+        if not tasks:
+            raise ValueError("tasks is empty")
+        self.task_names = tuple(tasks)
+        self._scenes = [Scene(task) for task in tasks]
+        self._cameras: dict[int, TopCamera] = {}
+        self.action_space = gymnasium.spaces.Box(
+            np.array([*WORKSPACE_LOW, -1], np.float32), np.array([*WORKSPACE_HIGH, 1], np.float32)
+        )
+        self.observation_space = gymnasium.spaces.Dict(
+            images=gymnasium.spaces.Box(0, 255, (1, view_size, view_size, 3), np.uint8),
+            proprio=gymnasium.spaces.Box(-1, 1, (4,), np.float32),
+            instruction=gymnasium.spaces.Text(80, charset=CHARSET),
+        )
+
+    def max_env_steps(self, task_id: int) -> int:
+        """See `VLAEnv`."""
+        self._check_task(task_id)
+        return MAX_ENV_STEPS[self.task_names[task_id]]
+
+    def close(self) -> None:
+        """Frees the renderers."""
+        while self._cameras:
+            self._cameras.popitem()[1].close()
+
+    @property
+    def scene(self) -> Scene:
+        """Privileged: the physics, for experts. Raises RuntimeError before the first reset."""
+        return self._scenes[self.task_id]
+
+    @property
+    def _sim(self) -> Scene:
+        return self.scene
+
+    def _place(self, task_id: int, init_state_id: int) -> None:
+        self._scenes[task_id].place(sample_layout(self.task_names[task_id], init_state_id))
+
+    def _advance(self, action: np.ndarray) -> int:
+        """The servos' set point slides towards the target."""
+        scene, target = self.scene, self.scene.layout.target
+        start = scene.commanded
+        way = np.clip(action[:3], WORKSPACE_LOW, WORKSPACE_HIGH) - start
+        gripper = float(np.clip(action[3], -1, 1))
+        # Constant speed: the shorter the way, the more time the servos have left to settle.
+        speed = MAX_MOVE / max(float(np.linalg.norm(way)), 1e-9)
+        for tick in range(1, _TICKS + 1):
+            scene.command(start + way * min(1.0, speed * tick / _TICKS), gripper)
+            mujoco.mj_step(scene.model, scene.data)
+            if self.task_name == "press" and (pad := scene.pressed()) is not None:
+                return SUCCESS if pad == target else FAILURE
+        return SUCCESS if self.task_name == "pick" and scene.rests_in_bowl(target) else RUNNING
+
+    def _observe(self) -> Observation:
+        view = policy_view(self._native(0), self.view_shape[0])
+        proprio = np.array([*self.scene.hand, self.scene.opening], np.float32)
+        return {"images": view[None], "proprio": proprio, "instruction": self.scene.layout.instruction}
+
+    def _native(self, image: int, pixels: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        scene = self.scene
+        if self.task_id not in self._cameras:
+            self._cameras[self.task_id] = TopCamera(scene)
+        return self._cameras[self.task_id].frame(pixels)

@@ -1,0 +1,232 @@
+"""What a family of policies supplies. A checkpoint's `rlvla_policy.json` names its family; nothing else knows which.
+
+A new family is a folder with these two, and a row in `FAMILIES`. Importing this loads neither torch nor a family.
+
+G groups, B rows, U units of a row: what is sampled with a probability of its own, a token of the thinker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rlvla import plugins
+from rlvla.config import EpisodeConfig, LearnerConfig, SFTConfig, TinyModelConfig
+from rlvla.data.types import Demonstration
+from rlvla.protocols import Decider, Sampler, SampleRequest
+from rlvla.types import Turn
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlvla.data.dataset import DemonstrationSet
+
+POLICY_FILE = "rlvla_policy.json"
+"""Beside the Hugging Face files of a checkpoint: what they do not say about the policy."""
+FAMILIES = {"thinker": "rlvla.policies.thinker.policy:FAMILY"}
+"""`family` in that file -> `"module:object"`. A file without the key is a thinker's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineNeeds:
+    """What a text engine, vLLM's, must be told of a checkpoint before it serves it."""
+
+    never_ids: tuple[int, ...] = ()
+    """Ids that stand for pixels: never sampled."""
+    slot_ids: tuple[int, ...] = ()
+    """What the network is fed in the place of a chunk's actions, which are then drawn from one forward (OpenVLA-OFT,
+    arXiv 2502.19645); none: actions are text."""
+    action_ids: tuple[int, ...] = ()
+    """Bin -> token id, with slots: what an action is drawn from."""
+    slots_see_each_other: bool = False
+    """And the token before them; else attention is causal."""
+
+    @property
+    def draws_at_once(self) -> bool:
+        """Whether the actions of a chunk are a request of their own, which takes one forward."""
+        return bool(self.slot_ids)
+
+
+class Policy(Protocol):
+    """A policy but for its weights, which are handed in as `model`, wrapped by DeepSpeed or peft or not."""
+
+    chunk_shape: tuple[int, int]
+    """(K, A) of an action chunk."""
+    views: Sequence[tuple[int, int]]
+    """(H, W) of each camera's picture that it has learned from, px; empty: its checkpoint does not say."""
+
+    def refuses(self, backend: str) -> str:
+        """Why a `sampler.backend` cannot serve it, and what to do; empty where it can."""
+        ...
+
+    def check_episode(self, episode: EpisodeConfig, views: Sequence[tuple[int, int]] = ()) -> None:
+        """Raises ValueError, naming the key, where a decision cannot be made as told, or `views` leave it no room."""
+        ...
+
+    def engine_needs(self, folder: Path | str) -> EngineNeeds:
+        """What vLLM must be told of a checkpoint that it serves."""
+        ...
+
+    def tokens_of_image(self, height: int, width: int) -> int:
+        """Tokens that a picture of this size, px, takes in a context, marks around it included."""
+        ...
+
+    def decider(self, sampler: Sampler, episode: EpisodeConfig) -> Decider:
+        """Who decides in an episode; raises what `check_episode` raises, PluginError of a tool."""
+        ...
+
+    def load_model(self, folder: Path | str, dtype: torch.dtype) -> Any:
+        """The weights of a checkpoint, an adapter on them unmerged."""
+        ...
+
+    def load_to_train(self, folder: Path | str, learner: LearnerConfig) -> Any:
+        """The weights of a checkpoint, as `prepare` leaves them."""
+        ...
+
+    def prepare(self, model: Any, learner: LearnerConfig, start: Path | str = "") -> Any:
+        """Ready weights for training: the adapter of the config, going on from that of the checkpoint `start`."""
+        ...
+
+    def check(self, model: Any) -> None:
+        """Raises RuntimeError where a model does not compute as it must; every rank must call."""
+        ...
+
+    def save(self, model: Any, folder: Path | str) -> None:
+        """Write a checkpoint that `Family.load` and `load_model` read."""
+        ...
+
+    def named_weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight under its name in a checkpoint, an adapter merged, as samplers are sent them."""
+        ...
+
+    def with_weights(self, model: Any, weights: Mapping[str, torch.Tensor]) -> Any:
+        """The inverse of `named_weights`: a model of the same kind with these."""
+        ...
+
+    def to_turn(self, demonstration: Demonstration) -> Turn:
+        """A demonstration as the turn that the policy would have sampled; raises DatasetError where it could not."""
+        ...
+
+    def inputs(self, turns: Sequence[Turn], device: Any, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
+        """What the model's forward takes of B turns, padded on the right to U units, on the device."""
+        ...
+
+    def logprobs(
+        self,
+        model: Any,
+        inputs: Mapping[str, torch.Tensor],
+        episode: EpisodeConfig | None = None,
+        *,
+        first: int = 1,
+        with_entropy: bool = False,
+        entropy_grad: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probability of each unit given all before it, as it was sampled.
+
+        Args:
+            model: to score with.
+            inputs: from `inputs`.
+            episode: how they were sampled; None: as a demonstration is scored, at temperature 1, nothing banned.
+            first: units before it need no score.
+            with_entropy: also compute the entropy, in nats.
+            entropy_grad: with its gradient.
+
+        Returns:
+            [B, U] float32, 0 before `first`; the entropy [B, U], or None.
+        """
+        ...
+
+    def sft_losses(
+        self, model: Any, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor, first: int = 1
+    ) -> torch.Tensor:
+        """The cold start's loss of each unit [B, U]; 0, its gradient too, off the mask [B, U] of what is learned."""
+        ...
+
+    def draw(
+        self, model: Any, request: SampleRequest, generator: torch.Generator
+    ) -> tuple[Any, Sequence[int], Sequence[float]]:
+        """Answer a request without an engine: context [C] as the model sees it, ids [T] and logprobs [T]."""
+        ...
+
+
+class Family(Protocol):
+    """How policies of one kind begin."""
+
+    def load(self, folder: Path | str) -> Policy:
+        """The policy of a checkpoint; raises FileNotFoundError or ValueError saying what the folder lacks."""
+        ...
+
+    def start(self, cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, Policy]:
+        """The model that a cold start trains and its policy; raises ValueError naming the key that contradicts."""
+        ...
+
+    def check_tools(self, episode: EpisodeConfig) -> None:
+        """Raises PluginError naming a tool of the config that is not there, before any model is loaded."""
+        ...
+
+    def sketch(self, tiny: TinyModelConfig, num_bins: int | None) -> tuple[Any, Policy]:
+        """A tiny model without weights and its policy, to be counted; `num_bins` as in `SFTConfig`."""
+        ...
+
+
+def family_of(folder: Path | str) -> Family:
+    """The family of a checkpoint; of a folder or hub id that is no policy yet, the thinker.
+
+    Raises:
+        ValueError: a family that this version does not know; the message names the file and those that there are.
+    """
+    name = _read(folder).get("family", "thinker")
+    if name not in FAMILIES:
+        raise ValueError(f"{Path(folder) / POLICY_FILE}: family is {name!r}; known are {', '.join(FAMILIES)}")
+    return plugins.resolve(FAMILIES[name])
+
+
+def load_policy(folder: Path | str) -> Policy:
+    """The policy of a checkpoint folder.
+
+    Raises:
+        FileNotFoundError: the folder is no policy checkpoint; the message says which file it lacks.
+        ValueError: see `family_of` and `Family.load`.
+    """
+    file = Path(folder) / POLICY_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: {folder} is no policy checkpoint; recipes/sft.py makes one")
+    return family_of(folder).load(folder)
+
+
+def is_policy(folder: Path | str) -> bool:
+    """Whether a folder is a policy's checkpoint."""
+    return bool(folder) and (Path(folder) / POLICY_FILE).is_file()
+
+
+def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, Policy]:
+    """What a cold start begins with; see `Family.start`."""
+    return family_of(cfg.model).start(cfg, demonstrations)
+
+
+def read_trained(folder: Path | str) -> tuple[str, ...]:
+    """Suites on whose train initial states the policy of a checkpoint has learned; none where it is no policy's."""
+    return tuple(_read(folder).get("trained_suites", ()))
+
+
+def note_trained(folder: Path, suite: str) -> None:
+    """Write into a checkpoint that its policy has learned on the train states of a suite, too."""
+    settings = {**_read(folder), "trained_suites": sorted({*read_trained(folder), suite})}
+    (folder / POLICY_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _read(folder: Path | str) -> dict[str, Any]:
+    """What is in `POLICY_FILE`; nothing where the folder is no policy's."""
+    if not is_policy(folder):
+        return {}
+    file = Path(folder) / POLICY_FILE
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not a policy's settings: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: not a policy's settings: a {type(content).__name__}")
+    return content

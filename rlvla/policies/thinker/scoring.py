@@ -1,0 +1,100 @@
+"""Tokens -> their log-probabilities under a model, as they were sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlvla.policies.models.backbones import placeholder_ids
+from rlvla.policies.thinker.hybrid_mask import model_inputs
+from rlvla.policies.weights import unwrap
+from rlvla.protocols import BAN_BIAS
+
+
+def token_logprobs(
+    model: Any,
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    first: int = 1,
+    temperature: float = 1.0,
+    action_temperature: float | None = None,
+    banned_ids: Sequence[int] = (),
+    with_entropy: bool = False,
+    entropy_grad: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probability of every token given those before it, at the temperature it was sampled at.
+
+    Of a policy that decodes actions in parallel an action token's is given the text before its block alone, and under
+    a softmax over the action bins (OpenVLA-OFT, arXiv 2502.19645; SimpleVLA-RL, arXiv 2509.09674, likewise slices).
+    Those of a prompt whose tokens see each other mean nothing; no prompt is scored.
+
+    Args:
+        model: possibly wrapped by peft, DeepSpeed or DDP.
+        inputs: from `PolicyProcessor.forward_inputs`, and the pixels; `input_ids` is [B, L], padded on the right.
+        first: first column to score, at least 1; the columns before cost no logits.
+        temperature: logits are divided by it; the sampler's, or 1 for greedy.
+        action_temperature: likewise of actions that are decoded in parallel; None: the same.
+        banned_ids: that text could not hold when it was sampled; see `Vocabulary.banned_ids`.
+        with_entropy: also compute the entropy, in nats.
+        entropy_grad: with its gradient, which keeps another copy of the logits.
+
+    Returns:
+        logprobs [B, L] float32, where column t scores token t, and 0 before `first`; entropy [B, L] float32 of the
+        distribution that token t was drawn from, 0 before `first`, or None.
+    """
+    input_ids = inputs["input_ids"]
+    length = input_ids.shape[1]
+    if not 1 <= first < length:
+        raise ValueError(f"first is {first}: rows of {length} tokens can be scored from 1 to {length - 1}")
+    logits, targets = next_logits(model, inputs, first=first, banned_ids=banned_ids), input_ids[:, first:]
+    keep_graph = entropy_grad and torch.is_grad_enabled()
+    scored, entropy = _score(logits, targets, temperature, with_entropy, keep_graph)
+    if "slot_ids" in inputs:
+        is_action, action_ids = inputs["is_slot"][:, first:], inputs["action_ids"]
+        bins = (targets[is_action][:, None] == action_ids).int().argmax(-1)
+        temperature = temperature if action_temperature is None else action_temperature
+        actions = _score(logits[is_action][:, action_ids], bins, temperature, with_entropy, keep_graph)
+        scored = scored.masked_scatter(is_action, actions[0])
+        entropy = entropy.masked_scatter(is_action, actions[1])
+    return nn.functional.pad(scored, (first, 0)), nn.functional.pad(entropy, (first, 0)) if with_entropy else None
+
+
+def next_logits(
+    model: Any, inputs: Mapping[str, torch.Tensor], *, first: int = 1, banned_ids: Sequence[int] = ()
+) -> torch.Tensor:
+    """Logits [B, L - first, vocabulary] float32 of the tokens from column `first` on; see `token_logprobs`.
+
+    No token that the policy must not say is likely in them. Where actions are decoded in parallel those of each action
+    token depend on no other one.
+    """
+    never = {*placeholder_ids(unwrap(model).config), *banned_ids}
+    if "slot_ids" in inputs:
+        never.update(inputs["slot_ids"].tolist())
+    fed = model_inputs(model, inputs)
+    # Logits at t - 1 score token t: those at first-1 .. L-2 are needed, the last one scores nothing.
+    keep = inputs["input_ids"].shape[1] - first + 1
+    logits = model(**fed, logits_to_keep=keep, use_cache=False).logits[:, :-1].float()
+    logits[..., sorted(never)] += BAN_BIAS
+    return logits
+
+
+def _score(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float, with_entropy: bool, entropy_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [..., C] and targets [...] among C -> their logprobs [...], and the entropy [...], 0 if not wanted."""
+    if temperature != 1.0:
+        logits = logits / temperature
+    log_normaliser = logits.logsumexp(-1)
+    logprobs = logits.gather(-1, targets[..., None])[..., 0] - log_normaliser
+    if not with_entropy:
+        return logprobs, torch.zeros_like(logprobs)
+    with torch.set_grad_enabled(entropy_grad):
+        return logprobs, log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+
+
+def sft_token_loss(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each token [B, L]; 0 with gradient exactly 0 off the mask."""
+    return torch.where(mask, -logprobs, logprobs.new_zeros(()))

@@ -1,0 +1,188 @@
+"""The weights of a Hugging Face VLM, with or without LoRA: loaded, readied for training, named, exchanged, written."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.core_model_loading import revert_weight_conversion
+
+from rlvla.config import LoraConfig
+from rlvla.policies.models import auto
+from rlvla.policies.models.lora import FOLDER, adapter_config, put_on, read_adapter, require_lora, take
+
+_ADAPTER = re.compile(r"\.(lora_|trainable_tokens_)")
+"""In the names of what peft adds to a model."""
+
+
+def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a checkpoint folder (or hub id), its adapter on it unmerged; neither code nor pickles of it are run.
+
+    Args:
+        path: with `config.json` and safetensors, and perhaps an adapter (`rlvla.policies.models.lora`).
+        dtype: of weights and activations; an adapter is float32.
+    """
+    model, adapter = auto.load_model(path, dtype), read_adapter(path)
+    return model if adapter is None else put_on(model, adapter.config, adapter)
+
+
+def load_to_train(
+    path: Path | str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    lora: LoraConfig | None = None,
+    gradient_checkpointing: bool = False,
+    token_ids: Sequence[int] = (),
+) -> Any:
+    """Load a checkpoint folder and ready it for training; see `load_model` and `prepare`."""
+    options: dict[str, Any] = {"gradient_checkpointing": gradient_checkpointing, "token_ids": token_ids}
+    return prepare(auto.load_model(path, dtype), lora=lora, start=path, **options)
+
+
+def prepare(
+    model: Any,
+    *,
+    lora: LoraConfig | None = None,
+    gradient_checkpointing: bool = False,
+    token_ids: Sequence[int] = (),
+    start: Path | str = "",
+) -> Any:
+    """Add what training needs to a model in memory.
+
+    Args:
+        model: Hugging Face VLM.
+        lora: if given, freeze the model and put a float32 adapter on its language model; starts as the identity.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        token_ids: tokens whose rows of the embeddings and of the head an adapter trains whole; `Vocabulary.own_ids`.
+        start: checkpoint that the model is from: its adapter, if it has one, is trained further.
+
+    Raises:
+        CheckpointError: that adapter is another one than `lora`; the message says what to do.
+    """
+    if start:
+        require_lora(start, lora)
+    adapter = read_adapter(start) if start else None
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if lora is None:
+        return model
+    before = adapter.config.trainable_token_indices if adapter else {}
+    config = adapter_config(lora)
+    rows = {
+        layer: sorted({*token_ids, *before.get(layer, ())})
+        for layer in _row_layers(model)
+        if token_ids or layer in before
+    }
+    return put_on(model, replace(config, trainable_token_indices=rows), adapter)
+
+
+def _row_layers(model: Any) -> list[str]:
+    """Names of the embeddings and, unless they are tied to them, of the head."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [embedding] if head.weight is embedding.weight else [embedding, head]
+    return [name for name, module in model.named_modules() if module in layers]
+
+
+def unwrap(model: Any) -> Any:
+    """The Hugging Face (or peft) model inside DeepSpeed's or DDP's wrapper."""
+    return model.module if hasattr(model, "module") else model
+
+
+def base_model(model: Any) -> Any:
+    """The Hugging Face model inside the wrappers of DeepSpeed, DDP and peft."""
+    bare = model.module if hasattr(model, "module") else model
+    return bare.get_base_model() if hasattr(bare, "get_base_model") else bare
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether a model, possibly wrapped, is a LoRA policy."""
+    bare = unwrap(model)
+    return hasattr(bare, "disable_adapter") and hasattr(bare, "get_base_model")
+
+
+@contextlib.contextmanager
+def holding(model: Any, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Let parameters have other values for a while: a LoRA policy is its own reference, and its own exact copy.
+
+    Args:
+        model: possibly wrapped.
+        values: {name in the model without DeepSpeed: value}, of any dtype.
+    """
+    parameters = dict(unwrap(model).named_parameters())
+    kept = {name: parameters[name].data for name in values}
+    try:
+        for name, value in values.items():
+            parameters[name].data = value
+        yield
+    finally:
+        for name, value in kept.items():
+            parameters[name].data = value
+
+
+def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight under its name in a Hugging Face checkpoint, LoRA merged into float32 copies; the model stays.
+
+    Tied weights come once, as `save_pretrained` writes them. Under ZeRO-3 gather the parameters first.
+    """
+    base = base_model(model)
+    weights = _base_state(base) | _merged(base)
+    for name in base.all_tied_weights_keys:
+        weights.pop(name, None)
+    yield from revert_weight_conversion(base, weights).items()
+
+
+def with_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> Any:
+    """A model of the same kind with other weights, the inverse of `named_weights`; on the CPU."""
+    old = base_model(model)
+    return type(old).from_pretrained(None, config=old.config, state_dict=dict(weights), dtype=old.dtype)
+
+
+def save_weights(model: Any, path: Path | str) -> None:
+    """Write config and weights of a checkpoint folder.
+
+    Of a LoRA policy these are the weights that it started from, which `from_pretrained` reads, and beside them the
+    adapter, which only we read.
+    """
+    base = base_model(model)
+    auto.save_model(base, path, _base_state(base))
+    if has_adapter(model):
+        take(unwrap(model)).write(Path(path) / FOLDER)
+
+
+def _base_state(base: Any) -> dict[str, torch.Tensor]:
+    """Name in the model without an adapter -> weight, what the adapter adds left out."""
+    return {_plain(name): tensor.detach() for name, tensor in base.state_dict().items() if not _ADAPTER.search(name)}
+
+
+@torch.no_grad()
+def _merged(base: Any) -> dict[str, torch.Tensor]:
+    """Name in the model without an adapter -> float32 weight, for those that the adapter changes."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    weights: dict[str, torch.Tensor] = {}
+    for name, layer in base.named_modules():
+        module: Any = layer
+        if isinstance(layer, LoraLayer):
+            weight = module.get_base_layer().weight.float()
+            for adapter in module.active_adapters:
+                weight = weight + module.get_delta_weight(adapter).float()
+            weights[f"{name}.weight"] = weight
+        elif isinstance(layer, TrainableTokensLayer):
+            weight = module.get_base_layer().weight.float()
+            for adapter in module.active_adapters:
+                ids = torch.tensor(module.token_indices[adapter], device=weight.device)
+                weight = weight.index_copy(0, ids, module.trainable_tokens_delta[adapter].float())
+            weights[_plain(f"{name}.base_layer.weight")] = weight
+    return weights
+
+
+def _plain(name: str) -> str:
+    """The name that a weight has without peft."""
+    return name.replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
