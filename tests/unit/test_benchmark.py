@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import grpo
 from measuring import ROOT, Run, cpu_model, latencies, measure, medians, table, write_result
