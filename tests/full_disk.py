@@ -65,7 +65,7 @@ def _line(folder: Path, checkpoint: Path) -> None:
     with make_run(_config(folder, checkpoint)) as run:
         run._log(0, {"num_trajectories": 1.0}, ())
         _fill(folder, all_but=0)
-        for step in range(1, 100):  # as long as the page that the file has
+        for step in range(1, 1000):  # as long as the page that the file has
             run._log(step, {"num_trajectories": 1.0}, ())
 
 
