@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from rlvla import config
-from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, load, write_resolved
+from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, load
 from rlvla.config.file import GONE
+from rlvla.durable.provenance import write_resolved
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "rlvla/config"

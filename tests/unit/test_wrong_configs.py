@@ -18,18 +18,10 @@ import ray
 import yaml
 
 from rlvla.annotation.preflight import check_annotate
-from rlvla.config import (
-    AnnotateConfig,
-    EvaluateConfig,
-    GRPOConfig,
-    LearnerConfig,
-    LoraConfig,
-    SFTConfig,
-    load,
-    to_dict,
-)
+from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, LearnerConfig, LoraConfig, SFTConfig, load
 from rlvla.config.file import GONE
 from rlvla.data import dataset
+from rlvla.durable.provenance import to_dict
 from rlvla.run import identity, preflight
 from tests import examples
 from tests.unit.store_worker import answer, demonstration
