@@ -36,7 +36,6 @@ COLUMNS = {
     "action": pa.list_(pa.list_(pa.float32())),
     "annotation.texts": _STRINGS,
     "annotation.crops": pa.list_(IMAGE),
-    "annotation.carried_thought": pa.string(),
     "annotation.thoughts": _STRINGS,
     "annotation.boxes": pa.list_(pa.list_(pa.int64())),
     "annotation.box_images": pa.list_(pa.int64()),
@@ -109,7 +108,6 @@ def decode(row: Mapping[str, Any], instruction: str, where: str) -> Demonstratio
         texts=tuple(row["annotation.texts"]),
         crops=tuple(decode_image(crop, f"{where}, a crop") for crop in row["annotation.crops"]),
         actions=np.array(row["action"], np.float32),
-        carried_thought=row["annotation.carried_thought"],
         annotation=_record(Annotation, row, where, looks=looks) if "annotation.thoughts" in row else None,
         provenance=_record(Provenance, row, where) if "provenance.annotator" in row else None,
         is_key_frame=row.get("annotation.is_key_frame", False),
@@ -141,7 +139,6 @@ def _row(decision: Demonstration) -> dict[str, Any]:
         "action": decision.actions.tolist(),
         "annotation.texts": decision.texts,
         "annotation.crops": [_encode_image(crop) for crop in decision.crops],
-        "annotation.carried_thought": decision.carried_thought,
     }
     if (annotation := decision.annotation) is not None:
         row |= {

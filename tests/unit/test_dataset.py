@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,8 +20,7 @@ from tests import examples
 
 
 def demonstration(value: int, **changes: Any) -> Demonstration:
-    told = {"instruction": f"press pad {value % 2}", "carried_thought": "before" if value else ""}
-    return examples.demonstration(value, **told, **changes)
+    return examples.demonstration(value, instruction=f"press pad {value % 2}", **changes)
 
 
 def annotated(value: int) -> Demonstration:
@@ -73,15 +73,16 @@ def test_columns_of_numbers_and_words_are_told_to_lerobot(tmp_path: Path) -> Non
     dataset.write(tmp_path / "demos", [[annotated(0)]], robot="test", fps=2.0)
     told = json.loads((tmp_path / "demos/meta/info.json").read_text())["features"]
     kinds = {name.removeprefix("annotation."): told[name]["dtype"] for name in told if name.startswith("annotation.")}
-    words = dict.fromkeys(("carried_thought", "subtask", "subject", "gripper", "next_gripper"), "string")
+    words = dict.fromkeys(("subtask", "subject", "gripper", "next_gripper"), "string")
     assert kinds == words | {"progress": "float32", "is_key_frame": "bool", "decision_index": "int64"}
     assert told["provenance.seed"] == {"dtype": "int64", "shape": [1], "names": None}
 
 
-def test_sets_of_an_earlier_version_lack_the_next_gripper_event(tmp_path: Path) -> None:
+def test_sets_of_an_earlier_version_lack_the_next_gripper_event_and_have_a_carried_thought(tmp_path: Path) -> None:
     dataset.write(tmp_path / "demos", [[annotated(1)]], robot="test", fps=2.0)
     file = tmp_path / "demos/data/chunk-000/file-000.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["annotation.next_gripper"]), file)
+    before = pq.read_table(file).drop_columns(["annotation.next_gripper"])
+    pq.write_table(before.append_column("annotation.carried_thought", pa.array(["it was red"])), file)
     (read,) = dataset.read(tmp_path / "demos")
     said = annotated(1).annotation
     assert said is not None
