@@ -72,10 +72,7 @@ def test_problems_name_their_check_and_only_wanted_checks_run() -> None:
             takes.thought("down</think><act></act>"),
             f"thought 1 breaks the markup (something follows the act): {PLAIN}",
         ),
-        *(
-            (APPROACH, takes.thought(f"do{mark}wn"), f"{f'do{mark}wn'!r} holds characters that cannot be printed")
-            for mark in "\x00\t\x1b\u200b\u202e\ud800"
-        ),
+        (APPROACH, takes.thought("do\u202ewn"), r"'do\u202ewn' holds characters that cannot be printed"),
         (APPROACH, takes.thought(subject="a\x00"), r"'a\x00' holds characters that cannot be printed"),
         (APPROACH, takes.thought(subtask="\x1b[31m"), r"'\x1b[31m' holds characters that cannot be printed"),
     ],
@@ -97,6 +94,7 @@ def test_as_many_looks_as_the_config_wants() -> None:
 @pytest.mark.parametrize(
     ("box", "text"),
     [
+        ((0, 0, 30, 30), ""),
         ((-1, 0, 50, 50), "leaves the frame: coordinates go from 0 to 1000"),
         ((0, 0, 50, 1001), "leaves the frame: coordinates go from 0 to 1000"),
         ((60, 0, 50, 50), "is empty: wanted [left, top, right, bottom] with left < right and top < bottom"),
@@ -106,8 +104,7 @@ def test_as_many_looks_as_the_config_wants() -> None:
     ],
 )
 def test_box(box: Box, text: str) -> None:
-    assert texts(takes.look(box=box), KEY, "box") == [f"the box {list(box)} of look 1 {text}"]
-    assert texts(takes.look(box=(0, 0, 30, 30)), KEY, "box") == []
+    assert texts(takes.look(box=box), KEY, "box") == ([f"the box {list(box)} of look 1 {text}"] if text else [])
 
 
 def test_the_whole_frame_is_refused_even_if_it_is_small_enough() -> None:
