@@ -22,6 +22,8 @@ from rlvla.config.file import parse_yaml
 from rlvla.data.read_video import decode
 from rlvla.data.rows import decode_picture
 from rlvla.policies.markup import parse_call, parse_text
+from rlvla.policies.models.auto import load_config
+from rlvla.policies.models.openvla.checkpoint import read_norm_stats, read_weights
 from rlvla.policies.thinker.settings import parse_settings
 from targets import TARGETS, WORDS
 
@@ -52,9 +54,6 @@ def test_a_few_runs_of_every_target_find_nothing(name: str) -> None:
 
 
 def reads_openvla(data: bytes) -> bool:
-    from rlvla.policies.models.auto import load_config
-    from rlvla.policies.models.openvla.checkpoint import read_norm_stats
-
     checkpoints.openvla(data)
     config = load_config(target.FOLDER / "openvla")
     stats = read_norm_stats(target.FOLDER / "openvla", config)
@@ -62,8 +61,6 @@ def reads_openvla(data: bytes) -> bool:
 
 
 def reads_weights(data: bytes) -> bool:
-    from rlvla.policies.models.openvla.checkpoint import read_weights
-
     checkpoints.safetensors(data)
     return len(read_weights(target.FOLDER / "safetensors", checkpoints.WEIGHTS)) == 2
 

@@ -59,10 +59,9 @@ def start_another(folder):
         file.write(json.dumps({"step": 1, "batch": 1, "ids": ["x"]}) + "\n")
 
 
-def cut_the_last_lines_short(folder):
-    for name in ("metrics", "ids"):
-        with (folder / f"{name}.jsonl").open("a") as file:
-            file.write('{"step": 2, "sam')
+def cut_the_last_line_short(folder):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "sam')
 
 
 KILLED, ENDED = {"second": 1.0, "fault": "driver killed"}, {"second": 2.0, "fault": "ended", "code": -9}
@@ -79,8 +78,7 @@ ORPHANED = {**END, "orphans": ["ray::SamplerActor"]}
         (GOOD, [END], {}, lose_a_step, "ids.jsonl has other steps than metrics.jsonl"),
         (GOOD, [END], {}, lose_a_step, "steps are missing or doubled in metrics.jsonl"),
         (GOOD, [END], {}, lose_a_step, "1 finished and 1 failed in metrics.jsonl, 3 and 1 in ids.jsonl"),
-        (GOOD, [ORPHANED], {}, None, "1 processes outlived"),
-        (GOOD, [ORPHANED], {}, cut_the_last_lines_short, "1 processes outlived"),
+        (GOOD, [ORPHANED], {}, cut_the_last_line_short, "1 processes outlived"),
         (GOOD, [{"second": 1.0, "fault": "stuck"}, END], {}, None, "stuck"),
         ([], [END], {}, None, "no step was finished"),
         (GOOD, [{**KILLED, "fault": "env killed"}, {**ENDED, "code": 1}, END], {}, None, "1 at 2 s"),
@@ -166,13 +164,6 @@ def test_a_bit_of_the_newest_checkpoint_is_flipped(run):
     first, second = ((run.output / f"run/state/step-00000{step}/file").read_bytes() for step in (1, 2))
     assert sum(byte.bit_count() for byte in first) == 0
     assert sum(byte.bit_count() for byte in second) == 1
-
-
-def test_every_role_of_a_cluster_can_be_struck():
-    envs = {"env killed", "env hung", "env server killed", "env server hung"}
-    actors = {"rollout actor killed", "sampler killed", "learner killed"}
-    driver = {"driver killed", "driver preempted", "driver interrupted", "checkpoint damaged"}
-    assert envs | actors | driver == set(FAULTS)
 
 
 def test_every_fault_comes_before_one_comes_again(monkeypatch):
