@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 import grpo
-from measuring import ROOT, Run, cpu_model, latencies, measure, medians, write_result
+from measuring import ROOT, Run, latencies, measure, medians
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.testing import make_group
 
@@ -41,20 +40,6 @@ def test_rates_are_medians_over_runs_and_facts_are_means() -> None:
     assert measured == {"seconds": [1.0, 2.0, 6.0], "tokens_per_s": 6.0, "success": 3.0}
     assert latencies([0.001, 0.002, 0.009]) == pytest.approx({"p50_ms": 2.0, "p95_ms": 8.3, "mean_ms": 4.0})
     assert measure("squares", 3, lambda i: i * i) == [1, 4, 9]
-
-
-def test_a_result_says_where_it_was_measured(tmp_path: Path) -> None:
-    write_result({"ms": 1}, None)
-    write_result({"ms": 1}, tmp_path / "results/result.json", threads=2)
-    result = json.loads((tmp_path / "results/result.json").read_text())
-    assert result["ms"] == 1
-    assert result["machine"]["threads"] == 2
-    assert result["machine"]["cpu"]
-    assert result["packages"]["torch"]
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nmodel name\t: Fast 3000\n\nprocessor\t: 1\nmodel name\t: Fast 3000\n")
-    assert cpu_model(file) == "Fast 3000"
-    assert cpu_model(tmp_path / "absent")
 
 
 def test_ratios_and_targets_by_hand() -> None:

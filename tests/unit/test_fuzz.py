@@ -99,15 +99,6 @@ def test_a_refusal_has_to_name_its_place() -> None:
         raise KeyError
 
 
-def test_the_files_of_the_readers_are_removed_at_the_end() -> None:
-    source = "from targets import files; print(files.FOLDER if files.FOLDER.is_dir() else '')"
-    done = subprocess.run(
-        [sys.executable, "-c", source], cwd=ROOT / "scripts/fuzz", capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip()
-    assert not Path(done.stdout.strip()).exists()
-
-
 PLANTED = """
 import os
 from target import TARGETS, WORDS, target
@@ -156,8 +147,3 @@ def test_findings_are_kept_counted_and_replayed(tmp_path: Path) -> None:
     assert again.returncode == 1
     assert "AssertionError: too long" in again.stderr
     assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def test_how_long_has_to_be_said_and_targets_have_to_exist(tmp_path: Path) -> None:
-    assert "say how long" in start(tmp_path).stderr
-    assert "no target c; there are bad, dies" in start(tmp_path, "c", "--seconds", "1").stderr
