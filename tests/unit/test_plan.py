@@ -27,7 +27,6 @@ from rlvla.config import (
     load,
 )
 from rlvla.data.dataset import write
-from rlvla.data.types import Demonstration
 from rlvla.plan.memory import GIB, activations, learner_memory, sampler_memory
 from rlvla.plan.model import ModelFigures, Stack, count, describe, figures_of
 from rlvla.plan.plan import Plan
@@ -43,6 +42,7 @@ from rlvla.policies.thinker.settings import Settings
 from rlvla.policies.weights import prepare
 from tests import openvla_checkpoints as published
 from tests import parallel_policies
+from tests.examples import demonstration
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "recipes/configs"
@@ -324,15 +324,8 @@ def test_a_checkpoint_and_a_data_set_that_are_here_are_read(tiny_policy: Path, t
     lines = dict(plan_file("grpo_tiny_tabletop", "--model", str(tiny_policy)).lines)
     assert lines["model"] == str(tiny_policy)
     assert "action 2 x 4 = 8" in lines["tokens of a turn"]
-    demo = Demonstration(
-        instruction="press",
-        images=(np.zeros((32, 48, 3), np.uint8),) * 2,
-        proprio=np.zeros(4, np.float32),
-        texts=("<think>a</think>",),
-        crops=(),
-        actions=np.zeros((3, 6), np.float32),
-        carried_thought="",
-    )
+    seen = (np.zeros((32, 48, 3), np.uint8),) * 2
+    demo = demonstration(num_looks=0, images=seen, actions=np.zeros((3, 6), np.float32))
     write(tmp_path / "demos", [[demo, demo]], robot="test", fps=1.0)
     lines = dict(plan_file("sft_tiny_tabletop", "--dataset", str(tmp_path / "demos")).lines)
     assert lines["data"].endswith("2 decisions of 1 episodes")
