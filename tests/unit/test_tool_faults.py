@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,12 +37,6 @@ def wraps(observation, arguments):
         return looks(observation, arguments)
     except Exception as error:
         raise RuntimeError("no picture") from error
-
-def stumbles(observation, arguments):
-    try:
-        return looks(observation, arguments)
-    except Exception:
-        return {}["picture"]
 
 def swallows(observation, arguments):
     try:
@@ -99,7 +94,7 @@ def play(policy: Path, env: EnvThread, tool: str) -> Trajectory:
     return asyncio.run(play_job(decider, env, Job(task=TASK, member=0), 3, not_lost))
 
 
-@pytest.mark.parametrize("tool", ["looks", "wraps", "stumbles", "swallows", "exits"])
+@pytest.mark.parametrize("tool", ["looks", "wraps", "swallows", "exits"])
 def test_a_crash_in_a_zoom_that_a_tool_asked_for_is_played_again(
     tiny_policy: Path, pool: EnvPool, tools: str, tmp_path: Path, tool: str
 ) -> None:
@@ -149,11 +144,28 @@ def test_a_zoom_that_returns_no_picture_is_the_envs_fault(tiny_policy: Path, too
         play(tiny_policy, EnvThread(lambda: env), f"{tools}:looks")  # type: ignore[arg-type, return-value]
 
 
+def stream(policy: Path, env: EnvConfig, tool: str, num_jobs: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a RolloutActor of two envs yields, without Ray."""
+    look = LookThenAct(policy)
+    monkeypatch.setattr(ray, "get_actor", lambda _: SimpleNamespace(sample=SimpleNamespace(remote=look.sample)))
+    episode = EpisodeConfig(tools={"zoom_in": tool}, max_turn_tokens=1024)
+
+    async def run() -> list[Any]:
+        actor = RolloutActor("sampler", policy, env, episode, num_envs=2)
+        try:
+            return [item async for item in actor.stream([Job(task=TASK, member=i) for i in range(num_jobs)])]
+        finally:
+            (Path(env.kwargs["folder"]) / "step_chunk.go").touch()
+            await actor.close()
+
+    return asyncio.run(run())
+
+
 def test_a_rollout_ends_with_the_tool_that_fails(
     tiny_policy: Path, config: EnvConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once, and not when all others have been played: the env that waits here would raise and be made anew."""
-    (tmp_path / "tools.py").write_text(
+    (tmp_path / "once.py").write_text(
         "import numpy as np\n"
         "seen = []\n"
         "def f(observation, arguments):\n"
@@ -162,19 +174,15 @@ def test_a_rollout_ends_with_the_tool_that_fails(
         "    return np.zeros((64, 64, 3), np.uint8)\n"
     )
     plant(tmp_path / "faults", "step_chunk", "wait")
-    look = LookThenAct(tiny_policy)
-    monkeypatch.setattr(ray, "get_actor", lambda _: SimpleNamespace(sample=SimpleNamespace(remote=look.sample)))
-    episode = EpisodeConfig(tools={"zoom_in": f"{tmp_path}/tools.py:f"}, max_turn_tokens=1024)
-
-    async def run() -> list[Any]:
-        actor = RolloutActor("sampler", tiny_policy, config, episode, num_envs=2)
-        try:
-            jobs = [Job(task=TASK, member=member) for member in range(6)]
-            return [item async for item in actor.stream(jobs)]
-        finally:
-            (tmp_path / "faults/step_chunk.go").touch()
-            await actor.close()
-
-    with pytest.raises(PluginError, match=r"^episode\.tools\.zoom_in \(.*tools\.py:f\) raised KeyError: 'second'"):
-        asyncio.run(run())
+    with pytest.raises(PluginError, match=r"^episode\.tools\.zoom_in \(.*once\.py:f\) raised KeyError: 'second'"):
+        stream(tiny_policy, config, f"{tmp_path}/once.py:f", 6, monkeypatch)
     assert len(list((tmp_path / "faults").glob("*.made"))) == 2
+
+
+def test_an_env_that_hangs_keeps_no_other_episode_waiting(
+    tiny_policy: Path, config: EnvConfig, tools: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(tmp_path / "faults", "step_chunk", "hang")
+    ended = stream(tiny_policy, replace(config, deadline_s=4.0), f"{tools}:looks", 5, monkeypatch)
+    assert {index for index, _ in ended} == set(range(5))
+    assert [(t.end, t.num_crashes) for _, t in ended] == [(EndReason.SUCCESS, 0)] * 4 + [(EndReason.SUCCESS, 1)]

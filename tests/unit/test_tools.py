@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from rlvla.plugins import PluginError
 from rlvla.policies.thinker.tools import call_tool, load_tools
 from rlvla.types import Observation
 
@@ -55,11 +54,3 @@ def test_a_refused_call_says_why(observation: Observation, text: str, reason: st
     assert box is None
     assert isinstance(result, str)
     assert reason in result
-
-
-def test_tools_come_from_the_config_by_name() -> None:
-    assert str(TOOLS["zoom_in"]) == "episode.tools.zoom_in (rlvla.policies.thinker.tools:zoom_in)"
-    with pytest.raises(PluginError, match="zoom_out"):
-        load_tools({"zoom_out": "rlvla.policies.thinker.tools:zoom_out"})
-    with pytest.raises(PluginError, match="not callable"):
-        load_tools({"zoom_in": "rlvla.policies.markup:MARKS"})
