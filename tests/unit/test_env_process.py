@@ -19,21 +19,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlvla.config import EnvConfig, EpisodeConfig
+from rlvla.config import EnvConfig
 from rlvla.policies.thinker.deciding import Decider
-from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job, SamplerLostError, play_job
 from rlvla.rollout.env_process import EnvPool, RemoteEnv
 from rlvla.rollout.env_thread import EnvCrashError, EnvThread
-from rlvla.types import EndReason, TaskSpec, Trajectory
-from tests.look_then_act import LookThenAct, assert_same_play
+from rlvla.types import EndReason, Trajectory
+from tests.look_then_act import TASK, LookThenAct, assert_same_play, decider_of, episode, play
 from tests.unit.faulty_env import meet, plant, plant_in_turn
 
 pytestmark = pytest.mark.timeout(120)
 
-TASK = TaskSpec(suite="faulty", task_id=0, init_state_id=3, seed=7)
 PLACES = ("reset", "step_chunk", "zoom")
 DEADLINE_S = 4.0
 """Far above what a healthy call takes on a busy machine."""
@@ -41,8 +38,7 @@ DEADLINE_S = 4.0
 
 @pytest.fixture(scope="module")
 def decider(tiny_policy: Path) -> Decider:
-    processor, config, sampler = PolicyProcessor.load(tiny_policy), EpisodeConfig(), LookThenAct(tiny_policy)
-    return Decider(sampler=sampler, processor=processor, tools=load_tools(config.tools), config=config)
+    return decider_of(tiny_policy)
 
 
 @pytest.fixture
@@ -81,18 +77,6 @@ def pool(config: EnvConfig) -> Iterator[EnvPool]:
 def impatient(pool: EnvPool, config: EnvConfig) -> EnvThread:
     """The env of a pool that runs already, so that a reset needs no more than a moment."""
     return EnvThread(partial(RemoteEnv, replace(config, reset_deadline_s=DEADLINE_S), pool._processes[0], 0))
-
-
-async def not_lost() -> None:
-    raise AssertionError("this sampler does not die")
-
-
-async def episode(decider: Decider, env: EnvThread, max_attempts: int = 3) -> Trajectory:
-    return await play_job(decider, env, Job(task=TASK, member=0), max_attempts, not_lost)
-
-
-def play(decider: Decider, env: EnvThread, max_attempts: int = 3) -> Trajectory:
-    return asyncio.run(episode(decider, env, max_attempts))
 
 
 def made(folder: Path, suffix: str = "made") -> list[int]:

@@ -15,19 +15,16 @@ import ray
 from rlvla.cluster.actors import RolloutActor
 from rlvla.config import EnvConfig, EpisodeConfig
 from rlvla.plugins import PluginError
-from rlvla.policies.thinker.deciding import Decider
-from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.tools import load_tools
-from rlvla.rollout.collect import Job, play_job
+from rlvla.rollout.collect import Job
 from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_thread import EnvThread
-from rlvla.types import EndReason, TaskSpec, Trajectory
-from tests.look_then_act import LookThenAct, assert_same_play
+from rlvla.types import EndReason, Trajectory
+from tests import look_then_act
+from tests.look_then_act import TASK, LookThenAct, assert_same_play, decider_of
 from tests.unit.faulty_env import FaultyEnv, plant
 
 pytestmark = pytest.mark.timeout(120)
 
-TASK = TaskSpec(suite="faulty", task_id=0, init_state_id=3, seed=7)
 TOOLS = """
 def looks(observation, arguments):
     return observation.zoom(0, arguments["bbox"])
@@ -85,13 +82,7 @@ def pool(config: EnvConfig) -> Iterator[EnvPool]:
 
 
 def play(policy: Path, env: EnvThread, tool: str) -> Trajectory:
-    async def not_lost() -> None:
-        raise AssertionError("this sampler does not die")
-
-    cfg = EpisodeConfig(tools={"zoom_in": tool}, max_turn_tokens=1024)
-    processor, sampler = PolicyProcessor.load(policy), LookThenAct(policy)
-    decider = Decider(sampler=sampler, processor=processor, tools=load_tools(cfg.tools), config=cfg)
-    return asyncio.run(play_job(decider, env, Job(task=TASK, member=0), 3, not_lost))
+    return look_then_act.play(decider_of(policy, tools={"zoom_in": tool}), env)
 
 
 @pytest.mark.parametrize("tool", ["looks", "wraps", "swallows", "exits"])
