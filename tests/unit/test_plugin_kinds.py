@@ -32,7 +32,7 @@ OBSERVATION = Observation(
     images=(np.zeros((8, 8, 3), np.uint8),),
     proprio=np.zeros(1, np.float32),
     instruction="",
-    zoom=lambda image, box: np.zeros((8, 8, 3), np.uint8),
+    zoom=lambda image, box: np.full((8, 8, 3), box[0] // 10, np.uint8),
 )
 
 
@@ -105,6 +105,31 @@ def test_a_plugin_that_fails_is_named(kind: str, fault: str, tmp_path: Path) -> 
 def test_an_interrupt_passes(kind: str, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         KINDS[kind][0](mine(tmp_path, "def f(*args, **kwargs): raise KeyboardInterrupt"), tmp_path)
+
+
+ZOOM_IN = load_tools({"zoom_in": "rlvla.policies.thinker.tools:zoom_in"})
+
+
+def test_an_accepted_zoom_returns_the_crop_and_its_box() -> None:
+    call = '{"name": "zoom_in", "arguments": {"image": 0, "bbox": [100, 0, 200, 100]}}'
+    result, box = call_tool(ZOOM_IN, OBSERVATION, call)
+    assert box == (100, 0, 200, 100)
+    assert np.array_equal(result, np.full((8, 8, 3), 10))
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ("not json", "not valid JSON"),  # the other ways are in test_markup
+        ('{"name": "dance", "arguments": {}}', "no tool named dance"),
+        ('{"name": "zoom_in", "arguments": {"image": 1, "bbox": [0, 0, 100, 100]}}', "image must be 0..0"),
+        ('{"name": "zoom_in", "arguments": {"image": 0}}', "four integers"),
+    ],
+)
+def test_a_refused_call_says_why_to_the_policy(call: str, reason: str) -> None:
+    result, box = call_tool(ZOOM_IN, OBSERVATION, call)
+    assert box is None
+    assert reason in str(result)
 
 
 @pytest.mark.parametrize(

@@ -116,13 +116,10 @@ def test_a_fault_of_the_tool_is_named_and_leaves_the_env_alone(
     assert len(list((tmp_path / "faults").glob("*.made"))) == 1
 
 
-def test_an_env_in_this_process_is_judged_likewise(tiny_policy: Path, config: EnvConfig, tools: str) -> None:
-    folder = config.kwargs["folder"]
-    env = EnvThread(lambda: FaultyEnv(folder))  # type: ignore[arg-type, return-value]
-    plant(Path(folder), "zoom", "raise", times=2)
+def test_a_crash_of_an_env_in_this_process_is_one_too(tiny_policy: Path, config: EnvConfig, tools: str) -> None:
+    env = EnvThread(lambda: FaultyEnv(config.kwargs["folder"]))  # type: ignore[arg-type, return-value]
+    plant(Path(config.kwargs["folder"]), "zoom", "raise", times=2)
     assert play(tiny_policy, env, f"{tools}:wraps").num_crashes == 2
-    with pytest.raises(PluginError, match="boom"):
-        play(tiny_policy, env, f"{tools}:boom")
     env.close()
 
 
