@@ -24,9 +24,10 @@ from rlvla.annotation.preflight import check_annotate
 from rlvla.annotation.run import annotate_all, protocol
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Tally
-from rlvla.config import AnnotateConfig, load, write_resolved
+from rlvla.config import AnnotateConfig, load
 from rlvla.durable.files import claim
 from rlvla.durable.interrupts import Interrupts
+from rlvla.durable.provenance import write_resolved
 
 
 def main(cfg: AnnotateConfig) -> None:

@@ -1,13 +1,15 @@
-"""Made-up turns and trajectories that are right in form, for the tests of what reads them."""
+"""Made-up turns, trajectories and demonstrations that are right in form, for the tests of what reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from rlvla import EndReason, Segment, SegmentKind, TaskSpec, Trajectory, Turn
+from rlvla.data.types import Demonstration
 from rlvla.types import Box
 
 TASK = TaskSpec(suite="tabletop", task_id=0, init_state_id=7, seed=3, instruction="press the red pad")
@@ -79,3 +81,18 @@ def good_turn(seed: int = 0) -> Turn:
 def trajectory(turns: Sequence[Turn] = (), end: EndReason = EndReason.SUCCESS, task: TaskSpec = TASK) -> Trajectory:
     """These turns, five env steps each."""
     return Trajectory(task=task, turns=tuple(turns), end=end, num_env_steps=5 * len(turns))
+
+
+def demonstration(number: int = 0, *, num_looks: int = 1, side: int = 8, **fields: Any) -> Demonstration:
+    """A decision with a picture [side, side], a state and actions [2, 3] that tell its number, but for `fields`."""
+    image = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
+    call = "<tool>" + ZOOM.format(image=0, box=[0, 5, 100, 200]) + "</tool>"
+    given: dict[str, Any] = {
+        "instruction": TASK.instruction,
+        "images": (image,),
+        "proprio": np.array([number, 0.5], np.float32),
+        "texts": (*(f"<think>look {i}</think>{call}" for i in range(num_looks)), "<think>press it</think>"),
+        "crops": (image[::-1],) * num_looks,
+        "actions": np.full((2, 3), number, np.float32),
+    }
+    return Demonstration(**(given | fields))

@@ -46,11 +46,12 @@ def build(
     *,
     action_decoding: ActionDecoding = "parallel",
     prefix_attention: PrefixAttention = "causal",
+    chunk_length: int = CHUNK_LENGTH,
 ) -> tuple[Any, PolicyProcessor]:
     """A model with random weights, the slots' included, in float32; `folder` is for OpenVLA's files."""
-    codec = QuantileCodec(low=(-1.0, 0.0), high=(1.0, 2.0), num_bins=NUM_BINS, chunk_length=CHUNK_LENGTH)
-    if architecture == "openvla":
-        published.write_published(folder)
+    codec = QuantileCodec(low=(-1.0, 0.0), high=(1.0, 2.0), num_bins=NUM_BINS, chunk_length=chunk_length)
+    if architecture.startswith("openvla"):
+        published.write_published(folder, is_fused=architecture == "openvla")
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "n_action_bins": NUM_BINS}))
         model, hf_processor = auto.load_model(folder, torch.float32), auto.load_processor(folder)

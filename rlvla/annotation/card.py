@@ -12,8 +12,9 @@ import yaml
 from rlvla import __version__
 from rlvla.annotation.card_columns import read_columns
 from rlvla.annotation.take import Tally
-from rlvla.config import AnnotateConfig, to_dict
+from rlvla.config import AnnotateConfig
 from rlvla.data.dataset import read_tasks
+from rlvla.durable.provenance import to_dict
 
 _HIDDEN = {"output", "num_samples"} | {
     f"openai.{key}" for key in ("base_url", "api_key_env", "judge_base_url", "judge_api_key_env")

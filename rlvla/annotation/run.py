@@ -126,22 +126,18 @@ def unannotated(take: Take) -> list[Demonstration]:
 
 def to_demonstrations(annotated: Annotated) -> list[Demonstration]:
     """The annotated decisions, with the crops that they look at."""
-    demonstrations, carried = [], ""
-    for i, annotation in annotated.annotations.items():
-        zoom = annotated.take.decisions[i].zoom
-        told = _demonstration(
+    return [
+        _demonstration(
             annotated.take,
             i,
             texts=texts(annotation),
-            crops=tuple(np.array(zoom(image, box)) for image, box in annotation.looks),
-            carried_thought=carried,
+            crops=tuple(np.array(annotated.take.decisions[i].zoom(image, box)) for image, box in annotation.looks),
             annotation=annotation,
             provenance=annotated.provenance[i],
             is_key_frame=annotated.timeline.is_key[i],
         )
-        demonstrations.append(told)
-        carried = annotation.thoughts[-1]
-    return demonstrations
+        for i, annotation in annotated.annotations.items()
+    ]
 
 
 def _demonstration(take: Take, index: int, **said: Any) -> Demonstration:

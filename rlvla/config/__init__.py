@@ -1,36 +1,34 @@
 """Every key of a run, checked: YAML and flags in, frozen dataclasses out."""
 
-from rlvla.config.keys import (
-    ActionDecoding,
+from rlvla.config.data import (
     ActionKind,
-    AdvantageConfig,
     AnnotateConfig,
     CheckConfig,
     CheckName,
-    ClusterConfig,
-    EnvConfig,
-    EpisodeConfig,
-    EvaluateConfig,
-    GRPOConfig,
     KeyFrameConfig,
+    OpenAIConfig,
+    ReadConfig,
+)
+from rlvla.config.env import EnvConfig, EpisodeConfig
+from rlvla.config.learning import (
+    AdvantageConfig,
     LearnerConfig,
-    LogConfig,
     LoraConfig,
     LossConfig,
-    OpenAIConfig,
-    PlanConfig,
-    ReadConfig,
     RewardTermConfig,
-    SamplerConfig,
+    num_minibatches,
+)
+from rlvla.config.load import from_yaml, load
+from rlvla.config.runs import (
+    ActionDecoding,
+    EvaluateConfig,
+    GRPOConfig,
+    LogConfig,
+    PlanConfig,
     SFTConfig,
     TinyModelConfig,
-    from_yaml,
-    load,
-    num_minibatches,
-    provenance,
-    to_dict,
-    write_resolved,
 )
+from rlvla.config.serving import ClusterConfig, SamplerConfig
 
 __all__ = [
     "ActionDecoding",
@@ -59,7 +57,4 @@ __all__ = [
     "from_yaml",
     "load",
     "num_minibatches",
-    "provenance",
-    "to_dict",
-    "write_resolved",
 ]

@@ -13,7 +13,7 @@ from rlvla.data.rows import DatasetError
 
 NEEDED = {
     *("action", "observation.state", "task_index", "episode_index", "frame_index"),
-    *("annotation.texts", "annotation.crops", "annotation.carried_thought"),
+    *("annotation.texts", "annotation.crops"),
 }
 """Columns without which a row is no decision."""
 
@@ -59,8 +59,6 @@ def _problems(row: Mapping[str, Any], num_tasks: int) -> Iterator[str]:
     texts, crops = row["annotation.texts"], row["annotation.crops"]
     if not texts or None in texts or crops is None or len(crops) != len(texts) - 1:
         yield "annotation.texts has to hold one text more than annotation.crops has pictures"
-    if row["annotation.carried_thought"] is None:
-        yield "annotation.carried_thought is missing"
     if empty := [name for name in row if name.startswith("observation.images.") and not row[name]]:
         yield f"{empty[0]} has no picture"
 

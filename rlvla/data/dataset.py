@@ -183,26 +183,9 @@ class Writer:
         write_json(meta / "info.json", info)
 
 
-def write(
-    path: Path, episodes: Iterable[Sequence[Demonstration]], *, robot: str, fps: float, suites: Sequence[str] = ()
-) -> int:
-    """Write episodes as they come.
-
-    Args:
-        path: see `Writer`, as the rest.
-        episodes: each a sequence of decisions, at least one.
-        robot: likewise.
-        fps: likewise.
-        suites: likewise.
-
-    Returns:
-        Number of episodes.
-
-    Raises:
-        FileExistsError: the folder exists; nothing is overwritten.
-        DatasetError: there is no episode, or one differs from the first in its columns or shapes.
-    """
-    writer = Writer(path, robot=robot, fps=fps, suites=suites)
+def write(path: Path, episodes: Iterable[Sequence[Demonstration]], **source: Any) -> int:
+    """Write episodes, each a sequence of decisions, with a `Writer` and its arguments; returns their number."""
+    writer = Writer(path, **source)
     for number, episode in enumerate(episodes):
         writer.add(encode(episode, f"{path}, episode {number}"))
     return writer.finish()

@@ -80,14 +80,14 @@ def _open(file: Path) -> Any:
 
 
 @contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Raises DatasetError naming the file for whatever h5py makes of a damage that HDF5 stumbles over."""
+def _named(where: Path | str) -> Iterator[None]:
+    """Raises DatasetError that begins with `where` for all that h5py makes of a damage."""
     try:
         yield
     except DatasetError:
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
-        raise DatasetError(f"{file}: damaged ({error}); download it again") from error
+        raise DatasetError(f"{where}: damaged ({error}); download it again") from error
 
 
 def _demos(handle: Any, file: Path) -> list[str]:
@@ -229,10 +229,8 @@ class _Demo:
             raise DatasetError(f"{self._where}: {key} holds {stored.dtype}, need numbers")
         if stored.nbytes > MAX_BYTES:
             raise DatasetError(f"{self._where}: {key} has shape {list(stored.shape)}, more than {MAX_BYTES} bytes")
-        try:
+        with _named(f"{self._where}, {key}"):
             values = stored[()]
-        except (OSError, RuntimeError) as error:
-            raise DatasetError(f"{self._where}: {key} is damaged ({error}); download it again") from error
         if key != "actions" and len(values) != self._length:
             raise DatasetError(f"{self._where}: {len(values)} of {key} for {self._length} actions")
         return values

@@ -13,86 +13,19 @@ src/lerobot/scripts/convert_dataset_v21_to_v30.py.
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from rlvla.config import ReadConfig
 from rlvla.data.demonstrations import Episode, Source, prepared, see_before_acting
-from rlvla.data.read_video import FrameReader, first_frames
+from rlvla.data.lerobot_meta import Layout, inside, read_layout
+from rlvla.data.read_video import FrameReader
 from rlvla.data.rows import DatasetError, decode_picture
-from rlvla.data.tables import read_rows, read_table
-from rlvla.durable.files import visible
-
-VERSIONS = ("v2.0", "v2.1", "v3.0")
-_STATES = ("observation.state", "state")
-"""Feature names, LeRobot's own first, then those of openpi's examples/libero/convert_libero_data_to_lerobot.py."""
-_ACTIONS = ("action", "actions")
-_PREFIX = "observation.images."
-_MAX_NUMBER = 2**40
-"""Of an episode, a file, a chunk or a second."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """What the `meta` folder says."""
-
-    root: Path
-    info: Mapping[str, Any]
-    tasks: Mapping[int, str]
-    episodes: Mapping[int, Mapping[str, Any]]
-    """By episode_index, in its order."""
-    cameras: Mapping[str, str]
-    """Short name -> feature, those to read."""
-    state: str
-    action: str
-    starts: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
-    """Feature of a video -> episode -> number of its first frame in the file; empty in version 2."""
-
-    @property
-    def is_v3(self) -> bool:
-        """Whether files hold many episodes, with their places in `meta/episodes`."""
-        return self.info["codebase_version"] == "v3.0"
-
-    def data_file(self, episode: int) -> Path:
-        """The table with the rows of an episode."""
-        return self._file("data_path", episode, "data/")
-
-    def data_files(self) -> list[Path]:
-        """All tables, in the order of the rows.
-
-        LeRobot reads every table of version 3 that is there, `data/*/*.parquet` (`load_nested_dataset` of its
-        io_utils.py), and not where `meta/episodes` says that an episode lies: its converter from version 2.1 has left
-        the first episode of a file with the place of the file before (LeRobot issue 2401).
-        """
-        listed = list(dict.fromkeys(self.data_file(episode) for episode in self.episodes))
-        if not self.is_v3:
-            return listed
-        return sorted({*listed, *_found(self.root, "data/*/*.parquet")})
-
-    def video_file(self, episode: int, feature: str) -> tuple[Path, int, float]:
-        """The video with the frames of an episode, and of the first of them its number and the second it is said at."""
-        file = self._file("video_path", episode, f"videos/{feature}/", video_key=feature)
-        if not self.is_v3:
-            return file, 0, 0.0
-        return file, self.starts[feature][episode], float(self.episodes[episode][f"videos/{feature}/from_timestamp"])
-
-    def _file(self, template: str, episode: int, place: str, **names: str) -> Path:
-        row = self.episodes[episode]
-        if self.is_v3:
-            numbers = {name: row[f"{place}{name}"] for name in ("chunk_index", "file_index")}
-        else:
-            numbers = {"episode_chunk": episode // self.info["chunks_size"], "episode_index": episode}
-        return _inside(self.root, self.info[template].format(**numbers, **names))
+from rlvla.data.tables import read_rows
 
 
 def open_lerobot(path: Path, options: ReadConfig) -> Source:
@@ -106,171 +39,16 @@ def open_lerobot(path: Path, options: ReadConfig) -> Source:
         DatasetError: the `meta` folder is damaged or of another version, a camera does not exist; the message names
             the file. Later, while reading: an episode is missing, repeated or malformed.
     """
-    layout = _layout(path, options)
+    layout = read_layout(path, options.cameras)
     return Source(
-        robot=str(layout.info["robot_type"] or "unknown"),
-        fps=float(layout.info["fps"]),
+        robot=layout.info["robot_type"] or "unknown",
+        fps=layout.info["fps"],
         num_episodes=len(layout.episodes),
         episodes=prepared(_episodes(layout, options), options),
     )
 
 
-def _layout(path: Path, options: ReadConfig) -> _Layout:
-    file = _inside(path, "meta/info.json")
-    info = _info(file)
-    if info["codebase_version"] not in VERSIONS:
-        raise DatasetError(
-            f"{file}: codebase_version is {info['codebase_version']!r}, this reads {', '.join(VERSIONS)}; "
-            "LeRobot's own scripts convert older ones"
-        )
-    is_v3 = info["codebase_version"] == "v3.0"
-    features = info["features"]
-    cameras = _cameras(features, options.cameras, file)
-    videos = [feature for feature in cameras.values() if features[feature]["dtype"] == "video"]
-    needed = ("fps", "data_path", *(["video_path"] if videos else []), *([] if is_v3 else ["chunks_size"]))
-    if missing := [key for key in needed if not info.get(key)]:
-        raise DatasetError(f"{file}: no {', '.join(missing)}")
-    numbers = ("chunk_index", "file_index") if is_v3 else ("episode_chunk", "episode_index")
-    _check_template(file, info["data_path"], numbers)
-    if videos:
-        _check_template(file, info["video_path"], (*numbers, "video_key"))
-    episodes = _episode_rows(path, videos, is_v3)
-    return _Layout(
-        root=path,
-        info=info,
-        tasks=_tasks(path, is_v3),
-        episodes=episodes,
-        starts={video: _starts(path, episodes, video, float(info["fps"])) for video in videos} if is_v3 else {},
-        cameras=cameras,
-        state=_feature(features, _STATES, file),
-        action=_feature(features, _ACTIONS, file),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Feature:
-    dtype: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Info:
-    """What is read of `meta/info.json`."""
-
-    codebase_version: str | None = None
-    robot_type: str | None = None
-    fps: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    chunks_size: PositiveInt | None = None
-    data_path: str | None = None
-    video_path: str | None = None
-    features: dict[str, _Feature] = field(default_factory=dict)
-
-
-_INFO = TypeAdapter(_Info)
-
-
-def _info(file: Path) -> dict[str, Any]:
-    try:
-        content = file.read_bytes() if file.is_file() else b""
-        return asdict(_INFO.validate_json(content))
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
-        raise DatasetError(f"{file}: missing, or not JSON that describes a data set ({wrong})") from None
-
-
-def _check_template(file: Path, template: str, names: Sequence[str]) -> None:
-    """Raises DatasetError where a path asks for more than the numbers it is to hold, each with up to two digits' width.
-
-    What `str.format` understands would also look into objects, and make gigabytes of blanks.
-    """
-    try:
-        fields = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise DatasetError(f"{file}: the path {template!r} is malformed ({error})") from None
-    for _, name, width, conversion in fields:
-        if name is None:
-            continue
-        allowed = "" if name == "video_key" else r"(0?\d{1,2})?d?"
-        if name not in names or conversion or not re.fullmatch(allowed, width or ""):
-            raise DatasetError(
-                f"{file}: the path {template!r} may hold {', '.join(names)}, each as in {{{names[0]}:03d}}"
-            )
-
-
-def _cameras(features: Mapping[str, Any], wanted: Sequence[str], file: Path) -> dict[str, str]:
-    """Short name -> feature of the wanted cameras, or of the first that the data set lists."""
-    there = {key.removeprefix(_PREFIX): key for key, f in features.items() if f["dtype"] in ("image", "video")}
-    names = [name.removeprefix(_PREFIX) for name in wanted] or list(there)[:1]
-    if unknown := [name for name in names if name not in there]:
-        raise DatasetError(f"{file}: no camera {unknown[0]}; there are {', '.join(there)}")
-    if not names:
-        raise DatasetError(f"{file}: no feature of dtype image or video")
-    return {name: there[name] for name in names}
-
-
-def _feature(features: Mapping[str, Any], names: Sequence[str], file: Path) -> str:
-    for name in names:
-        if name in features:
-            return name
-    raise DatasetError(f"{file}: no feature {' or '.join(names)}; there are {', '.join(features)}")
-
-
-def _tasks(root: Path, is_v3: bool) -> dict[int, str]:
-    file = _inside(root, "meta/tasks.parquet" if is_v3 else "meta/tasks.jsonl")
-    rows = read_table(file).to_pylist() if is_v3 else _json_lines(file)
-    tasks: dict[int, str] = {}
-    for row in rows:
-        # pandas stores an index without a name as __index_level_0__; LeRobot has written the tasks both ways.
-        text = row.get("task", row.get("__index_level_0__"))
-        if not isinstance(text, str) or type(row.get("task_index")) is not int:
-            raise DatasetError(f"{file}: a task without words or task_index: {row}")
-        tasks[row["task_index"]] = text
-    return tasks
-
-
-def _episode_rows(root: Path, videos: Sequence[str], is_v3: bool) -> dict[int, dict[str, Any]]:
-    """By episode_index, in its order: length and, in version 3, the places of rows and frames."""
-    needed = ["episode_index", "length"]
-    if is_v3:
-        needed += ["data/chunk_index", "data/file_index"]
-        needed += [f"videos/{v}/{what}" for v in videos for what in ("chunk_index", "file_index", "from_timestamp")]
-        files = _found(root, "meta/episodes/*/*.parquet")
-    else:
-        files = [_inside(root, "meta/episodes.jsonl")]
-    episodes: dict[int, dict[str, Any]] = {}
-    for file in files:
-        # The statistics, hundreds of columns, stay on disk.
-        for row in read_table(file, needed).to_pylist() if is_v3 else _json_lines(file):
-            if missing := [key for key in needed if row.get(key) is None]:
-                raise DatasetError(f"{file}: an episode without {missing[0]}")
-            for key in needed:
-                is_time = key.endswith("from_timestamp")
-                if type(row[key]) not in ((int, float) if is_time else (int,)) or not 0 <= row[key] < _MAX_NUMBER:
-                    raise DatasetError(f"{file}: an episode whose {key} is {row[key]!r}")
-            if row["episode_index"] in episodes:
-                raise DatasetError(f"{file}: episode {row['episode_index']} is listed twice")
-            episodes[row["episode_index"]] = {key: row[key] for key in needed}
-    if not episodes:
-        raise DatasetError(f"{root / 'meta'}: no episodes")
-    return dict(sorted(episodes.items()))
-
-
-def _starts(root: Path, episodes: Mapping[int, Mapping[str, Any]], feature: str, fps: float) -> dict[int, int]:
-    """By episode, the number of its first frame in the video that holds it among others."""
-    files: dict[tuple[int, int], list[int]] = {}
-    for episode, row in episodes.items():
-        place = row[f"videos/{feature}/chunk_index"], row[f"videos/{feature}/file_index"]
-        files.setdefault(place, []).append(episode)
-    starts: dict[int, int] = {}
-    for place, members in files.items():
-        members.sort(key=lambda episode: episodes[episode][f"videos/{feature}/from_timestamp"])
-        starts_s = [float(episodes[episode][f"videos/{feature}/from_timestamp"]) for episode in members]
-        lengths = [episodes[episode]["length"] for episode in members]
-        name = f"{root / 'meta/episodes'}, {feature}, chunk {place[0]}, file {place[1]}, episodes {members[0]}.."
-        starts |= zip(members, first_frames(starts_s, lengths, fps, name), strict=True)
-    return starts
-
-
-def _episodes(layout: _Layout, options: ReadConfig) -> Iterator[Episode]:
+def _episodes(layout: Layout, options: ReadConfig) -> Iterator[Episode]:
     """Every listed episode once, in the order of the data files."""
     readers = {feature: FrameReader() for feature in layout.cameras.values()}
     images = [f for f in layout.cameras.values() if layout.info["features"][f]["dtype"] == "image"]
@@ -292,7 +70,7 @@ def _episodes(layout: _Layout, options: ReadConfig) -> Iterator[Episode]:
 
 
 def _episode(
-    layout: _Layout,
+    layout: Layout,
     options: ReadConfig,
     name: str,
     rows: Sequence[Mapping[str, Any]],
@@ -309,9 +87,12 @@ def _episode(
     for camera, feature in layout.cameras.items():
         if layout.info["features"][feature]["dtype"] == "video":
             file, first, start_s = layout.video_file(index, feature)
-            stack = readers[feature].take(file, first, start_s, length, float(layout.info["fps"]))
+            stack = readers[feature].take(file, first, start_s, length, layout.info["fps"])
         else:
-            stack = _stack([_picture(layout.root, row[feature], f"{name}, {feature}") for row in rows], name, feature)
+            pictures = [_picture(layout.root, row[feature], f"{name}, {feature}") for row in rows]
+            if len(shapes := {picture.shape for picture in pictures}) > 1:
+                raise DatasetError(f"{name}: {feature} has pictures of {len(shapes)} sizes")
+            stack = np.stack(pictures)
         frames[camera] = stack[:, ::-1, ::-1] if options.rotate else stack
     episode = Episode(
         name=name,
@@ -319,7 +100,7 @@ def _episode(
         frames=frames,
         state=_array([row[layout.state] for row in rows], name, layout.state),
         actions=_array([row[layout.action] for row in rows], name, layout.action),
-        fps=float(layout.info["fps"]),
+        fps=layout.info["fps"],
         action_kind=options.action_kind,
     )
     return see_before_acting(episode) if options.frames_follow_actions else episode
@@ -328,18 +109,9 @@ def _episode(
 def _array(values: Sequence[Any], name: str, feature: str) -> np.ndarray:
     """[T, D] float32; raises DatasetError where rows differ in length."""
     try:
-        array = np.array(values, np.float32)
+        return np.array(values, np.float32)
     except (ValueError, TypeError) as error:
         raise DatasetError(f"{name}: {feature} is not one vector of numbers a frame ({error})") from error
-    if array.ndim != 2:
-        raise DatasetError(f"{name}: {feature} has shape {list(array.shape)}, need [frames, dimensions]")
-    return array
-
-
-def _stack(pictures: Sequence[np.ndarray], name: str, feature: str) -> np.ndarray:
-    if len(shapes := {picture.shape for picture in pictures}) > 1:
-        raise DatasetError(f"{name}: {feature} has pictures of {len(shapes)} sizes")
-    return np.stack(pictures)
 
 
 def _picture(root: Path, value: Any, where: str) -> np.ndarray:
@@ -348,49 +120,7 @@ def _picture(root: Path, value: Any, where: str) -> np.ndarray:
     if not is_picture or (not isinstance(value["bytes"], bytes) and not isinstance(value["path"], str)):
         raise DatasetError(f"{where}: a frame has no picture")
     try:
-        data = value["bytes"] if value["bytes"] is not None else _inside(root, value["path"]).read_bytes()
+        data = value["bytes"] if value["bytes"] is not None else inside(root, value["path"]).read_bytes()
     except OSError as error:
         raise DatasetError(f"{where}: a picture cannot be decoded ({error})") from error
     return decode_picture(data, where)
-
-
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    content = file.read_bytes() if file.is_file() else b""
-    if not content.strip():
-        raise DatasetError(f"{file}: missing or empty")
-    try:
-        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{file}: not JSON ({error})") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise DatasetError(f"{file}: a line is no JSON object")
-    return rows
-
-
-def _inside(root: Path, relative: str) -> Path:
-    """A path that a file of the data set names; a data set from elsewhere cannot make us read other files.
-
-    In Hugging Face's cache a set is a folder `<repository>/snapshots/<revision>` of links into `<repository>/blobs`,
-    where the repository's files and no others lie: so a link may lead there, but a path may not.
-    """
-    path = root / relative
-    if "\0" in relative or not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
-        raise DatasetError(f"{root}: names a file outside of it, {relative!r}")
-    target = path.resolve()
-    homes = [root.resolve(), *(folder.parent.parent / "blobs" for folder in _snapshots(root))]
-    if not any(target.is_relative_to(home) for home in homes):
-        raise DatasetError(f"{root}: names a file outside of it, {relative!r}, which is a link to {target}")
-    return path
-
-
-def _snapshots(root: Path) -> Iterator[Path]:
-    """The revision's folder in Hugging Face's cache that a data set is or lies in; none elsewhere."""
-    folder = root.resolve()
-    for revision in (folder, *folder.parents):
-        if revision.parent.name == "snapshots" and revision.parent.parent.name.startswith("datasets--"):
-            yield revision
-
-
-def _found(root: Path, pattern: str) -> list[Path]:
-    """Files of the data set, in order."""
-    return [_inside(root, str(file.relative_to(root))) for file in visible(root, pattern)]

@@ -1,17 +1,17 @@
 """Frames of a video file by their number, decoded forwards once.
 
-PyAV where it is installed: it brings software decoders for H.264, HEVC, VP9 and AV1. Else OpenCV, whose wheels decode
-H.264, HEVC, MPEG-4 and VP9, but AV1 (what LeRobot encodes by default) only on hardware.
+By PyAV, which brings software decoders for all that LeRobot encodes: AV1 by default, H.264, HEVC, VP9.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import av
 import numpy as np
+from av.error import FFmpegError
 
 from rlvla.data.dataset import DatasetError
 from rlvla.pictures import MAX_PIXELS
@@ -28,14 +28,6 @@ ON_A_FRAME = 0.1
 
 def decode(file: Path) -> Iterator[tuple[float, np.ndarray]]:
     """Every frame in order: (seconds since the beginning, [H, W, 3] uint8 RGB)."""
-    return decode_pyav(file) if importlib.util.find_spec("av") else decode_opencv(file)
-
-
-def decode_pyav(file: Path) -> Iterator[tuple[float, np.ndarray]]:
-    """`decode` by PyAV."""
-    import av
-    from av.error import FFmpegError
-
     try:
         with av.open(str(file), options=_LIMITS, metadata_errors="replace") as container:
             codec = next((stream.codec_context for stream in container.streams.video), None)
@@ -46,28 +38,6 @@ def decode_pyav(file: Path) -> Iterator[tuple[float, np.ndarray]]:
                 yield float(frame.time or 0.0), frame.to_ndarray(format="rgb24")
     except FFmpegError as error:
         raise DatasetError(f"{file}: not a video that PyAV decodes ({error})") from error
-
-
-def decode_opencv(file: Path) -> Iterator[tuple[float, np.ndarray]]:
-    """`decode` by OpenCV."""
-    import cv2
-
-    capture = cv2.VideoCapture(str(file))
-    try:
-        is_read, image = capture.read()
-        if not is_read:
-            # -1 or 0 where the file is no video at all
-            number = int(capture.get(cv2.CAP_PROP_FOURCC)) if capture.isOpened() else 0
-            codec = number.to_bytes(4, "little").decode("latin-1").strip("\0")
-            raise DatasetError(
-                f"{file}: OpenCV cannot decode this video (codec {codec or 'unknown'}). AV1 needs PyAV: install av; "
-                "or convert the file: ffmpeg -i in.mp4 -c:v libx264 -crf 12 out.mp4"
-            )
-        while is_read:
-            yield capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            is_read, image = capture.read()
-    finally:
-        capture.release()
 
 
 class FrameReader:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from rlvla import pictures
 from rlvla.data.types import Demonstration, Provenance
+from rlvla.durable.records import WRONG, from_json
 from rlvla.types import Annotation
 
 PLACE = {
@@ -35,7 +36,6 @@ COLUMNS = {
     "action": pa.list_(pa.list_(pa.float32())),
     "annotation.texts": _STRINGS,
     "annotation.crops": pa.list_(IMAGE),
-    "annotation.carried_thought": pa.string(),
     "annotation.thoughts": _STRINGS,
     "annotation.boxes": pa.list_(pa.list_(pa.int64())),
     "annotation.box_images": pa.list_(pa.int64()),
@@ -97,9 +97,10 @@ def decode(row: Mapping[str, Any], instruction: str, where: str) -> Demonstratio
         where: file, episode and frame, for errors.
 
     Raises:
-        DatasetError: a picture is missing or damaged; it begins with `where`.
+        DatasetError: a picture is missing or damaged, a column holds another kind of thing; it begins with `where`.
     """
     names = sorted(key for key in row if key.startswith("observation.images."))
+    looks = [*zip(row.get("annotation.box_images") or (), row.get("annotation.boxes") or (), strict=False)]
     return Demonstration(
         instruction=instruction,
         images=tuple(decode_image(row[name], f"{where}, {name}") for name in names),
@@ -107,9 +108,8 @@ def decode(row: Mapping[str, Any], instruction: str, where: str) -> Demonstratio
         texts=tuple(row["annotation.texts"]),
         crops=tuple(decode_image(crop, f"{where}, a crop") for crop in row["annotation.crops"]),
         actions=np.array(row["action"], np.float32),
-        carried_thought=row["annotation.carried_thought"],
-        annotation=_annotation(row) if "annotation.thoughts" in row else None,
-        provenance=_provenance(row) if "provenance.annotator" in row else None,
+        annotation=_record(Annotation, row, where, looks=looks) if "annotation.thoughts" in row else None,
+        provenance=_record(Provenance, row, where) if "provenance.annotator" in row else None,
         is_key_frame=row.get("annotation.is_key_frame", False),
         decision_index=row.get("annotation.decision_index", 0),
     )
@@ -139,7 +139,6 @@ def _row(decision: Demonstration) -> dict[str, Any]:
         "action": decision.actions.tolist(),
         "annotation.texts": decision.texts,
         "annotation.crops": [_encode_image(crop) for crop in decision.crops],
-        "annotation.carried_thought": decision.carried_thought,
     }
     if (annotation := decision.annotation) is not None:
         row |= {
@@ -185,24 +184,14 @@ def _shapes(schema: pa.Schema) -> dict[str, str]:
     return {f.name: f"{f.type}{told[f.name]['shape'] if f.name in told else ''}" for f in schema}
 
 
-def _annotation(row: Mapping[str, Any]) -> Annotation:
-    boxes = [(x1, y1, x2, y2) for x1, y1, x2, y2 in row["annotation.boxes"]]
-    return Annotation(
-        thoughts=tuple(row["annotation.thoughts"]),
-        looks=tuple(zip(row["annotation.box_images"], boxes, strict=True)),
-        subtask=row["annotation.subtask"],
-        subject=row["annotation.subject"],
-        gripper=row["annotation.gripper"],
-        next_gripper=row.get("annotation.next_gripper", ""),
-        progress=row["annotation.progress"],
-    )
-
-
-def _provenance(row: Mapping[str, Any]) -> Provenance:
-    values: dict[str, Any] = {f.name: row[f"provenance.{f.name}"] for f in fields(Provenance)}
-    for name in ("rejected", "checks"):
-        values[name] = tuple(values[name])
-    return Provenance(**values)
+def _record(kind: Any, row: Mapping[str, Any], where: str, **values: Any) -> Any:
+    """An annotation or a provenance, each field from its column or from `values`."""
+    name = kind.__name__.lower()
+    told = {f.name: row[column] for f in fields(kind) if (column := f"{name}.{f.name}") in row}
+    try:
+        return from_json(kind, told | values)
+    except WRONG as error:
+        raise DatasetError(f"{where}: no {name} ({error})") from error
 
 
 def _encode_image(image: np.ndarray) -> dict[str, Any]:

@@ -48,8 +48,6 @@ class Demonstration:
     """The tool's images, `crops[i]` after `texts[i]`; one fewer than `texts`."""
     actions: np.ndarray
     """[K, A] float32, simulator units."""
-    carried_thought: str = ""
-    """The previous decision's last thought, if prompts carry it."""
     annotation: Annotation | None = None
     """What `texts` and `crops` were made of; None where nobody has annotated it."""
     provenance: Provenance | None = None

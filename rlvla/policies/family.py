@@ -35,7 +35,7 @@ class EngineNeeds:
     """What a text engine, vLLM's, must be told of a checkpoint before it serves it."""
 
     never_ids: tuple[int, ...] = ()
-    """Ids that stand for pixels: never sampled."""
+    """Ids that are read and never sampled: of pixels, of slots."""
     slot_ids: tuple[int, ...] = ()
     """What the network is fed in the place of a chunk's actions, which are then drawn from one forward (OpenVLA-OFT,
     arXiv 2502.19645); none: actions are text."""

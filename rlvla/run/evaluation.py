@@ -10,8 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from rlvla.cluster.cluster import Cluster
-from rlvla.config import EvaluateConfig, provenance, write_resolved
+from rlvla.config import EvaluateConfig
 from rlvla.config.marks import MOVES_NO_SCORE, marked
+from rlvla.durable.provenance import provenance, write_resolved
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.policies.family import read_trained
 from rlvla.protocols import Env

@@ -21,9 +21,10 @@ from typing import Any
 from tqdm import tqdm
 
 from rlvla import __version__
-from rlvla.config import EnvConfig, GRPOConfig, SFTConfig, to_dict
+from rlvla.config import EnvConfig, GRPOConfig, SFTConfig
 from rlvla.data.dataset import data_files
 from rlvla.durable.files import CONTENT, SHIPPED, write_json
+from rlvla.durable.provenance import to_dict
 from rlvla.durable.sealed import MANIFEST
 from rlvla.plugins import PluginError, present_name, resolve
 from rlvla.policies.models.lora import FOLDER as ADAPTER

@@ -16,11 +16,12 @@ from typing import Any
 import yaml
 
 from rlvla.cluster.placement import place, require_room
-from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig, to_dict
+from rlvla.config import AnnotateConfig, ClusterConfig, EvaluateConfig, GRPOConfig, SFTConfig
 from rlvla.config.file import without_gone
 from rlvla.config.marks import MAY_CHANGE, marked
 from rlvla.data.dataset import read_sizes
 from rlvla.durable.files import CONTENT, differences, warn_untold
+from rlvla.durable.provenance import to_dict
 from rlvla.policies.family import Policy, family_of, is_policy, load_policy
 from rlvla.policies.models.lora import require_lora
 from rlvla.protocols import Env

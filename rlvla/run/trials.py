@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlvla.durable.files import CONTENT, append_line, differences, sync, whole_lines
+from rlvla.durable.records import from_json, to_json
 from rlvla.run.metrics import behaviour, count_turns, wilson_interval
 from rlvla.types import EndReason, Trajectory
 
@@ -30,7 +31,7 @@ class Trial:
     num_bad_calls: int = 0
     """Refused tool calls."""
     num_sampled_tokens: int = 0
-    latencies_s: Sequence[float] = field(default_factory=tuple)
+    latencies_s: tuple[float, ...] = ()
     """From observation to decoded actions, one a turn."""
 
     @property
@@ -81,7 +82,7 @@ class TrialLog:
                 raise ValueError(f"{path} holds trials of another evaluation ({differ}): name another output folder")
             lines = whole = []
         self._path = path
-        self._trials = {trial.key: trial for trial in map(_read, whole[1:])}
+        self._trials = {trial.key: trial for trial in (from_json(Trial, line) for line in whole[1:])}
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.truncate(sum(map(len, lines)))
@@ -96,7 +97,7 @@ class TrialLog:
     def add(self, trial: Trial) -> None:
         """Append one trial."""
         self._trials[trial.key] = trial
-        self._write(asdict(trial))
+        self._write(to_json(trial))
 
     def _write(self, line: Mapping[str, Any]) -> None:
         append_line(self._path, line)
@@ -107,11 +108,6 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if any(key.startswith(CONTENT) for key in now) and not any(key.startswith(CONTENT) for key in before):
         return "of an earlier version, which did not keep all that moves a score"
     return differences(before, now)
-
-
-def _read(line: dict[str, Any]) -> Trial:
-    trial = Trial(**line)
-    return replace(trial, end=EndReason(trial.end), latencies_s=tuple(trial.latencies_s))
 
 
 def success_rate(trials: Sequence[Trial]) -> dict[str, float]:

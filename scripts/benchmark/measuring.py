@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from rlvla.config import provenance
+from rlvla.durable.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")

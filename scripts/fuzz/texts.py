@@ -10,8 +10,9 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from rlvla.annotation import schema
-from rlvla.config import EvaluateConfig, GRPOConfig, to_dict
+from rlvla.config import EvaluateConfig, GRPOConfig
 from rlvla.config.file import ConfigError, explain, parse_yaml
+from rlvla.durable.provenance import to_dict
 from rlvla.policies.markup import MARKS, ToolCall, parse, parse_call, parse_text, split_text
 from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.tools import call_tool, load_tools

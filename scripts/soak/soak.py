@@ -23,7 +23,7 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
-from rlvla.config import provenance
+from rlvla.durable.provenance import provenance
 from strikes import FAULTS, ROOT, SoakRun
 from verdict import chart, judge, memory_slopes, unexplained_ends
 

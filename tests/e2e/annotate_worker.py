@@ -19,7 +19,7 @@ import pyarrow.parquet as pq  # noqa: F401 (loaded once, not in each process)
 
 from rlvla.annotation import openai_annotator  # noqa: F401 (as pyarrow)
 from rlvla.config import AnnotateConfig, load
-from tests.unit.store_worker import fork, is_over
+from tests.killed import fork, is_over
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes/annotate.py"
 

@@ -16,6 +16,7 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+STRIKE = str(ROOT / "tests/killed.py")
 _RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a learner that ran in this process leaves in the environment; a recipe would take it for a launcher's."""
 
@@ -33,12 +34,12 @@ TEE = ("env", "--default-signal=INT", "tee")
 
 def struck(caller: str, function: str, number: int, count: int = 1) -> tuple[str, ...]:
     """A launcher: the script gets a signal when `caller` calls `function`, in its main thread, for the n-th time."""
-    return str(Path(__file__).with_name("struck.py")), caller, function, str(count), str(int(number))
+    return STRIKE, caller, function, str(count), str(int(number))
 
 
 def noted(caller: str, function: str, file: Path) -> tuple[str, ...]:
     """A launcher: the file gets a byte whenever `caller` calls `function`."""
-    return str(Path(__file__).with_name("struck.py")), caller, function, "0", str(file)
+    return STRIKE, caller, function, "0", str(file)
 
 
 def environment() -> dict[str, str]:

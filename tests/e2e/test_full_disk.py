@@ -28,46 +28,41 @@ def run(case: str, folder: Path, checkpoint: Path) -> tuple[str, str]:
     return message, files
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_ones_before_it(checkpoint: Path, tmp_path: Path) -> None:
-    message, files = run("state", tmp_path, checkpoint)
-    assert f"{tmp_path}/run/state/step-00000" in message
-    assert "could not be written" in message
-    assert "bytes were free" in message
-    assert "'run/state/step-000001/learner/rank_0.pt'" in files
-    assert "'run/state/step-000001/manifest.json'" in files
-    assert "incomplete" not in files
+UNFIT = ("could not be written", "bytes were free")
+CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "state": (("/run/state/step-00000", *UNFIT), ("state/step-000001/learner/rank_0.pt", "step-000001/manifest.json")),
+    "line": (
+        ("cannot write to", "run/metrics.jsonl (No space left on device): make room"),
+        ("metrics.jsonl",),
+    ),
+    "policy": (("/run/checkpoint could", *UNFIT), ("run/checkpoint/model.safetensors", "run/checkpoint/manifest.json")),
+}
+"""What the error says, and which files are left, the ones from before."""
 
 
-def test_a_line_that_does_not_fit_names_the_file(checkpoint: Path, tmp_path: Path) -> None:
-    message, files = run("line", tmp_path, checkpoint)
-    assert f"output: cannot write to {tmp_path}/run/metrics.jsonl (No space left on device): make room" in message
-    assert "'run/metrics.jsonl'" in files
-
-
-def test_a_policy_that_does_not_fit_leaves_the_one_before_it(checkpoint: Path, tmp_path: Path) -> None:
-    message, files = run("policy", tmp_path, checkpoint)
-    assert f"{tmp_path}/run/checkpoint could not be written" in message
-    assert "bytes were free" in message
-    assert "'run/checkpoint/model.safetensors'" in files
-    assert "'run/checkpoint/manifest.json'" in files
+@pytest.mark.parametrize("case", CASES)
+def test_what_does_not_fit_leaves_what_was_there_before(case: str, checkpoint: Path, tmp_path: Path) -> None:
+    message, files = run(case, tmp_path, checkpoint)
+    said, left = CASES[case]
+    assert str(tmp_path) in message
+    assert [part for part in said if part not in message] == []
+    assert [file for file in left if f"{file}'" not in files] == []
     assert "incomplete" not in files
     assert "replaced" not in files
 
 
-def test_a_full_disk_is_told_before_anything_starts(checkpoint: Path, tmp_path: Path) -> None:
-    message, files = run("full", tmp_path, checkpoint)
-    assert f"output: cannot write to {tmp_path}/run (No space left on device)" in message
-    assert files == "['filler']"
-
-
-def test_a_read_only_folder_is_told_before_anything_starts(checkpoint: Path, tmp_path: Path) -> None:
-    message, files = run("read-only", tmp_path, checkpoint)
-    assert f"output: cannot write to {tmp_path}/run (Read-only file system)" in message
-    assert files == "[]"
-
-
-def test_a_disk_that_will_not_do_is_told_before_anything_starts(checkpoint: Path, tmp_path: Path) -> None:
-    message, files = run("room", tmp_path, checkpoint)
-    # A policy of half a megabyte, and four states, the one that is being written among them, of three times as much.
-    assert f"output: {tmp_path}/run is on a disk with 2 MB free, and the run writes about 7 MB there: make" in message
-    assert files == "['filler']"
+@pytest.mark.parametrize(
+    ("case", "message", "files"),
+    [
+        ("full", "cannot write to {0}/run (No space left on device)", "['filler']"),
+        ("read-only", "cannot write to {0}/run (Read-only file system)", "[]"),
+        # A policy of half a megabyte, and four states, the one being written among them, of three times as much.
+        ("room", "{0}/run is on a disk with 2 MB free, and the run writes about 7 MB there: make", "['filler']"),
+    ],
+)
+def test_a_disk_that_will_not_do_is_told_before_anything_starts(
+    case: str, message: str, files: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    told, left = run(case, tmp_path, checkpoint)
+    assert f"output: {message.format(tmp_path)}" in told
+    assert left == files

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from rlvla.config import ActionDecoding, SamplerConfig
+from rlvla.config import SamplerConfig
 from rlvla.policies.models.openvla.config import OpenVLAConfig
 from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.policy import save_policy
@@ -20,6 +20,7 @@ from rlvla.policies.thinker.vocabulary import add_slots
 from rlvla.protocols import SampleRequest
 from rlvla.samplers.vllm.plugin.request import EXTRA_ARG
 from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
+from tests import parallel_policies as tiny
 from tests.tiny_checkpoints import build
 
 pytestmark = pytest.mark.slow
@@ -27,16 +28,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("start") / "idefics3"
-    model, hf_processor = build("idefics3", ["press the red pad"], 8)
-    codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=8, chunk_length=1)
-    save_policy(model, PolicyProcessor.create(hf_processor, Settings(codec=codec)), path)
-    return path
+    return tiny.save("idefics3", tmp_path_factory.mktemp("start"))
 
 
-def start(path, *, action_decoding: ActionDecoding = "parallel") -> VLLMSampler:
-    config = SamplerConfig(kv_cache_mb=64)
-    return VLLMSampler(path, config, max_images=1, max_model_len=256, action_decoding=action_decoding)
+def start(path) -> VLLMSampler:
+    return VLLMSampler(path, SamplerConfig(kv_cache_mb=64), max_images=1, max_model_len=256)
 
 
 def block_request(processor: PolicyProcessor) -> SampleRequest:
@@ -47,8 +43,7 @@ def block_request(processor: PolicyProcessor) -> SampleRequest:
         max_tokens=4,
         temperature=1.0,
         seed=0,
-        action_ids=processor.vocabulary.action_ids,
-        slot_ids=(5, 6, 7, 8),
+        num_actions=tiny.NUM_ACTIONS,
     )
 
 
@@ -98,20 +93,21 @@ def test_a_backend_without_full_attention_is_named(checkpoint, monkeypatch):
         start(checkpoint)
 
 
-async def test_causal_blocks_take_no_backend_with_full_attention(checkpoint, monkeypatch):
+async def test_causal_blocks_take_no_backend_with_full_attention(tmp_path, monkeypatch):
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     monkeypatch.setattr(CPUAttentionBackend, "supports_non_causal", classmethod(lambda cls: False))
-    sampler, asked = (
-        start(checkpoint, action_decoding="parallel_causal"),
-        block_request(PolicyProcessor.load(checkpoint)),
-    )
+    path = tiny.save("idefics3", tmp_path, action_decoding="parallel_causal")
+    sampler, asked = start(path), block_request(PolicyProcessor.load(path))
     output = await sampler.sample(asked)
-    other = await sampler.sample(replace(asked, slot_ids=(5, 6, 7, 9)))  # whose logits score nothing
+    *slots, _ = sampler._prompts._slot_ids
+    sampler._prompts._slot_ids = (*slots, 5)  # the last one, whose logits score nothing
+    other = await sampler.sample(asked)
     assert sampler.num_steps == 2
     assert other.logprobs.tolist() == output.logprobs.tolist()
-    other = await sampler.sample(replace(asked, slot_ids=(5, 6, 9, 8)))
-    assert (other.logprobs == output.logprobs).tolist() == [True, True, True, False]
+    sampler._prompts._slot_ids = (*slots[:-1], 5, 6)
+    other = await sampler.sample(asked)
+    assert (other.logprobs == output.logprobs).tolist() == [True] * 5 + [False]
     sampler.close()
 
 
@@ -136,20 +132,9 @@ def test_slots_that_have_learned_nothing_are_no_words_to_test_with(tmp_path):
     model, hf_processor = build("idefics3", ["press the red pad"], 8)
     codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=8, chunk_length=64)
     add_slots(model, hf_processor, 64)
-    processor = PolicyProcessor.create(hf_processor, codec, carry_thought=False, action_decoding="parallel")
-    save_policy(model, processor, tmp_path)
+    settings = Settings(codec=codec, action_decoding="parallel")
+    save_policy(model, PolicyProcessor.create(hf_processor, settings), tmp_path)
     start(tmp_path).close()
-
-
-async def test_a_sampler_of_words_alone_refuses_blocks(checkpoint):
-    processor = PolicyProcessor.load(checkpoint)
-    sampler = start(checkpoint, action_decoding="autoregressive")
-    asked = block_request(processor)
-    with pytest.raises(ValueError, match="has 4 slots: start the sampler with another action_decoding"):
-        await sampler.sample(asked)
-    words = await sampler.sample(replace(asked, slot_ids=()))
-    assert len(words.token_ids) == 4
-    sampler.close()
 
 
 def test_it_starts_where_numba_is_loaded(checkpoint):

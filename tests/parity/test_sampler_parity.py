@@ -1,45 +1,49 @@
-"""The vLLM sampler says what the learner's forward says, before and after a weight sync, on every architecture."""
+"""The contract of the vLLM sampler, on every architecture and both ways to decode actions.
+
+It says what the learner's forward says, for text and for actions, before and after a weight sync. The mask of a block
+of actions is written out by hand here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rlvla.config import SamplerConfig
-from rlvla.policies.markup import print_think, print_zoom
-from rlvla.policies.thinker.actions import QuantileCodec
-from rlvla.policies.thinker.policy import save_policy
+from rlvla.config import EpisodeConfig, SamplerConfig
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.scoring import token_logprobs
-from rlvla.policies.thinker.settings import Settings
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleOutput, SampleRequest
+from rlvla.samplers.vllm.plugin.request import ActionBlock, take_actions
 from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
-from tests.tiny_checkpoints import ARCHITECTURES, build
+from tests import parallel_policies as tiny
 
 TOLERANCE = 1e-4  # nats, float32
-CORPUS = ["press the red pad", print_think("the pad at 200, 350 is red") + print_zoom(0, (100, 250, 300, 450))]
-MAX_MODEL_LEN = 256
+MAX_MODEL_LEN = 384
+BLOCK = 32  # tokens of a cache block
+POLICIES = {
+    **{name: (name, {}) for name in (*tiny.ARCHITECTURES, "openvla_siglip")},
+    "long": ("idefics3", {"chunk_length": 28}),  # 56 actions: more than a cache block
+    "causal": ("qwen2_5_vl", {"action_decoding": "parallel_causal"}),
+    "words": ("idefics3", {"action_decoding": "autoregressive"}),
+}
+"""Name -> architecture, and options of `parallel_policies.build`."""
 
 pytestmark = pytest.mark.slow
 
 
-def image(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
-
-
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=POLICIES)
 def checkpoint(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("parity") / request.param
-    model, hf_processor = build(request.param, CORPUS, 8)
-    codec = QuantileCodec(low=(-1.0,), high=(1.0,), num_bins=8, chunk_length=1)
-    save_policy(model, PolicyProcessor.create(hf_processor, Settings(codec=codec)), path)
-    return path
+    architecture, options = POLICIES[request.param]
+    return tiny.save(architecture, tmp_path_factory.mktemp(request.param), **options)
 
 
 def start(path) -> VLLMSampler:
@@ -59,14 +63,22 @@ def processor(checkpoint):
 
 
 @pytest.fixture
+def acting(processor) -> PolicyProcessor:
+    """One that draws a chunk from one forward."""
+    if not processor.decoding.at_once:
+        pytest.skip("its actions are text")
+    return processor
+
+
+@pytest.fixture
 def model(checkpoint):
     return load_model(checkpoint)
 
 
-def request(processor: PolicyProcessor, **changes) -> SampleRequest:
+def text(processor: PolicyProcessor, **changes) -> SampleRequest:
     default = SampleRequest(
-        prompt_ids=processor.prompt_ids("press the red pad", 1),
-        images=(image(0),),
+        prompt_ids=processor.prompt_ids(tiny.INSTRUCTION, 1),
+        images=(tiny.image(0),),
         stop_ids=(),
         max_tokens=24,
         temperature=1.0,
@@ -75,112 +87,234 @@ def request(processor: PolicyProcessor, **changes) -> SampleRequest:
     return replace(default, **changes)
 
 
-def mismatch(model, processor, asked: SampleRequest, output: SampleOutput) -> float:
-    """Largest |sampler - learner| logprob over the sampled tokens, nats."""
-    ids = torch.from_numpy(np.concatenate([output.context_ids, output.token_ids])).long()[None]
-    inputs = {
-        **processor.forward_inputs(ids, torch.ones_like(ids)),
-        **processor.pixel_inputs([asked.images]),
-    }
+def block(processor: PolicyProcessor, length: int = 5 * BLOCK, images=(0, 1), **changes) -> SampleRequest:
+    """A context of `length` tokens once its images are expanded; `<act>` is the last of them."""
+    vocabulary = processor.vocabulary
+    pixels = tuple(tiny.image(seed) for seed in images)
+    ids = processor.prompt_ids(tiny.INSTRUCTION, len(images))
+    filler = vocabulary.encode("the pad at 200, 350 is red")
+    missing = length - 1 - len(processor.expand(ids, pixels))
+    assert missing >= 0, f"the images alone take {length - 1 - missing} tokens"
+    ids = (*ids, *(filler * missing)[:missing], vocabulary.mark_ids["<act>"])
+    asked = {"prompt_ids": ids, "images": pixels, "max_tokens": 1, "num_actions": processor.decoding.num_actions}
+    return text(processor, **{**asked, **changes})
+
+
+def mixed(processor: PolicyProcessor, number: int, **changes) -> list[SampleRequest]:
+    """Requests of every kind that a policy knows."""
+    words = [text(processor, images=(tiny.image(i),), seed=i, max_tokens=4 + i, **changes) for i in range(number)]
+    lengths = [5 * BLOCK + i for i in range(number)] if processor.decoding.at_once else []
+    return [*words, *(block(processor, n, seed=n, **changes) for n in lengths)]
+
+
+def block_logprobs(model: Any, processor: PolicyProcessor, asked: SampleRequest, context: np.ndarray) -> np.ndarray:
+    """[n, bins] of a forward whose mask is causal up to `<act>`, and from there on as the policy has it."""
+    vocabulary, start = processor.vocabulary, len(context) - 1
+    ids = torch.from_numpy(np.concatenate([context, vocabulary.slot_ids])).long()[None]
+    sees = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    if processor.decoding.is_mutual:
+        sees[start:, :] = True
+    no_act = torch.zeros_like(ids, dtype=torch.bool)
+    inputs = processor.forward_inputs(ids, torch.ones_like(ids), no_act)
+    known = {name: inputs[name] for name in inputs.keys() & {"input_ids", "mm_token_type_ids"}}
+    fed = known | processor.pixel_inputs([asked.images])
+    if processor.backbone.has_grid_positions:  # derived from a mask of two axes
+        grid = {"image_grid_thw": fed["image_grid_thw"], "attention_mask": torch.ones_like(ids)}
+        fed["position_ids"], _ = model.model.get_rope_index(ids, fed["mm_token_type_ids"], **grid)
     with torch.no_grad():
-        logprobs, _ = token_logprobs(model, inputs, temperature=asked.temperature or 1.0)
+        logits = model(**fed, attention_mask=sees[None, None], use_cache=False).logits
+    logits = logits[0, start : start + asked.num_actions, list(vocabulary.action_ids)]
+    return (logits / (asked.temperature or 1.0)).log_softmax(-1).numpy()
+
+
+def mismatch(model: Any, processor: PolicyProcessor, asked: SampleRequest, output: SampleOutput) -> float:
+    """Largest |sampler - reference| logprob of what was sampled, nats."""
+    assert output.context_ids.tolist() == processor.expand(asked.prompt_ids, asked.images).tolist()
+    assert (output.token_ids.dtype, len(output.token_ids)) == (np.int32, len(output.logprobs))
+    if asked.num_actions:
+        assert len(output.token_ids) == asked.num_actions
+        bins = [processor.vocabulary.action_ids.index(id_) for id_ in output.token_ids.tolist()]
+        expected = block_logprobs(model, processor, asked, output.context_ids)[range(len(bins)), bins]
+        return float(np.abs(expected - output.logprobs).max())
+    ids = torch.from_numpy(np.concatenate([output.context_ids, output.token_ids])).long()[None]
+    inputs = processor.forward_inputs(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
+    banned = {"temperature": asked.temperature or 1.0, "banned_ids": asked.banned_ids}
+    with torch.no_grad():
+        logprobs, _ = token_logprobs(model, inputs | processor.pixel_inputs([asked.images]), **banned)
     return float(np.abs(logprobs[0, len(output.context_ids) :].numpy() - output.logprobs).max())
 
 
-async def two_image_turn(sampler, processor, **changes) -> list[tuple[SampleRequest, SampleOutput]]:
-    """Sample, append the result of a zoom, sample on."""
-    first = request(processor, **changes)
-    output = await sampler.sample(first)
-    compact = first.prompt_ids + tuple(output.token_ids.tolist()) + processor.result_ids(image=True)
-    second = replace(first, prompt_ids=compact, images=(*first.images, image(1)), seed=first.seed + 1)
-    return [(first, output), (second, await sampler.sample(second))]
+async def told(sampler: VLLMSampler, requests: list[SampleRequest]) -> list[SampleOutput]:
+    return await asyncio.gather(*map(sampler.sample, requests))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.6, 0.0])
-async def test_logprobs_match_over_a_turn_with_two_images(sampler, processor, model, temperature):
-    for asked, output in await two_image_turn(sampler, processor, temperature=temperature):
-        assert output.context_ids.tolist() == processor.expand(asked.prompt_ids, asked.images).tolist()
-        assert len(output.token_ids) == len(output.logprobs) == 24
-        assert mismatch(model, processor, asked, output) < TOLERANCE
+async def test_sampler_learner_and_a_mask_by_hand_agree_on_a_turn(sampler, processor, model, temperature):
+    """Text, a zoom, text, and the actions: with the images of two cameras, cold and warm, as an episode would ask."""
+    asked = {"action_temperature": temperature / 2, "num_cameras": 2, "mode": "think"}
+    before = sampler.num_cached_tokens
+    turns = [await tiny.sampled_turn(sampler, processor, temperature, **asked) for _ in range(2)]
+    assert sampler.num_cached_tokens - before >= BLOCK
+    episode = EpisodeConfig(mode="think", temperature=temperature or 1.0)
+    if processor.decoding.at_once:
+        episode = replace(episode, action_temperature=temperature / 2 or 1.0)
+    with torch.no_grad():
+        learned, _ = Thinker(processor).logprobs(model, tiny.inputs(processor, *turns), episode)
+    for turn, scored in zip(turns, learned.numpy(), strict=True):
+        assert turn.num_sampled_tokens == 2 * 12 + processor.decoding.num_slots
+        assert np.abs(scored[: len(turn.token_ids)] - turn.sampler_logprobs)[turn.loss_mask].max() < TOLERANCE
 
 
-async def test_concurrent_requests_match_and_keep_apart(sampler, processor, model):
-    asked = [request(processor, images=(image(i),), seed=i, max_tokens=4 + i) for i in range(12)]
-    outputs = await asyncio.gather(*(sampler.sample(r) for r in asked))
-    for one, output in zip(asked, outputs, strict=True):
-        assert len(output.token_ids) == one.max_tokens
-        assert mismatch(model, processor, one, output) < TOLERANCE
-
-
-async def test_greedy_is_deterministic_and_the_most_likely(sampler, processor):
-    greedy = request(processor, temperature=0.0)
-    first, again = await sampler.sample(greedy), await sampler.sample(replace(greedy, seed=8))
-    assert first.token_ids.tolist() == again.token_ids.tolist()
+async def test_requests_of_every_kind_in_one_batch_keep_apart(sampler, processor, model):
+    asked = mixed(processor, 5)
+    for _ in range(2):  # cold, then warm
+        before = sampler.num_steps
+        running = asyncio.ensure_future(sampler.sample(text(processor, max_tokens=250, seed=99)))
+        while sampler.num_steps < before + 2:  # so that others join a batch that decodes
+            await asyncio.sleep(0.001)
+        outputs = await told(sampler, asked)
+        assert mismatch(model, processor, text(processor), await running) < TOLERANCE
+        assert sampler.num_steps - before <= 251  # no step was theirs alone
+        for one, output in zip(asked, outputs, strict=True):
+            assert len(output.token_ids) == (one.num_actions or one.max_tokens)
+            assert mismatch(model, processor, one, output) < TOLERANCE
 
 
 async def test_a_seed_fixes_the_output_whatever_runs_beside_it(sampler, processor):
-    alone = await sampler.sample(request(processor))
-    others = [request(processor, images=(image(i),), seed=i) for i in range(100, 108)]
-    beside, *_ = await asyncio.gather(*(sampler.sample(r) for r in [request(processor), *others]))
-    other_seed = await sampler.sample(request(processor, seed=8))
-    assert beside.token_ids.tolist() == alone.token_ids.tolist()
-    assert other_seed.token_ids.tolist() != alone.token_ids.tolist()
+    for asked in mixed(processor, 1):
+        (alone,) = await told(sampler, [asked])
+        beside, *_ = await told(sampler, [asked, *mixed(processor, 4)])
+        (other,) = await told(sampler, [replace(asked, seed=asked.seed + 1, max_tokens=24)])
+        assert beside.token_ids.tolist() == alone.token_ids.tolist()
+        assert other.token_ids.tolist() != alone.token_ids.tolist()
+
+
+async def test_greedy_takes_the_most_likely_whatever_the_seed(sampler, processor, model):
+    for asked in mixed(processor, 1, temperature=0.0):
+        first, again = [(await told(sampler, [replace(asked, seed=seed)]))[0] for seed in (7, 8)]
+        assert first.token_ids.tolist() == again.token_ids.tolist()
+        if asked.num_actions:
+            best = block_logprobs(model, processor, asked, first.context_ids).argmax(-1)
+            assert first.token_ids.tolist() == [processor.vocabulary.action_ids[b] for b in best]
 
 
 async def test_the_stop_token_ends_the_output_and_is_part_of_it(sampler, processor):
-    free = await sampler.sample(request(processor))
+    free = await sampler.sample(text(processor))
     stop = int(free.token_ids[5])
-    stopped = await sampler.sample(request(processor, stop_ids=(stop,)))
+    stopped = await sampler.sample(text(processor, stop_ids=(stop,)))
     end = free.token_ids.tolist().index(stop) + 1
     assert stopped.token_ids.tolist() == free.token_ids.tolist()[:end]
 
 
 async def test_banned_ids_and_image_placeholders_are_never_sampled(sampler, processor):
     vocabulary = processor.vocabulary
-    banned = tuple(range(200)) + vocabulary.action_ids
-    asked = [request(processor, banned_ids=banned, seed=i, temperature=1.6) for i in range(16)]
-    outputs = await asyncio.gather(*(sampler.sample(r) for r in asked))
+    banned = (*range(200), *vocabulary.action_ids)
+    outputs = await told(sampler, [text(processor, banned_ids=banned, seed=i, temperature=1.6) for i in range(16)])
     sampled = {int(id_) for output in outputs for id_ in output.token_ids}
     assert len(sampled) > 20
     assert not sampled & {*banned, vocabulary.placeholder_id}
 
 
-async def test_a_turn_that_goes_on_finds_its_prefix_in_the_cache(sampler, processor):
+@pytest.mark.parametrize("length", [5 * BLOCK - 1, 5 * BLOCK, 5 * BLOCK + 1, 6 * BLOCK - 9])
+async def test_a_block_matches_with_cold_and_warm_cache(sampler, acting, model, length):
+    asked = block(acting, length, images=(length, length + 1))
+    before, steps = sampler.num_cached_tokens, sampler.num_steps
+    cold = await sampler.sample(asked)
+    assert (sampler.num_cached_tokens, sampler.num_steps - steps) == (before, 1)
+    warm = await sampler.sample(replace(asked, seed=8))
+    again = await sampler.sample(asked)
+    # Whole cache blocks before <act> are found, and none that holds a part of the action block.
+    assert sampler.num_cached_tokens - before == 2 * ((length - 1) // BLOCK * BLOCK)
+    assert cold.token_ids.tolist() == again.token_ids.tolist()
+    for output in (cold, warm, again):
+        assert mismatch(model, acting, asked, output) < TOLERANCE
+
+
+async def test_the_thought_before_a_block_comes_from_the_cache(sampler, acting, model):
+    thought = text(acting, images=(tiny.image(70), tiny.image(71)), max_tokens=80)
+    thought = replace(thought, prompt_ids=acting.prompt_ids(tiny.INSTRUCTION, 2))
+    said = await sampler.sample(thought)
+    ids = (*thought.prompt_ids, *said.token_ids.tolist(), acting.vocabulary.mark_ids["<act>"])
     before = sampler.num_cached_tokens
-    await two_image_turn(sampler, processor, images=(image(50),), seed=50)
-    assert sampler.num_cached_tokens - before >= 32
+    asked = replace(block(acting), prompt_ids=ids, images=thought.images)
+    output = await sampler.sample(asked)
+    # The thought's last token was never fed, hence is not in the cache.
+    known = len(output.context_ids) - 2
+    assert sampler.num_cached_tokens - before == known // BLOCK * BLOCK
+    assert mismatch(model, acting, asked, output) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"images": ()}, "1 image placeholders for 0 images"),
-        ({"images": (image(0), image(1))}, "1 image placeholders for 2 images"),
-        ({"prompt_ids": (5,) * (MAX_MODEL_LEN + 1), "images": ()}, "vLLM refuses"),
-    ],
-)
-async def test_a_refused_request_fails_alone(sampler, processor, changes, message):
-    good, bad = await asyncio.gather(
-        sampler.sample(request(processor)), sampler.sample(request(processor, **changes)), return_exceptions=True
+async def test_a_block_is_drawn_by_inverting_its_cumulative_distribution(sampler, acting, model):
+    asked = block(acting, 5 * BLOCK + 5)
+    output = await sampler.sample(asked)
+    cumulative = np.exp(block_logprobs(model, acting, asked, output.context_ids).astype(np.float64)).cumsum(-1)
+    generator = torch.Generator().manual_seed(asked.seed)
+    uniform = torch.rand(asked.num_actions, generator=generator, dtype=torch.float64).numpy()
+    bins = (cumulative < uniform[:, None]).sum(-1)
+    assert [acting.vocabulary.action_ids[b] for b in bins] == output.token_ids.tolist()
+
+
+async def test_a_worker_ships_eight_bytes_an_action(sampler, acting, monkeypatch):
+    """An id and a log-probability: vLLM's own way would be a Python object for each bin of each action."""
+    shipped = []
+
+    def take(engine, keys):
+        def call(method, args):
+            assert engine.get_num_unfinished_requests() == 0
+            answers = engine.collective_rpc(method, args=args)
+            shipped.append(answers)
+            return answers
+
+        return take_actions(SimpleNamespace(collective_rpc=call), keys)
+
+    monkeypatch.setattr("rlvla.samplers.vllm.sampler.take_actions", take)
+    output, size = await sampler.sample(block(acting)), 4 * acting.decoding.num_actions
+    (((ids, logprobs),),) = shipped.pop()  # one worker, one request
+    assert (type(ids), type(logprobs), len(ids), len(logprobs)) == (bytes, bytes, size, size)
+    assert np.frombuffer(ids, np.int32).tolist() == output.token_ids.tolist()
+    assert np.frombuffer(logprobs, np.float32).tolist() == output.logprobs.tolist()
+    assert not shipped
+    params = ActionBlock(key="", num_actions=56, temperature=1.0, seed=0).sampling_params()
+    assert (params.logprobs, params.prompt_logprobs) == (None, None)
+
+
+async def test_a_refused_request_fails_alone(sampler, processor):
+    wrong = [
+        (text(processor, images=()), "1 image placeholders for 0 images"),
+        (text(processor, images=(tiny.image(0), tiny.image(1))), "1 image placeholders for 2 images"),
+        (text(processor, prompt_ids=(5,) * (MAX_MODEL_LEN + 1), images=()), "vLLM refuses"),
+        (block(processor, num_actions=1), f"this policy draws {processor.decoding.num_slots} from one forward"),
+    ]
+    if processor.decoding.at_once:
+        wrong += [(block(processor, images=(0,), prompt_ids=(5,) * (MAX_MODEL_LEN - 1)), "0 image placeholders for 1")]
+    good, *bad = await asyncio.gather(
+        *(sampler.sample(r) for r in [text(processor), *(r for r, _ in wrong)]), return_exceptions=True
     )
     assert len(good.token_ids) == 24
-    assert isinstance(bad, ValueError)
-    assert message in str(bad)
+    for error, (_, message) in zip(bad, wrong, strict=True):
+        assert isinstance(error, ValueError)
+        assert message in str(error)
 
 
 async def test_new_weights_act_at_once_with_a_new_version(sampler, processor, model):
+    """Behind the others: the sampler then holds other weights than the checkpoint."""
+    cached = mixed(processor, 2)
+    olds = await told(sampler, cached)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     weights = {name: tensor.detach().numpy() for name, tensor in named_weights(model)}
-    old = asyncio.ensure_future(sampler.sample(request(processor, max_tokens=100)))
+    running = asyncio.ensure_future(sampler.sample(text(processor, max_tokens=100)))
     await asyncio.sleep(0.05)  # so that it runs already
     await asyncio.to_thread(sampler.load_weights, weights, 3)
-    assert (await old).policy_version == 0
-    for asked, output in await two_image_turn(sampler, processor):  # images that were cached under the old weights
-        assert output.policy_version == 3
-        assert mismatch(model, processor, asked, output) < TOLERANCE
+    assert (await running).policy_version == 0
+    for one, old in zip(cached, olds, strict=True):  # images and prefixes that were cached under the old weights
+        assert mismatch(model, processor, one, old) > 100 * TOLERANCE
+        for asked in (one, replace(one, seed=8)):  # cold and warm
+            output = await sampler.sample(asked)
+            assert output.policy_version == 3
+            assert mismatch(model, processor, asked, output) < TOLERANCE
 
 
 def test_weights_with_a_missing_name_are_refused(sampler, model):
@@ -193,25 +327,30 @@ def test_weights_with_a_missing_name_are_refused(sampler, model):
 
 async def test_pixels_of_old_prompts_are_let_go(sampler, processor):
     """vLLM's own cache of them would grow to gigabytes; `PromptRenderer` keeps some, and is all that does."""
-    await asyncio.gather(*(sampler.sample(request(processor, images=(image(seed),))) for seed in range(12)))
+    await told(sampler, [text(processor, images=(tiny.image(seed),)) for seed in range(12)])
     assert not [o for o in gc.get_objects() if type(o).__name__ == "MultiModalProcessorCacheItem"]
 
 
-async def test_a_failed_engine_answers_everyone(checkpoint, processor, model, sampler):
+async def test_a_failed_engine_answers_everyone(processor, model, sampler):
     """Last of those that sample: it breaks the engine, and with it the others of this process, which share its rotary
     embeddings."""
     weights = {name: tensor.detach().numpy() for name, tensor in named_weights(model)}
     name = next(name for name in weights if "embed_tokens" in name)
     weights[name] = weights[name][:, :3]
-    running = [asyncio.ensure_future(sampler.sample(request(processor, seed=i))) for i in range(4)]
+    running = [asyncio.ensure_future(sampler.sample(text(processor, seed=i))) for i in range(4)]
     with pytest.raises(SamplerError, match="weights did not load"):
         await asyncio.to_thread(sampler.load_weights, weights, 5)
     results = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), timeout=30)
     assert all(isinstance(r, (SampleOutput, SamplerError)) for r in results)
     with pytest.raises(SamplerError):
-        await sampler.sample(request(processor))
+        await sampler.sample(text(processor))
 
 
-def test_a_folder_without_weights_is_refused(tmp_path):
+def test_a_folder_without_weights_is_refused(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"rlvla_policy\.json is missing"):
+        start(tmp_path)
+    processor = PolicyProcessor.load(checkpoint)
+    load_model(checkpoint).config.save_pretrained(tmp_path)
+    processor.save(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"\.safetensors"):
         start(tmp_path)

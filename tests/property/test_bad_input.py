@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from rlvla.annotation import schema
-from rlvla.config import GRPOConfig, to_dict
+from rlvla.config import GRPOConfig
 from rlvla.config.file import ConfigError, explain, parse_yaml
+from rlvla.durable.provenance import to_dict
 from rlvla.policies.markup import MARKS, parse_call, parse_text, print_think
 from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.tools import call_tool, load_tools

@@ -41,7 +41,6 @@ def row(
         "action": [[0.0]],
         "annotation.texts": list(thoughts),
         "annotation.crops": [GREY for _ in boxes],
-        "annotation.carried_thought": "",
         "annotation.thoughts": list(thoughts),
         "annotation.boxes": [list(box) for box in boxes],
         "annotation.box_images": [0 for _ in boxes],

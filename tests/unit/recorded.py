@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -63,17 +64,15 @@ def png(frame: np.ndarray) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def write_video(file: Path, frames: np.ndarray, codec: str = "mp4v") -> None:
-    """A video by OpenCV, lossy by a few grey levels."""
-    import cv2
-
+def write_video(file: Path, frames: np.ndarray, codec: str = "mpeg4") -> None:
+    """A video, lossy by a few grey levels."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames.shape[1:3]
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*codec), FPS, (width, height))
-    assert writer.isOpened()
-    for frame in frames:
-        writer.write(np.ascontiguousarray(frame[..., ::-1]))
-    writer.release()
+    with av.open(str(file), "w") as container:
+        stream: Any = container.add_stream(codec, rate=int(FPS))
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 CAMERAS: dict[str, Callable[[Raw], np.ndarray]] = {
@@ -105,6 +104,14 @@ def _write_rows(file: Path, rows: dict[str, list[Any]]) -> None:
     types = {**vectors, "timestamp": pa.float32(), **dict.fromkeys(CAMERAS, _IMAGE)}
     fields = [(key, types.get(key, pa.int64())) for key in rows]
     pq.write_table(pa.Table.from_pydict(rows, schema=pa.schema(fields)), file)
+
+
+def edit_row(file: Path, number: int, **values: Any) -> None:
+    """Change one row of a table."""
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    rows[number] |= values
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
 
 
 def _info(version: str, episodes: Sequence[Raw], video: bool) -> dict[str, Any]:
@@ -151,7 +158,7 @@ def write_v2(root: Path, episodes: Sequence[Raw], *, version: str = "v2.1", vide
 
 
 def write_v3(
-    root: Path, episodes: Sequence[Raw], *, video: bool = False, per_file: int = 2, codec: str = "mp4v"
+    root: Path, episodes: Sequence[Raw], *, video: bool = False, per_file: int = 2, codec: str = "mpeg4"
 ) -> Path:
     """LeRobot 3.0: `per_file` episodes in a table and in a video, `meta/*.parquet`."""
     (root / "meta/episodes/chunk-000").mkdir(parents=True)

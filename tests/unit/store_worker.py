@@ -12,13 +12,11 @@ import resource
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pandas as pd  # noqa: F401 (pyarrow loads it with its first array, which would be in each process)
 
 from rlvla.annotation.store import Store
@@ -26,6 +24,8 @@ from rlvla.annotation.take import Reply, Tally
 from rlvla.data import dataset
 from rlvla.data.types import Demonstration, Provenance
 from rlvla.types import Annotation
+from tests import examples
+from tests.killed import fork, is_over, kill_before_change
 
 PROTOCOL = {"seed": 0, "names": ["a", "b"]}
 SIDE = 64
@@ -34,19 +34,9 @@ dataset.ROWS_PER_FILE = 32
 
 def demonstration(index: int, decision: int, reply: Reply) -> Demonstration:
     """What an expert did, by take and decision, with what was answered."""
-    rng = np.random.default_rng((index, decision))
-    image = rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
-    return Demonstration(
-        instruction=f"press pad {index % 3}",
-        images=(image,),
-        proprio=rng.normal(size=4).astype(np.float32),
-        texts=("look", "act"),
-        crops=(image[::-1],),
-        actions=rng.normal(size=(5, 3)).astype(np.float32),
-        annotation=reply.annotation,
-        provenance=Provenance(annotator="test", attempts=2, rejected=("box",), seed=index),
-        decision_index=decision,
-    )
+    provenance = Provenance(annotator="test", attempts=2, rejected=("box",), seed=index)
+    told = {"instruction": f"press pad {index % 3}", "annotation": reply.annotation, "provenance": provenance}
+    return examples.demonstration(100 * index + decision, side=SIDE, **told, decision_index=decision)
 
 
 def answer(index: int, decision: int, attempt: int) -> Reply:
@@ -94,25 +84,6 @@ def run(output: Path, num_takes: int) -> None:
 
 def _complete(folder: Path, tally: Tally) -> None:
     (folder / "README.md").write_text(f"{tally.num_decisions} decisions\n")
-
-
-def fork(work: Callable[[], None]) -> int:
-    """Process id of a child that works and exits with 0, or with 1 where it raises."""
-    if child := os.fork():
-        return child
-    try:
-        work()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-
-
-def is_over(child: int) -> bool:
-    """Whether a child, waited for, got to its end; a child that raised ends the test."""
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code == 0
 
 
 def kill_at_random(output: Path, num_takes: int) -> int:
@@ -172,17 +143,7 @@ def kill_at_every_file(output: Path, num_takes: int) -> int:
 
 
 def _run_until(output: Path, num_takes: int, num_changes: int) -> None:
-    left = num_changes
-
-    def count(event: str, arguments: tuple) -> None:
-        nonlocal left
-        is_change = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
-        is_change |= event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR) > 0
-        left -= is_change
-        if is_change and not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
+    kill_before_change(num_changes)
     run(output, num_takes)
 
 

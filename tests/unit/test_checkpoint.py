@@ -1,16 +1,11 @@
-"""Checkpoint folders: sealed, damaged in every way, and written by a process that is killed at any moment."""
+"""Checkpoint folders: sealed, damaged in every way, and written by a process that is killed at any change."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +15,7 @@ import pytest
 
 from rlvla.durable.files import aside_of
 from rlvla.durable.sealed import MANIFEST, appear_sealed, damage, forget_old, newest_whole, require_seen, seen
-from tests.unit.checkpoint_writer import NUM_FILES, content
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.killed import killed_everywhere
 
 
 def write(states: Path, step: int) -> Path:
@@ -103,14 +96,24 @@ def test_a_part_that_lies_on_another_disk_keeps_the_folder_from_appearing(tmp_pa
         write_state(theirs)  # a part of the same name is here, of another size
 
 
-def test_what_a_killed_writer_left_is_not_in_the_next_one(tmp_path: Path) -> None:
-    aside = aside_of(tmp_path / "step-000001")
-    aside.mkdir()
-    (aside / "half").write_text("some of it")
-    assert newest_whole(tmp_path) is None
-    folder = write(tmp_path, 1)
-    assert list(tmp_path.iterdir()) == [folder]
-    assert not (folder / "half").exists()
+def test_a_writer_killed_anywhere_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
+    calm, states = content(write(tmp_path / "calm", 2)), tmp_path / "state"
+    write(states, 1)
+    num_torn = 0
+    for _ in killed_everywhere(lambda: write(states, 2)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an unfinished one is not even seen
+            newest = newest_whole(states)
+        assert newest == (1, states / "step-000001")
+        num_torn += any(states.glob("incomplete-*"))
+    assert num_torn > 5  # the kills hit the writing itself
+    assert newest_whole(states) == (2, states / "step-000002")
+    assert {path.name for path in states.iterdir()} == {"step-000001", "step-000002"}  # what was left is taken away
+    assert content(states / "step-000002") == calm
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def flip(path: Path, position: int) -> None:
@@ -137,17 +140,19 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_found(tmp_path: Path) -> None
     assert damage(folder) == ""
 
 
-def test_a_torn_or_missing_file_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("learner/rank_0.pt", lambda path: os.truncate(path, 4096), "learner/rank_0.pt has another checksum"),
+        ("learner/rank_0.pt", Path.unlink, "learner/rank_0.pt is missing"),
+        (MANIFEST, lambda path: path.write_text("[]"), f"its {MANIFEST} cannot be read"),
+        (MANIFEST, Path.unlink, f"it has no {MANIFEST}"),
+    ],
+)
+def test_a_torn_or_missing_file_is_found(tmp_path: Path, file: str, change: Any, message: str) -> None:
     folder = write(tmp_path, 1)
-    file = folder / "learner/rank_0.pt"
-    os.truncate(file, 4096)
-    assert "learner/rank_0.pt has another checksum" in damage(folder)
-    file.unlink()
-    assert damage(folder) == "learner/rank_0.pt is missing"
-    (folder / MANIFEST).write_text("[]")
-    assert "cannot be read" in damage(folder)
-    (folder / MANIFEST).unlink()
-    assert damage(folder) == f"it has no {MANIFEST}"
+    change(folder / file)
+    assert damage(folder).startswith(message)
 
 
 def test_the_newest_whole_one_is_taken_and_the_damaged_ones_are_named_and_left(tmp_path: Path) -> None:
@@ -164,37 +169,7 @@ def test_the_newest_whole_one_is_taken_and_the_damaged_ones_are_named_and_left(t
     assert len(said) == 4
     assert "holds no whole checkpoint: the run starts over" in str(said[-1].message)
     assert all(folder.is_dir() for folder in folders)
-
-
-def test_a_folder_without_states_has_none(tmp_path: Path) -> None:
-    assert newest_whole(tmp_path / "state") is None
-
-
-@pytest.mark.timeout(120)
-def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(2**31)
-    print(f"seed {seed}")  # shown when the test fails
-    rng = random.Random(seed)
-    num_torn, first = 0, 1
-    for _ in range(8):
-        command = [sys.executable, "-m", "tests.unit.checkpoint_writer", str(tmp_path), str(first)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
-            told = int(writer.stdout.readline())  # the first one is there
-            time.sleep(rng.uniform(0, 0.2))
-            os.kill(writer.pid, signal.SIGKILL)
-            told = max([told, *map(int, writer.stdout.read().split())])
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an unfinished one is not even seen
-            newest = newest_whole(tmp_path)
-        assert newest is not None
-        step, folder = newest
-        assert step in (told, told + 1)  # the kill may come between the rename and the word of it
-        for number in range(NUM_FILES):
-            assert (folder / f"rank_{number}.pt").read_bytes() == content(step, number)
-        num_torn += any(tmp_path.glob("incomplete-*"))
-        first = step + 1
-    assert num_torn > 0  # the kills hit the writing itself
+    assert newest_whole(tmp_path / "nowhere") is None
 
 
 def test_old_checkpoints_go_and_the_newest_stay(tmp_path: Path) -> None:

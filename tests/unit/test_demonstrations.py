@@ -27,7 +27,6 @@ from rlvla.data.demonstrations import (
     policy_view,
     prepared,
     robosuite_gripper,
-    see_before_acting,
     zoom,
 )
 from rlvla.data.types import Demonstration
@@ -122,13 +121,6 @@ def test_noops_leave_with_their_frames() -> None:
         drop_noops(replace(recorded, actions=np.zeros((5, 4), np.float32)))
 
 
-def test_late_frames_are_put_before_their_actions() -> None:
-    early = see_before_acting(episode())
-    assert early.frames["agentview"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
-    assert early.state[:, 0].tolist() == [0, 1, 2, 3]
-    assert early.actions[:, 0].tolist() == pytest.approx([0.02, 0.03, 0.04, 0.05])
-
-
 def test_grippers_become_robosuites() -> None:
     shares = np.array([[0.3, 1], [0.4, 0], [0.5, 0.25]], np.float32)
     assert robosuite_gripper(shares, "openvla", "e")[:, 1].tolist() == [-1, 1, 0.5]
@@ -167,11 +159,6 @@ def test_a_set_that_has_shown_its_gripper_may_keep_it_closed() -> None:
     with pytest.raises(DatasetError, match=r"closed: the gripper goes from 1 to 1, .*set read\.gripper robosuite"):
         list(prepared([closed, episode()], ReadConfig()))
     assert len(list(prepared([closed, episode()], ReadConfig(gripper="robosuite")))) == 2
-
-
-def test_an_episode_twice_is_refused_with_both_places() -> None:
-    with pytest.raises(DatasetError, match=r"copy\.hdf5, demo_0 repeats file\.hdf5, demo_3"):
-        list(prepared([episode(), episode(name="copy.hdf5, demo_0")], ReadConfig()))
 
 
 def test_the_same_motion_under_other_words_or_pictures_is_another_episode() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, SamplerConfig, to_dict
+from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, SamplerConfig
 from rlvla.durable.files import differences
+from rlvla.durable.provenance import to_dict
 from rlvla.policies.family import note_trained
 from rlvla.run import identity
 from rlvla.run.evaluation import _missing, _protocol, _tasks, evaluate, line

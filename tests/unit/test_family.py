@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.config import SFTConfig
+from rlvla.config import SFTConfig, from_yaml
 from rlvla.config.file import ConfigError
-from rlvla.config.keys import from_yaml
 from rlvla.policies import family
 from rlvla.policies.family import POLICY_FILE, load_policy, note_trained, read_trained
 from rlvla.policies.thinker.policy import Thinker

@@ -12,28 +12,9 @@ import psutil
 import pytest
 
 from rlvla.durable.files import appear_whole, differences, folder_appears_whole, hold, visible
+from tests.killed import killed_everywhere
 
 ROOT = Path(__file__).resolve().parents[2]
-REPLACE = """
-import os, signal, sys
-from pathlib import Path
-from rlvla.durable.files import folder_appears_whole
-
-left = int(sys.argv[2])
-
-def kill(event, arguments):
-    global left
-    if event in ("os.rename", "os.remove", "os.rmdir"):
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-with folder_appears_whole(Path(sys.argv[1])) as aside:
-    for name in ("a", "b"):
-        (aside / name).write_text("new")
-    sys.addaudithook(kill)
-"""
-"""Killed before the n-th time that it renames or removes something."""
 OLD, NEW = {"a": "old", "b": "old"}, {"a": "new", "b": "new"}
 
 
@@ -59,21 +40,24 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def test_a_folder_that_is_replaced_is_at_no_moment_half_there(tmp_path: Path) -> None:
-    codes, left_behind = [], []
-    while 0 not in codes:
-        path = tmp_path / f"{len(codes)}/folder"
+    path = tmp_path / "in/folder"
+
+    def replace(with_what: dict[str, str]) -> None:
         with folder_appears_whole(path) as aside:
-            fill(aside, OLD)
-        command = [sys.executable, "-c", REPLACE, str(path), str(len(codes))]
-        codes.append(subprocess.run(command, cwd=ROOT, check=False).returncode)
+            fill(aside, with_what)
+
+    replace(OLD)
+    left_behind = []
+    for _ in killed_everywhere(lambda: replace(NEW)):
         left_behind.append(content(path) if path.exists() else {})
         with pytest.raises(OSError, match="what was there before is untouched"), folder_appears_whole(path):
             raise ZeroDivisionError
         assert content(path) == (left_behind[-1] or OLD)
         assert list(path.parent.iterdir()) == [path]
-    assert codes == [-signal.SIGKILL] * (len(codes) - 1) + [0]
-    # Before and between the two renames, before each of the three steps that remove the old one, and not at all.
-    assert left_behind == [OLD, {}, NEW, NEW, NEW, NEW]
+        replace(OLD)
+    # Before two folders, two files and the first rename; before the second; before three steps that remove the old one.
+    assert left_behind == [OLD] * 5 + [{}] + [NEW] * 3
+    assert content(path) == NEW
 
 
 HOLD = """

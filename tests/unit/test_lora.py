@@ -15,9 +15,7 @@ import torch
 
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig
 from rlvla.data.dataset import read, write
-from rlvla.data.types import Demonstration
 from rlvla.learner.sft import SFTTrainer
-from rlvla.policies.markup import print_think
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import Adapter, read_adapter, take
 from rlvla.policies.models.openvla.shards import CheckpointError
@@ -27,6 +25,7 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model, load_to_train, named_weights
 from rlvla.run.identity import of_policy
 from rlvla.samplers.local import TransformersSampler
+from tests import examples
 from tests.learning import first_of_its_process, make_checkpoint, make_groups, make_learner
 
 LORA = LoraConfig(rank=4, alpha=8.0)
@@ -234,14 +233,8 @@ def test_a_cold_start_goes_on_with_the_adapter_of_its_checkpoint(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first_of_its_process(monkeypatch)
-    demonstration = Demonstration(
-        instruction="press the red pad",
-        images=(np.full((32, 32, 3), 80, np.uint8),),
-        proprio=np.zeros(1, np.float32),
-        texts=(print_think("press it"),),
-        crops=(),
-        actions=np.array([[0.5], [-0.5]], np.float32),
-    )
+    actions, state = np.array([[0.5], [-0.5]], np.float32), np.zeros(1, np.float32)
+    demonstration = examples.demonstration(num_looks=0, side=32, proprio=state, actions=actions)
     write(tmp_path / "demos", [[demonstration] * 4] * 2, robot="test", fps=1.0, suites=("new",))
     cfg = SFTConfig(
         model=str(trained),

@@ -30,6 +30,7 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.vocabulary import add_slots, extend_vocabulary, slot_tokens
 from rlvla.policies.weights import load_model
 from rlvla.types import SegmentKind
+from tests import examples
 from tests import openvla_checkpoints as published
 
 KEY = "libero_spatial_no_noops"
@@ -40,15 +41,8 @@ PROMPT, TEXTS = published.PROMPT, published.TEXTS
 
 
 def demonstration(actions: np.ndarray) -> Demonstration:
-    picture = np.random.default_rng(len(actions)).integers(0, 256, (64, 64, 3), np.uint8)
-    return Demonstration(
-        instruction="Press the red pad",
-        images=(picture,),
-        proprio=np.zeros(4, np.float32),
-        texts=TEXTS,
-        crops=(picture[::-1],),
-        actions=actions.astype(np.float32),
-    )
+    told = {"instruction": "Press the red pad", "texts": TEXTS, "proprio": np.zeros(4, np.float32)}
+    return examples.demonstration(len(actions), side=64, **told, actions=actions.astype(np.float32))
 
 
 @pytest.fixture(scope="module")

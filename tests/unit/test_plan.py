@@ -348,7 +348,6 @@ def test_a_checkpoint_and_a_data_set_that_are_here_are_read(tiny_policy: Path, t
         texts=("<think>a</think>",),
         crops=(),
         actions=np.zeros((3, 6), np.float32),
-        carried_thought="",
     )
     write(tmp_path / "demos", [[demo, demo]], robot="test", fps=1.0)
     lines = dict(plan_file("sft_tiny_tabletop", "--dataset", str(tmp_path / "demos")).lines)

@@ -1,24 +1,22 @@
-"""LeRobot data sets of every version, written here as LeRobot writes them."""
+"""LeRobot data sets as LeRobot writes them; what all readers have in common is in test_readers."""
 
 from __future__ import annotations
 
 import json
 import os
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from rlvla.config import ReadConfig
 from rlvla.data.dataset import DatasetError
-from rlvla.data.demonstrations import Episode, decisions
+from rlvla.data.demonstrations import Episode
 from rlvla.data.read_lerobot import open_lerobot
-from tests.unit.recorded import VIDEO_SIDE, Raw, png, raw, write_v2, write_v3
+from tests.unit.recorded import VIDEO_SIDE, Raw, edit_row, raw, write_v2, write_v3
 
 RAW = [raw(0, 7), raw(1, 4), raw(2, 6), raw(3, 5), raw(4, 3)]
 FILMS = [raw(i, len(e.actions), VIDEO_SIDE) for i, e in enumerate(RAW)]
@@ -45,38 +43,15 @@ def assert_same(episodes: list[Episode], expected: list[Raw], slack: int = 0) ->
             assert slack or np.array_equal(got.frames[camera], film)
 
 
-@pytest.mark.parametrize("version", ["v2.0", "v2.1"])
-def test_version_2_with_pictures_comes_back_bit_for_bit(tmp_path: Path, version: str) -> None:
-    root = write_v2(tmp_path / "set", RAW, version=version)
-    source = open_lerobot(root, BOTH)
-    assert (source.robot, source.fps, source.num_episodes) == ("panda", 10.0, 5)
-    assert_same(list(source.episodes), RAW)
-
-
-def test_version_3_with_pictures_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    assert_same(read(write_v3(tmp_path / "set", RAW)), RAW)
-
-
 @pytest.mark.parametrize("layout", ["v2.0", "v3.0", "v3.0 vp9"])
 def test_videos_give_each_episode_its_own_frames(tmp_path: Path, layout: str) -> None:
-    pytest.importorskip("cv2")
     if layout == "v2.0":
         root = write_v2(tmp_path / "set", FILMS, version=layout, video=True)
     else:
-        codec = "vp09" if layout.endswith("vp9") else "mp4v"
+        codec = "libvpx-vp9" if layout.endswith("vp9") else "mpeg4"
         root = write_v3(tmp_path / "set", FILMS, video=True, per_file=3, codec=codec)
     # Frames of an episode differ by 34 grey levels or more, the codecs by a few.
     assert_same(read(root), FILMS, slack=12)
-
-
-def test_values_reach_the_decisions(tmp_path: Path) -> None:
-    (episode, *_) = read(write_v3(tmp_path / "set", RAW))
-    first, second = decisions(episode, chunk_length=4, stride=4)
-    assert np.array_equal(second.images[0], RAW[0].agentview[4])
-    assert np.array_equal(second.images[1], RAW[0].wrist[4])
-    assert np.array_equal(first.actions, RAW[0].actions[:4])
-    assert np.array_equal(second.actions, np.concatenate([RAW[0].actions[4:], [[0, 0, 0, 0, 0, 0, 1]]]))
-    assert np.array_equal(second.proprio, RAW[0].state[4])
 
 
 @pytest.mark.parametrize("claimed", [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]])
@@ -85,19 +60,18 @@ def test_rows_are_found_where_they_lie_whatever_the_list_claims(tmp_path: Path, 
     root = write_v3(tmp_path / "set", RAW)  # 0 and 1, 2 and 3, 4
     table = root / "meta/episodes/chunk-000/file-000.parquet"
     for episode, number in enumerate(claimed):
-        edit_rows(table, episode, **{"data/file_index": number})
+        edit_row(table, episode, **{"data/file_index": number})
     assert_same(read(root), RAW)
 
 
 @pytest.mark.parametrize("drift", [(0.3, -0.6, 0.0, 0.4), (0.1, 0.9, 1.7, 2.5)])
 def test_a_drifting_start_gives_no_frame_of_the_neighbour(tmp_path: Path, drift: tuple[float, ...]) -> None:
     """LeRobot issue 3177: from_timestamp is a sum of durations, and drifts from the frames."""
-    pytest.importorskip("cv2")
     root = write_v3(tmp_path / "set", FILMS, video=True, per_file=5)
     table, key = root / "meta/episodes/chunk-000/file-000.parquet", "videos/observation.images.image/from_timestamp"
     starts = np.cumsum([len(film.actions) for film in FILMS])
     for episode, (start, frames) in enumerate(zip(starts, drift, strict=False), 1):
-        edit_rows(table, episode, **{key: float(start + frames) / 10})
+        edit_row(table, episode, **{key: float(start + frames) / 10})
     if max(drift) < 1:
         assert_same(read(root), FILMS, slack=12)
     else:
@@ -120,7 +94,6 @@ def cached(root: Path) -> Path:
 @pytest.mark.parametrize("layout", ["v2.1", "v3.0", "video"])
 def test_a_set_in_the_hub_s_cache_is_read_through_its_links(tmp_path: Path, layout: str) -> None:
     if layout == "video":
-        pytest.importorskip("cv2")
         assert_same(read(cached(write_v2(tmp_path / "set", FILMS, video=True))), FILMS, slack=12)
     else:
         write = write_v2 if layout == "v2.1" else write_v3
@@ -168,38 +141,10 @@ def test_hidden_tables_are_left_alone(tmp_path: Path) -> None:
     assert_same(read(root), RAW)
 
 
-@pytest.mark.parametrize("words", ["", " \n", "KITCHEN_SCENE1_pick_it_up", "pick_it_up_demo.hdf5"])
-def test_words_that_tell_a_robot_nothing_are_refused(tmp_path: Path, words: str) -> None:
-    root = write_v3(tmp_path / "set", [RAW[0], replace(RAW[1], instruction=words)])
+def test_words_that_tell_a_robot_nothing_are_refused(tmp_path: Path) -> None:
+    root = write_v3(tmp_path / "set", [RAW[0], replace(RAW[1], instruction="pick_it_up_demo.hdf5")])
     with pytest.raises(DatasetError, match=r"file-000\.parquet, episode 1: .*instruction"):
         read(root)
-
-
-def test_options_choose_turn_align_and_convert(tmp_path: Path) -> None:
-    openvla = replace(RAW[0], actions=RAW[0].actions * [1, 1, 1, 1, 1, 1, -0.5] + [0, 0, 0, 0, 0, 0, 0.5])
-    root = write_v2(tmp_path / "set", [openvla])
-    (default,) = read(root, ReadConfig(gripper="openvla"))
-    assert list(default.frames) == ["image"]
-    assert np.array_equal(default.actions[:, -1], RAW[0].actions[:, -1])
-    options = ReadConfig(gripper="openvla", rotate=True, frames_follow_actions=True, cameras=("image2",))
-    (turned,) = read(root, options)
-    assert np.array_equal(turned.frames["image2"], RAW[0].wrist[:-1, ::-1, ::-1])
-    assert np.array_equal(turned.actions, default.actions[1:])
-    with pytest.raises(DatasetError, match=r"episode_000000\.parquet, episode 0: .*read\.gripper openvla"):
-        read(root, ReadConfig())
-    (kept,) = read(root, ReadConfig(gripper="unchanged", actions="absolute"))
-    assert np.array_equal(kept.actions, openvla.actions)
-    (last,) = decisions(kept, chunk_length=9, stride=7)
-    assert np.array_equal(last.actions[6:], openvla.actions[[6, 6, 6]])
-
-
-def test_noops_are_dropped_unless_told_otherwise(tmp_path: Path) -> None:
-    still = raw(0, 6)
-    still.actions[[1, 5], :-1] = 0
-    root = write_v2(tmp_path / "set", [still])
-    assert len(read(root, ReadConfig(drop_noops=False))[0].actions) == 6
-    (episode,) = read(root)
-    assert np.array_equal(episode.frames["image"], still.agentview[[0, 2, 3, 4]])
 
 
 def test_the_names_of_openpis_conversion_are_known(tmp_path: Path) -> None:
@@ -218,145 +163,25 @@ def test_the_names_of_openpis_conversion_are_known(tmp_path: Path) -> None:
     assert np.array_equal(episode.actions, RAW[0].actions)
 
 
-def test_a_picture_may_be_a_file_of_the_data_set_and_of_nothing_else(tmp_path: Path) -> None:
-    root = write_v2(tmp_path / "set", [raw(0, 2)])
-    file = root / "data/chunk-000/episode_000000.parquet"
+def test_a_picture_may_be_a_file_of_the_data_set(tmp_path: Path) -> None:
+    root = write_v2(tmp_path / "set", RAW[:1])
     (root / "images").mkdir()
-    Image.fromarray(raw(0, 2).wrist[0]).save(root / "images/0.png")
-    Image.fromarray(raw(0, 2).wrist[0]).save(tmp_path / "private.png")
-
-    def point_at(path: str) -> None:
-        table = pq.read_table(file)
-        column = table.schema.get_field_index("observation.images.image")
-        pictures = pa.array([{"bytes": None, "path": path}] * 2, table.schema.field(column).type)
-        pq.write_table(table.set_column(column, table.schema.field(column), pictures), file)
-
-    point_at("images/0.png")
-    assert np.array_equal(read(root)[0].frames["image"][1], raw(0, 2).wrist[0])
-    point_at("../private.png")
-    with pytest.raises(DatasetError, match="names a file outside"):
-        read(root)
-    point_at("images/1.png")
-    with pytest.raises(DatasetError, match=r"episode 0, observation\.images\.image: a picture cannot be decoded"):
-        read(root)
-
-
-def edit_rows(file: Path, index: int, **values: object) -> None:
-    """Change one row of a table."""
-    table = pq.read_table(file)
-    rows = table.to_pylist()
-    rows[index] |= values
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
-
-
-@pytest.mark.parametrize(
-    ("row", "change", "message"),
-    [
-        (1, {"action": [float("nan")] * 7}, "episode 2: actions hold NaN or infinity at frame 1"),
-        (1, {"frame_index": 4}, "episode 2: frame_index is not 0 to 5 in order"),
-        (1, {"task_index": 9}, r"episode 2: has the tasks \[0, 9\]"),
-        (0, {"episode_index": 0}, "episode 0 appears a second time"),
-        (0, {"episode_index": 77}, r"episode 77 is not listed"),
-        (1, {"observation.images.image": None}, "observation.images.image: a frame has no picture"),
-        (1, {"observation.images.image": {"bytes": b"no", "path": None}}, "picture cannot be decoded"),
-        (1, {"observation.images.image": png(np.zeros((4, 4, 3), np.uint8))}, "has pictures of 2 sizes"),
-    ],
-)
-def test_a_damaged_row_names_file_and_episode(
-    tmp_path: Path, row: int, change: dict[str, object], message: str
-) -> None:
-    root = write_v3(tmp_path / "set", RAW)
-    edit_rows(root / "data/chunk-000/file-001.parquet", row, **change)
-    with pytest.raises(DatasetError, match=rf"file-001\.parquet.*{message}"):
-        read(root)
-
-
-def test_missing_rows_and_missing_episodes_are_named(tmp_path: Path) -> None:
-    root = write_v3(tmp_path / "set", RAW)
-    file = root / "data/chunk-000/file-001.parquet"
-    table = pq.read_table(file)
-    pq.write_table(table.slice(0, 10), file)
-    with pytest.raises(DatasetError, match=r"file-001\.parquet, episode 3: .* in 4 rows"):
-        read(root)
-    pq.write_table(table.slice(0, 6), file)
-    with pytest.raises(DatasetError, match=r"file-001\.parquet: no rows of episode 3; 1 listed"):
-        read(root)
-    file.unlink()
-    with pytest.raises(DatasetError, match=r"file-001\.parquet: this table is missing"):
-        read(root)
-
-
-def test_one_recording_under_two_numbers_is_refused(tmp_path: Path) -> None:
-    root = write_v2(tmp_path / "set", [RAW[0], RAW[1], RAW[0]])
-    with pytest.raises(DatasetError, match=r"episode 2 repeats .*episode_000000\.parquet, episode 0"):
-        read(root)
-
-
-def test_a_list_of_episodes_that_repeats_one_is_refused(tmp_path: Path) -> None:
-    root = write_v2(tmp_path / "set", RAW)
-    file = root / "meta/episodes.jsonl"
-    file.write_text(file.read_text() * 2)
-    with pytest.raises(DatasetError, match=r"episodes\.jsonl: episode 0 is listed twice"):
-        open_lerobot(root, BOTH)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"codebase_version": "v1.6"}, r"info\.json: codebase_version is 'v1\.6', this reads v2\.0"),
-        ({"fps": None}, r"info\.json: no fps"),
-        ({"features": {"action": {"dtype": "float32"}}}, r"no camera image; there are"),
-        ({"data_path": "../{episode_index}.parquet"}, "names a file outside"),
-    ],
-)
-def test_a_damaged_description_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    root = write_v2(tmp_path / "set", RAW)
-    info = json.loads((root / "meta/info.json").read_text())
-    (root / "meta/info.json").write_text(json.dumps(info | change))
-    with pytest.raises(DatasetError, match=message):
-        read(root)
-
-
-def test_no_data_set_and_no_json_are_named(tmp_path: Path) -> None:
-    (tmp_path / "meta").mkdir()
-    with pytest.raises(DatasetError, match=r"info\.json: missing, or not JSON"):
-        open_lerobot(tmp_path, BOTH)
-    with pytest.raises(DatasetError, match="no camera wrist; there are image, image2"):
-        open_lerobot(write_v2(tmp_path / "set", RAW), ReadConfig(cameras=("wrist",)))
+    Image.fromarray(RAW[0].wrist[0]).save(root / "images/0.png")
+    told = {"observation.images.image": {"bytes": None, "path": "images/0.png"}}
+    edit_row(root / "data/chunk-000/episode_000000.parquet", 1, **told)
+    assert np.array_equal(read(root)[0].frames["image"][1], RAW[0].wrist[0])
 
 
 def test_a_video_that_lacks_frames_or_is_none_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("cv2")
     root = write_v3(tmp_path / "set", FILMS, video=True, per_file=5)
     table = root / "meta/episodes/chunk-000/file-000.parquet"
-    edit_rows(table, 4, **{"videos/observation.images.image/from_timestamp": 2.4})
+    edit_row(table, 4, **{"videos/observation.images.image/from_timestamp": 2.4})
     with pytest.raises(DatasetError, match=r"image/chunk-000/file-000\.mp4: no frame at 2\.500 s"):
         read(root)
     file = root / "videos/observation.images.image/chunk-000/file-000.mp4"
     file.write_bytes(b"no video")
-    with pytest.raises(DatasetError, match=r"file-000\.mp4: .*(OpenCV|PyAV)"):
+    with pytest.raises(DatasetError, match=r"file-000\.mp4: not a video that PyAV"):
         read(root)
     file.unlink()
     with pytest.raises(DatasetError, match=r"file-000\.mp4: this video is missing"):
         read(root)
-
-
-def test_memory_does_not_grow_with_the_episodes(tmp_path: Path) -> None:
-    length, side = 24, 64
-    frames_bytes = 2 * length * side * side * 3
-
-    def peak(num_episodes: int) -> tuple[int, int]:
-        root = write_v3(
-            tmp_path / str(num_episodes), [raw(i, length, side) for i in range(num_episodes)], per_file=num_episodes
-        )
-        tables = 0
-        tracemalloc.start()
-        for _ in open_lerobot(root, BOTH).episodes:
-            tables = max(tables, pa.total_allocated_bytes())
-        size = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return size, tables
-
-    (few, few_tables), (many, many_tables) = peak(4), peak(32)
-    assert many < few + frames_bytes
-    assert many_tables < few_tables + frames_bytes

@@ -1,42 +1,31 @@
-"""Both decoders, on a video whose frames are told apart by their grey."""
+"""Videos whose frames are told apart by their grey, and such as are none."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
-from PIL import Image
 
 from rlvla.data.dataset import DatasetError
-from rlvla.data.read_video import FrameReader, decode_opencv, decode_pyav, first_frames
+from rlvla.data.read_video import FrameReader, decode, first_frames
 from tests.unit.recorded import FPS, write_video
 
-has_pyav = importlib.util.find_spec("av") is not None
 GREYS = np.arange(10, 250, 20)
 
 
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
-    pytest.importorskip("cv2")
     frames = np.full((len(GREYS), 64, 64, 3), GREYS[:, None, None, None], np.uint8)
     frames[..., 2] = 0  # so that a swap of red and blue shows
     write_video(tmp_path / "v.mp4", frames)
     return tmp_path / "v.mp4"
 
 
-@pytest.mark.parametrize(
-    "decode",
-    [
-        decode_opencv,
-        pytest.param(decode_pyav, marks=pytest.mark.skipif(not has_pyav, reason="PyAV is optional: pip install av")),
-    ],
-)
-def test_frames_come_with_their_times_and_colours(
-    video: Path, decode: Callable[[Path], Iterator[tuple[float, np.ndarray]]]
-) -> None:
+def test_frames_come_with_their_times_and_colours(video: Path) -> None:
     times, frames = zip(*decode(video), strict=True)
     assert list(times) == pytest.approx(np.arange(len(GREYS)) / FPS, abs=1e-3)
     middle = np.array([frame[32, 32] for frame in frames]).astype(int)
@@ -56,7 +45,7 @@ def test_a_file_is_decoded_once_for_all_its_episodes(video: Path) -> None:
 
     def counting(file: Path) -> Iterator[tuple[float, np.ndarray]]:
         opened.append(file)
-        return decode_opencv(file)
+        return decode(file)
 
     reader = FrameReader(counting)
     for first in (0, 4, 8):
@@ -67,11 +56,11 @@ def test_a_file_is_decoded_once_for_all_its_episodes(video: Path) -> None:
 def film(times: Sequence[float]) -> FrameReader:
     """A reader of a video whose frame i shows i and is at `times[i]`, in frames."""
 
-    def decode(file: Path) -> Iterator[tuple[float, np.ndarray]]:
+    def frames(file: Path) -> Iterator[tuple[float, np.ndarray]]:
         for number, time in enumerate(times):
             yield time / FPS, np.full((2, 2, 3), number, np.uint8)
 
-    return FrameReader(decode)
+    return FrameReader(frames)
 
 
 def taken(reader: FrameReader, file: Path, first: int, start: float, number: int) -> list[int]:
@@ -120,49 +109,51 @@ def test_starts_that_contradict_the_lengths_are_refused(starts: list[float], mes
         first_frames([start / FPS for start in starts], [6, 6, 6, 6], FPS, "v")
 
 
-def test_av1_without_pyav_says_what_to_do(tmp_path: Path) -> None:
-    """OpenCV's wheels open AV1 but have no software decoder for it; the pictures of an AVIF file are AV1."""
-    pytest.importorskip("cv2")
-    frames = [Image.new("RGB", (64, 64), (grey, 0, 0)) for grey in (0, 100)]
-    file = tmp_path / "v.avif"
-    frames[0].save(file, save_all=True, append_images=frames[1:], duration=100)
-    with pytest.raises(DatasetError, match=r"v\.avif: .*codec AV01.*install av"):
-        list(decode_opencv(file))
+def sound_alone(file: Path, video: bytes) -> None:
+    with av.open(str(file), "w") as container:
+        stream: Any = container.add_stream("aac", rate=16_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
 
 
-def test_a_playlist_leads_to_no_other_file(video: Path) -> None:
-    pytest.importorskip("av")
-    playlist = video.with_name("list.mp4")
-    playlist.write_text(f"ffconcat version 1.0\nfile {video.name}\n")
-    with pytest.raises(DatasetError, match=r"list\.mp4: not a video that PyAV decodes"):
-        list(decode_pyav(playlist))
+def huge(file: Path, video: bytes) -> None:
+    """A small file of pictures of 17 million pixels."""
+    with av.open(str(file), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 4096, 4112, "yuv420p"
+        container.mux([*stream.encode(av.VideoFrame(4096, 4112, "yuv420p")), *stream.encode(None)])
+
+
+def unknown_codec(file: Path, video: bytes) -> None:
+    assert b"mp4v" in video
+    file.write_bytes(video.replace(b"mp4v", b"zzzz").replace(b"esds", b"free"))  # either names the codec
+
+
+def playlist(file: Path, video: bytes) -> None:
+    """It would lead to another file."""
+    file.write_text("ffconcat version 1.0\nfile v.mp4\n")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (sound_alone, "holds no video that PyAV decodes"),
+        (unknown_codec, "holds no video that PyAV decodes"),
+        (huge, "not a video that PyAV decodes"),
+        (playlist, "not a video that PyAV decodes"),
+    ],
+)
+def test_a_video_that_is_none_is_refused(video: Path, write: Callable[[Path, bytes], None], message: str) -> None:
+    file = video.with_name("none.mp4")
+    write(file, video.read_bytes())
+    with pytest.raises(DatasetError, match=rf"none\.mp4: {message}"):
+        list(decode(file))
 
 
 def test_a_title_in_another_encoding_does_no_harm(video: Path) -> None:
-    pytest.importorskip("av")
     named = video.with_name("named.mp4")
     content = video.read_bytes()
     assert b"VideoHandler" in content
     named.write_bytes(content.replace(b"VideoHandler", b"Video\x8fandler"))
-    assert len(list(decode_pyav(named))) == len(GREYS)
-
-
-def test_a_video_of_an_unknown_codec_is_refused(video: Path) -> None:
-    pytest.importorskip("av")
-    unknown = video.with_name("unknown.mp4")
-    content = video.read_bytes()
-    assert b"mp4v" in content
-    unknown.write_bytes(content.replace(b"mp4v", b"zzzz").replace(b"esds", b"free"))  # either names the codec
-    with pytest.raises(DatasetError, match=r"unknown\.mp4: holds no video that PyAV decodes"):
-        list(decode_pyav(unknown))
-
-
-def test_a_small_file_of_a_huge_video_is_refused(tmp_path: Path) -> None:
-    av = pytest.importorskip("av")
-    file = tmp_path / "huge.mp4"
-    with av.open(str(file), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 4096, 4112, "yuv420p"
-        container.mux([*stream.encode(av.VideoFrame(4096, 4112, "yuv420p")), *stream.encode(None)])
-    with pytest.raises(DatasetError, match=r"huge\.mp4: not a video that PyAV decodes"):
-        list(decode_pyav(file))
+    assert len(list(decode(named))) == len(GREYS)

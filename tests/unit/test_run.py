@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import rlvla_reward
-from rlvla.config import GRPOConfig, LearnerConfig, RewardTermConfig, to_dict
+from rlvla.config import GRPOConfig, LearnerConfig, RewardTermConfig
 from rlvla.durable.files import lock
+from rlvla.durable.provenance import to_dict
 from rlvla.durable.random_state import random_state, seed_random
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.learner.advantage import with_advantages

@@ -18,20 +18,12 @@ import ray
 import yaml
 
 from rlvla.annotation.preflight import check_annotate
-from rlvla.config import (
-    AnnotateConfig,
-    EvaluateConfig,
-    GRPOConfig,
-    LearnerConfig,
-    LoraConfig,
-    SFTConfig,
-    load,
-    to_dict,
-)
+from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, LearnerConfig, LoraConfig, SFTConfig, load
 from rlvla.config.file import GONE
 from rlvla.data import dataset
-from rlvla.data.types import Demonstration
+from rlvla.durable.provenance import to_dict
 from rlvla.run import identity, preflight
+from tests import examples
 from tests.unit.store_worker import answer, demonstration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -265,13 +257,8 @@ def test_a_policy_of_another_env(
 def test_demonstrations_of_another_env_than_the_one_to_evaluate_in(
     told: Callable[..., str], tmp_path: Path, flags: str, actions: tuple[int, int], side: int, message: str
 ) -> None:
-    demonstration = Demonstration(
-        instruction="press",
-        images=(np.zeros((side, side, 3), np.uint8),),
-        proprio=np.zeros(4, np.float32),
-        texts=("<think>a</think>",),
-        crops=(),
-        actions=np.zeros(actions, np.float32),
+    demonstration = examples.demonstration(
+        side=side, proprio=np.zeros(4, np.float32), actions=np.zeros(actions, np.float32)
     )
     dataset.write(tmp_path / "demos", [[demonstration]], robot="test", fps=1.0)
     assert re.search(message, told("sft", "dataset: demos\nnum_trials: 2", flags))

@@ -77,7 +77,7 @@ class Thinker:
         """See `family.Policy`."""
         vocabulary, decoding = self.processor.vocabulary, self.processor.decoding
         return EngineNeeds(
-            never_ids=placeholder_ids(auto.load_config(folder)),
+            never_ids=(*placeholder_ids(auto.load_config(folder)), *vocabulary.slot_ids),
             slot_ids=vocabulary.slot_ids,
             action_ids=vocabulary.action_ids if decoding.at_once else (),
             slots_see_each_other=decoding.is_mutual,

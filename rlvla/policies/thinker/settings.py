@@ -80,7 +80,7 @@ def parse_settings(content: bytes, name: str) -> Settings:
         raise ValueError(f"{name}: not a policy's settings: {wrong}") from None
     if stored.carry_thought:
         raise ValueError(
-            f"{name}: carry_thought is true: prompts that show the last thought are gone; rlvla 0.2.0 serves this "
+            f"{name}: carry_thought is true: prompts that show the last thought are gone; rlvla 0.1.0 serves this "
             "checkpoint, or train anew from its model"
         )
     try:

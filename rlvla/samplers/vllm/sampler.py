@@ -69,7 +69,6 @@ class VLLMSampler:
         max_model_len: tokens of one context at most, sampled ones included.
         seed: of the engine; requests bring their own.
         lora: of the learner; its adapters are served unmerged, as is the one of the checkpoint.
-        needs: of the model; None: as its policy says.
 
     Raises:
         ValueError: `sampler.kv_cache_mb` is too small for one context; the message says how much it takes.
@@ -87,9 +86,8 @@ class VLLMSampler:
         max_model_len: int,
         seed: int = 0,
         lora: LoraConfig | None = None,
-        needs: EngineNeeds | None = None,
     ) -> None:
-        self._needs = needs or _needs(model)
+        self._needs = _needs(model)
         self._weight_names = weight_names(Path(model))
         self._adapter = read_adapter(model)
         self._adapter_config = self._adapter.config if self._adapter else lora and adapter_config(lora)
