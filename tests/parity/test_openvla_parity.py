@@ -110,11 +110,10 @@ def last_but_one(model: Any, pixels: torch.Tensor, num_prefix: int) -> torch.Ten
 WIDER = {"hidden_size": 96, "intermediate_size": 192, "num_layers": 5, "num_attention_heads": 6, "image_size": 56}
 
 
-@pytest.mark.parametrize("sizes", [{}, WIDER], ids=["tiny", "wider"])
 @pytest.mark.parametrize("kind", ["dinov2", "siglip"])
 @torch.no_grad()
-def test_a_tower_gives_the_features_of_transformers_own(kind, sizes):
-    tower = {**(published.DINOV2 if kind == "dinov2" else published.SIGLIP), **sizes}
+def test_a_tower_of_more_heads_and_patches_gives_the_features_of_transformers_own(kind):
+    tower = {**(published.DINOV2 if kind == "dinov2" else published.SIGLIP), **WIDER}
     weights = part(published.random_weights(published.tower_shapes("", tower)), ".")
     ours = VisionTransformer(TowerConfig.from_dict(tower)).eval()
     ours.load_state_dict(weights)
@@ -158,42 +157,31 @@ def pixels(model: Any, num: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2))
 
 
-def image_ids(model: Any, num_rows: int) -> torch.Tensor:
-    return torch.full((num_rows, published.NUM_PATCHES), model.config.image_token_id)
-
-
+@pytest.mark.parametrize("places", [(1,), (0, 5)], ids=["published", "anywhere"])
 @torch.no_grad()
-def test_one_image_behind_the_first_token_is_the_published_forward(both):
+def test_images_are_their_patches_among_the_words(both, places):
+    """One behind the first token is the published forward."""
     model, llama, encode = both
-    prompt = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(3))
-    ids = torch.cat([prompt[:, :1], image_ids(model, 2), prompt[:, 1:]], 1)
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels(model, 2)).logits
-    words = llama.get_input_embeddings()(prompt)
-    joined = torch.cat([words[:, :1], encode(pixels(model, 2)), words[:, 1:]], 1)
-    expected = llama(inputs_embeds=joined, attention_mask=torch.ones(joined.shape[:2])).logits
+    words = torch.randint(3, 300, (1, 9), generator=torch.Generator().manual_seed(3))
+    images = pixels(model, len(places))
+    embedded, patches = llama.get_input_embeddings()(words)[0], encode(images)
+    ids, joined = words[0], embedded
+    for n, place in reversed([*enumerate(places)]):
+        placeholders = torch.full((published.NUM_PATCHES,), model.config.image_token_id)
+        ids = torch.cat([ids[:place], placeholders, ids[place:]])
+        joined = torch.cat([joined[:place], patches[n], joined[place:]])
+    inputs = {"pixel_values": images} if len(places) == 1 else {"pixel_values": images[None]}
+    logits = model(input_ids=ids[None], **inputs).logits
+    expected = llama(inputs_embeds=joined[None]).logits
     assert expected.std() > 0.3
     assert (logits - expected).abs().max() < TOLERANCE
 
 
 @torch.no_grad()
-def test_images_anywhere_are_their_patches_among_the_words(both):
-    model, llama, encode = both
-    words = torch.randint(3, 300, (1, 8), generator=torch.Generator().manual_seed(4))
-    ids = torch.cat([image_ids(model, 1), words[:, :5], image_ids(model, 1), words[:, 5:]], 1)
-    images = pixels(model, 2)
-    logits = model(input_ids=ids, pixel_values=images[None], num_images=torch.tensor([2])).logits
-    first, second = encode(images)
-    embedded = llama.get_input_embeddings()(words)[0]
-    joined = torch.cat([first, embedded[:5], second, embedded[5:]])[None]
-    assert (logits - llama(inputs_embeds=joined).logits).abs().max() < TOLERANCE
-
-
-@torch.no_grad()
-def test_half_precision_follows_the_language_model_and_the_towers(tmp_path):
-    published.write_published(tmp_path)
-    whole, half = load_checkpoint(tmp_path), load_checkpoint(tmp_path, dtype=torch.bfloat16)
-    words = torch.randint(3, 300, (1, 6), generator=torch.Generator().manual_seed(5))
-    inputs = {"input_ids": torch.cat([image_ids(whole, 1), words], 1), "pixel_values": pixels(whole, 1)}
+def test_half_precision_follows_the_language_model_and_the_towers(openvla):
+    whole, half = load_checkpoint(openvla), load_checkpoint(openvla, dtype=torch.bfloat16)
+    ids = torch.tensor([[whole.config.image_token_id] * published.NUM_PATCHES + [50, 60, 70, 80]])
+    inputs = {"input_ids": ids, "pixel_values": pixels(whole, 1)}
     logits = half(**inputs).logits
     assert logits.dtype == torch.bfloat16
     assert (whole(**inputs).logits - logits.float()).abs().max() < 0.1
