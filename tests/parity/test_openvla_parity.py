@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,74 +32,58 @@ def part(weights: Weights, prefix: str) -> Weights:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-def names_of_block(timm: str, hf: str, hf_names: dict[str, str]) -> dict[str, str]:
-    """timm's name -> transformers', of one block; qkv apart."""
-    pairs = {f"{timm}.{a}.{kind}": f"{hf}.{b}.{kind}" for a, b in hf_names.items() for kind in ("weight", "bias")}
-    return pairs | {f"{timm}.ls{i}.scale_factor": f"{hf}.layer_scale{i}.lambda1" for i in (1, 2)}
+def renamed(weights: Weights, names: dict[str, str]) -> Weights:
+    """Weights under transformers' names, by patterns of timm's; queries, keys and values are apart."""
+    result = {}
+    for name, tensor in weights.items():
+        parts = zip("qkv", tensor.chunk(3), strict=True) if "attn.qkv" in name else [("", tensor)]
+        for letter, part_of_it in parts:
+            other = name.replace("attn.qkv", f"attn.{letter}_proj")
+            for pattern, replacement in names.items():
+                other = re.sub(pattern, replacement, other)
+            result[other] = part_of_it
+    return result
 
 
-def split_qkv(weights: Weights, timm: str, hf: str) -> Weights:
-    split = {}
-    for kind in ("weight", "bias"):
-        parts = weights[f"{timm}.attn.qkv.{kind}"].chunk(3)
-        split |= {f"{hf}.{name}_proj.{kind}": tensor for name, tensor in zip("qkv", parts, strict=True)}
-    return split
+SIZES = {"hidden_size": "hidden_size", "num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads"}
+SIZES |= {"image_size": "image_size", "patch_size": "patch_size"}
+"""Ours -> transformers'."""
 
 
 def dinov2(weights: Weights, tower: dict[str, Any]) -> Dinov2WithRegistersModel:
     config = Dinov2WithRegistersConfig(
-        hidden_size=tower["hidden_size"],
-        num_hidden_layers=tower["num_layers"],
-        num_attention_heads=tower["num_attention_heads"],
         mlp_ratio=tower["intermediate_size"] // tower["hidden_size"],
-        image_size=tower["image_size"],
-        patch_size=tower["patch_size"],
         num_register_tokens=tower["num_registers"],
         layer_norm_eps=1e-6,
+        **{theirs: tower[ours] for ours, theirs in SIZES.items()},
     )
     model = Dinov2WithRegistersModel(config).eval()
+    names = {r"^blocks": "encoder.layer", r"^norm": "layernorm", r"attn\.proj": "attn.o_proj", r"attn\.": "attention."}
+    names |= {r"ls(\d)\.scale_factor": r"layer_scale\1.lambda1", r"^cls_token": "embeddings.cls_token"}
+    names |= {r"^reg_token": "embeddings.register_tokens", r"^pos_embed": "embeddings.position_embeddings"}
+    names |= {r"^patch_embed\.proj": "embeddings.patch_embeddings.projection"}
     own = {
-        "embeddings.cls_token": weights["cls_token"],
-        "embeddings.register_tokens": weights["reg_token"],
-        # timm adds no position to the class token
-        "embeddings.position_embeddings": F.pad(weights["pos_embed"], (0, 0, 1, 0)),
+        "pos_embed": F.pad(weights["pos_embed"], (0, 0, 1, 0)),  # timm adds no position to the class token
         "embeddings.mask_token": torch.zeros(1, tower["hidden_size"]),
     }
-    names = {f"norm.{kind}": f"layernorm.{kind}" for kind in ("weight", "bias")}
-    names |= {
-        f"patch_embed.proj.{kind}": f"embeddings.patch_embeddings.projection.{kind}" for kind in ("weight", "bias")
-    }
-    same = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
-    for i in range(tower["num_layers"]):
-        timm, hf = f"blocks.{i}", f"encoder.layer.{i}"
-        names |= names_of_block(timm, hf, {**{n: n for n in same}, "attn.proj": "attention.o_proj"})
-        own |= split_qkv(weights, timm, f"{hf}.attention")
-    model.load_state_dict(own | {hf: weights[timm] for timm, hf in names.items()})
+    model.load_state_dict(renamed(weights | own, names))
     return model
 
 
 def siglip(weights: Weights, tower: dict[str, Any]) -> SiglipVisionModel:
     config = SiglipVisionConfig(
-        hidden_size=tower["hidden_size"],
-        num_hidden_layers=tower["num_layers"],
-        num_attention_heads=tower["num_attention_heads"],
         intermediate_size=tower["intermediate_size"],
-        image_size=tower["image_size"],
-        patch_size=tower["patch_size"],
         hidden_act="gelu",  # timm's; transformers' SigLIP has the tanh approximation by default
         vision_use_head=False,
+        **{theirs: tower[ours] for ours, theirs in SIZES.items()},
     )
     model = SiglipVisionModel(config).eval()
-    own = {"embeddings.position_embedding.weight": weights["pos_embed"][0]}
-    names = {f"norm.{kind}": f"post_layernorm.{kind}" for kind in ("weight", "bias")}
-    names |= {f"patch_embed.proj.{kind}": f"embeddings.patch_embedding.{kind}" for kind in ("weight", "bias")}
-    parts = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-    for i in range(tower["num_layers"]):
-        timm, hf = f"blocks.{i}", f"encoder.layers.{i}"
-        pairs = names_of_block(timm, hf, {**parts, "attn.proj": "self_attn.out_proj"})
-        names |= {a: b for a, b in pairs.items() if ".ls" not in a}
-        own |= split_qkv(weights, timm, f"{hf}.self_attn")
-    model.load_state_dict(own | {hf: weights[timm] for timm, hf in names.items()})
+    names = {r"^blocks": "encoder.layers", r"^norm": "post_layernorm", r"norm(\d)": r"layer_norm\1"}
+    names |= {r"attn\.proj": "attn.out_proj", r"attn\.": "self_attn."}
+    names |= {r"^pos_embed": "embeddings.position_embedding.weight"}
+    names |= {r"^patch_embed\.proj": "embeddings.patch_embedding"}
+    used = {name: tensor for name, tensor in weights.items() if not name.startswith("attn_pool.")}
+    model.load_state_dict(renamed(used | {"pos_embed": weights["pos_embed"][0]}, names))
     return model
 
 

@@ -34,6 +34,8 @@ from tests import examples
 from tests import openvla_checkpoints as published
 
 KEY = "libero_spatial_no_noops"
+OTHER = {"action": {**published.NORM_STATS[KEY]["action"], "q01": [-2.0, -2.0, 0.0]}}
+SEVERAL = {"mine": OTHER, **published.NORM_STATS}
 IMAGE = published.NUM_WORDS + 1
 ACTION_IDS = tuple(range(published.NUM_WORDS - 1, published.NUM_WORDS - 257, -1))
 """The last 256 words, from behind: 31999 .. 31744 of the published ones."""
@@ -95,24 +97,18 @@ def test_a_published_checkpoint_keeps_its_words_and_learns_the_marks(
         assert torch.equal(tensor, before[name]), name  # rows were left for every new token
 
 
-def test_the_only_statistics_of_a_checkpoint_are_its_codec(openvla: Path, demos: DemonstrationSet) -> None:
-    model, processor = start_policy(config(openvla, demos, learner=LearnerConfig(dtype="bfloat16")), demos)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    expected = BinCodec.from_norm_stats(published.NORM_STATS, KEY, chunk_length=2, gripper_dim=-1)
-    assert processor.codec == expected
-    assert type(processor.codec) is BinCodec
-    assert model.config.norm_stats == published.NORM_STATS
-
-
-def test_named_statistics_are_the_codec_and_the_others_are_forgotten(
-    openvla: Path, demos: DemonstrationSet, tmp_path: Path
+@pytest.mark.parametrize(("norm_stats", "key"), [(published.NORM_STATS, ""), (SEVERAL, "mine")])
+def test_the_only_or_the_named_statistics_are_the_codec_and_the_others_are_forgotten(
+    openvla: Path, demos: DemonstrationSet, tmp_path: Path, norm_stats: dict[str, Any], key: str
 ) -> None:
-    stats = published.NORM_STATS[KEY]
-    other = {"action": {**stats["action"], "q01": [-2.0, -2.0, 0.0]}}
-    several = with_statistics(openvla, tmp_path / "several", {"mine": other, KEY: stats})
-    model, processor = start_policy(config(several, demos, statistics_key="mine"), demos)
-    assert processor.codec.low == (-2.0, -2.0, -1.0)
-    assert model.config.norm_stats == {"mine": other}
+    folder = with_statistics(openvla, tmp_path / "folder", norm_stats)
+    cfg = config(folder, demos, statistics_key=key, learner=LearnerConfig(dtype="bfloat16"))
+    model, processor = start_policy(cfg, demos)
+    name = key or KEY
+    assert processor.codec == BinCodec.from_norm_stats(norm_stats, name, chunk_length=2, gripper_dim=-1)
+    assert type(processor.codec) is BinCodec
+    assert model.config.norm_stats == {name: norm_stats[name]}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 def test_statistics_of_the_demonstrations_are_those_that_openvla_oft_would_write(
@@ -244,7 +240,9 @@ def test_the_prompt_is_the_published_one_with_images_behind_its_first_token(
     assert ids == (1, *[IMAGE] * num_images, *alone[1:])
 
 
-def test_marks_and_placeholders_are_one_token_wherever_they_stand(processor: PolicyProcessor) -> None:
+def test_marks_are_one_token_wherever_they_stand_and_text_is_read_as_meant(
+    processor: PolicyProcessor,
+) -> None:
     vocabulary = processor.vocabulary
     slots = dict(zip(slot_tokens(processor.decoding.num_actions), vocabulary.slot_ids, strict=True))
     for token, id_ in {**vocabulary.mark_ids, **slots, "<image>": IMAGE}.items():
@@ -255,16 +253,11 @@ def test_marks_and_placeholders_are_one_token_wherever_they_stand(processor: Pol
     frame = np.zeros((64, 64, 3), np.uint8)
     expanded = processor.expand(ids, [frame]).tolist()
     assert words(processor, expanded) == ["<result>", *["<image>"] * published.NUM_PATCHES, "</result>"]
-
-
-def test_what_the_policy_writes_is_read_as_it_was_meant(processor: PolicyProcessor) -> None:
-    vocabulary = processor.vocabulary
     text = vocabulary.decode(vocabulary.encode(TEXTS[0]))
     (think, said), (tool, call) = parse_text(text)
     assert (think.kind, said.strip()) == (SegmentKind.THINK, "look 100 200")
     assert tool.kind is SegmentKind.TOOL_CALL
-    arguments = {"image": 0, "bbox": [0, 5, 100, 200]}
-    assert parse_call(call) == ToolCall(name="zoom_in", arguments=arguments)
+    assert parse_call(call) == ToolCall(name="zoom_in", arguments={"image": 0, "bbox": [0, 5, 100, 200]})
 
 
 def test_a_demonstration_trains_the_published_action_tokens(
