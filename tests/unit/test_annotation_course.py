@@ -24,8 +24,9 @@ def blamed(
     check: CheckName, said: Said, *, known: bool = False, trusted: Collection[int] = (), **cfg: Any
 ) -> dict[int, str]:
     """Decision -> what one check finds wrong in the made-up take, whose scene is known or not."""
-    take = takes.take() if known else takes.take(None)
-    found = check_course(said, take, takes.timeline(), CheckConfig(names=(check,), **cfg), trusted=trusted)
+    take = takes.take(("red block",) * 9 if known else None, length=9)
+    timeline = takes.timeline((*takes.SWITCHES, *takes.idle(1)))
+    found = check_course(said, take, timeline, CheckConfig(names=(check,), **cfg), trusted=trusted)
     assert all(problem.check == check for problems in found.values() for problem in problems)
     return {index: problems[0].text for index, problems in found.items()}
 
