@@ -99,7 +99,7 @@ def test_killed_at_twenty_points_the_judged_data_set_is_the_same(tmp_path: Path)
 def test_a_server_that_misbehaves_loses_nothing_but_time(tmp_path: Path) -> None:
     def script(asked: Asked) -> Answer:
         faults = {3: refuse(429, retry_after_ms="20"), 7: refuse(500), 11: drop(), 13: refuse(503)}
-        return faults.get(asked.count, say(good_answer(asked)))
+        return faults.get(asked.count, say(good_answer(asked), after_s=0.05))  # so that several wait at once
 
     with ScriptedServer(script) as server:
         printed = recipe("annotate", config(tmp_path, server.url), tmp_path)
