@@ -58,6 +58,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def openvla(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published OpenVLA folder of three shards, to be read alone."""
+    from tests import openvla_checkpoints as published
+
+    path = tmp_path_factory.mktemp("openvla")
+    published.write_published(path, num_shards=3, corpus=[published.PROMPT, *published.TEXTS] * 4)
+    return path
+
+
+@pytest.fixture(scope="session")
 def libero_assets() -> Path:
     """The folder of LIBERO's assets; skips where there is none."""
     if reason := lack_of_libero():

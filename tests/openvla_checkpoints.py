@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlvla.policies.markup import MARKS
+from rlvla.policies.markup import MARKS, print_think, print_zoom
 
 Shapes = dict[str, list[int]]
 
@@ -69,6 +69,9 @@ NORM_STATS = {
         "num_trajectories": 432,
     }
 }
+PROMPT = "In: What action should the robot take to press the red pad?\nOut: "
+TEXTS = (print_think("look 100 200") + print_zoom(0, (0, 5, 100, 200)), print_think("it is red"))
+"""What a policy writes."""
 NORMALIZE = [
     {"inplace": False, "mean": [0.484375, 0.455078125, 0.40625], "std": [0.228515625, 0.2236328125, 0.224609375]},
     {"inplace": False, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
@@ -183,23 +186,11 @@ def random_weights(shapes: Shapes, seed: int = 0) -> dict[str, torch.Tensor]:
     return weights
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, and words that no text has, up to where Llama's vocabulary ends; `<PAD>` behind them, as published."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ["<unk>", "<s>", "</s>", *alphabet]
-    words += [f"<word_{i}>" for i in range(NUM_WORDS - len(words))]
-    backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<PAD>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-
-
 def llama_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
     """In the manner of Llama's sentencepiece model: spaces are `▁`, one stands before every text, new lines are bytes.
 
-    A text's own words are tokens of their own, and numbers, whose digits Llama keeps apart.
+    Words of the corpus are tokens of their own, and numbers, whose digits Llama keeps apart; words that no text has
+    fill the vocabulary up to where Llama's ends. `<PAD>` stands behind them, as published.
     """
     backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -225,17 +216,10 @@ def llama_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
-def write_tokenizer(path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write a `llama_tokenizer` into a published folder, under the class that published folders name."""
-    tokenizer.save_pretrained(path)
-    file = path / "tokenizer_config.json"
-    config = json.loads(file.read_text())
-    config |= {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False}
-    file.write_text(json.dumps(config))
-
-
-def write_published(path: Path, *, is_fused: bool = True, num_shards: int = 1) -> dict[str, torch.Tensor]:
-    """Write a folder as published; returns its weights."""
+def write_published(
+    path: Path, *, is_fused: bool = True, num_shards: int = 1, corpus: Sequence[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Write a folder as published, with a tokenizer that knows the words of a corpus; returns its weights."""
     config = published_config(is_fused=is_fused)
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
@@ -267,7 +251,10 @@ def write_published(path: Path, *, is_fused: bool = True, num_shards: int = 1) -
     auto_map = {"AutoProcessor": "processing_prismatic.PrismaticProcessor"}
     processor = {"auto_map": auto_map, "processor_class": "PrismaticProcessor"}
     (path / "processor_config.json").write_text(json.dumps(processor))
-    tokenizer().save_pretrained(path)
+    llama_tokenizer(corpus).save_pretrained(path)
+    tokenizer = json.loads((path / "tokenizer_config.json").read_text())
+    tokenizer |= {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False}
+    (path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     weights = random_weights(published_shapes(TEXT, config["vision_towers"], NUM_ROWS))
     write_weights(path, weights, num_shards)
     return weights

@@ -103,6 +103,7 @@ def test_a_server_that_misbehaves_loses_nothing_but_time(tmp_path: Path) -> None
 
     with ScriptedServer(script) as server:
         printed = recipe("annotate", config(tmp_path, server.url), tmp_path)
+    assert 1 < server.most_at_once <= 4
     assert f"{NUM_EPISODES} episodes" in printed
     assert "0 of" in printed
     rows = dataset.read(tmp_path / "demos")
@@ -115,8 +116,6 @@ def test_a_server_that_misbehaves_loses_nothing_but_time(tmp_path: Path) -> None
         assert len(demonstration.crops) == len(demonstration.annotation.looks) == int(demonstration.is_key_frame)
     num_keys = sum(rows[index].is_key_frame for index in range(len(rows)))
     assert num_keys == 4 * NUM_EPISODES  # the gripper closes once, which is in the chunks of four decisions
-    page = (tmp_path / "demos/contact_sheet.html").read_text()
-    assert page.count("class='picture'") + page.count('class="picture"') >= 6
 
 
 def files_with(text: str, folder: Path) -> set[str]:

@@ -63,8 +63,7 @@ def decision(env: TabletopEnv, state: int) -> Demonstration:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("published")
-    published.write_published(path, num_shards=2)
-    published.write_tokenizer(path, published.llama_tokenizer([*TEXTS] * 9))
+    published.write_published(path, num_shards=2, corpus=[*TEXTS] * 9)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,74 +32,58 @@ def part(weights: Weights, prefix: str) -> Weights:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-def names_of_block(timm: str, hf: str, hf_names: dict[str, str]) -> dict[str, str]:
-    """timm's name -> transformers', of one block; qkv apart."""
-    pairs = {f"{timm}.{a}.{kind}": f"{hf}.{b}.{kind}" for a, b in hf_names.items() for kind in ("weight", "bias")}
-    return pairs | {f"{timm}.ls{i}.scale_factor": f"{hf}.layer_scale{i}.lambda1" for i in (1, 2)}
+def renamed(weights: Weights, names: dict[str, str]) -> Weights:
+    """Weights under transformers' names, by patterns of timm's; queries, keys and values are apart."""
+    result = {}
+    for name, tensor in weights.items():
+        parts = zip("qkv", tensor.chunk(3), strict=True) if "attn.qkv" in name else [("", tensor)]
+        for letter, part_of_it in parts:
+            other = name.replace("attn.qkv", f"attn.{letter}_proj")
+            for pattern, replacement in names.items():
+                other = re.sub(pattern, replacement, other)
+            result[other] = part_of_it
+    return result
 
 
-def split_qkv(weights: Weights, timm: str, hf: str) -> Weights:
-    split = {}
-    for kind in ("weight", "bias"):
-        parts = weights[f"{timm}.attn.qkv.{kind}"].chunk(3)
-        split |= {f"{hf}.{name}_proj.{kind}": tensor for name, tensor in zip("qkv", parts, strict=True)}
-    return split
+SIZES = {"hidden_size": "hidden_size", "num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads"}
+SIZES |= {"image_size": "image_size", "patch_size": "patch_size"}
+"""Ours -> transformers'."""
 
 
 def dinov2(weights: Weights, tower: dict[str, Any]) -> Dinov2WithRegistersModel:
     config = Dinov2WithRegistersConfig(
-        hidden_size=tower["hidden_size"],
-        num_hidden_layers=tower["num_layers"],
-        num_attention_heads=tower["num_attention_heads"],
         mlp_ratio=tower["intermediate_size"] // tower["hidden_size"],
-        image_size=tower["image_size"],
-        patch_size=tower["patch_size"],
         num_register_tokens=tower["num_registers"],
         layer_norm_eps=1e-6,
+        **{theirs: tower[ours] for ours, theirs in SIZES.items()},
     )
     model = Dinov2WithRegistersModel(config).eval()
+    names = {r"^blocks": "encoder.layer", r"^norm": "layernorm", r"attn\.proj": "attn.o_proj", r"attn\.": "attention."}
+    names |= {r"ls(\d)\.scale_factor": r"layer_scale\1.lambda1", r"^cls_token": "embeddings.cls_token"}
+    names |= {r"^reg_token": "embeddings.register_tokens", r"^pos_embed": "embeddings.position_embeddings"}
+    names |= {r"^patch_embed\.proj": "embeddings.patch_embeddings.projection"}
     own = {
-        "embeddings.cls_token": weights["cls_token"],
-        "embeddings.register_tokens": weights["reg_token"],
-        # timm adds no position to the class token
-        "embeddings.position_embeddings": F.pad(weights["pos_embed"], (0, 0, 1, 0)),
+        "pos_embed": F.pad(weights["pos_embed"], (0, 0, 1, 0)),  # timm adds no position to the class token
         "embeddings.mask_token": torch.zeros(1, tower["hidden_size"]),
     }
-    names = {f"norm.{kind}": f"layernorm.{kind}" for kind in ("weight", "bias")}
-    names |= {
-        f"patch_embed.proj.{kind}": f"embeddings.patch_embeddings.projection.{kind}" for kind in ("weight", "bias")
-    }
-    same = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
-    for i in range(tower["num_layers"]):
-        timm, hf = f"blocks.{i}", f"encoder.layer.{i}"
-        names |= names_of_block(timm, hf, {**{n: n for n in same}, "attn.proj": "attention.o_proj"})
-        own |= split_qkv(weights, timm, f"{hf}.attention")
-    model.load_state_dict(own | {hf: weights[timm] for timm, hf in names.items()})
+    model.load_state_dict(renamed(weights | own, names))
     return model
 
 
 def siglip(weights: Weights, tower: dict[str, Any]) -> SiglipVisionModel:
     config = SiglipVisionConfig(
-        hidden_size=tower["hidden_size"],
-        num_hidden_layers=tower["num_layers"],
-        num_attention_heads=tower["num_attention_heads"],
         intermediate_size=tower["intermediate_size"],
-        image_size=tower["image_size"],
-        patch_size=tower["patch_size"],
         hidden_act="gelu",  # timm's; transformers' SigLIP has the tanh approximation by default
         vision_use_head=False,
+        **{theirs: tower[ours] for ours, theirs in SIZES.items()},
     )
     model = SiglipVisionModel(config).eval()
-    own = {"embeddings.position_embedding.weight": weights["pos_embed"][0]}
-    names = {f"norm.{kind}": f"post_layernorm.{kind}" for kind in ("weight", "bias")}
-    names |= {f"patch_embed.proj.{kind}": f"embeddings.patch_embedding.{kind}" for kind in ("weight", "bias")}
-    parts = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-    for i in range(tower["num_layers"]):
-        timm, hf = f"blocks.{i}", f"encoder.layers.{i}"
-        pairs = names_of_block(timm, hf, {**parts, "attn.proj": "self_attn.out_proj"})
-        names |= {a: b for a, b in pairs.items() if ".ls" not in a}
-        own |= split_qkv(weights, timm, f"{hf}.self_attn")
-    model.load_state_dict(own | {hf: weights[timm] for timm, hf in names.items()})
+    names = {r"^blocks": "encoder.layers", r"^norm": "post_layernorm", r"norm(\d)": r"layer_norm\1"}
+    names |= {r"attn\.proj": "attn.out_proj", r"attn\.": "self_attn."}
+    names |= {r"^pos_embed": "embeddings.position_embedding.weight"}
+    names |= {r"^patch_embed\.proj": "embeddings.patch_embedding"}
+    used = {name: tensor for name, tensor in weights.items() if not name.startswith("attn_pool.")}
+    model.load_state_dict(renamed(used | {"pos_embed": weights["pos_embed"][0]}, names))
     return model
 
 
@@ -110,11 +95,10 @@ def last_but_one(model: Any, pixels: torch.Tensor, num_prefix: int) -> torch.Ten
 WIDER = {"hidden_size": 96, "intermediate_size": 192, "num_layers": 5, "num_attention_heads": 6, "image_size": 56}
 
 
-@pytest.mark.parametrize("sizes", [{}, WIDER], ids=["tiny", "wider"])
 @pytest.mark.parametrize("kind", ["dinov2", "siglip"])
 @torch.no_grad()
-def test_a_tower_gives_the_features_of_transformers_own(kind, sizes):
-    tower = {**(published.DINOV2 if kind == "dinov2" else published.SIGLIP), **sizes}
+def test_a_tower_of_more_heads_and_patches_gives_the_features_of_transformers_own(kind):
+    tower = {**(published.DINOV2 if kind == "dinov2" else published.SIGLIP), **WIDER}
     weights = part(published.random_weights(published.tower_shapes("", tower)), ".")
     ours = VisionTransformer(TowerConfig.from_dict(tower)).eval()
     ours.load_state_dict(weights)
@@ -158,42 +142,31 @@ def pixels(model: Any, num: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2))
 
 
-def image_ids(model: Any, num_rows: int) -> torch.Tensor:
-    return torch.full((num_rows, published.NUM_PATCHES), model.config.image_token_id)
-
-
+@pytest.mark.parametrize("places", [(1,), (0, 5)], ids=["published", "anywhere"])
 @torch.no_grad()
-def test_one_image_behind_the_first_token_is_the_published_forward(both):
+def test_images_are_their_patches_among_the_words(both, places):
+    """One behind the first token is the published forward."""
     model, llama, encode = both
-    prompt = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(3))
-    ids = torch.cat([prompt[:, :1], image_ids(model, 2), prompt[:, 1:]], 1)
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels(model, 2)).logits
-    words = llama.get_input_embeddings()(prompt)
-    joined = torch.cat([words[:, :1], encode(pixels(model, 2)), words[:, 1:]], 1)
-    expected = llama(inputs_embeds=joined, attention_mask=torch.ones(joined.shape[:2])).logits
+    words = torch.randint(3, 300, (1, 9), generator=torch.Generator().manual_seed(3))
+    images = pixels(model, len(places))
+    embedded, patches = llama.get_input_embeddings()(words)[0], encode(images)
+    ids, joined = words[0], embedded
+    for n, place in reversed([*enumerate(places)]):
+        placeholders = torch.full((published.NUM_PATCHES,), model.config.image_token_id)
+        ids = torch.cat([ids[:place], placeholders, ids[place:]])
+        joined = torch.cat([joined[:place], patches[n], joined[place:]])
+    inputs = {"pixel_values": images} if len(places) == 1 else {"pixel_values": images[None]}
+    logits = model(input_ids=ids[None], **inputs).logits
+    expected = llama(inputs_embeds=joined[None]).logits
     assert expected.std() > 0.3
     assert (logits - expected).abs().max() < TOLERANCE
 
 
 @torch.no_grad()
-def test_images_anywhere_are_their_patches_among_the_words(both):
-    model, llama, encode = both
-    words = torch.randint(3, 300, (1, 8), generator=torch.Generator().manual_seed(4))
-    ids = torch.cat([image_ids(model, 1), words[:, :5], image_ids(model, 1), words[:, 5:]], 1)
-    images = pixels(model, 2)
-    logits = model(input_ids=ids, pixel_values=images[None], num_images=torch.tensor([2])).logits
-    first, second = encode(images)
-    embedded = llama.get_input_embeddings()(words)[0]
-    joined = torch.cat([first, embedded[:5], second, embedded[5:]])[None]
-    assert (logits - llama(inputs_embeds=joined).logits).abs().max() < TOLERANCE
-
-
-@torch.no_grad()
-def test_half_precision_follows_the_language_model_and_the_towers(tmp_path):
-    published.write_published(tmp_path)
-    whole, half = load_checkpoint(tmp_path), load_checkpoint(tmp_path, dtype=torch.bfloat16)
-    words = torch.randint(3, 300, (1, 6), generator=torch.Generator().manual_seed(5))
-    inputs = {"input_ids": torch.cat([image_ids(whole, 1), words], 1), "pixel_values": pixels(whole, 1)}
+def test_half_precision_follows_the_language_model_and_the_towers(openvla):
+    whole, half = load_checkpoint(openvla), load_checkpoint(openvla, dtype=torch.bfloat16)
+    ids = torch.tensor([[whole.config.image_token_id] * published.NUM_PATCHES + [50, 60, 70, 80]])
+    inputs = {"input_ids": ids, "pixel_values": pixels(whole, 1)}
     logits = half(**inputs).logits
     assert logits.dtype == torch.bfloat16
     assert (whole(**inputs).logits - logits.float()).abs().max() < 0.1

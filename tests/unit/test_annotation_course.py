@@ -1,8 +1,7 @@
 import time
-from collections import Counter
 from dataclasses import replace
 
-from rlvla.annotation.course import check_course, is_alike
+from rlvla.annotation.course import check_course
 from rlvla.config import CheckConfig, CheckName
 from rlvla.types import Annotation
 from tests import takes
@@ -78,21 +77,6 @@ def test_who_contradicts_a_trusted_decision_is_to_blame_for_progress() -> None:
         assert list(check_course(values, takes.take(), takes.timeline(), cfg, trusted=trusted)) == wanted
 
 
-def test_progress_may_fall_a_little() -> None:
-    values = progress(0.5, 0.45, 0.4, 0.2)
-    assert list(blamed("progress", values, progress_slack=0.06)) == [3]
-    assert list(blamed("progress", values)) == [1, 2, 3]
-
-
-def test_gaps_are_no_matter() -> None:
-    values = progress(0.1, 0.3, 0.2, 0.4, 0.5)
-    del values[1]
-    assert blamed("progress", values) == {}
-    assert list(
-        blamed("repetition", {0: takes.thought(), 3: takes.thought(), 7: takes.thought()}, max_repetition=2)
-    ) == [7]
-
-
 def test_a_long_row_of_equal_thoughts_is_found() -> None:
     same = "Move down to the red block."
     found = blamed("repetition", thoughts(same, same, "  move DOWN, to the red block", same, same, same, "lift it up"))
@@ -123,13 +107,6 @@ def test_nearly_the_same_is_the_same_unless_numbers_differ() -> None:
     assert list(blamed("repetition", near)) == [4, 5]
     assert blamed("repetition", thoughts(*(text.format(cm, "now") for cm in (12, 11, 10, 9, 8, 7)))) == {}
     assert blamed("repetition", near, similarity=1.0) == {}
-
-
-def test_similarity_is_the_share_of_words_in_common() -> None:
-    first, second = Counter(["the", "arm", "moves", "to", "the", "rim"]), Counter(["the", "arm", "moves", "on"])
-    assert is_alike(first, second, 0.6)
-    assert not is_alike(first, second, 0.61)
-    assert not is_alike(first + Counter(["7"]), first, 0.5)
 
 
 def test_only_wanted_checks_run_and_problems_come_in_order() -> None:

@@ -19,9 +19,9 @@ from rlvla.config import LearnerConfig, SFTConfig
 from rlvla.data import dataset
 from rlvla.data.dataset import DemonstrationSet
 from rlvla.data.types import Demonstration
-from rlvla.policies.markup import MARKS, ToolCall, parse_call, parse_text, print_think, print_zoom
+from rlvla.policies.markup import MARKS, ToolCall, parse_call, parse_text
 from rlvla.policies.models import auto
-from rlvla.policies.models.openvla.checkpoint import CheckpointError, load_checkpoint
+from rlvla.policies.models.openvla.checkpoint import load_checkpoint
 from rlvla.policies.thinker.actions import BinCodec, statistics_of
 from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.policies.thinker.demonstrating import to_turn
@@ -34,11 +34,12 @@ from tests import examples
 from tests import openvla_checkpoints as published
 
 KEY = "libero_spatial_no_noops"
+OTHER = {"action": {**published.NORM_STATS[KEY]["action"], "q01": [-2.0, -2.0, 0.0]}}
+SEVERAL = {"mine": OTHER, **published.NORM_STATS}
 IMAGE = published.NUM_WORDS + 1
 ACTION_IDS = tuple(range(published.NUM_WORDS - 1, published.NUM_WORDS - 257, -1))
 """The last 256 words, from behind: 31999 .. 31744 of the published ones."""
-PROMPT = "In: What action should the robot take to press the red pad?\nOut: "
-TEXTS = (print_think("look 100 200") + print_zoom(0, (0, 5, 100, 200)), print_think("it is red"))
+PROMPT, TEXTS = published.PROMPT, published.TEXTS
 
 
 def demonstration(actions: np.ndarray) -> Demonstration:
@@ -46,27 +47,14 @@ def demonstration(actions: np.ndarray) -> Demonstration:
     return examples.demonstration(len(actions), side=64, **told, actions=actions.astype(np.float32))
 
 
-def demonstrations(path: Path, num_dims: int = 3) -> DemonstrationSet:
-    """Ten episodes of a decision each, chunks of two steps, the last dimension -1 (open) or 1."""
-    rng = np.random.default_rng(0)
-    actions = rng.uniform(-0.3, 0.2, (10, 2, num_dims))
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> DemonstrationSet:
+    """Ten episodes of a decision each, chunks of two steps, the last of three dimensions -1 (open) or 1."""
+    path, rng = tmp_path_factory.mktemp("data") / "demos", np.random.default_rng(0)
+    actions = rng.uniform(-0.3, 0.2, (10, 2, 3))
     actions[..., -1] = rng.choice([-1.0, 1.0], (10, 2))
     dataset.write(path, [[demonstration(chunk)] for chunk in actions], robot="test", fps=1.0, suites=("new",))
     return dataset.read(path)
-
-
-@pytest.fixture(scope="module")
-def demos(tmp_path_factory: pytest.TempPathFactory) -> DemonstrationSet:
-    return demonstrations(tmp_path_factory.mktemp("data") / "demos")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As published: three shards, Llama's kind of tokenizer."""
-    path = tmp_path_factory.mktemp("openvla")
-    published.write_published(path, num_shards=3)
-    published.write_tokenizer(path, published.llama_tokenizer([PROMPT, *TEXTS] * 4))
-    return path
 
 
 def config(folder: Path, demos: DemonstrationSet, **changes: Any) -> SFTConfig:
@@ -82,9 +70,9 @@ def with_statistics(folder: Path, path: Path, norm_stats: dict[str, Any]) -> Pat
 
 @pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
 def test_a_published_checkpoint_keeps_its_words_and_learns_the_marks(
-    folder: Path, demos: DemonstrationSet, decoding: Any
+    openvla: Path, demos: DemonstrationSet, decoding: Any
 ) -> None:
-    model, processor = start_policy(config(folder, demos, action_decoding=decoding), demos)
+    model, processor = start_policy(config(openvla, demos, action_decoding=decoding), demos)
     vocabulary = processor.vocabulary
     assert vocabulary.action_ids == model.config.action_ids == ACTION_IDS
     assert vocabulary.placeholder_id == model.config.image_token_id == IMAGE
@@ -93,7 +81,7 @@ def test_a_published_checkpoint_keeps_its_words_and_learns_the_marks(
     slots, num_slots = IMAGE + 1 + len(MARKS), processor.decoding.num_actions if decoding == "parallel" else 0
     assert vocabulary.slot_ids == tuple(range(slots, slots + num_slots))
     assert processor.settings.trained_suites == ("new",)
-    before = load_checkpoint(folder).state_dict()
+    before = load_checkpoint(openvla).state_dict()
     after = model.state_dict()
     assert before.keys() == after.keys()
     for name, tensor in after.items():
@@ -109,34 +97,24 @@ def test_a_published_checkpoint_keeps_its_words_and_learns_the_marks(
         assert torch.equal(tensor, before[name]), name  # rows were left for every new token
 
 
-def test_weights_are_in_the_type_that_training_wants(folder: Path, demos: DemonstrationSet) -> None:
-    model, _ = start_policy(config(folder, demos, learner=LearnerConfig(dtype="bfloat16")), demos)
+@pytest.mark.parametrize(("norm_stats", "key"), [(published.NORM_STATS, ""), (SEVERAL, "mine")])
+def test_the_only_or_the_named_statistics_are_the_codec_and_the_others_are_forgotten(
+    openvla: Path, demos: DemonstrationSet, tmp_path: Path, norm_stats: dict[str, Any], key: str
+) -> None:
+    folder = with_statistics(openvla, tmp_path / "folder", norm_stats)
+    cfg = config(folder, demos, statistics_key=key, learner=LearnerConfig(dtype="bfloat16"))
+    model, processor = start_policy(cfg, demos)
+    name = key or KEY
+    assert processor.codec == BinCodec.from_norm_stats(norm_stats, name, chunk_length=2, gripper_dim=-1)
+    assert type(processor.codec) is BinCodec
+    assert model.config.norm_stats == {name: norm_stats[name]}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_the_only_statistics_of_a_checkpoint_are_its_codec(folder: Path, demos: DemonstrationSet) -> None:
-    model, processor = start_policy(config(folder, demos), demos)
-    expected = BinCodec.from_norm_stats(published.NORM_STATS, KEY, chunk_length=2, gripper_dim=-1)
-    assert processor.codec == expected
-    assert type(processor.codec) is BinCodec
-    assert model.config.norm_stats == published.NORM_STATS
-
-
-def test_named_statistics_are_the_codec_and_the_others_are_forgotten(
-    folder: Path, demos: DemonstrationSet, tmp_path: Path
-) -> None:
-    stats = published.NORM_STATS[KEY]
-    other = {"action": {**stats["action"], "q01": [-2.0, -2.0, 0.0]}}
-    several = with_statistics(folder, tmp_path / "several", {"mine": other, KEY: stats})
-    model, processor = start_policy(config(several, demos, statistics_key="mine"), demos)
-    assert processor.codec.low == (-2.0, -2.0, -1.0)
-    assert model.config.norm_stats == {"mine": other}
-
-
 def test_statistics_of_the_demonstrations_are_those_that_openvla_oft_would_write(
-    folder: Path, demos: DemonstrationSet
+    openvla: Path, demos: DemonstrationSet
 ) -> None:
-    model, processor = start_policy(config(folder, demos, statistics_key="demonstrations"), demos)
+    model, processor = start_policy(config(openvla, demos, statistics_key="demonstrations"), demos)
     actions = demos.actions().reshape(-1, 3).astype(np.float64)
     low, high = np.quantile(actions, (0.01, 0.99), axis=0)
     assert processor.codec.low == (*low[:2], -1.0)  # the gripper is not normalised
@@ -146,13 +124,13 @@ def test_statistics_of_the_demonstrations_are_those_that_openvla_oft_would_write
     assert stats["action"]["mask"] == [True, True, False]
     assert (stats["action"]["min"][2], stats["action"]["max"][2]) == (0.0, 1.0)  # OpenVLA's gripper
     assert processor.codec == BinCodec.from_norm_stats(model.config.norm_stats, chunk_length=2, gripper_dim=-1)
-    least = start_policy(config(folder, demos, statistics_key="demonstrations", statistics_kind="bounds"), demos)[1]
+    least = start_policy(config(openvla, demos, statistics_key="demonstrations", statistics_kind="bounds"), demos)[1]
     assert least.codec.low == (*actions.min(0)[:2], -1.0)
 
 
 @pytest.mark.parametrize("key", ["demonstrations", ""])
 def test_a_gripper_from_0_to_1_has_no_place_among_openvla_s_action_tokens(
-    folder: Path, tmp_path: Path, key: str
+    openvla: Path, tmp_path: Path, key: str
 ) -> None:
     rng = np.random.default_rng(0)
     chunks = [np.append(rng.uniform(-0.3, 0.2, (2, 2)), [[0.4], [1.0]], axis=1) for _ in range(4)]
@@ -162,8 +140,8 @@ def test_a_gripper_from_0_to_1_has_no_place_among_openvla_s_action_tokens(
         r"gripper_dim is -1, which goes from 0\.4 to 1 in .*demos, .*read\.gripper openvla or droid, or set gripper"
     )
     with pytest.raises(ValueError, match=message):
-        start_policy(config(folder, demos, statistics_key=key), demos)
-    cfg = replace(config(folder, demos, statistics_key="demonstrations"), gripper_dim=None)
+        start_policy(config(openvla, demos, statistics_key=key), demos)
+    cfg = replace(config(openvla, demos, statistics_key="demonstrations"), gripper_dim=None)
     assert start_policy(cfg, demos)[1].codec.gripper_dim is None
 
 
@@ -188,10 +166,10 @@ def test_statistics_by_hand() -> None:
     ],
 )
 def test_keys_that_contradict_the_checkpoint_are_named(
-    folder: Path, demos: DemonstrationSet, tmp_path: Path, changes: dict[str, Any], message: str
+    openvla: Path, demos: DemonstrationSet, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     bounds = {"action": {"q01": [-1.0, -1.0], "q99": [1.0, 1.0]}}
-    several = with_statistics(folder, tmp_path / "several", {"a": bounds, "b": bounds})
+    several = with_statistics(openvla, tmp_path / "several", {"a": bounds, "b": bounds})
     with pytest.raises(ValueError, match=message):
         start_policy(config(several, demos, **changes), demos)
 
@@ -202,8 +180,8 @@ def test_other_models_have_no_statistics(demos: DemonstrationSet, tiny_policy: P
         start_policy(config(tiny_policy, demos, **changes), demos)
 
 
-def test_a_codec_of_another_number_of_bins_is_refused(folder: Path, demos: DemonstrationSet) -> None:
-    processor = start_policy(config(folder, demos), demos)[1]
+def test_a_codec_of_another_number_of_bins_is_refused(openvla: Path, demos: DemonstrationSet) -> None:
+    processor = start_policy(config(openvla, demos), demos)[1]
     with pytest.raises(ValueError, match="the model has 8 action tokens of its own, its codec 256 bins"):
         PolicyProcessor.create(processor.hf_processor, processor.settings, action_ids=range(8))
 
@@ -217,8 +195,8 @@ def logprobs(model: Any, processor: PolicyProcessor, demos: DemonstrationSet) ->
 
 
 @pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
-def test_what_was_saved_is_read_again(folder: Path, demos: DemonstrationSet, tmp_path: Path, decoding: Any) -> None:
-    cfg = config(folder, demos, statistics_key="demonstrations", action_decoding=decoding)
+def test_what_was_saved_is_read_again(openvla: Path, demos: DemonstrationSet, tmp_path: Path, decoding: Any) -> None:
+    cfg = config(openvla, demos, statistics_key="demonstrations", action_decoding=decoding)
     model, processor = start_policy(cfg, demos)
     save_policy(model, processor, tmp_path / "policy")
     again, loaded = load_model(tmp_path / "policy"), PolicyProcessor.load(tmp_path / "policy")
@@ -230,14 +208,16 @@ def test_what_was_saved_is_read_again(folder: Path, demos: DemonstrationSet, tmp
     statistics = json.loads((tmp_path / "policy/dataset_statistics.json").read_text())
     assert statistics == model.config.norm_stats  # where published code looks for them
     assert torch.equal(logprobs(again, loaded, demos), logprobs(model, processor, demos))
-    # Trained further, it keeps its statistics without being told.
-    assert start_policy(config(tmp_path / "policy", demos), demos)[1].codec == processor.codec
+    # Trained further, it keeps its statistics without being told, and the rows of its marks.
+    further, kept = start_policy(config(tmp_path / "policy", demos), demos)
+    assert kept.codec == processor.codec
+    assert torch.equal(logprobs(further, kept, demos), logprobs(model, processor, demos))
 
 
 @pytest.fixture(params=["first", "always"])
-def processor(request: pytest.FixtureRequest, folder: Path, demos: DemonstrationSet) -> PolicyProcessor:
+def processor(request: pytest.FixtureRequest, openvla: Path, demos: DemonstrationSet) -> PolicyProcessor:
     """With both ways in which Llama's tokenizers have put a space before a text: once, or behind every mark."""
-    processor = start_policy(config(folder, demos, action_decoding="parallel"), demos)[1]
+    processor = start_policy(config(openvla, demos, action_decoding="parallel"), demos)[1]
     if request.param == "always":
         backend = processor.hf_processor.tokenizer.backend_tokenizer
         backend.pre_tokenizer = None
@@ -260,7 +240,9 @@ def test_the_prompt_is_the_published_one_with_images_behind_its_first_token(
     assert ids == (1, *[IMAGE] * num_images, *alone[1:])
 
 
-def test_marks_and_placeholders_are_one_token_wherever_they_stand(processor: PolicyProcessor) -> None:
+def test_marks_are_one_token_wherever_they_stand_and_text_is_read_as_meant(
+    processor: PolicyProcessor,
+) -> None:
     vocabulary = processor.vocabulary
     slots = dict(zip(slot_tokens(processor.decoding.num_actions), vocabulary.slot_ids, strict=True))
     for token, id_ in {**vocabulary.mark_ids, **slots, "<image>": IMAGE}.items():
@@ -271,16 +253,11 @@ def test_marks_and_placeholders_are_one_token_wherever_they_stand(processor: Pol
     frame = np.zeros((64, 64, 3), np.uint8)
     expanded = processor.expand(ids, [frame]).tolist()
     assert words(processor, expanded) == ["<result>", *["<image>"] * published.NUM_PATCHES, "</result>"]
-
-
-def test_what_the_policy_writes_is_read_as_it_was_meant(processor: PolicyProcessor) -> None:
-    vocabulary = processor.vocabulary
     text = vocabulary.decode(vocabulary.encode(TEXTS[0]))
     (think, said), (tool, call) = parse_text(text)
     assert (think.kind, said.strip()) == (SegmentKind.THINK, "look 100 200")
     assert tool.kind is SegmentKind.TOOL_CALL
-    arguments = {"image": 0, "bbox": [0, 5, 100, 200]}
-    assert parse_call(call) == ToolCall(name="zoom_in", arguments=arguments)
+    assert parse_call(call) == ToolCall(name="zoom_in", arguments={"image": 0, "bbox": [0, 5, 100, 200]})
 
 
 def test_a_demonstration_trains_the_published_action_tokens(
@@ -293,51 +270,31 @@ def test_a_demonstration_trains_the_published_action_tokens(
     assert min(ids) >= published.NUM_WORDS - 256
 
 
-def test_the_gripper_of_the_codec_is_that_of_the_simulator() -> None:
-    """OpenVLA's evaluation converts its gripper (1 open, 0 closed) to robosuite's (-1 open, 1 closed); so does ours."""
-    stats = {"libero": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}}
-    plain, ours = (
-        BinCodec.from_norm_stats(stats, chunk_length=1, gripper_dim=gripper_dim) for gripper_dim in (None, -1)
-    )
-    for symbol in range(256):
-        symbols = np.array([10, 20, 30, 40, 50, 60, symbol])
-        expected = plain.decode(symbols)
-        expected[:, 6] = -np.sign(2 * expected[:, 6] - 1)  # OpenVLA's experiments/robot/robot_utils.py, binarized
-        np.testing.assert_array_equal(ours.decode(symbols), expected)
-    opened, closed = np.array([[0.0] * 6 + [-1.0]]), np.array([[0.0] * 6 + [1.0]])
-    for action in (opened, closed):
-        assert ours.decode(ours.encode(action))[0, 6] == action[0, 6]
-
-
-def test_a_hub_id_is_found_in_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_found_in_the_cache(openvla: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "models--openvla--tiny"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs/main").write_text("0" * 40)
-    shutil.copytree(folder, cache / "snapshots" / ("0" * 40))
+    shutil.copytree(openvla, cache / "snapshots" / ("0" * 40))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    expected = load_checkpoint(folder).state_dict()
+    expected = load_checkpoint(openvla).state_dict()
     loaded = auto.load_model("openvla/tiny", torch.float32).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
     assert auto.load_processor("openvla/tiny").image_seq_len == published.NUM_PATCHES
 
 
-def test_a_checkpoint_that_is_not_whole_is_refused(folder: Path, demos: DemonstrationSet, tmp_path: Path) -> None:
-    """transformers would start what is missing at random, and warn."""
-    broken = shutil.copytree(folder, tmp_path / "broken")
-    (broken / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"broken lacks model-00002-of-00003\.safetensors"):
-        start_policy(config(broken, demos), demos)
-
-
 def test_slots_of_a_long_chunk_make_the_vocabulary_grow_and_leave_the_actions_where_they_are(
-    folder: Path, tmp_path: Path
+    openvla: Path, tmp_path: Path
 ) -> None:
-    model, hf_processor = auto.load_model(folder, torch.float32), auto.load_processor(folder)
+    model, hf_processor = auto.load_model(openvla, torch.float32), auto.load_processor(openvla)
     rows = model.get_input_embeddings().num_embeddings
     extend_vocabulary(model, hf_processor, num_bins=0)
     assert model.get_input_embeddings().num_embeddings == rows
+    before = model.state_dict()
     add_slots(model, hf_processor, 64)  # publishing left 64 rows, of which two and the marks are taken
     assert model.get_input_embeddings().num_embeddings == len(hf_processor.tokenizer) == rows + 2 + len(MARKS)
+    for name, weight in model.state_dict().items():
+        known = IMAGE + 1 + len(MARKS) if "embed_tokens" in name or "lm_head" in name else None
+        assert torch.equal(weight[:known], before[name][:known]), name
     auto.save_model(model, tmp_path, model.state_dict())
     saved = json.loads((tmp_path / "config.json").read_text())
     # Where published code looks for symbol 0: `vocab_size - pad_to_multiple_of - 1`, 31999 of the published ones.

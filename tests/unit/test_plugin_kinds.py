@@ -26,7 +26,7 @@ from rlvla.rollout.env_server import make_env
 from rlvla.run import metrics
 from rlvla.types import Group, Observation
 from tests.examples import TASK, good_turn, trajectory
-from tests.queries import query
+from tests.takes import query
 
 OBSERVATION = Observation(
     images=(np.zeros((8, 8, 3), np.uint8),),

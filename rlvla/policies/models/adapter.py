@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from rlvla.policies.models.openvla.shards import CheckpointError, count
+from rlvla.policies.models.openvla.shards import CheckpointError, require_none
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LOST = 0.5
@@ -41,13 +41,12 @@ def merge(model: Any, folder: Path) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     wrapped = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(str(folder)))
     weights = load_file(folder / WEIGHTS)
-    missing, unknown = [name for name in _replaced(wrapped) if name not in weights], []
-    if not missing:  # else peft would raise a KeyError
-        result = peft.set_peft_model_state_dict(wrapped, weights)
-        # peft lists every weight of the base among the missing ones.
-        missing, unknown = [name for name in result.missing_keys if ".lora_" in name], result.unexpected_keys
-    if problems := [p for p in (count("missing", missing), count("unknown", unknown)) if p]:
-        raise CheckpointError(f"adapter: {folder / WEIGHTS}: {'; '.join(problems)}")
+    where = f"adapter: {folder / WEIGHTS}"
+    require_none(where, {"missing": _replaced(wrapped) - weights.keys()})  # else peft would raise a KeyError
+    result = peft.set_peft_model_state_dict(wrapped, weights)
+    # peft lists every weight of the base among the missing ones.
+    missing = [name for name in result.missing_keys if ".lora_" in name]
+    require_none(where, {"missing": missing, "unknown": result.unexpected_keys})
     unchanged = merge_down(wrapped)
     _require_tied(model, folder)
     if unchanged > LOST:
@@ -75,12 +74,12 @@ def merge_down(wrapped: Any) -> float:
     return num_unchanged / max(1, num_adapted)
 
 
-def _replaced(wrapped: Any) -> list[str]:
+def _replaced(wrapped: Any) -> set[str]:
     """Names in the adapter's file of weights that it holds whole, in the place of the model's (`modules_to_save`)."""
     from peft.utils import AuxiliaryTrainingWrapper
 
     wrappers = {name: m for name, m in wrapped.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)}
-    return [f"{name}.{key}" for name, m in wrappers.items() for key in m.adapter_state_dict_load_map("default")]
+    return {f"{name}.{key}" for name, m in wrappers.items() for key in m.adapter_state_dict_load_map("default")}
 
 
 def _require_tied(model: Any, folder: Path) -> None:

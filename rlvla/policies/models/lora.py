@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from rlvla.config import LoraConfig
 from rlvla.policies.models.adapter import CONFIG, WEIGHTS, require_adapter
-from rlvla.policies.models.openvla.shards import CheckpointError, count
+from rlvla.policies.models.openvla.shards import CheckpointError, require_none
 
 FOLDER = "adapter"
 """Of a checkpoint: its adapter. transformers and vLLM, which look at the folder above alone, read the weights that the
@@ -202,9 +202,9 @@ def load_adapter(wrapped: Any, adapter: Adapter) -> None:
 
     state = _state(wrapped)
     ids = config_of(wrapped).trainable_token_indices
-    missing, unknown = sorted(state.keys() - adapter.weights.keys()), sorted(adapter.weights.keys() - state.keys())
-    if problems := [p for p in (count("missing", missing), count("unknown", unknown)) if p]:
-        raise CheckpointError(f"adapter: it belongs to another model: {'; '.join(problems)}")
+    have = adapter.weights.keys()
+    problems = {"missing": state.keys() - have, "unknown": have - state.keys()}
+    require_none("adapter: it belongs to another model", problems)
     updates = {name: (None, weight) for name, weight in adapter.updates().items()}
     rows = {
         f"{_PREFIX}{layer}{_ROWS}": ([ids[layer].index(id_) for id_ in its_ids], weight)

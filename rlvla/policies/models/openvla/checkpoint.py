@@ -1,4 +1,4 @@
-"""Published OpenVLA and OpenVLA-OFT folders -> model and processor, and back; safetensors only.
+"""Published OpenVLA and OpenVLA-OFT folders -> model and processor; safetensors only.
 
 Read are `config.json`, `model.safetensors` or its shards, `dataset_statistics.json` and the processor's files. The
 model's parameters have the published names, so that only what training scripts put before them is mapped.
@@ -7,6 +7,7 @@ model's parameters have the published names, so that only what training scripts 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,14 @@ from rlvla.policies.models.openvla import register
 from rlvla.policies.models.openvla.config import OpenVLAConfig
 from rlvla.policies.models.openvla.model import OpenVLAForConditionalGeneration
 from rlvla.policies.models.openvla.processor import PrismaticProcessor
-from rlvla.policies.models.openvla.shards import CheckpointError, count, shard_names
+from rlvla.policies.models.openvla.shards import CheckpointError, require_none, shard_names
 
 STATISTICS_FILE = "dataset_statistics.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PREFIXES = ("module.", "base_model.model.")
+_PREFIXES = re.compile(r"^(module\.|base_model\.model\.)+")
 """Of DDP and peft."""
-_RENAMED = {".ls1.gamma": ".ls1.scale_factor", ".ls2.gamma": ".ls2.scale_factor"}
-"""timm's name of a LayerScale -> the published one."""
+_LAYER_SCALE = re.compile(r"(\.ls[12])\.gamma")
+"""timm's name of a factor that is published as `scale_factor`."""
 _DTYPES = ("F64", "F32", "F16", "BF16")
 """Any other would be weights of a quantised model, or none at all."""
 _NORM_STATS = TypeAdapter(dict[str, Any] | None)
@@ -64,7 +65,13 @@ def read_weights(path: Path, expected: Mapping[str, list[int]]) -> dict[str, tor
         CheckpointError: see `load_checkpoint`.
     """
     found = _published(path)
-    _compare(path, {name: shape for name, (_, _, shape) in found.items()}, expected)
+    shapes = [
+        f"{name} {found[name][2]} instead of {expected[name]}"
+        for name in found.keys() & expected.keys()
+        if found[name][2] != expected[name]
+    ]
+    missing, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
+    require_none(str(path), {"missing": missing, "unknown": unknown, "of another shape": shapes})
     return {name: _read(file, key) for name, (file, key, _) in found.items()}
 
 
@@ -109,24 +116,13 @@ def write_norm_stats(path: Path | str, config: OpenVLAConfig) -> None:
         (Path(path) / STATISTICS_FILE).write_text(json.dumps(config.norm_stats, indent=2) + "\n")
 
 
-def save_checkpoint(
-    model: OpenVLAForConditionalGeneration, path: Path | str, processor: PrismaticProcessor | None = None
-) -> None:
-    """Write a folder in the published layout, with the weights as they are, and the processor's files if given."""
-    path = Path(path)
-    model.save_pretrained(path)
-    write_norm_stats(path, model.config)
-    if processor is not None:
-        processor.save_pretrained(path)
-
-
 def _published(path: Path) -> dict[str, tuple[Path, str, list[int]]]:
     """Name in the model -> file, name in it, shape."""
     found: dict[str, tuple[Path, str, list[int]]] = {}
     for file in _weight_files(path):
         with _open(file) as weights:
             for key in weights.keys():  # noqa: SIM118 - no mapping
-                name = _canonical(key)
+                name = _LAYER_SCALE.sub(r"\1.scale_factor", _PREFIXES.sub("", key))
                 if name in found:
                     raise CheckpointError(f"{file}: {key} is there twice, also as {found[name][1]} in {found[name][0]}")
                 entry = weights.get_slice(key)
@@ -169,34 +165,6 @@ def _hint(path: Path) -> str:
     if names or list(path.glob("*.bin")):
         return "pickles (*.pt, *.bin) are not read; convert them to safetensors"
     return "it is no checkpoint"
-
-
-def _canonical(key: str) -> str:
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            if key.startswith(prefix):
-                key, stripped = key.removeprefix(prefix), True
-    for old, new in _RENAMED.items():
-        key = key.replace(old, new)
-    return key
-
-
-def _compare(path: Path, found: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> None:
-    """Raises CheckpointError naming what differs."""
-    shapes = [
-        f"{name} {found[name]} instead of {expected[name]}"
-        for name in sorted(found.keys() & expected.keys())
-        if found[name] != expected[name]
-    ]
-    problems = [
-        count("missing", expected.keys() - found.keys()),
-        count("unknown", found.keys() - expected.keys()),
-        count("of another shape", shapes),
-    ]
-    if any(problems):
-        raise CheckpointError(f"{path}: {'; '.join(problem for problem in problems if problem)}")
 
 
 def _read(file: Path, key: str) -> torch.Tensor:

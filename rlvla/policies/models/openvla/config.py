@@ -7,10 +7,9 @@ models/vision_transformer.py), which published configs name and do not spell out
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, TypeAdapter
 from transformers import LlamaConfig, PreTrainedConfig
@@ -31,6 +30,8 @@ _Size = Annotated[int, Field(ge=1, le=_MAX)]
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig:
     """Sizes of one vision transformer; sizes in pixels are of a side."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     hidden_size: _Size
     """D_v."""
@@ -56,9 +57,6 @@ class TowerConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TowerConfig:
         """Raises ValueError naming fields that are missing, unknown, of a wrong type or make no tower."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if wrong := names.symmetric_difference(fields):
-            raise ValueError(f"vision_towers: fields missing or unknown: {', '.join(sorted(wrong))}")
         tower = _TOWER.validate_python(dict(fields))
         if tower.num_layers < 2 or tower.hidden_size % tower.num_attention_heads or not tower.num_patches:
             raise ValueError(

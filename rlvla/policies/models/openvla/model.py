@@ -58,14 +58,6 @@ class OpenVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for parameter in module.unused():
                 parameter.requires_grad_(False)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """[vocabulary, D] of the language model."""
-        return self.language_model.model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace them."""
-        self.language_model.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Module:
         """The language model's head."""
         return self.language_model.lm_head
@@ -125,13 +117,12 @@ class OpenVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         num_images: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -146,7 +137,6 @@ class OpenVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_images: see `embed`.
             position_ids: [B, L]; None: 0, 1, 2 ...
             past_key_values: cache of the tokens before.
-            inputs_embeds: [B, L, D] from `embed`, in place of tokens and images.
             logits_to_keep: see transformers.
             **kwargs: to Llama, such as `use_cache`.
 
@@ -154,19 +144,10 @@ class OpenVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             Llama's output; `logits` [B, L, vocabulary].
 
         Raises:
-            ValueError: see `embed`; neither or both of tokens and embeddings were given; a mask of 4 axes for
-                flash-attention, which knows none.
+            ValueError: see `embed`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        implementation = self.language_model.config._attn_implementation or "sdpa"
-        if attention_mask is not None and len(attention_mask.shape) == 4 and "flash" in implementation:
-            raise ValueError(f"{implementation} takes no mask of 4 axes; use sdpa, eager or flex_attention")
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, pixel_values, num_images)
         return self.language_model(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=self.embed(input_ids, pixel_values, num_images),
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,

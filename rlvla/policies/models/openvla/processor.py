@@ -134,45 +134,33 @@ class PrismaticProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Any = None,
-        text: str | Sequence[str] = (),
+        images: Sequence[Any],
+        text: Sequence[str],
         return_tensors: str | None = None,
-        padding: bool | str = False,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Encode prompts with their images.
-
-        A text has as many placeholders `<image>` as images; or none and one image, which then stands behind its first
-        token, where published checkpoints have it.
+        """Encode prompts with their images, which stand where the texts have `<image>`.
 
         Args:
-            images: one, or those of all texts in order, flat or a list for each text.
+            images: those of all texts in order.
             text: B of them.
-            return_tensors: `pt` or None for lists.
-            padding: see the tokenizer's `pad`.
+            return_tensors: `pt`, of texts of one length; None for lists.
             **kwargs: to the tokenizer.
 
         Returns:
-            `input_ids` and `attention_mask` [B, L], and what the image processor makes of the images of each text.
+            `input_ids` [B, L], and what the image processor makes of the images of each text.
 
         Raises:
             ValueError: placeholders and images differ in number.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        nested = images if isinstance(images, (list, tuple)) else [] if images is None else [images]
-        flat = [image for row in nested for image in (row if isinstance(row, (list, tuple)) else [row])]
-        rows = [list(ids) for ids in self.tokenizer(texts, **kwargs)["input_ids"]]
-        if flat and len(flat) == len(rows) and not any(self.image_token_id in row for row in rows):
-            rows = [[*row[:1], self.image_token_id, *row[1:]] for row in rows]
+        rows = self.tokenizer(list(text), **kwargs)["input_ids"]
         counts = [row.count(self.image_token_id) for row in rows]
-        if sum(counts) != len(flat):
-            raise ValueError(f"{sum(counts)} image placeholders for {len(flat)} images")
+        if sum(counts) != len(images):
+            raise ValueError(f"{sum(counts)} image placeholders for {len(images)} images")
+        pending = iter(images)
+        pixels = self.image_processor([[next(pending) for _ in range(count)] for count in counts])
         expanded = [[i for id_ in row for i in self._expand(id_)] for row in rows]
-        data = dict(self.tokenizer.pad({"input_ids": expanded}, padding=padding))
-        if flat:
-            pending = iter(flat)
-            data |= self.image_processor([[next(pending) for _ in range(count)] for count in counts])
-        return BatchFeature(data, tensor_type=return_tensors)
+        return BatchFeature({"input_ids": expanded, **pixels}, tensor_type=return_tensors)
 
     def _expand(self, id_: int) -> list[int]:
         return [id_] * self.image_seq_len if id_ == self.image_token_id else [id_]

@@ -6,7 +6,7 @@ Light, since what is read comes from elsewhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _NUM_SHOWN = 3
@@ -17,13 +17,21 @@ class CheckpointError(ValueError):
     """A folder that is no checkpoint or adapter, or not the whole of one; the message says what is wrong with it."""
 
 
-def count(what: str, names: Iterable[str]) -> str:
-    """Weights counted and the first of them named, for a message; empty when there are none."""
-    names = sorted(names)
-    if not names:
-        return ""
-    dots = ", ..." if len(names) > _NUM_SHOWN else ""
-    return f"{len(names)} weights {what}: {', '.join(names[:_NUM_SHOWN])}{dots}"
+def require_none(where: str, problems: Mapping[str, Iterable[str]]) -> None:
+    """Raises CheckpointError counting the weights of each problem and naming the first of them, unless there are none.
+
+    Args:
+        where: begins the message.
+        problems: {what the weights are, such as missing: their names}.
+    """
+    found = {what: sorted(names) for what, names in problems.items()}
+    told = [
+        f"{len(names)} weights {what}: {', '.join(names[:_NUM_SHOWN])}{', ...' if len(names) > _NUM_SHOWN else ''}"
+        for what, names in found.items()
+        if names
+    ]
+    if told:
+        raise CheckpointError(f"{where}: {'; '.join(told)}")
 
 
 def shard_names(content: bytes, name: str) -> list[str]:
