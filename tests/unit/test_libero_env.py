@@ -195,6 +195,7 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_episodes(cropped: LiberoEnv) -> None:
     def play(num: int) -> None:
         for init_state_id in range(num):
@@ -220,6 +221,7 @@ def test_center_crop_is_bilinear_with_aligned_corners() -> None:
     assert (center_crop(np.full((64, 64, 3), 255, np.uint8)) == 255).all()
 
 
+@pytest.mark.slow
 def test_envs_in_threads_reset_to_the_states_of_an_env_alone(libero_assets: Path) -> None:
     def reset_often(task_id: int) -> list[np.ndarray]:
         env = LiberoEnv(suite="libero_goal", assets=libero_assets, settle_steps=0, view_size=64)
