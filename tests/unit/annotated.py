@@ -1,27 +1,38 @@
-"""Writes annotated data sets as the engine does, row by row, with whatever words and numbers a test wants."""
+"""Annotated data sets with whatever words and numbers a test wants, and the memory that reading them takes."""
 
 from __future__ import annotations
 
-import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rlvla.data.rows import COLUMNS, IMAGE, PLACE
-from rlvla.pictures import to_png
+from rlvla.data import dataset
+from rlvla.data.types import Demonstration, Provenance
+from rlvla.types import Annotation
+from tests.examples import demonstration
+
+GREY = np.full((8, 8, 3), 128, np.uint8)
+MADE_BY: dict[str, Any] = {
+    "annotator": "openai",
+    "model": "a-model",
+    "prompt_hash": "abc123",
+    "checks": ("markup", "box"),
+}
 
 
-def png(image: np.ndarray) -> dict[str, Any]:
-    """[H, W, 3] as the data set keeps it."""
-    return {"bytes": to_png(image), "path": None}
+class Row(NamedTuple):
+    """A decision and its place."""
 
-
-GREY = png(np.full((8, 8, 3), 128, np.uint8))
+    episode: int
+    task: int
+    decision: Demonstration
 
 
 def row(
@@ -31,56 +42,27 @@ def row(
     episode: int = 0,
     decision: int = 0,
     task: int = 0,
-    progress: float | None = None,
-    **columns: Any,
-) -> dict[str, Any]:
-    """One decision with grey pictures; `columns` are further columns, `provenance_model` for `provenance.model`."""
-    return {
-        "observation.images.0": GREY,
-        "observation.state": [0.0],
-        "action": [[0.0]],
-        "annotation.texts": list(thoughts),
-        "annotation.crops": [GREY for _ in boxes],
-        "annotation.thoughts": list(thoughts),
-        "annotation.boxes": [list(box) for box in boxes],
-        "annotation.box_images": [0 for _ in boxes],
-        "annotation.subtask": "",
-        "annotation.subject": "",
-        "annotation.gripper": "",
-        "annotation.next_gripper": "",
-        "annotation.progress": progress,
-        "annotation.is_key_frame": is_key,
-        "annotation.decision_index": decision,
-        "provenance.annotator": "openai",
-        "provenance.model": "a-model",
-        "provenance.prompt_hash": "abc123",
-        "provenance.seed": 0,
-        "provenance.attempts": 1,
-        "provenance.rejected": [],
-        "provenance.checks": ["markup", "box"],
-        "provenance.prompt_tokens": 0,
-        "provenance.completion_tokens": 0,
-        "episode_index": episode,
-        "frame_index": decision,
-        "task_index": task,
-        **{key.replace("_", ".", 1): value for key, value in columns.items()},
-    }
+    images: tuple[np.ndarray, ...] = (GREY,),
+    by: dict[str, Any] = {},  # noqa: B006 (read alone)
+    **said: Any,
+) -> Row:
+    """One decision; `by` are fields of its provenance, `said` further ones of its annotation."""
+    annotation = Annotation(**{"thoughts": thoughts, "looks": tuple((0, box) for box in boxes), **said})
+    told = {"annotation": annotation, "provenance": Provenance(**MADE_BY | by), "is_key_frame": is_key}
+    made = demonstration(num_looks=len(annotation.looks), images=images, decision_index=decision, **told)
+    return Row(episode, task, made)
 
 
 def write_rows(
-    folder: Path, rows: Iterable[dict[str, Any]], tasks: Sequence[str] = ("press the pad",), *, rows_per_file: int = 3
+    folder: Path, rows: Iterable[Row], tasks: Sequence[str] = ("press the pad",), *, rows_per_file: int = 3
 ) -> Path:
-    """Write a data set with these columns and return its folder."""
-    rows = list(rows)
-    (folder / "data/chunk-000").mkdir(parents=True)
-    (folder / "meta").mkdir()
-    kinds = COLUMNS | PLACE
-    schema = pa.schema([(name, kinds.get(name, IMAGE)) for name in rows[0]])
-    for number, start in enumerate(range(0, len(rows), rows_per_file)):
-        table = pa.Table.from_pylist(rows[start : start + rows_per_file], schema=schema)
-        pq.write_table(table, folder / f"data/chunk-000/file-{number:03d}.parquet")
-    pq.write_table(pa.table({"task_index": range(len(tasks)), "task": list(tasks)}), folder / "meta/tasks.parquet")
-    (folder / "meta/info.json").write_text(json.dumps({"codebase_version": "v3.0"}))
+    """Write a data set of these decisions and return its folder; a file ends with an episode."""
+    episodes = (
+        [replace(one.decision, instruction=tasks[one.task]) for one in episode]
+        for _, episode in groupby(rows, key=lambda one: one.episode)
+    )
+    with patch.object(dataset, "ROWS_PER_FILE", rows_per_file):
+        dataset.write(folder, episodes, robot="test", fps=1.0)
     return folder
 
 

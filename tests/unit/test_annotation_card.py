@@ -27,9 +27,9 @@ SIX = (
     row("one two three", "four five", boxes=[(0, 0, 500, 500)], is_key=True, progress=0.1),
     row("one two", decision=1, progress=0.2),
     row("one two three four", decision=3, progress=0.9),
-    row("one", episode=1, task=1, provenance_attempts=3, provenance_rejected=["box", "length"]),
+    row("one", episode=1, task=1, by={"attempts": 3, "rejected": ("box", "length")}),
     row("a b c d e f g", "h", boxes=[(900, 950, 1000, 1000)], is_key=True, episode=1, decision=1, task=1),
-    row("x", episode=2, provenance_model="another", provenance_checks=["markup"]),
+    row("x", episode=2, by={"model": "another", "checks": ("markup",)}),
 )
 TALLY = Tally(
     num_decisions=7,
@@ -110,7 +110,7 @@ def test_progress_and_boxes_are_counted_where_they_lie(folder: Path, tmp_path: P
 
 
 def test_an_episode_with_two_instructions_is_one_of_each_task(tmp_path: Path) -> None:
-    rows = [row("x", boxes=[(0, 0, 9, 9)], decision=i, task=i % 2) for i in range(4)]
+    rows = [row("x", "y", boxes=[(0, 0, 9, 9)], decision=i, task=i % 2) for i in range(4)]
     source = written(write_rows(tmp_path / "demos", rows, ["a", "b"]))
     assert line(source, "episodes") == ["1"]
     assert line(source, "a") == line(source, "b") == ["1", "2", "0", "2"]
@@ -160,8 +160,8 @@ def test_the_config_is_shown_as_far_as_it_was_chosen(folder: Path) -> None:
 
 
 def test_words_of_a_model_stay_words(tmp_path: Path) -> None:
-    strange = dict.fromkeys(("provenance_annotator", "provenance_model", "provenance_prompt_hash"), WORST)
-    evil = row(WORST, WORST, boxes=[(0, 0, 9, 9)], provenance_checks=[WORST], **strange)
+    strange = {"annotator": WORST, "model": WORST, "prompt_hash": WORST, "checks": (WORST,)}
+    evil = row(WORST, WORST, boxes=[(0, 0, 9, 9)], by=strange)
     folder = write_rows(tmp_path / "demos", [evil, row("x", task=1)], [WORST, "plain"])
     tally = Tally(num_decisions=2, rejected={WORST: 2}, dropped={WORST: 1})
     page = rendered(written(folder, tally))

@@ -11,7 +11,7 @@ import pytest
 
 from rlvla.annotation.contact_sheet import FILE, draw, write_contact_sheet
 from tests.pages import EVIL, Page, assert_inert
-from tests.unit.annotated import peak_memory, png, row, write_rows
+from tests.unit.annotated import GREY, peak_memory, row, write_rows
 
 
 def source(folder: Path, num_samples: int = 8, seed: int = 0) -> str:
@@ -34,7 +34,7 @@ def test_half_of_the_drawn_decisions_are_key_frames_if_there_are_so_many(
 def test_the_drawn_rows_are_shown_however_they_are_spread_over_files(tmp_path: Path) -> None:
     is_key = np.arange(30) % 3 == 0
     for rows_per_file in (7, 40):
-        rows = [row("go", is_key=bool(is_key[i]), decision=i) for i in range(30)]
+        rows = [row("go", is_key=bool(is_key[i]), episode=i // 5, decision=i) for i in range(30)]
         html = source(write_rows(tmp_path / str(rows_per_file), rows, rows_per_file=rows_per_file), 8, seed=1)
         assert re.findall(r"decision (\d+)</span>", html) == [str(i) for i in draw(is_key, 8, 1)]
         page = Page(html)
@@ -51,25 +51,22 @@ def test_every_decision_is_drawn_alike() -> None:
 def test_looks_and_thoughts_are_shown_in_order_on_the_camera_that_they_name(tmp_path: Path) -> None:
     picture = row(
         *("first", "second", "third"),
-        boxes=[(0, 0, 500, 500), (100, 200, 300, 600)],
+        looks=((1, (0, 0, 500, 500)), (0, (100, 200, 300, 600))),
         is_key=True,
-        episode=3,
         decision=7,
+        images=(GREY, np.zeros((8, 16, 3), np.uint8)),
         progress=0.256,
-        annotation_box_images=[1, 0],
-        annotation_subtask="grasp it",
-        annotation_subject="red block",
-        annotation_gripper="open",
-        annotation_next_gripper="close",
-        provenance_attempts=3,
-        provenance_rejected=["box", "length"],
+        subtask="grasp it",
+        subject="red block",
+        gripper="open",
+        next_gripper="close",
+        by={"attempts": 3, "rejected": ("box", "length")},
     )
-    second_camera = {"observation.images.1": png(np.zeros((8, 16, 3), np.uint8))}
-    html = source(write_rows(tmp_path / "demos", [picture | second_camera], ["pick <it>"]))
+    html = source(write_rows(tmp_path / "demos", [picture], ["pick <it>"]))
     figures, text = re.findall(r"<figure.*?</figure>", html, re.DOTALL), Page(html).text
     assert [re.findall(r">(\d)</text>", figure) for figure in figures] == [["2"], ["1"], [], []]  # boxes on the views
     shown = [
-        *("episode 3 · decision 7", "pick <it>", "key frame", "openai", "a-model", "3 attempts"),
+        *("episode 0 · decision 7", "pick <it>", "key frame", "openai", "a-model", "3 attempts"),
         *("failed box", "failed length"),
         *("sub-task grasp it", "subject red block", "gripper open", "next close", "progress 26 %"),
     ]
@@ -79,8 +76,8 @@ def test_looks_and_thoughts_are_shown_in_order_on_the_camera_that_they_name(tmp_
 
 
 def test_nothing_on_the_page_runs_or_loads(tmp_path: Path) -> None:
-    words = ("annotation_subtask", "annotation_subject", "annotation_next_gripper", "provenance_annotator")
-    told: dict[str, Any] = dict.fromkeys((*words, "provenance_model"), EVIL) | {"provenance_rejected": [EVIL]}
+    told: dict[str, Any] = dict.fromkeys(("subtask", "subject", "next_gripper"), EVIL)
+    told["by"] = {"annotator": EVIL, "model": EVIL, "rejected": (EVIL,)}
     folder = write_rows(tmp_path / "demos", [row(EVIL, EVIL, boxes=[(0, 0, 9, 9)], **told)], [EVIL])
     assert_inert(source(folder), tmp_path, 9)
 
@@ -96,8 +93,8 @@ def test_only_what_is_drawn_is_kept(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
     def peak(num_rows: int) -> int:
-        pictures = (png(rng.integers(0, 255, (64, 64, 3), np.uint8)) for _ in range(num_rows))  # 12 kB each
-        rows = [row("go", is_key=i % 2 == 0) | {"observation.images.0": image} for i, image in enumerate(pictures)]
+        pictures = (rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(num_rows))  # 12 kB each
+        rows = [row("go", is_key=i % 2 == 0, episode=i // 40, images=(image,)) for i, image in enumerate(pictures)]
         folder = write_rows(tmp_path / str(num_rows), rows, rows_per_file=40)
         return peak_memory(lambda: write_contact_sheet(folder, 2, 0))
 
