@@ -1,11 +1,11 @@
 # Everything from a bare clone. `make help` lists the targets.
 PYTHON_BIN := .venv/bin/python
 SHELL := /bin/bash
-.PHONY: help setup libero demo test check doctor audit wheel
+.PHONY: help setup libero demo test test-slow check doctor audit wheel
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: ## .venv with everything (fast when nothing changed)
 	@bash scripts/setup.sh
@@ -18,8 +18,13 @@ demo: setup ## the whole loop on a CPU: demonstrations, SFT cold start, GRPO, ev
 
 # Two at a time, a file each: most of a recipe's start-up is waiting. Threads of two engines would only trample on each
 # other, hence one each.
-test: setup ## every test; none needs a GPU
-	@OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -n 2 --dist loadfile --durations=15 $(ARGS)
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -n 2 --dist loadfile --durations=15
+
+test: setup ## every test but the long ones; none needs a GPU
+	@$(PYTEST) -m "not long" $(ARGS)
+
+test-slow: setup ## the long ones: series of faults, soaks, sweeps of LIBERO
+	@$(PYTEST) -m long $(ARGS)
 
 check: setup ## format, lint, spelling, types, import order
 	@$(PYTHON_BIN) -m ruff format --check .

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from rlvla.config import EpisodeConfig
+from rlvla.policies.thinker.deciding import Decider
 from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.types import Trajectory
+from rlvla.rollout.collect import Job, play_job
+from rlvla.rollout.env_thread import EnvThread
+from rlvla.types import TaskSpec, Trajectory
 
 ZOOM = '<tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 0, 500, 500]}}</tool>'
+TASK = TaskSpec(suite="faulty", task_id=0, init_state_id=3, seed=7)
 
 
 class LookThenAct:
@@ -33,6 +41,27 @@ class LookThenAct:
             logprobs=np.full(len(token_ids), -1.0, np.float32),
             policy_version=0,
         )
+
+
+def decider_of(policy: Path, sampler: LookThenAct | None = None, **episode: Any) -> Decider:
+    """One that asks such a sampler."""
+    config = EpisodeConfig(max_turn_tokens=1024, **episode)
+    processor, tools = PolicyProcessor.load(policy), load_tools(config.tools)
+    return Decider(sampler=sampler or LookThenAct(policy), processor=processor, tools=tools, config=config)
+
+
+async def _not_lost() -> None:
+    raise AssertionError("this sampler does not die")
+
+
+async def episode(decider: Decider, env: EnvThread, max_attempts: int = 3, task: TaskSpec = TASK) -> Trajectory:
+    """Play a job under a sampler that lives on."""
+    return await play_job(decider, env, Job(task=task, member=0), max_attempts, _not_lost)
+
+
+def play(decider: Decider, env: EnvThread, max_attempts: int = 3, task: TaskSpec = TASK) -> Trajectory:
+    """The same, from outside an event loop."""
+    return asyncio.run(episode(decider, env, max_attempts, task))
 
 
 def assert_same_play(a: Trajectory, b: Trajectory) -> None:

@@ -1,4 +1,4 @@
-"""Made-up takes of an expert, for the tests of what annotates them.
+"""Made-up takes of an expert, and queries about them, for the tests of what annotates them.
 
 decision   0     1     2       3       4     5       6      7
 gripper    open  open  open    closed  ..    closed  open   open
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvla.annotation.take import Take
+from rlvla.annotation.take import Query, Take
 from rlvla.types import Annotation, Box, Decision, Scene, SceneObject, Switch, Timeline
 
 BLOCK: Box = (400, 400, 500, 500)
@@ -25,6 +25,8 @@ OBJECTS = (
 )
 INSTRUCTION = "put the red block into the white bowl"
 SWITCHES: tuple[Switch, ...] = ("", "", "close", "", "", "open", "", "")
+KEYS = (2, 5)
+"""The decisions in which the gripper closes and opens."""
 SUBJECTS = ("red block",) * 8
 
 
@@ -55,13 +57,15 @@ def take(
     length: int = len(SUBJECTS),
     instruction: str = INSTRUCTION,
     num_images: int = 1,
+    side: int = 8,
 ) -> Take:
     """A take whose expert deals with these objects, one a decision; None: nobody knows the scene."""
     scenes = [None] * length if subjects is None else [_scene(subject) for subject in subjects]
+    noise = np.random.default_rng(0).integers(0, 256, (length, num_images, side, side, 3), np.uint8)
     return Take(
         index=0,
         name="made up",
-        decisions=tuple(_decision(scene, instruction, num_images) for scene in scenes),
+        decisions=tuple(_decision(scene, instruction, tuple(n)) for scene, n in zip(scenes, noise, strict=True)),
         stride=8,
         fps=20.0,
     )
@@ -71,8 +75,7 @@ def moving(grippers: Sequence[Sequence[float]], *, proprio: np.ndarray | None = 
     """A take whose decision i executes the gripper commands `grippers[i]`, and picture i shows i."""
     decisions = tuple(
         replace(
-            _decision(None, INSTRUCTION, 1),
-            images=(np.full((8, 8, 3), i, np.uint8),),
+            _decision(None, INSTRUCTION, (np.full((8, 8, 3), i, np.uint8),)),
             proprio=np.array([i, 0, 0], np.float32) if proprio is None else proprio[i],
             actions=np.array([[0.1, command] for command in commands], np.float32),
         )
@@ -81,14 +84,20 @@ def moving(grippers: Sequence[Sequence[float]], *, proprio: np.ndarray | None = 
     return Take(index=0, name="take 0", decisions=decisions, stride=len(grippers[0]), fps=10.0)
 
 
+def query(index: int, *, of: Take | None = None, **fields: Any) -> Query:
+    """About one decision of `of`, or of a take of which nobody knows the scene."""
+    asked = Query(take=of or take(None), timeline=timeline(), index=index, seed=100 + index)
+    return replace(asked, **fields)
+
+
 def _scene(subject: str) -> Scene:
     return Scene(objects=OBJECTS, subject=subject, intention=f"deal with the {subject}")
 
 
-def _decision(scene: Scene | None, instruction: str, num_images: int) -> Decision:
+def _decision(scene: Scene | None, instruction: str, images: tuple[np.ndarray, ...]) -> Decision:
     return Decision(
         instruction=instruction,
-        images=tuple(np.zeros((8, 8, 3), np.uint8) for _ in range(num_images)),
+        images=images,
         proprio=np.zeros(3, np.float32),
         actions=np.zeros((8, 7), np.float32),
         zoom=lambda image, box: np.zeros((8, 8, 3), np.uint8),

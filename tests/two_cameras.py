@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,52 +18,16 @@ from rlvla.policies.thinker.settings import Settings
 from rlvla.policies.thinker.vocabulary import add_slots
 from rlvla.types import Box
 from tests import tiny_checkpoints
+from tests.unit.faulty_env import INSTRUCTION, FaultyEnv, view
 
 SIDE = 32
 """Of a view, pixels."""
 BOXES: tuple[tuple[int, Box], ...] = ((0, (0, 0, 500, 500)), (1, (500, 0, 1000, 500)), (1, (0, 500, 500, 1000)))
 """Where the policy looks closer: image index and box."""
 TEXTS = (*(print_think("look") + print_zoom(*look) for look in BOXES), print_think("press"))
-INSTRUCTION = "press the red pad"
 
 
-def _view(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-
-
-class TwoCameras(gymnasium.Env):
-    """Succeeds behind its second chunk; both views change with each."""
-
-    suite = "two"
-    task_names = ("press",)
-    observation_space = gymnasium.spaces.Dict(
-        images=gymnasium.spaces.Box(0, 255, (2, SIDE, SIDE, 3), np.uint8),
-        proprio=gymnasium.spaces.Box(-1, 1, (1,), np.float32),
-        instruction=gymnasium.spaces.Text(20),
-    )
-
-    def __init__(self) -> None:
-        self._chunks = 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        self._chunks = 0
-        return self._observe(), {}
-
-    def step_chunk(self, actions: np.ndarray) -> Any:
-        self._chunks += 1
-        ended = self._chunks == 2
-        return self._observe(), np.zeros(len(actions), np.float32), ended, False, {"is_success": ended}
-
-    def zoom(self, image: int, bbox: Box) -> np.ndarray:
-        """A picture that tells which camera was looked into, and where."""
-        return _view(hash((image, bbox, self._chunks)) % 1000)
-
-    def _observe(self) -> dict[str, Any]:
-        images = np.stack([_view(self._chunks), _view(100 + self._chunks)])
-        return {"images": images, "proprio": np.zeros(1, np.float32), "instruction": INSTRUCTION}
-
-
-gymnasium.register("tests/TwoCameras-v0", TwoCameras)
+gymnasium.register("tests/TwoCameras-v0", FaultyEnv, kwargs={"num_cameras": 2, "side": SIDE})
 
 
 def save_policy(architecture: str, path: Path, num_steps: int = 60) -> None:
@@ -87,7 +50,7 @@ def save_policy(architecture: str, path: Path, num_steps: int = 60) -> None:
 
 
 def _demonstration(seed: int) -> Demonstration:
-    images = [_view(10 * seed + i) for i in range(2 + len(BOXES))]
+    images = [view(10 * seed + i, SIDE) for i in range(2 + len(BOXES))]
     actions = np.random.default_rng(seed).uniform(-1, 1, (2, 2)).astype(np.float32)
     return Demonstration(
         instruction=INSTRUCTION,

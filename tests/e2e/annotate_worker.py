@@ -5,10 +5,10 @@ A process of its own, which forks, so that everything is imported once and not o
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
+import runpy
 import signal
 import sys
 import time
@@ -46,12 +46,7 @@ def main(config: Path, num_kills: int) -> list[str]:
 
 def annotate(cfg: AnnotateConfig) -> None:
     """What the recipe does."""
-    spec = importlib.util.spec_from_file_location("annotate", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    recipe.main(cfg)
+    runpy.run_path(str(RECIPE))["main"](cfg)
 
 
 if __name__ == "__main__":

@@ -99,10 +99,11 @@ def test_killed_at_twenty_points_the_judged_data_set_is_the_same(tmp_path: Path)
 def test_a_server_that_misbehaves_loses_nothing_but_time(tmp_path: Path) -> None:
     def script(asked: Asked) -> Answer:
         faults = {3: refuse(429, retry_after_ms="20"), 7: refuse(500), 11: drop(), 13: refuse(503)}
-        return faults.get(asked.count, say(good_answer(asked)))
+        return faults.get(asked.count, say(good_answer(asked), after_s=0.05))  # so that several wait at once
 
     with ScriptedServer(script) as server:
         printed = recipe("annotate", config(tmp_path, server.url), tmp_path)
+    assert 1 < server.most_at_once <= 4
     assert f"{NUM_EPISODES} episodes" in printed
     assert "0 of" in printed
     rows = dataset.read(tmp_path / "demos")
@@ -115,8 +116,6 @@ def test_a_server_that_misbehaves_loses_nothing_but_time(tmp_path: Path) -> None
         assert len(demonstration.crops) == len(demonstration.annotation.looks) == int(demonstration.is_key_frame)
     num_keys = sum(rows[index].is_key_frame for index in range(len(rows)))
     assert num_keys == 4 * NUM_EPISODES  # the gripper closes once, which is in the chunks of four decisions
-    page = (tmp_path / "demos/contact_sheet.html").read_text()
-    assert page.count("class='picture'") + page.count('class="picture"') >= 6
 
 
 def files_with(text: str, folder: Path) -> set[str]:

@@ -14,15 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
-import jsonschema
 import pytest
 
-from rlvla.annotation import prompts, schema
-from rlvla.annotation.openai_annotator import AnnotatorError, OpenAIAnnotator, request
+from rlvla.annotation import prompts
+from rlvla.annotation.openai_annotator import AnnotatorError, OpenAIAnnotator
 from rlvla.config import OpenAIConfig
-from tests.queries import KEYS, TIMELINE, query, take
+from tests.takes import KEYS, query, take
 from tests.tiny_checkpoints import build
 
 pytestmark = pytest.mark.slow
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.slow
 MODEL = "tiny-vlm"
 START_S = 300.0
 """Half a minute where nothing else runs: three processes import vLLM one after the other."""
-TAKE = take(num_images=2, side=64)
+TAKE = take(None, num_images=2, side=64)
 QUERIES = [query(index, of=TAKE) for index in range(len(TAKE.decisions))]
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -54,7 +53,7 @@ ARGUMENTS = (
 def save_checkpoint(path: Path) -> None:
     """A tiny Qwen3-VL whose tokens are words of our prompts, and which ends its strings before they are full."""
     corpus = [prompts.system_prompt(is_key=is_key) for is_key in (True, False)]
-    corpus += [prompts.question(query(index)) for index in range(10)]
+    corpus += [prompts.question(query(index)) for index in range(8)]
     model, processor = build("qwen3_vl", corpus, num_bins=8)
     model.save_pretrained(path)
     processor.save_pretrained(path)
@@ -120,21 +119,10 @@ async def test_every_answer_of_a_random_model_keeps_the_schema(address: str) -> 
         assert reply.prompt_tokens > 300
         assert 20 < reply.completion_tokens < config.max_tokens
         if reply.annotation:
-            assert len(reply.annotation.looks) == TIMELINE.is_key[index]
+            assert len(reply.annotation.looks) == (index in KEYS)
     annotated = [index for index, reply in enumerate(replies) if reply.annotation]
-    assert len(annotated) >= 5
+    assert len(annotated) >= 4
     assert set(annotated) & set(KEYS)
-
-
-def test_what_the_server_sends_is_json_of_the_schema(address: str) -> None:
-    for index in (*KEYS, 4):
-        body = json.dumps(request(QUERIES[index], MODEL, OpenAIConfig(max_tokens=700))).encode()
-        with urlopen(Request(f"{address}/chat/completions", body, {"content-type": "application/json"})) as response:
-            choice = json.load(response)["choices"][0]
-        assert choice["finish_reason"] == "stop"
-        jsonschema.validate(
-            json.loads(choice["message"]["content"]), schema.json_schema(is_key=index in KEYS, num_images=2)
-        )
 
 
 async def test_an_answer_that_the_server_cuts_off_is_reported(address: str) -> None:

@@ -1,4 +1,4 @@
-"""Simulators in a RolloutActor, whose env processes are stopped or killed; and an actor that is killed."""
+"""A tool that fails in an actor of Ray's, and LIBERO in a process that is killed or stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -25,117 +24,54 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.settings import Settings
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job
+from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.tasks import TaskStream
 from rlvla.run.metrics import rollout_metrics
-from rlvla.types import EndReason, Group, TaskSpec
-from tests.look_then_act import ZOOM, LookThenAct, assert_same_play
+from rlvla.types import Group, TaskSpec
+from tests.look_then_act import ZOOM, LookThenAct, assert_same_play, decider_of, play
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 DEADLINE_S = 20.0
-"""Long beside what healthy envs need for a call, and for a few episodes, also on a busy machine."""
-ENV = EnvConfig(tasks=("press",), kwargs={"zoom_source": "render"}, deadline_s=DEADLINE_S)
+"""Long beside what a healthy env needs for a call, also on a busy machine."""
 
 
-class Saboteur(LookThenAct):
-    """It sends a signal to a process in the midst of an episode."""
-
-    _num_requests = _pid = _signal = 0
-
-    async def strike(self, pid: int, sent: int, num_requests: int) -> None:
-        """At the n-th request from now on."""
-        self._pid, self._signal, self._num_requests = pid, sent, num_requests
-
-    async def sample(self, request: SampleRequest) -> SampleOutput:
-        self._num_requests -= 1
-        if self._num_requests == 0:
-            os.kill(self._pid, self._signal)
-        return await super().sample(request)
-
-
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def own_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        # Ray's workers run at 15: beside other work on the machine they would meet their deadlines by chance.
-        environment.setenv("RAY_worker_niceness", "0")
-        start_ray(ClusterConfig())
+    start_ray(ClusterConfig())
     yield
     ray.shutdown()
 
 
-def start(sampler: type, policy: Path, env: EnvConfig, num_envs: int, **episode_: Any) -> tuple[Any, Any]:
-    """A sampler and an actor that asks it, with as many envs, each in a process of its own."""
-    name = uuid4().hex
-    asked = ray.remote(sampler).options(num_cpus=0, max_concurrency=100, name=name).remote(policy)
-    episode = EpisodeConfig(max_turn_tokens=1024, **episode_)
-    actor = ray.remote(RolloutActor).options(num_cpus=0).remote(name, policy, env, episode, num_envs=num_envs)
-    return asked, actor
-
-
-@pytest.fixture(scope="module")
-def actor(tiny_policy: Path) -> Iterator[Any]:
-    sampler, actor = start(LookThenAct, tiny_policy, ENV, num_envs=3)
-    yield actor
-    del sampler  # which ends with its last handle
-
-
-def family(actor: Any) -> tuple[psutil.Process, set[psutil.Process]]:
-    """The actor's process, and the env processes that it has started, without their server."""
-    process = psutil.Process(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())))
-    servers = [child for child in process.children() if "rlvla.rollout.env_server" in child.cmdline()]
-    return process, {child for server in servers for child in server.children()}
-
-
-def play(actor: Any, jobs: list[Job]) -> list[Any]:
-    """All trajectories, in the order in which they ended."""
-    return [ray.get(ref)[1] for ref in actor.stream.remote(jobs)]
-
-
-def test_one_stopped_env_process_keeps_no_other_env_waiting(actor: Any) -> None:
-    jobs = [Job(task=task, member=0) for task in TaskStream(config=ENV, seed=0).take(7)]
-    stream, ended = actor.stream.remote(jobs), {}
-    index, ended[index] = ray.get(next(stream))  # all three are playing
-    _, envs = family(actor)
-    assert len(envs) == 3
-    stopped = envs.pop()
-    stopped.suspend()
-    for ref in stream:
-        index, trajectory = ray.get(ref)
-        ended[index] = trajectory
-    [replayed] = [i for i, trajectory in ended.items() if trajectory.num_crashes]
-    assert replayed == list(ended)[-1]  # the others were not held up
-    assert ended[replayed].num_replays == 1
-    assert psutil.wait_procs([stopped], timeout=30)[1] == []
-    _, now = family(actor)
-    assert len(now) == 3
-    assert envs < now
-    [again] = play(actor, [jobs[replayed]])
-    assert again.num_crashes == 0
-    assert_same_play(ended[replayed], again)
-
-
-def test_a_killed_rollout_actor_leaves_no_process(actor: Any) -> None:
-    ended = play(actor, [Job(task=task, member=0) for task in TaskStream(config=ENV, seed=0).take(3)])
-    assert all(trajectory.end is not EndReason.ENV_ERROR for trajectory in ended)
-    process, envs = family(actor)
-    everything = process.children(recursive=True)
-    assert len(envs) == 3
-    envs.pop().suspend()
-    process.send_signal(signal.SIGKILL)
-    assert psutil.wait_procs(everything, timeout=30)[1] == []
-
-
+@pytest.mark.usefixtures("own_ray")
 def test_a_tool_that_fails_reaches_the_driver_by_name(tiny_policy: Path, tmp_path: Path) -> None:
     """And what lies beside its file is imported in the actor, too; the path is one from where the driver stands."""
     (tmp_path / "words.py").write_text("WORD = 'gone'\n")
     (tmp_path / "mine.py").write_text("from words import WORD\ndef f(observation, arguments): raise KeyError(WORD)\n")
-    file = os.path.relpath(tmp_path / "mine.py")
-    _sampler, actor = start(LookThenAct, tiny_policy, ENV, num_envs=2, tools={"zoom_in": f"{file}:f"})
-    jobs = [Job(task=task, member=0) for task in TaskStream(config=ENV, seed=0).take(3)]
+    file, name, env = os.path.relpath(tmp_path / "mine.py"), uuid4().hex, EnvConfig(tasks=("press",))
+    _sampler = ray.remote(LookThenAct).options(num_cpus=0, max_concurrency=100, name=name).remote(tiny_policy)
+    episode = EpisodeConfig(max_turn_tokens=1024, tools={"zoom_in": f"{file}:f"})
+    actor = ray.remote(RolloutActor).options(num_cpus=0).remote(name, tiny_policy, env, episode, num_envs=2)
+    jobs = [Job(task=task, member=0) for task in TaskStream(config=env, seed=0).take(3)]
     with pytest.raises(PluginError) as caught:
         list(Dispatcher([actor], lambda: None, Watch(900.0, {})).stream(jobs))
     assert str(caught.value) == f"episode.tools.zoom_in ({file}:f) raised KeyError: 'gone' (mine.py, line 2)"
-    ray.kill(actor)
+
+
+class Saboteur(LookThenAct):
+    """It sends a signal to the env's process in the midst of an episode."""
+
+    num_requests = 0
+    sent: signal.Signals
+    victim: psutil.Process
+
+    async def sample(self, request: SampleRequest) -> SampleOutput:
+        self.num_requests -= 1
+        if self.num_requests == 0:
+            (server,) = (p for p in psutil.Process().children() if "rlvla.rollout.env_server" in p.cmdline())
+            (self.victim,) = server.children()
+            self.victim.send_signal(self.sent)
+        return await super().sample(request)
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +90,17 @@ def test_a_libero_env_that_dies_or_hangs_in_an_episode_is_played_again_to_the_sa
     libero_policy: Path, libero_assets: Path
 ) -> None:
     kwargs = {"suite": "libero_object", "assets": str(libero_assets), "view_size": 64, "reflections": False}
-    env = EnvConfig(id="rlvla/Libero-v0", kwargs=kwargs, deadline_s=DEADLINE_S)
-    sampler, actor = start(Saboteur, libero_policy, env, num_envs=1)
-    job = Job(task=TaskSpec(suite="libero_object", task_id=0, init_state_id=0, seed=0), member=0)
-    [undisturbed] = play(actor, [job])
+    pool = EnvPool(EnvConfig(id="rlvla/Libero-v0", kwargs=kwargs, deadline_s=DEADLINE_S), num_envs=1)
+    task, sampler = TaskSpec(suite="libero_object", task_id=0, init_state_id=0, seed=0), Saboteur(libero_policy)
+    decider = decider_of(libero_policy, sampler)
+    undisturbed = play(decider, pool.envs[0], task=task)
     assert (undisturbed.num_env_steps, len(undisturbed.turns), undisturbed.num_crashes) == (280, 7, 0)
-    for sent in (signal.SIGKILL, signal.SIGSTOP):
-        (victim,) = family(actor)[1]
-        ray.get(sampler.strike.remote(victim.pid, sent, num_requests=6))  # the third decision, two requests each
-        [again] = play(actor, [job])
+    for sampler.sent in (signal.SIGKILL, signal.SIGSTOP):
+        sampler.num_requests = 6  # the third decision, two requests each
+        again = play(decider, pool.envs[0], task=task)
         assert_same_play(again, undisturbed)
         assert again.num_env_steps == undisturbed.num_env_steps
-        counted = rollout_metrics([Group(task=job.task, trajectories=(again,))])
+        counted = rollout_metrics([Group(task=task, trajectories=(again,))])
         assert (counted["env_crashes"], counted["env_replays"], counted["env_errors"]) == (1, 1, 0)
-        assert psutil.wait_procs([victim], timeout=30)[1] == []
+        assert psutil.wait_procs([sampler.victim], timeout=30)[1] == []
+    pool.close()

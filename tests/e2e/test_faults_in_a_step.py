@@ -77,8 +77,8 @@ def test_a_policy_that_never_acts_stops_a_run_before_it_learns(tiny_policy: Path
         "groups_per_step": 2,
         "group_size": 2,
     }
-    with pytest.raises(AssertionError, match="no group had signal in 1 steps in a row, the last of them step 0") as e:
+    with pytest.raises(
+        AssertionError, match=r"the last of them step 0.* 4 trajectories ended as: .*The first malformed"
+    ):
         recipe("grpo", config, tmp_path)
-    for part in ("Its 4 trajectories ended as: ", "none held an executable action", "The first malformed text"):
-        assert part in str(e.value)
     assert not (tmp_path / "run/metrics.jsonl").exists()

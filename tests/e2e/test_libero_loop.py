@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from rlvla.data import dataset
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.run.metrics import read_metrics
@@ -62,18 +60,6 @@ def sft(demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     recipe("sft", config, folder)
     return folder / "run"
-
-
-def test_the_expert_looks_where_the_gripper_acts(demos: Path) -> None:
-    demonstrations = dataset.read(demos)
-    assert demonstrations.suites == ("libero_object",)
-    assert len(set(demonstrations.tasks)) == 2
-    rows = [demonstrations[i] for i in range(len(demonstrations))]
-    assert len(rows) >= 2 * 8  # an episode takes about a hundred env steps
-    assert all(row.actions.shape == (CHUNK, 7) and np.abs(row.actions).max() <= 1 for row in rows)
-    looks = [row for row in rows if row.crops]
-    assert 2 <= len(looks) < len(rows) / 2  # only where the gripper closes or opens
-    assert all(crop.shape == (64, 64, 3) and crop.std() > 5 for row in looks for crop in row.crops)
 
 
 def test_sft_grpo_evaluation_and_report(sft: Path, tmp_path: Path) -> None:

@@ -139,15 +139,11 @@ def test_the_benchmark_measures_everything_and_writes_it_down(demo: Path, config
     )
     result = json.loads(file.read_text())
     for ratio in ("rollout_vs_lockstep", "learner_vs_padded", "learner_vs_longest"):
-        assert result[ratio] > 0
         assert f"{result[ratio]:.2f}x" in printed
     assert 0 < result["sync_fraction"] < 1
     assert result["trl"] or result["trl_reason"]
-    assert len(result["lockstep"]["seconds"]) == 1
-    assert result["seed"] == 3
     assert result["machine"]["cpu"]
     assert result["packages"]["torch"]
-    assert result["targets"].keys() == {"rollout_vs_lockstep", "learner_vs_padded", "sync_fraction"}
     # Both rollouts played the same episodes with the same policy, so that neither got through them by giving up.
     assert result["rollout"]["decisions_per_trajectory"] >= 1
     assert result["lockstep"]["decisions_per_trajectory"] >= 1

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -47,12 +46,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
     return next(folder.glob("rlvla-*.whl"))
-
-
-def test_the_wheel_holds_the_templates_of_pages(wheel: Path) -> None:
-    templates = {f"rlvla/report/templates/{path.name}" for path in (ROOT / "rlvla/report/templates").iterdir()}
-    assert templates
-    assert templates <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def oldest(requirement: str) -> str:

@@ -1,4 +1,4 @@
-"""An env that meets a fault where a test puts one: `plant`, then `meet` to send a signal at that very moment."""
+"""The scripted env: it meets a fault where a test puts one (`plant`), and a signal at that moment (`meet`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+INSTRUCTION = "hold out"
 WAIT_S = 30.0
 """Of either side for the other; far beyond the deadlines of the tests."""
 
@@ -52,18 +53,30 @@ def _wait_for(path: Path) -> None:
         time.sleep(0.002)
 
 
+def view(seed: int, side: int) -> np.ndarray:
+    """A picture of its own for each seed."""
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+
+
 class FaultyEnv(gymnasium.Env):
-    """Succeeds after two chunks; `folder` has the faults, and gets a file for each env made and closed."""
+    """Succeeds after two chunks, of which each changes all views.
+
+    Args:
+        folder: it has the faults, and gets a file for each env made and closed; without one nothing goes wrong.
+        num_cameras: views of an observation.
+        side: of a view, pixels.
+    """
 
     suite = "faulty"
     task_names = ("last",)
-    observation_space = gymnasium.spaces.Dict({"images": gymnasium.spaces.Box(0, 255, (1, 64, 64, 3), np.uint8)})
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
-    def __init__(self, folder: str) -> None:
-        self._folder, self._chunks = Path(folder), 0
+    def __init__(self, folder: str = "", num_cameras: int = 1, side: int = 64) -> None:
+        self._folder, self._chunks, self._side = Path(folder) if folder else None, 0, side
+        images = gymnasium.spaces.Box(0, 255, (num_cameras, side, side, 3), np.uint8)
+        self.observation_space = gymnasium.spaces.Dict({"images": images})
         self._name = f"{os.getpid()}-{time.monotonic_ns()}"
-        (self._folder / f"{self._name}.made").touch()
+        self._note("made")
 
     @classmethod
     def preload(cls, folder: str) -> None:
@@ -89,25 +102,30 @@ class FaultyEnv(gymnasium.Env):
     def zoom(self, image: int, bbox: Any) -> np.ndarray:
         if self._do("zoom") == "return a function":
             return lambda: None  # type: ignore[return-value]
-        return np.full((64, 64, 3), 50 * self._chunks, np.uint8)
+        return view(hash((image, tuple(bbox), self._chunks)) % 1000, self._side)
 
     def close(self) -> None:
         self._do("close")
-        (self._folder / f"{self._name}.closed").touch()
+        self._note("closed")
+
+    def _note(self, what: str) -> None:
+        if self._folder is not None:
+            (self._folder / f"{self._name}.{what}").touch()
 
     def _observe(self) -> dict[str, Any]:
-        images = np.full((1, 64, 64, 3), 10 * self._chunks, np.uint8)
-        return {"images": images, "proprio": np.zeros(4), "instruction": "hold out"}
+        num_cameras = self.observation_space["images"].shape[0]
+        images = np.stack([view(1000 * camera + self._chunks, self._side) for camera in range(num_cameras)])
+        return {"images": images, "proprio": np.zeros(4), "instruction": INSTRUCTION}
 
     def _do(self, where: str) -> str:
-        for path in sorted(self._folder.glob(f"{where}-*.fault")):
+        for path in sorted(self._folder.glob(f"{where}-*.fault")) if self._folder else ():
             with contextlib.suppress(FileNotFoundError):  # another env was faster
                 fault = path.rename(path.with_suffix(".taken")).with_suffix(".taken").read_text()
-                self._suffer(where, fault)
+                self._suffer(path.parent, where, fault)
                 return fault
         return ""
 
-    def _suffer(self, where: str, fault: str) -> None:
+    def _suffer(self, folder: Path, where: str, fault: str) -> None:
         if fault == "raise":
             raise RuntimeError(f"the {where} broke")
         if fault == "exit":
@@ -118,15 +136,15 @@ class FaultyEnv(gymnasium.Env):
             if not (pid := os.fork()):
                 signal.pause()
                 os._exit(0)
-            (self._folder / "child").write_text(str(pid))
+            (folder / "child").write_text(str(pid))
         if fault == "die":
             os._exit(3)
         if fault == "wait":
-            aside = self._folder / f"{where}.aside"
+            aside = folder / f"{where}.aside"
             aside.write_text(str(os.getpid()))
-            aside.rename(self._folder / f"{where}.at")
-            _wait_for(self._folder / f"{where}.go")
-            (self._folder / f"{where}.go").unlink()
+            aside.rename(folder / f"{where}.at")
+            _wait_for(folder / f"{where}.go")
+            (folder / f"{where}.go").unlink()
 
 
 gymnasium.register(id="lab/Faulty-v0", entry_point=FaultyEnv, disable_env_checker=True, order_enforce=False)

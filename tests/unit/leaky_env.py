@@ -14,6 +14,7 @@ class Leaky(gymnasium.Env):
 
     suite = "leaky"
     task_names = ("peek",)
+    splits = dict.fromkeys(("train", "evaluate", "official"), range(10))
 
     def __init__(
         self,
@@ -28,28 +29,22 @@ class Leaky(gymnasium.Env):
     def max_env_steps(self, task_id: int) -> int:
         return 7
 
-    def init_state_ids(self, task_id: int, split: str) -> range:
-        return range(10)
+    def init_state_ids(self, task_id: int, split: str) -> Sequence[int]:
+        return self.splits[split]
 
 
 class Noted(Leaky):
     """Its official states are others than those to train on, and are not quite the official ones."""
 
     split_notes = {"official": "the table stands 1 cm further left"}  # noqa: RUF012
-
-    def init_state_ids(self, task_id: int, split: str) -> range:
-        return {"train": range(10, 20), "evaluate": range(4), "official": range(4)}[split]
+    splits = {"train": range(10, 20), "evaluate": range(4), "official": range(4)}  # noqa: RUF012
 
 
 class Numbered(Leaky):
     """Its ids come out of NumPy; those to evaluate on are no integers."""
 
     suite = "numbered"
-
-    def init_state_ids(self, task_id: int, split: str) -> np.ndarray:
-        return {"train": np.arange(3), "evaluate": np.array([3.0, 4.0]), "official": np.arange(5, 9, dtype=np.uint8)}[
-            split
-        ]
+    splits = {"train": np.arange(3), "evaluate": np.array([3.0, 4.0]), "official": np.arange(5, 9, dtype=np.uint8)}  # noqa: RUF012
 
 
 class Two(Leaky):
@@ -60,10 +55,7 @@ class Two(Leaky):
 
     def __init__(self, table: str, settle_steps: int = 10, num_trained: int = 0) -> None:
         """So many of its official states are states to train on."""
-        self._num_trained = num_trained
-
-    def init_state_ids(self, task_id: int, split: str) -> range:
-        return {"train": range(4 - self._num_trained, 20), "evaluate": range(4), "official": range(4)}[split]
+        self.splits = {"train": range(4 - num_trained, 20), "evaluate": range(4), "official": range(4)}
 
 
 for _class in (Leaky, Noted, Numbered, Two):

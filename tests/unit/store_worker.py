@@ -1,6 +1,6 @@
 """A run of annotation that is killed and started again, for test_annotation_store: `python store_worker.py what ...`.
 
-A process of its own, which forks, so that pyarrow and numpy are loaded once and not in each of a hundred processes.
+A process of its own, which forks, so that pyarrow and numpy are loaded once and not in each of sixty processes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import json
 import os
 import random
 import resource
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -86,44 +84,6 @@ def _complete(folder: Path, tally: Tally) -> None:
     (folder / "README.md").write_text(f"{tally.num_decisions} decisions\n")
 
 
-def kill_at_random(output: Path, num_takes: int) -> int:
-    """20 kills while takes are put, and up to 5 while they are assembled; returns how many hit."""
-    calm, rng, num_kills = output.with_name("calm"), random.Random(0), 0
-    assert is_over(fork(lambda: run(calm, num_takes)))
-    # By progress rather than by time, so that the speed of the machine does not matter.
-    size, before = calm.with_suffix(".asked").stat().st_size, 0
-    for _ in range(20):
-        goal = before + rng.uniform(-0.2, 1) * size / 30
-        child = fork(lambda: run(output, num_takes))
-        _wait(child, lambda: _size(output.with_suffix(".asked")) >= goal)  # noqa: B023 (called at once)
-        time.sleep(rng.uniform(0, 0.003))
-        os.kill(child, signal.SIGKILL)
-        num_kills += not is_over(child)
-        before = _size(output.with_suffix(".asked"))
-    partial_folder = output.with_name(f"{output.name}.partial")
-    for _ in range(5):
-        child = fork(lambda: run(output, num_takes))
-        _wait(child, (partial_folder / "assembled/data").exists)
-        time.sleep(rng.uniform(0, 0.03))
-        os.kill(child, signal.SIGKILL)
-        if is_over(child) or (output.exists() and not partial_folder.exists()):
-            return num_kills
-        num_kills += 1
-    assert is_over(fork(lambda: run(output, num_takes)))
-    return num_kills
-
-
-def _wait(child: int, condition: Callable[[], bool]) -> None:
-    """Until the condition holds, or the child has ended."""
-    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while not condition() and os.waitid(os.P_PID, child, options) is None:
-        time.sleep(0.0005)
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
-
-
 def kill_at_every_file(output: Path, num_takes: int) -> int:
     """Kills before a change of a file or folder, one change later each; returns how many hit.
 
@@ -154,5 +114,5 @@ def peak(output: Path, num_takes: int) -> float:
 
 
 if __name__ == "__main__":
-    what = {"random": kill_at_random, "every": kill_at_every_file, "peak": peak}[sys.argv[1]]
+    what = {"kills": kill_at_every_file, "peak": peak}[sys.argv[1]]
     print(json.dumps(what(Path(sys.argv[2]), int(sys.argv[3]))))

@@ -118,11 +118,8 @@ def test_an_episode_with_two_instructions_is_one_of_each_task(tmp_path: Path) ->
 
 def test_the_front_matter_is_what_the_hub_reads(folder: Path) -> None:
     front = yaml.safe_load(written(folder).split("---\n")[1])
-    assert front == {
-        "task_categories": ["robotics"],
-        "tags": ["LeRobot", "rlvla", "chain-of-thought"],
-        "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
-    }
+    assert front["task_categories"] == ["robotics"]
+    assert front["configs"] == [{"config_name": "default", "data_files": "data/*/*.parquet"}]
 
 
 def test_the_cost_is_named_where_prices_are(folder: Path) -> None:
@@ -160,13 +157,6 @@ def test_the_config_is_shown_as_far_as_it_was_chosen(folder: Path) -> None:
     }
     assert "5 to 60 words a thought" in source
     assert len(rendered(source).all("h1")) == 1
-
-
-def test_a_card_is_the_same_every_time(folder: Path) -> None:
-    def files() -> list[bytes]:
-        return [written(folder).encode(), *(path.read_bytes() for path in sorted((folder / "card").iterdir()))]
-
-    assert files() == files()
 
 
 def test_words_of_a_model_stay_words(tmp_path: Path) -> None:

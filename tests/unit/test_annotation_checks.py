@@ -1,39 +1,47 @@
+"""Checks of one annotation: what each finds wrong, in the words that the annotator is asked again with."""
+
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from rlvla.annotation.checks import CHECKS, check_decision
 from rlvla.annotation.names import find_name
 from rlvla.config import CheckConfig, CheckName
-from rlvla.types import Annotation, Box, Timeline
+from rlvla.types import Annotation, Timeline
 from tests import takes
+from tests.takes import look, thought
 
-PLAIN = "write plain text without marks such as <think> or </think>"
 APPROACH, KEY, CARRY, OPENING, RETREAT = 0, 2, 3, 5, 6
+PLAIN = "write plain text without marks such as <think> or </think>"
+STATE = "gripper is '{}', but the gripper is {} before this decision"
+COMING = "next_gripper is '{}', but the gripper {} is wanted"
+UNPRINTABLE = "holds characters that cannot be printed"
+TWICE = Annotation(thoughts=("here",) * 3, looks=((0, (0, 0, 50, 50)),) * 2)
 
 
 def texts(
-    annotation: Annotation,
-    index: int = APPROACH,
-    *names: CheckName,
-    timeline: Timeline | None = None,
-    **take: object,
+    annotation: Annotation, index: int, *names: CheckName, timeline: Timeline | None = None, **options: Any
 ) -> list[str]:
-    """What is wrong with an annotation of the made-up take, by some checks or by all."""
-    made_up = takes.take(**take)  # type: ignore[arg-type]
-    cfg = CheckConfig(names=names or CheckConfig().names)
-    return [p.text for p in check_decision(annotation, made_up, timeline or takes.timeline(), index, cfg)]
+    """What some checks, or all, find wrong with an annotation of the made-up take; `subjects` are of the take."""
+    of = {name: options.pop(name) for name in ("subjects",) if name in options}
+    cfg = CheckConfig(names=names or CheckConfig().names, **options)
+    return [p.text for p in check_decision(annotation, takes.take(**of), timeline or takes.timeline(), index, cfg)]
 
 
 @pytest.mark.parametrize(
     ("index", "annotation"),
     [
-        (APPROACH, takes.thought("move down to the red block", subtask="grasp the red block", gripper="open")),
-        (KEY, takes.look(subtask="grasp the red block", gripper="open", next_gripper="close", progress=0.3)),
-        (CARRY, takes.thought("carry it over to the bowl", gripper="closed", next_gripper="open")),
-        (CARRY, takes.thought("the gripper is closed on the block and moves above the white bowl", progress=0.5)),
-        (OPENING, takes.look("the block is over the bowl: look closely", "open it to let go of the red block")),
-        (RETREAT, takes.thought("the red block is in the bowl: move away", subject="red blocks", next_gripper="stay")),
+        (APPROACH, thought("move down to the red block", subtask="grasp the red block", gripper="open")),
+        (APPROACH, thought("First line.\nIt\u2019s a rosé cup \u2014 5 cm wide\u2026", subject="The red blocks")),
+        (KEY, look(subtask="grasp the red block", gripper="open", next_gripper="close", progress=0.0)),
+        (KEY, look(box=(450, 400, 600, 500))),
+        (CARRY, thought("carry it over to the bowl", gripper=" Closed", next_gripper="open", progress=1.0)),
+        (CARRY, thought(" ".join(f"w{i}" for i in range(80)))),
+        (OPENING, look("the block is over the bowl: look closely", "open it to let go of the red block")),
+        (RETREAT, thought("the red block is in the bowl", subject="red blocks", gripper="open", next_gripper="stay")),
     ],
 )
 def test_honest_annotations_pass(index: int, annotation: Annotation) -> None:
@@ -41,7 +49,7 @@ def test_honest_annotations_pass(index: int, annotation: Annotation) -> None:
 
 
 def test_problems_name_their_check_and_only_wanted_checks_run() -> None:
-    bad = takes.thought("up", gripper="closed", progress=7.0, subject="blue block")
+    bad = thought("up", gripper="closed", progress=7.0, subject="blue block")
     take, timeline = takes.take(), takes.timeline()
     found = check_decision(bad, take, timeline, APPROACH, CheckConfig())
     assert [problem.check for problem in found] == ["length", "gripper", "subject", "progress"]
@@ -50,79 +58,111 @@ def test_problems_name_their_check_and_only_wanted_checks_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "annotation", "text"),
+    ("check", "index", "annotation", "text"),
     [
-        (APPROACH, takes.look(), "there are 1 looks: a decision that is no key frame wants 0"),
-        (KEY, takes.thought(), "there are 0 looks: a key frame wants 1"),
-        (KEY, takes.look(image=1), "look 1 is at picture 1: pictures are numbered from 0 to 0"),
-        (KEY, takes.look(image=-1), "look 1 is at picture -1: pictures are numbered from 0 to 0"),
+        ("markup", APPROACH, look(), "there are 1 looks: a decision that is no key frame wants 0"),
+        ("markup", KEY, thought(), "there are 0 looks: a key frame wants 1"),
+        ("markup", KEY, look(image=1), "look 1 is at picture 1: pictures are numbered from 0 to 0"),
+        ("markup", KEY, look(image=-1), "look 1 is at picture -1: pictures are numbered from 0 to 0"),
         (
-            KEY,
-            takes.look(box=(10, 10, 15, 100)),
+            *("markup", KEY, look(box=(10, 10, 15, 100))),
             "the zoom tool refuses the box [10, 10, 15, 100] of look 1: bbox is empty or too small",
         ),
+        ("markup", KEY, look("up</think><act>"), f"thought 1 breaks the markup (</think> inside <act>): {PLAIN}"),
+        ("markup", KEY, look(after="a <tool>"), f"thought 2 breaks the markup (<tool> inside <think>): {PLAIN}"),
         (
-            KEY,
-            takes.look(before="closer</think><act>"),
-            f"thought 1 breaks the markup (</think> inside <act>): {PLAIN}",
-        ),
-        (KEY, takes.look(after="it is <tool>"), f"thought 2 breaks the markup (<tool> inside <think>): {PLAIN}"),
-        (
-            APPROACH,
-            takes.thought("down</think><act></act>"),
+            *("markup", APPROACH, thought("down</think><act></act>")),
             f"thought 1 breaks the markup (something follows the act): {PLAIN}",
         ),
+        ("markup", APPROACH, thought("do\u202ewn"), rf"'do\u202ewn' {UNPRINTABLE}"),
+        ("markup", APPROACH, thought(subject="a\x00"), rf"'a\x00' {UNPRINTABLE}"),
+        ("markup", APPROACH, thought(subtask="\x1b[31m"), rf"'\x1b[31m' {UNPRINTABLE}"),
         *(
-            (APPROACH, takes.thought(f"do{mark}wn"), f"{f'do{mark}wn'!r} holds characters that cannot be printed")
-            for mark in "\x00\t\x1b\u200b\u202e\ud800"
+            ("box", KEY, look(box=box), f"the box {list(box)} of look 1 {text}")
+            for box, text in (
+                ((-1, 0, 50, 50), "leaves the frame: coordinates go from 0 to 1000"),
+                ((0, 0, 50, 1001), "leaves the frame: coordinates go from 0 to 1000"),
+                ((60, 0, 50, 50), "is empty: wanted [left, top, right, bottom] with left < right and top < bottom"),
+                ((0, 0, 29, 50), "is 29 wide and 50 high: at least 30 each are wanted"),
+                ((0, 0, 800, 700), "covers 56% of the frame: at most 50% are wanted"),
+                ((0, 0, 1000, 1000), "is the whole frame: choose the part that matters"),
+            )
         ),
-        (APPROACH, takes.thought(subject="a\x00"), r"'a\x00' holds characters that cannot be printed"),
-        (APPROACH, takes.thought(subtask="\x1b[31m"), r"'\x1b[31m' holds characters that cannot be printed"),
+        ("length", APPROACH, thought("go down"), "thought 1 has 2 words: 3 to 80 are wanted"),
+        ("length", APPROACH, thought("word " * 81), "thought 1 has 81 words: 3 to 80 are wanted"),
+        ("length", KEY, look(before="look"), "thought 1 has 1 words: 3 to 80 are wanted"),
+        ("gripper", APPROACH, thought(gripper="closed"), STATE.format("closed", "open")),
+        ("gripper", CARRY, thought(gripper="ajar"), STATE.format("ajar", "closed")),
+        ("gripper", APPROACH, thought(next_gripper="open"), COMING.format("open", "closes next: 'close'")),
+        ("gripper", KEY, thought(next_gripper="stay"), COMING.format("stay", "closes next: 'close'")),
+        ("gripper", CARRY, thought(next_gripper="close"), COMING.format("close", "opens next: 'open'")),
+        (
+            "gripper",
+            RETREAT,
+            thought(next_gripper="close"),
+            COMING.format("close", "stays as it is to the end: 'stay'"),
+        ),
+        *(
+            ("progress", APPROACH, thought(progress=said), f"progress is {said}: a share from 0 to 1 is wanted")
+            for said in (-0.1, 1.5, float("nan"), float("inf"))
+        ),
+        ("subject", APPROACH, thought(subject=""), "the subject is missing: this sub-task is about 'red block'"),
+        (
+            *("subject", APPROACH, thought(subject="blue block")),
+            "the subject is 'blue block', but this sub-task is about 'red block'",
+        ),
+        *(
+            (
+                *("subject", APPROACH, thought(subject=said)),
+                f"the subject {said!r} names no object of the scene, or several: wanted 'red block'",
+            )
+            for said in ("block", "mug")
+        ),
+        *(
+            ("grounding", KEY, look(box=box), f"the box {list(box)} of look 1 {text}")
+            for box, text in (
+                ((460, 400, 600, 500), "shows 40% of the red block: at least 50% are wanted"),
+                ((300, 100, 800, 1000), "is 45 times as large as the red block: at most 40 times are wanted"),
+                ((0, 0, 60, 60), "shows 0% of the red block: at least 50% are wanted"),
+            )
+        ),
+        ("grounding", KEY, look(subject="mug"), "look 1 is at 'mug', which names no object of the scene, or several"),
     ],
 )
-def test_markup(index: int, annotation: Annotation, text: str) -> None:
-    assert texts(annotation, index, "markup") == [text]
-    assert texts(takes.thought("First line.\nIt\u2019s a rosé cup \u2014 5 cm wide\u2026"), APPROACH, "markup") == []
-
-
-def test_as_many_looks_as_the_config_wants() -> None:
-    many = Annotation(thoughts=("here",) * 3, looks=((0, (0, 0, 50, 50)),) * 2)
-    cfg = CheckConfig(names=("markup",), looks=(0, 2))
-    take, timeline = takes.take(), takes.timeline()
-    assert check_decision(many, take, timeline, KEY, cfg) == ()
-    assert check_decision(takes.thought(), take, timeline, KEY, cfg) == ()
-    assert len(check_decision(many, take, timeline, KEY, replace(cfg, looks=(0, 1)))) == 1
+def test_what_is_wrong_is_said(check: CheckName, index: int, annotation: Annotation, text: str) -> None:
+    assert texts(annotation, index, check) == [text]
 
 
 @pytest.mark.parametrize(
-    ("box", "text"),
+    ("check", "index", "annotation", "options", "num_problems"),
     [
-        ((-1, 0, 50, 50), "leaves the frame: coordinates go from 0 to 1000"),
-        ((0, 0, 50, 1001), "leaves the frame: coordinates go from 0 to 1000"),
-        ((60, 0, 50, 50), "is empty: wanted [left, top, right, bottom] with left < right and top < bottom"),
-        ((0, 0, 29, 50), "is 29 wide and 50 high: at least 30 each are wanted"),
-        ((0, 0, 800, 700), "covers 56% of the frame: at most 50% are wanted"),
-        ((0, 0, 1000, 1000), "is the whole frame: choose the part that matters"),
+        ("markup", KEY, TWICE, {"looks": (0, 2)}, 0),
+        ("markup", KEY, thought(), {"looks": (0, 2)}, 0),
+        ("markup", KEY, TWICE, {"looks": (0, 1)}, 1),
+        ("box", KEY, look(box=(0, 0, 1000, 1000)), {"max_box_area": 1.0}, 1),  # small enough, and refused
+        ("box", KEY, look(box=(0, 0, 1000, 999)), {"max_box_area": 1.0}, 0),
+        ("box", KEY, look(box=(0, 0, 30, 30)), {}, 0),
+        # The sub-task's subject is its last one.
+        ("subject", APPROACH, thought(subject="blue block"), {"subjects": ("white bowl", "blue block", "")}, 0),
+        ("subject", APPROACH, thought(subject="white bowl"), {"subjects": ("white bowl", "blue block", "")}, 1),
+        # Where nobody knows the subject, any object of the scene will do; where nobody knows the scene, anything.
+        ("subject", APPROACH, thought(subject="blue block"), {"subjects": ("",) * 8}, 0),
+        ("subject", APPROACH, thought(subject=""), {"subjects": ("",) * 8}, 0),
+        ("subject", APPROACH, thought(subject="mug"), {"subjects": ("",) * 8}, 1),
+        ("subject", APPROACH, thought(subject="mug"), {"subjects": None}, 0),
+        # Boxes are known of the first picture alone, and not of a subject that is no object of the scene.
+        ("grounding", KEY, look(box=(0, 0, 60, 60), image=1), {}, 0),
+        ("grounding", KEY, look(box=(0, 0, 60, 60)), {"subjects": None}, 0),
+        ("grounding", KEY, look(subject="drawer handle"), {"subjects": ("drawer handle",) * 8}, 0),
+        ("grounding", KEY, thought(subject="mug"), {}, 0),
     ],
 )
-def test_box(box: Box, text: str) -> None:
-    assert texts(takes.look(box=box), KEY, "box") == [f"the box {list(box)} of look 1 {text}"]
-    assert texts(takes.look(box=(0, 0, 30, 30)), KEY, "box") == []
-
-
-def test_the_whole_frame_is_refused_even_if_it_is_small_enough() -> None:
-    cfg = CheckConfig(names=("box",), max_box_area=1.0)
-    whole, most = takes.look(box=(0, 0, 1000, 1000)), takes.look(box=(0, 0, 1000, 999))
-    assert len(check_decision(whole, takes.take(), takes.timeline(), KEY, cfg)) == 1
-    assert check_decision(most, takes.take(), takes.timeline(), KEY, cfg) == ()
-
-
-def test_length() -> None:
-    wanted = "3 to 80 are wanted"
-    assert texts(takes.thought("go down"), APPROACH, "length") == [f"thought 1 has 2 words: {wanted}"]
-    assert texts(takes.thought("word " * 81), APPROACH, "length") == [f"thought 1 has 81 words: {wanted}"]
-    assert texts(takes.look(before="look"), KEY, "length") == [f"thought 1 has 1 words: {wanted}"]
-    assert texts(takes.thought("word " * 80), APPROACH, "length") == []
+def test_what_is_wrong_depends_on_config_and_scene(
+    check: CheckName, index: int, annotation: Annotation, options: dict[str, Any], num_problems: int
+) -> None:
+    if (subjects := options.get("subjects")) is not None:
+        options = options | {"subjects": (*subjects, *["red block"] * (8 - len(subjects)))}
+    assert len(texts(annotation, index, check, **options)) == num_problems
 
 
 @pytest.mark.parametrize(
@@ -139,48 +179,16 @@ def test_length() -> None:
 )
 def test_a_thought_says_each_thing_once(text: str, said: str) -> None:
     wanted = [f"thought 1 says {said!r} over and over: write each thing once"] if said else []
-    assert texts(takes.thought(text), APPROACH, "repetition") == wanted
-
-
-STATE = "but the gripper is {} before this decision"
-
-
-@pytest.mark.parametrize(
-    ("index", "fields", "wrong"),
-    [
-        (APPROACH, {"gripper": "closed"}, f"gripper is 'closed', {STATE.format('open')}"),
-        (CARRY, {"gripper": "ajar"}, f"gripper is 'ajar', {STATE.format('closed')}"),
-        (CARRY, {"gripper": " Closed"}, ""),
-        (APPROACH, {"next_gripper": "open"}, "next_gripper is 'open', but the gripper closes next: 'close' is wanted"),
-        (KEY, {"next_gripper": "stay"}, "next_gripper is 'stay', but the gripper closes next: 'close' is wanted"),
-        (CARRY, {"next_gripper": "close"}, "next_gripper is 'close', but the gripper opens next: 'open' is wanted"),
-        (
-            RETREAT,
-            {"next_gripper": "close"},
-            "next_gripper is 'close', but the gripper stays as it is to the end: 'stay' is wanted",
-        ),
-        (RETREAT, {"gripper": "open", "next_gripper": "stay"}, ""),
-        (CARRY, {}, ""),
-    ],
-)
-def test_gripper(index: int, fields: dict[str, str], wrong: str) -> None:
-    assert texts(takes.thought(**fields), index, "gripper") == ([wrong] if wrong else [])  # type: ignore[arg-type]
+    assert texts(thought(text), APPROACH, "repetition") == wanted
 
 
 def test_a_key_frame_in_which_the_gripper_does_nothing_is_asked_about_the_next_change() -> None:
     """As one at which the arm stops, the first, or the last."""
     timeline = replace(takes.timeline(), is_key=(True,) + (False,) * 6 + (True,))
     for index, state, coming in ((0, "open", "close"), (7, "open", "stay")):
-        honest = takes.look(gripper=state, next_gripper=coming)
+        honest = look(gripper=state, next_gripper=coming)
         assert texts(honest, index, "gripper", "markup", timeline=timeline) == []
         assert len(texts(replace(honest, next_gripper="open"), index, "gripper", timeline=timeline)) == 1
-
-
-def test_progress_is_a_share() -> None:
-    for progress in (-0.1, 1.5, float("nan"), float("inf")):
-        assert len(texts(takes.thought(progress=progress), APPROACH, "progress")) == 1
-    for progress in (None, 0.0, 1.0):
-        assert texts(takes.thought(progress=progress), APPROACH, "progress") == []
 
 
 @pytest.mark.parametrize(
@@ -198,53 +206,3 @@ def test_progress_is_a_share() -> None:
 def test_a_name_is_found_in_any_case_order_and_number(phrase: str, name: str) -> None:
     names = ("red block", "blue block", "akita black bowl", "white cabinet", "white cabinet top region")
     assert find_name(phrase, names) == name
-
-
-@pytest.mark.parametrize(
-    ("subject", "text"),
-    [
-        ("The red blocks", ""),
-        ("", "the subject is missing: this sub-task is about 'red block'"),
-        ("blue block", "the subject is 'blue block', but this sub-task is about 'red block'"),
-        ("block", "the subject 'block' names no object of the scene, or several: wanted 'red block'"),
-        ("mug", "the subject 'mug' names no object of the scene, or several: wanted 'red block'"),
-    ],
-)
-def test_the_subject_is_that_of_the_sub_task(subject: str, text: str) -> None:
-    assert texts(takes.thought(subject=subject), APPROACH, "subject") == ([text] if text else [])
-
-
-def test_the_sub_task_s_subject_is_its_last_one() -> None:
-    subjects = ("white bowl", "blue block", "", *["red block"] * 5)
-    assert texts(takes.thought(subject="blue block"), APPROACH, "subject", subjects=subjects) == []
-    assert len(texts(takes.thought(subject="white bowl"), APPROACH, "subject", subjects=subjects)) == 1
-
-
-def test_where_nobody_knows_the_subject_any_object_will_do() -> None:
-    for subject, wrong in (("blue block", 0), ("", 0), ("mug", 1)):
-        assert len(texts(takes.thought(subject=subject), APPROACH, "subject", subjects=("",) * 8)) == wrong
-    assert texts(takes.thought(subject="mug"), APPROACH, "subject", subjects=None) == []
-
-
-@pytest.mark.parametrize(
-    ("look", "text"),
-    [
-        ({}, ""),
-        ({"box": (450, 400, 600, 500)}, ""),
-        ({"box": (460, 400, 600, 500)}, "shows 40% of the red block: at least 50% are wanted"),
-        ({"box": (300, 100, 800, 1000)}, "is 45 times as large as the red block: at most 40 times are wanted"),
-        ({"box": (0, 0, 60, 60)}, "shows 0% of the red block: at least 50% are wanted"),
-        ({"box": (0, 0, 60, 60), "image": 1}, ""),
-    ],
-)
-def test_grounding(look: dict, text: str) -> None:
-    wanted = [f"the box {list(look['box'])} of look 1 {text}"] if text else []
-    assert texts(takes.look(**look), KEY, "grounding") == wanted
-
-
-def test_looks_that_nobody_can_place() -> None:
-    assert texts(takes.look(box=(0, 0, 60, 60)), KEY, "grounding", subjects=None) == []
-    assert len(texts(takes.look(subject="mug"), KEY, "grounding")) == 1
-    assert texts(takes.thought(subject="mug"), KEY, "grounding") == []
-    handle = ("drawer handle",) * 8
-    assert texts(takes.look(subject="drawer handle"), KEY, "grounding", subjects=handle) == []

@@ -19,51 +19,38 @@ def source(folder: Path, num_samples: int = 8, seed: int = 0) -> str:
     return (folder / FILE).read_text()
 
 
-def mixed(folder: Path, num_keys: int, num_others: int, rows_per_file: int = 3) -> Path:
-    """Key frames among other decisions, all of one episode."""
-    num_rows = num_keys + num_others
-    keys = set(np.random.default_rng(0).permutation(num_rows)[:num_keys].tolist())
-    return write_rows(
-        folder, [row("go", is_key=i in keys, decision=i) for i in range(num_rows)], rows_per_file=rows_per_file
-    )
-
-
 @pytest.mark.parametrize(
-    ("num_keys", "num_others", "expected"), [(9, 30, (4, 4)), (2, 30, (2, 6)), (30, 3, (5, 3)), (3, 2, (3, 2))]
+    ("num_keys", "num_others", "num_drawn"), [(9, 30, (4, 4)), (2, 30, (2, 6)), (30, 3, (5, 3)), (3, 2, (3, 2))]
 )
 def test_half_of_the_drawn_decisions_are_key_frames_if_there_are_so_many(
-    tmp_path: Path, num_keys: int, num_others: int, expected: tuple[int, int]
+    num_keys: int, num_others: int, num_drawn: tuple[int, int]
 ) -> None:
-    page = Page(source(mixed(tmp_path / "demos", num_keys, num_others)))
-    assert len(page.all("article")) == sum(expected)
-    assert len(page.all("span", "badge good")) == expected[0]
-    assert f"{sum(expected)} of {num_keys + num_others} decisions" in page.text
+    is_key = np.random.default_rng(0).permutation(np.arange(num_keys + num_others) < num_keys)
+    drawn = draw(is_key, 8, 0)
+    assert drawn == sorted(set(drawn)) == draw(is_key, 8, 0)
+    assert (is_key[drawn].sum(), (~is_key[drawn]).sum()) == num_drawn
 
 
-def test_the_draw_is_in_order_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
-    small, large = mixed(tmp_path / "a", 20, 60, rows_per_file=7), mixed(tmp_path / "b", 20, 60, rows_per_file=80)
-
-    def decisions(folder: Path, seed: int) -> list[str]:
-        return re.findall(r"decision (\d+)</span>", source(folder, 10, seed))
-
-    first = decisions(small, 0)
-    assert first == sorted(set(first), key=int)
-    assert first == decisions(small, 0) == decisions(large, 0)
-    assert first != decisions(small, 1)
-    assert source(small, 4) == source(small, 4)
+def test_the_drawn_rows_are_shown_however_they_are_spread_over_files(tmp_path: Path) -> None:
+    is_key = np.arange(30) % 3 == 0
+    for rows_per_file in (7, 40):
+        rows = [row("go", is_key=bool(is_key[i]), decision=i) for i in range(30)]
+        html = source(write_rows(tmp_path / str(rows_per_file), rows, rows_per_file=rows_per_file), 8, seed=1)
+        assert re.findall(r"decision (\d+)</span>", html) == [str(i) for i in draw(is_key, 8, 1)]
+        page = Page(html)
+        assert len(page.all("span", "badge good")) == 4
+        assert "8 of 30 decisions" in page.text
 
 
 def test_every_decision_is_drawn_alike() -> None:
     is_key = np.arange(12) < 6
     drawn = np.bincount([number for seed in range(200) for number in draw(is_key, 4, seed)], minlength=12)
-    np.testing.assert_allclose(drawn / 200, 1 / 3, atol=0.13)  # four standard deviations
+    np.testing.assert_allclose(drawn / 200, 1 / 3, atol=0.13)  # four standard deviations; so the seed matters
 
 
 def test_looks_and_thoughts_are_shown_in_order_on_the_camera_that_they_name(tmp_path: Path) -> None:
     picture = row(
-        "first",
-        "second",
-        "third",
+        *("first", "second", "third"),
         boxes=[(0, 0, 500, 500), (100, 200, 300, 600)],
         is_key=True,
         episode=3,
@@ -77,32 +64,18 @@ def test_looks_and_thoughts_are_shown_in_order_on_the_camera_that_they_name(tmp_
         provenance_attempts=3,
         provenance_rejected=["box", "length"],
     )
-    wide = png(np.zeros((8, 16, 3), np.uint8))
-    write_rows(tmp_path / "demos", [picture | {"observation.images.1": wide}], ["pick <it>"])
-    html = source(tmp_path / "demos")
-    page, figures = Page(html), re.findall(r"<figure.*?</figure>", html, re.DOTALL)
-    assert [re.findall(r"<figcaption>(.*?)</figcaption>", figure)[0] for figure in figures] == [
-        "camera 0",
-        "camera 1",
-        "look 1: camera 1, 0 0 500 500",
-        "look 2: camera 0, 100 200 300 600",
+    second_camera = {"observation.images.1": png(np.zeros((8, 16, 3), np.uint8))}
+    html = source(write_rows(tmp_path / "demos", [picture | second_camera], ["pick <it>"]))
+    figures, text = re.findall(r"<figure.*?</figure>", html, re.DOTALL), Page(html).text
+    assert [re.findall(r">(\d)</text>", figure) for figure in figures] == [["2"], ["1"], [], []]  # boxes on the views
+    shown = [
+        *("episode 3 · decision 7", "pick <it>", "key frame", "openai", "a-model", "3 attempts"),
+        *("failed box", "failed length"),
+        *("sub-task grasp it", "subject red block", "gripper open", "next close", "progress 26 %"),
     ]
-    assert re.findall(r">(\d)</text>", figures[0]) == ["2"]
-    assert '<rect class="box" x="100.0" y="200" width="200.0" height="400"' in figures[0]
-    assert re.findall(r">(\d)</text>", figures[1]) == ["1"]
-    assert '<rect class="box" x="0.0" y="0" width="1000.0" height="500"' in figures[1]  # twice as wide
-    order = [page.text.index(words) for words in ("camera 1", "first", "look 1", "second", "look 2", "third")]
-    assert order == sorted(order)
-    head = ("pick <it>", "key frame", "openai", "a-model", "3 attempts", "failed box", "failed length")
-    state = (
-        "episode 3 · decision 7",
-        "sub-task grasp it",
-        "subject red block",
-        "gripper open",
-        "next close",
-        "progress 26 %",
-    )
-    assert [words for words in head + state if words not in page.text] == []
+    assert [words for words in shown if words not in text] == []
+    order = ["camera 0", "camera 1", "first", "look 1: camera 1, 0 0 500 500", "second", "look 2: camera 0, 100 200"]
+    assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
 
 
 def test_nothing_on_the_page_runs_or_loads(tmp_path: Path) -> None:

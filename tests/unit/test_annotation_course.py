@@ -1,153 +1,119 @@
-import time
-from collections import Counter
-from dataclasses import replace
+"""Checks of a whole take: which of its decisions are blamed, and in which words."""
 
-from rlvla.annotation.course import check_course, is_alike
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rlvla.annotation.course import check_course
 from rlvla.config import CheckConfig, CheckName
 from rlvla.types import Annotation
 from tests import takes
+from tests.takes import look, thought
+
+Said = dict[int, Annotation]
+SAME = "Move down to the red block."
+LONG = "the gripper is still {} cm above the red block and moves down in order to get its fingers around the rim {}"
 
 
 def blamed(
-    name: CheckName, annotations: dict[int, Annotation], *, known: bool = False, **cfg: object
+    check: CheckName, said: Said, *, known: bool = False, trusted: Collection[int] = (), **cfg: Any
 ) -> dict[int, str]:
-    """Decision -> what one check finds wrong in the made-up take."""
-    length = max(8, *annotations) + 1
-    switches = (*takes.SWITCHES, *takes.idle(length - 8))
-    found = check_course(
-        annotations,
-        takes.take(("red block",) * length if known else None, length=length),
-        takes.timeline(switches),
-        CheckConfig(names=(name,), **cfg),  # type: ignore[arg-type]
-    )
-    assert all(problem.check == name for problems in found.values() for problem in problems)
+    """Decision -> what one check finds wrong in the made-up take, whose scene is known or not."""
+    take = takes.take(("red block",) * 9 if known else None, length=9)
+    timeline = takes.timeline((*takes.SWITCHES, *takes.idle(1)))
+    found = check_course(said, take, timeline, CheckConfig(names=(check,), **cfg), trusted=trusted)
+    assert all(problem.check == check for problems in found.values() for problem in problems)
     return {index: problems[0].text for index, problems in found.items()}
 
 
-def subjects(*names: str, start: int = 0) -> dict[int, Annotation]:
-    return {index: takes.thought(subject=name) for index, name in enumerate(names, start)}
+def subjects(*names: str, start: int = 0) -> Said:
+    return {index: thought(subject=name) for index, name in enumerate(names, start)}
 
 
-def progress(*values: float | None) -> dict[int, Annotation]:
-    return {index: takes.thought(progress=value) for index, value in enumerate(values)}
+def progress(*values: float | None) -> Said:
+    return {index: thought(progress=value) for index, value in enumerate(values)}
 
 
-def thoughts(*texts: str) -> dict[int, Annotation]:
-    return {index: takes.thought(text) for index, text in enumerate(texts)}
+def thoughts(*texts: str) -> Said:
+    return {index: thought(text) for index, text in enumerate(texts)}
 
 
-def test_the_key_frame_decides_on_the_subject() -> None:
-    found = blamed("subject", subjects("mug", "mug", "red block", "bowl", "bowl", "the Bowls"))
-    wanted = "a sub-task has one, and it is 'red block' at the key frame that ends it, decision 3"
-    assert found == {0: f"the subject is 'mug': {wanted}", 1: f"the subject is 'mug': {wanted}"}
+NEAR = thoughts(*(LONG.format(9, ending) for ending in ("now", "then", "soon", "here", "next", "again")))
+COUNTED = thoughts(*(LONG.format(cm, "now") for cm in (12, 11, 10, 9, 8, 7)))
+ROW, CLIMB = thoughts(*["move down to it"] * 7), progress(0.1, 0.6, 0.7, 0.8, 0.5, 0.9)
 
 
-def test_without_the_key_frame_most_decide_and_the_first_of_equals() -> None:
-    assert list(blamed("subject", subjects("mug", "red block"))) == [1]
-    assert list(blamed("subject", subjects("mug", "bowl", start=3))) == [4]
-    tail = subjects("mug", "bowl", "bowl", start=6)
-    assert blamed("subject", tail) == {
-        6: "the subject is 'mug': a sub-task has one, and it is 'bowl' at most of its decisions"
-    }
+@pytest.mark.parametrize(
+    ("check", "said", "options", "wanted"),
+    [
+        # The key frame that ends a sub-task decides; without it most do, and the first of equals.
+        ("subject", subjects("mug", "mug", "red block", "bowl", "bowl", "the Bowls"), {}, [0, 1]),
+        ("subject", subjects("mug", "red block"), {}, [1]),
+        ("subject", subjects("mug", "bowl", start=3), {}, [4]),
+        ("subject", subjects("mug", "bowl", "bowl", start=6), {}, [6]),
+        ("subject", subjects("mug", "", "", "", "bowl", "bowl"), {}, []),
+        ("subject", subjects("red block", "small red block", "block, red"), {}, [1]),
+        ("subject", subjects("red block", "small red block", "block, red"), {"known": True}, []),
+        # The fewest are blamed, and whoever contradicts a trusted decision.
+        ("progress", progress(0.1, 0.9, 0.2, None, 0.3, 0.25, 0.4), {}, [1, 5]),
+        ("progress", progress(None, 0.0, 0.5, 0.5, None, 1.0), {}, []),
+        ("progress", progress(float("nan"), 0.5, float("inf"), 0.6), {}, []),
+        ("progress", CLIMB, {}, [4]),
+        ("progress", CLIMB, {"trusted": (4,)}, [1, 2, 3]),
+        ("progress", CLIMB, {"trusted": (2, 5)}, [4]),
+        ("progress", CLIMB, {"trusted": (0, 4, 5)}, [1, 2, 3]),
+        # A row that is too long is cut at its end, or before the trusted decisions that end it.
+        ("repetition", thoughts(SAME, SAME, "  move DOWN, to the red block", SAME, SAME, SAME, "up"), {}, [4, 5]),
+        ("repetition", thoughts(SAME, SAME, SAME, SAME, "now close the fingers", SAME, SAME), {}, []),
+        ("repetition", thoughts(*["move on"] * 6) | {2: look("is it between the fingers", "move on")}, {}, [4, 5]),
+        ("repetition", ROW, {"trusted": (4,)}, [3, 5, 6]),
+        ("repetition", ROW, {"trusted": (3, 4)}, [2, 5, 6]),
+        ("repetition", ROW, {"trusted": (4, 5, 6)}, [1, 2, 3]),
+        ("repetition", ROW, {"trusted": range(7)}, []),
+        # Nearly the same is the same, unless numbers differ.
+        ("repetition", NEAR, {}, [4, 5]),
+        ("repetition", NEAR, {"similarity": 1.0}, []),
+        ("repetition", COUNTED, {}, []),
+    ],
+)
+def test_who_is_to_blame(check: CheckName, said: Said, options: dict[str, Any], wanted: list[int]) -> None:
+    assert list(blamed(check, said, **options)) == wanted
 
 
-def test_who_names_no_subject_contradicts_nobody() -> None:
-    assert blamed("subject", subjects("mug", "", "", "", "bowl", "bowl")) == {}
-
-
-def test_another_name_of_the_same_object_is_the_same_subject() -> None:
-    names = subjects("red block", "small red block", "block, red")
-    assert list(blamed("subject", names)) == [1]
-    assert blamed("subject", names, known=True) == {}
-
-
-def test_the_fewest_are_blamed_for_progress() -> None:
-    found = blamed("progress", progress(0.1, 0.9, 0.2, None, 0.3, 0.25, 0.4))
+def test_what_is_wrong_is_said() -> None:
+    rule = "a sub-task has one, and it is"
+    found = blamed("subject", subjects("mug", "red block", "red block", "bowl", "bowl", "bowl", "cup", "mug"))
     assert found == {
-        1: "progress is 0.90, but 0.20 at decision 3 behind: it must not fall",
-        5: "progress is 0.25, but 0.30 at decision 5 before: it must not fall",
+        0: f"the subject is 'mug': {rule} 'red block' at the key frame that ends it, decision 3",
+        7: f"the subject is 'mug': {rule} 'cup' at most of its decisions",
     }
-    assert blamed("progress", progress(None, 0.0, 0.5, 0.5, None, 1.0)) == {}
-    assert blamed("progress", progress(float("nan"), 0.5, float("inf"), 0.6)) == {}
-
-
-def test_who_contradicts_a_trusted_decision_is_to_blame_for_progress() -> None:
-    values = progress(0.1, 0.6, 0.7, 0.8, 0.5, 0.9)
-    cfg = CheckConfig(names=("progress",))
-    for trusted, wanted in (((), [4]), ((4,), [1, 2, 3]), ((2, 5), [4]), ((0, 4, 5), [1, 2, 3])):
-        assert list(check_course(values, takes.take(), takes.timeline(), cfg, trusted=trusted)) == wanted
-
-
-def test_progress_may_fall_a_little() -> None:
-    values = progress(0.5, 0.45, 0.4, 0.2)
-    assert list(blamed("progress", values, progress_slack=0.06)) == [3]
-    assert list(blamed("progress", values)) == [1, 2, 3]
-
-
-def test_gaps_are_no_matter() -> None:
-    values = progress(0.1, 0.3, 0.2, 0.4, 0.5)
-    del values[1]
-    assert blamed("progress", values) == {}
-    assert list(
-        blamed("repetition", {0: takes.thought(), 3: takes.thought(), 7: takes.thought()}, max_repetition=2)
-    ) == [7]
-
-
-def test_a_long_row_of_equal_thoughts_is_found() -> None:
-    same = "Move down to the red block."
-    found = blamed("repetition", thoughts(same, same, "  move DOWN, to the red block", same, same, same, "lift it up"))
-    assert list(found) == [4, 5]
-    assert found[4] == (
-        "'Move down to the red block.' is nearly what 4 decisions beside it think: at most 4 in a row may, "
-        "say what is new here"
-    )
-    assert blamed("repetition", thoughts(same, same, same, same, "now close the fingers", same, same)) == {}
-
-
-def test_a_row_that_a_trusted_decision_ends_is_found_before_it() -> None:
-    said = thoughts(*["move down to it"] * 7)
-    cfg = CheckConfig(names=("repetition",))
-    for trusted, wanted in (((4,), [3, 5, 6]), ((3, 4), [2, 5, 6]), ((4, 5, 6), [1, 2, 3]), (range(7), [])):
-        assert list(check_course(said, takes.take(), takes.timeline(), cfg, trusted=trusted)) == wanted
-
-
-def test_the_same_conclusion_at_a_key_frame_counts() -> None:
-    run = {index: takes.thought("move down to it") for index in range(6)}
-    run[2] = takes.look("is it between the fingers", "move down to it")
-    assert list(blamed("repetition", run)) == [4, 5]
-
-
-def test_nearly_the_same_is_the_same_unless_numbers_differ() -> None:
-    text = "the gripper is still {} cm above the red block and moves down in order to get its fingers around the rim {}"
-    near = thoughts(*(text.format(9, ending) for ending in ("now", "then", "soon", "here", "next", "again")))
-    assert list(blamed("repetition", near)) == [4, 5]
-    assert blamed("repetition", thoughts(*(text.format(cm, "now") for cm in (12, 11, 10, 9, 8, 7)))) == {}
-    assert blamed("repetition", near, similarity=1.0) == {}
-
-
-def test_similarity_is_the_share_of_words_in_common() -> None:
-    first, second = Counter(["the", "arm", "moves", "to", "the", "rim"]), Counter(["the", "arm", "moves", "on"])
-    assert is_alike(first, second, 0.6)
-    assert not is_alike(first, second, 0.61)
-    assert not is_alike(first + Counter(["7"]), first, 0.5)
+    assert blamed("progress", progress(0.1, 0.9, 0.2, 0.3, 0.25, 0.4)) == {
+        1: "progress is 0.90, but 0.20 at decision 3 behind: it must not fall",
+        4: "progress is 0.25, but 0.30 at decision 4 before: it must not fall",
+    }
+    rest = "is nearly what 4 decisions beside it think: at most 4 in a row may, say what is new here"
+    assert blamed("repetition", thoughts(*[SAME] * 5)) == {4: f"{SAME!r} {rest}"}
 
 
 def test_only_wanted_checks_run_and_problems_come_in_order() -> None:
-    bad = {
-        index: takes.thought(subject=name, progress=value) for index, name, value in [(1, "mug", 0.2), (0, "red", 0.9)]
-    }
+    said = {1: thought(subject="mug", progress=0.2), 0: thought(subject="red", progress=0.9)}
     take, timeline = takes.take(None), takes.timeline()
-    found = check_course(bad, take, timeline, CheckConfig())
+    found = check_course(said, take, timeline, CheckConfig())
     assert {index: [problem.check for problem in problems] for index, problems in found.items()} == {
         1: ["subject", "progress"]
     }
-    assert check_course(bad, take, timeline, CheckConfig(names=("markup",))) == {}
+    assert check_course(said, take, timeline, CheckConfig(names=("markup",))) == {}
     assert check_course({}, take, timeline, CheckConfig()) == {}
 
 
 def test_time_grows_little_with_the_take() -> None:
     def seconds(length: int) -> float:
-        long = replace(takes.thought("a b c d e f g h " * 25), progress=0.5)
+        long = replace(thought("a b c d e f g h " * 25), progress=0.5)
         varied = {index: replace(long, thoughts=(long.thoughts[0] + "xyz"[index % 3],)) for index in range(length)}
         take, timeline = takes.take(None, length=length), takes.timeline(takes.idle(length))
         started = time.process_time()

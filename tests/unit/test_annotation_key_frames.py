@@ -16,8 +16,6 @@ from rlvla.data.dataset import DatasetError
 from tests.takes import moving
 
 OPEN, CLOSE = -1.0, 1.0
-
-
 PLACES = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 0, 0], [2, 0, 0], [3, 0, 0], [3, 0, 0]], np.float32)
 WIDTHS = np.array([[0.08], [0.08], [0.03], [0.03]], np.float32)
 READINGS = KeyFrameConfig(gripper="proprio", closed_sign=-1, open_below=-0.07, closed_above=-0.05)

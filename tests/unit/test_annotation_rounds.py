@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take, query_seed
@@ -26,15 +27,13 @@ LOOK = (0, (80, 80, 180, 180))
 CONFIG = AnnotateConfig(annotator="openai", checks=CheckConfig(names=("markup", "length", "subject", "progress")))
 
 
-def good(query: Query) -> Reply:
-    """An annotation that passes."""
+def good(query: Query, **changes: Any) -> Reply:
+    """An annotation that passes, but for the changes."""
     thought = f"go on with step {query.index} of the task"
-    given = {"subject": "red block", "progress": query.index / 10}
+    said: dict[str, Any] = {"subject": "red block", "progress": query.index / 10, "thoughts": (thought,)}
     if query.index in KEYS:
-        annotation = Annotation(thoughts=(f"look before step {query.index}", thought), looks=(LOOK,), **given)
-    else:
-        annotation = Annotation(thoughts=(thought,), **given)
-    return Reply(annotation=annotation, prompt_tokens=100, completion_tokens=10)
+        said |= {"thoughts": (f"look before step {query.index}", thought), "looks": (LOOK,)}
+    return Reply(annotation=Annotation(**{**said, **changes}), prompt_tokens=100, completion_tokens=10)
 
 
 class Scripted:
@@ -71,21 +70,17 @@ def test_key_frames_come_first_and_the_others_are_told_of_them() -> None:
 
 
 def test_the_result_does_not_depend_on_which_answer_comes_first() -> None:
-    def late(query: Query) -> float:
-        return 0.01 * (5 - query.index)
-
-    assert run(Scripted(good, late)).annotations == run(Scripted(good)).annotations
+    late = Scripted(good, delay=lambda query: 0.01 * (5 - query.index))
+    assert run(late).annotations == run(Scripted(good)).annotations
 
 
 def test_a_bad_answer_is_asked_for_again_with_the_reason() -> None:
     def answer(query: Query) -> Reply:
-        reply = good(query)
-        assert reply.annotation is not None
         if query.index == 1 and query.attempt == 0:
-            return replace(reply, annotation=replace(reply.annotation, thoughts=("short",)))
+            return good(query, thoughts=("short",))
         if query.index == 3 and query.attempt < 2:
             return Reply(annotation=None, error="the answer was cut off", prompt_tokens=7)
-        return reply
+        return good(query)
 
     annotator = Scripted(answer)
     annotated = run(annotator)
@@ -103,11 +98,7 @@ def test_a_bad_answer_is_asked_for_again_with_the_reason() -> None:
 
 def test_what_never_passes_is_dropped_and_counted() -> None:
     def answer(query: Query) -> Reply:
-        reply = good(query)
-        assert reply.annotation is not None
-        if query.index == 4:
-            return replace(reply, annotation=replace(reply.annotation, thoughts=("a </think> mark", "and on it goes")))
-        return reply
+        return good(query, thoughts=("a </think> mark", "and on it goes")) if query.index == 4 else good(query)
 
     annotator = Scripted(answer)
     annotated = run(annotator)
@@ -165,13 +156,8 @@ def test_a_decision_that_contradicts_an_accepted_one_is_to_blame() -> None:
     """Key frames are accepted first; what is said between them has to fit."""
 
     def answer(query: Query) -> Reply:
-        reply = good(query)
-        assert reply.annotation is not None
-        if query.index == 1 and query.attempt == 0:
-            return replace(reply, annotation=replace(reply.annotation, progress=0.9))
-        if query.index == 3 and query.attempt == 0:
-            return replace(reply, annotation=replace(reply.annotation, subject="green block"))
-        return reply
+        contradictions = {(1, 0): {"progress": 0.9}, (3, 0): {"subject": "green block"}}
+        return good(query, **contradictions.get((query.index, query.attempt), {}))
 
     annotated = run(Scripted(answer))
     assert list(annotated.annotations) == [0, 1, 2, 3, 4]
@@ -185,14 +171,10 @@ JUDGED = replace(CONFIG, openai=OpenAIConfig(judge=True))
 def test_a_judge_is_asked_about_what_passes_and_its_no_is_a_failed_check() -> None:
     def answer(query: Query) -> Reply:
         if query.judged is None:
-            reply = good(query)
-            assert reply.annotation is not None
-            if (query.index, query.attempt) == (0, 0):
-                return replace(reply, annotation=replace(reply.annotation, thoughts=("short",)))
-            return reply
-        is_refused = query.index == 3 or (query.index, query.attempt) == (4, 0)
-        said = (None, "a judge refuses it: wrong") if is_refused else (query.judged, "")
-        return Reply(annotation=said[0], error=said[1], prompt_tokens=1000)
+            return good(query, thoughts=("short",)) if (query.index, query.attempt) == (0, 0) else good(query)
+        if query.index == 3 or (query.index, query.attempt) == (4, 0):
+            return Reply(annotation=None, error="a judge refuses it: wrong", prompt_tokens=1000)
+        return Reply(annotation=query.judged, prompt_tokens=1000)
 
     annotator = Scripted(answer)
     annotated = run(annotator, JUDGED)

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modes import compare_rollouts, main, measure_decisions, measure_rollout, modes, render, with_ratios
+from modes import compare_rollouts, measure_decisions, modes, render, with_ratios
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.rollout.tasks import TaskStream
 from tests.examples import good_turn, trajectory
 
 CONFIG = EvaluateConfig(
@@ -76,13 +75,6 @@ def test_every_mode_makes_the_decisions_that_were_asked_for(processor: PolicyPro
     assert told[-1].split() == ["ratio", "3.25"]
 
 
-def test_a_rollout_plays_every_task_once(processor: PolicyProcessor) -> None:
-    tasks = TaskStream(config=CONFIG.env, seed=0).take(3)
-    seconds, played = asyncio.run(measure_rollout(Rambling(processor=processor), processor, CONFIG, tasks))
-    assert seconds > 0
-    assert [t.task for t in played] == tasks
-
-
 def test_ratios_by_hand() -> None:
     measured = with_ratios({"act": {"mean_ms": 20.0, "p50_ms": 10.0}, "zoom": {"mean_ms": 50.0, "p50_ms": 15.0}})
     assert [(m["mean_to_act"], m["p50_to_act"]) for m in measured.values()] == [(1, 1), (2.5, 1.5)]
@@ -95,10 +87,3 @@ def test_ratios_by_hand() -> None:
         "ratio": 4.0,
         "num_same": 1,
     }
-
-
-def test_wrong_flags_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=f"--model: {tmp_path} holds no checkpoint; scripts/demo.py makes"):
-        main(model=(tmp_path,))
-    with pytest.raises(SystemExit, match="--rounds and --num-trajectories: need at least 1"):
-        main(rounds=0)

@@ -82,7 +82,6 @@ def test_what_is_made_has_a_rule() -> None:
     ("code", "config", "name"),
     [
         ("README.md", "README.md", "brevity"),
-        ("docs/add_a_reward.md", "docs/add_a_reward.md", "thrift"),
         ("docs/add_a_stateful_reward.md", "", "novelty"),
     ],
 )

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,6 @@ def crash(error: str) -> Probe:
     ("finding", "level", "words"),
     [
         (checks.check_python((3, 11, 7), "Linux"), OK, "3.11.7 on Linux"),
-        (checks.check_python((3, 13, 0), "Linux"), OK, ""),
         (checks.check_python((3, 10, 12), "Linux"), FAIL, "PYTHON=/path/to/python3.12 make setup"),
         (checks.check_python((3, 14, 0), "Linux"), FAIL, "3.11 to 3.13"),
         (checks.check_python((3, 12, 1), "Darwin"), FAIL, "vLLM runs on Linux"),
@@ -46,7 +43,6 @@ def crash(error: str) -> Probe:
         (checks.check_transformers(None, WANTED), FAIL, "not installed"),
         (checks.check_mujoco("3.9.1"), OK, "3.9.1"),
         (checks.check_mujoco("3.10.0"), FAIL, "pip install mujoco==3.3.0"),
-        (checks.check_mujoco("4.0.0"), FAIL, "breaks from 3.10 on"),
         (checks.check_mujoco(None), FAIL, "not installed"),
         (checks.check_room("disk", 5 * GIB, 5 * GIB, "free some"), OK, "5.0 GiB free"),
         (checks.check_room("disk", 5 * GIB - 1, 5 * GIB, "free some"), WARN, "below 5 GiB -> free some"),
@@ -96,13 +92,3 @@ def test_a_probe_that_hangs_or_crashes_is_an_answer() -> None:
     aborted = doctor.run_probe("import os; os.abort()")
     assert aborted.returncode != 0
     assert "ended with status" in aborted.last_error
-
-
-@pytest.mark.slow
-def test_the_whole_report_is_healthy_here() -> None:
-    """A real frame is rendered, too."""
-    command = [sys.executable, ROOT / "scripts/doctor.py"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert result.returncode == 0, result.stdout
-    assert "vllm package" in result.stdout
-    assert "ms a frame" in result.stdout

@@ -19,21 +19,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlvla.config import EnvConfig, EpisodeConfig
+from rlvla.config import EnvConfig
 from rlvla.policies.thinker.deciding import Decider
-from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.tools import load_tools
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job, SamplerLostError, play_job
 from rlvla.rollout.env_process import EnvPool, RemoteEnv
 from rlvla.rollout.env_thread import EnvCrashError, EnvThread
-from rlvla.types import EndReason, TaskSpec, Trajectory
-from tests.look_then_act import LookThenAct, assert_same_play
+from rlvla.types import EndReason, Trajectory
+from tests.look_then_act import TASK, LookThenAct, assert_same_play, decider_of, episode, play
 from tests.unit.faulty_env import meet, plant, plant_in_turn
 
 pytestmark = pytest.mark.timeout(120)
 
-TASK = TaskSpec(suite="faulty", task_id=0, init_state_id=3, seed=7)
 PLACES = ("reset", "step_chunk", "zoom")
 DEADLINE_S = 4.0
 """Far above what a healthy call takes on a busy machine."""
@@ -41,8 +38,7 @@ DEADLINE_S = 4.0
 
 @pytest.fixture(scope="module")
 def decider(tiny_policy: Path) -> Decider:
-    processor, config, sampler = PolicyProcessor.load(tiny_policy), EpisodeConfig(), LookThenAct(tiny_policy)
-    return Decider(sampler=sampler, processor=processor, tools=load_tools(config.tools), config=config)
+    return decider_of(tiny_policy)
 
 
 @pytest.fixture
@@ -83,14 +79,6 @@ def impatient(pool: EnvPool, config: EnvConfig) -> EnvThread:
     return EnvThread(partial(RemoteEnv, replace(config, reset_deadline_s=DEADLINE_S), pool._processes[0], 0))
 
 
-async def not_lost() -> None:
-    raise AssertionError("this sampler does not die")
-
-
-def play(decider: Decider, env: EnvThread, max_attempts: int = 3, member: int = 0) -> Trajectory:
-    return asyncio.run(play_job(decider, env, Job(task=TASK, member=member), max_attempts, not_lost))
-
-
 def made(folder: Path, suffix: str = "made") -> list[int]:
     """The pid of each env that was made (or closed), in order."""
     names = sorted((path.stem for path in folder.glob(f"*.{suffix}")), key=lambda name: int(name.split("-")[1]))
@@ -105,22 +93,17 @@ def test_a_process_that_is_killed_or_stops_is_replaced_and_the_episode_replayed(
     """Meanwhile another episode is played, which a process that hangs does not keep waiting."""
     with opened(config, num_envs=2) as pool:
         unbroken = play(decider, pool.envs[0])
-        assert (unbroken.error, unbroken.end, len(unbroken.turns), unbroken.num_crashes) == (
-            "",
-            EndReason.SUCCESS,
-            2,
-            0,
-        )
+        assert (unbroken.error, unbroken.end, len(unbroken.turns)) == ("", EndReason.SUCCESS, 2)
         env = impatient(pool, config) if where == "reset" else pool.envs[0]
         plant(tmp_path, where, "wait")
 
         async def meanwhile() -> tuple[Trajectory, Trajectory, int]:
-            episode = asyncio.create_task(play_job(decider, env, Job(task=TASK, member=0), 3, not_lost))
+            struck = asyncio.create_task(episode(decider, env))
             pid = await asyncio.to_thread(meet, tmp_path, where, sent)
             sent_at = time.monotonic()
-            other = await play_job(decider, pool.envs[1], Job(task=TASK, member=0), 3, not_lost)
-            assert sent != signal.SIGSTOP or not episode.done()
-            trajectory = await episode
+            other = await episode(decider, pool.envs[1])
+            assert sent != signal.SIGSTOP or not struck.done()
+            trajectory = await struck
             assert time.monotonic() - sent_at > (0.9 * DEADLINE_S if sent == signal.SIGSTOP else 0)
             return trajectory, other, pid
 
@@ -130,10 +113,6 @@ def test_a_process_that_is_killed_or_stops_is_replaced_and_the_episode_replayed(
             assert (played.num_crashes, played.num_replays) == (num, num)
         assert made(tmp_path)[0] == pid
         assert len(made(tmp_path)) == len({*made(tmp_path)}) == 3
-        until = time.monotonic() + 30
-        while psutil.pid_exists(pid):  # the kernel takes its time
-            assert time.monotonic() < until
-            time.sleep(0.01)
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -211,13 +190,12 @@ def test_a_neighbour_in_the_process_is_replayed_at_no_cost_of_its_own(
         plant(tmp_path, "zoom", "hang")
 
         async def both() -> list[Trajectory]:
-            hanging = asyncio.create_task(play_job(decider, pool.envs[0], Job(task=TASK, member=0), 2, not_lost))
+            hanging = asyncio.create_task(episode(decider, pool.envs[0], 2))
             while not list(tmp_path.glob("*.taken")):
                 await asyncio.sleep(0.01)
             plant(tmp_path, "step_chunk", "hang")  # the neighbour is in a call too when its process is killed
             await asyncio.sleep(0.1 * DEADLINE_S)
-            other = play_job(decider, pool.envs[1], Job(task=TASK, member=0), 1, not_lost)
-            return [await other, await hanging]
+            return [await episode(decider, pool.envs[1], 1), await hanging]
 
         other, hanging = asyncio.run(both())
         assert_same_play(other, unbroken[1])
@@ -235,12 +213,11 @@ def test_envs_of_a_process_that_dies_are_each_charged_an_attempt(
         plant(tmp_path, "zoom", "wait")
 
         async def both() -> list[Trajectory]:
-            jobs = [play_job(decider, env, Job(task=TASK, member=0), 2, not_lost) for env in pool.envs]
-            waiting = asyncio.create_task(jobs[0])
+            waiting = asyncio.create_task(episode(decider, pool.envs[0], 2))
             while not (tmp_path / "zoom.at").exists():
                 await asyncio.sleep(0.01)
             plant(tmp_path, "step_chunk", "die")
-            return [await jobs[1], await waiting]
+            return [await episode(decider, pool.envs[1], 2), await waiting]
 
         assert [(t.end, t.num_crashes, t.num_replays) for t in asyncio.run(both())] == [(EndReason.SUCCESS, 1, 1)] * 2
 
@@ -279,12 +256,6 @@ def test_an_answer_that_cannot_be_sent_is_a_crash(pool: EnvPool, tmp_path: Path)
     asyncio.run(pool.envs[0].call(lambda e: e.reset()))
     with pytest.raises(EnvCrashError, match="pickle"):
         asyncio.run(pool.envs[0].call(lambda e: e.zoom(0, (0, 0, 9, 9))))
-
-
-def test_an_env_that_cannot_be_made_says_why(config: EnvConfig) -> None:
-    unknown, error = replace(config, id="lab/Nothing-v0"), r"NameNotFound.*Nothing"
-    with opened(unknown, num_envs=1) as pool, pytest.raises(EnvCrashError, match=error):
-        asyncio.run(pool.envs[0].call(lambda e: e.reset()))
 
 
 def server_process() -> psutil.Process:

@@ -89,7 +89,7 @@ def test_a_checkpoint_from_before_is_a_thinkers(tiny_policy: Path, tmp_path: Pat
     ("changes", "message"),
     [
         ({"family": "acrobat"}, r"family is 'acrobat'; known are thinker"),
-        ({"carry_thought": True}, r"carry_thought is true: .*rlvla 0\.2\.0 serves this checkpoint, or train anew"),
+        ({"carry_thought": True}, r"carry_thought is true: .*rlvla 0\.1\.0 serves this checkpoint, or train anew"),
         ({"codec": {"kind": "new"}}, "the action codec is of kind 'new'"),
     ],
 )

@@ -22,7 +22,7 @@ pytest.importorskip("libero")
 from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE
 from rlvla_envs.libero.env import SETTLE_ACTION, LiberoEnv
 from rlvla_envs.libero.tasks import load_init_states
-from rlvla_envs.spec import resize
+from rlvla_envs.spec import box_to_pixels, resize
 
 pytestmark = pytest.mark.libero
 
@@ -105,14 +105,11 @@ def test_states_frames_and_proprio_are_the_official_ones(env: LiberoEnv) -> None
 
 
 def test_reset_forgets_what_was_before_and_draws_from_no_generator_of_others(env: LiberoEnv) -> None:
-    """Another state, another task, and back: the scene is compiled anew, as one is kept."""
-    first = start(env)
-    state = env.get_state()
-    env.step_chunk(draw_actions(16, gripper=1.0))
+    """Another task, and back: the scene is compiled anew, as one is kept."""
+    first, state = start(env), env.get_state()
     np.random.seed(5)  # robosuite draws from NumPy's global generator
     expected = np.random.rand(3)
     np.random.seed(5)
-    assert not np.array_equal(start(env, 8)["images"], first["images"])
     other = env.reset(options={"task_id": 0, "init_state_id": 3})[0]
     assert other["instruction"] != first["instruction"]
     assert env.task_name == env.task_names[0]
@@ -120,18 +117,6 @@ def test_reset_forgets_what_was_before_and_draws_from_no_generator_of_others(env
     assert np.array_equal(env.get_state(), state)
     assert np.array_equal(again["images"], first["images"])
     assert np.array_equal(np.random.rand(3), expected)
-
-
-def test_state_restores_the_picture_too(env: LiberoEnv) -> None:
-    start(env)
-    obs = env.step_chunk(draw_actions(3, gripper=1.0))[0]
-    state, frame = env.get_state(), env.zoom(0, (0, 0, 1000, 1000))
-    start(env, 9)
-    env.set_state(state)
-    assert np.array_equal(env.zoom(0, (0, 0, 1000, 1000)), frame)
-    assert np.array_equal(env._observe()["images"], obs["images"])
-    with pytest.raises(ValueError, match="numbers, but pick_up_the_black_bowl"):
-        env.set_state(state[:-1])
 
 
 @pytest.mark.slow
@@ -160,13 +145,10 @@ def test_rendered_zoom_is_the_crop_of_the_native_frame(
 
 
 def test_zoom_with_center_crop_and_single_camera(cropped: LiberoEnv) -> None:
-    x1, y1, x2, y2 = box = (300, 400, 450, 550)
+    box = (300, 400, 450, 550)
+    left, top, right, bottom = box_to_pixels(box, NATIVE_SIZE, NATIVE_SIZE)
     frame = cropped.native_frames()[0]
-    assert frame.shape == (NATIVE_SIZE, NATIVE_SIZE, 3)
-    pixels = slice(y1 * 1024 // 1000, -(-y2 * 1024 // 1000)), slice(x1 * 1024 // 1000, -(-x2 * 1024 // 1000))
-    assert mean_difference(cropped.zoom(0, box), resize(frame[pixels], 64, 64)) < 0.05
-    with pytest.raises(ValueError, match="no image 1"):
-        cropped.zoom(1, box)
+    assert mean_difference(cropped.zoom(0, box), resize(frame[top:bottom, left:right], 64, 64)) < 0.05
 
 
 def test_native_frame_shows_what_the_view_shows(cropped: LiberoEnv) -> None:
@@ -195,25 +177,17 @@ def test_project_says_where_an_object_appears(cropped: LiberoEnv) -> None:
     assert abs(y - middle[1] / 1.024) < 15
 
 
-def test_time_limit_and_success(env: LiberoEnv) -> None:
+def test_success_ends_a_chunk(env: LiberoEnv) -> None:
     start(env)
-    state = env.get_state()
-    state[2] = 219  # env steps
-    env.set_state(state)
-    stay = np.array(SETTLE_ACTION)
-    _, reward, terminated, truncated, info = env.step(stay)
-    assert (reward, terminated, truncated, info["is_success"]) == (0.0, False, True, False)
-    with pytest.raises(RuntimeError, match="call reset"):
-        env.step(stay)
-    start(env)
-    sim = env.robosuite.sim
     bowl, plate = env.robosuite.objects_dict["akita_black_bowl_1"], env.robosuite.obj_body_id["plate_1"]
-    position = sim.data.body_xpos[plate] + [0, 0, 0.02]
-    sim.data.set_joint_qpos(bowl.joints[0], [*position, 1, 0, 0, 0])
-    _, rewards, terminated, truncated, info = env.step_chunk(np.tile(stay, (40, 1)))
+    data = env.robosuite.sim.data
+    data.set_joint_qpos(bowl.joints[0], [*(data.body_xpos[plate] + [0, 0, 0.02]), 1, 0, 0, 0])
+    _, rewards, terminated, truncated, info = env.step_chunk(np.tile(SETTLE_ACTION, (40, 1)))
     assert (terminated, truncated, info["is_success"]) == (True, False, True)
     assert len(rewards) < 40
     assert rewards.tolist() == [0.0] * (len(rewards) - 1) + [1.0]
+    with pytest.raises(RuntimeError, match="call reset"):
+        env.step(np.array(SETTLE_ACTION))
 
 
 def resident_mb() -> float:
@@ -221,6 +195,7 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_episodes(cropped: LiberoEnv) -> None:
     def play(num: int) -> None:
         for init_state_id in range(num):
@@ -246,6 +221,7 @@ def test_center_crop_is_bilinear_with_aligned_corners() -> None:
     assert (center_crop(np.full((64, 64, 3), 255, np.uint8)) == 255).all()
 
 
+@pytest.mark.slow
 def test_envs_in_threads_reset_to_the_states_of_an_env_alone(libero_assets: Path) -> None:
     def reset_often(task_id: int) -> list[np.ndarray]:
         env = LiberoEnv(suite="libero_goal", assets=libero_assets, settle_steps=0, view_size=64)
@@ -260,7 +236,7 @@ def test_envs_in_threads_reset_to_the_states_of_an_env_alone(libero_assets: Path
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(reset_often, (0, 7)))
     for expected, states in zip(alone, together, strict=True):
-        assert all(np.array_equal(a, b) for a, b in zip(expected, states, strict=True))
+        np.testing.assert_array_equal(states, expected)
 
 
 def places_of(env: LiberoEnv, init_state_id: int) -> np.ndarray:
@@ -318,7 +294,7 @@ def test_by_default_all_episodes_have_the_fixtures_of_the_first_and_a_result_say
     ],
 )
 def test_a_wrong_argument_is_named(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"{name} .*{value[0] if isinstance(value, tuple) and value else ''}"):
+    with pytest.raises(ValueError, match=f"{name} "):
         LiberoEnv(**{name: value})
 
 
@@ -327,4 +303,7 @@ def test_wrong_calls_are_named(env: LiberoEnv) -> None:
         LiberoEnv().native_frames()
     with pytest.raises(ValueError, match="init_state_id 50"):
         env.reset(options={"init_state_id": 50})
+    start(env)
+    with pytest.raises(ValueError, match="numbers, but pick_up_the_black_bowl"):
+        env.set_state(env.get_state()[:-1])
     assert len(env.init_state_ids(9, "official")) == 50

@@ -26,13 +26,13 @@ from rlvla.rollout.env_server import make_env
 from rlvla.run import metrics
 from rlvla.types import Group, Observation
 from tests.examples import TASK, good_turn, trajectory
-from tests.queries import query
+from tests.takes import query
 
 OBSERVATION = Observation(
     images=(np.zeros((8, 8, 3), np.uint8),),
     proprio=np.zeros(1, np.float32),
     instruction="",
-    zoom=lambda image, box: np.zeros((8, 8, 3), np.uint8),
+    zoom=lambda image, box: np.full((8, 8, 3), box[0] // 10, np.uint8),
 )
 
 
@@ -72,10 +72,6 @@ FAULTS = {
     "raises": ("def f(*args, **kwargs): raise KeyError('lost')", r"raised KeyError: 'lost' \(mine\.py, line 1\)$"),
     "exits": ("def f(*args, **kwargs): raise SystemExit(3)", r"raised SystemExit: 3"),
     "returns an object": ("def f(*args, **kwargs): return object()", r"returned object: wanted is "),
-    "returns a coroutine": (
-        "async def g(): ...\ndef f(*args, **kwargs):\n    c = g()\n    c.close()\n    return c",
-        r"returned coroutine: wanted is ",
-    ),
     "is a generator": ("def f(*args, **kwargs): yield 1", r"returned generator: wanted is "),
     "is async": ("async def f(*args, **kwargs): ...", r"is async, and nobody would await it: write a plain function"),
     "has an async call": ("class F:\n    async def __call__(self, *a, **k): ...\nf = F()", r"is async"),
@@ -111,17 +107,39 @@ def test_an_interrupt_passes(kind: str, tmp_path: Path) -> None:
         KINDS[kind][0](mine(tmp_path, "def f(*args, **kwargs): raise KeyboardInterrupt"), tmp_path)
 
 
+ZOOM_IN = load_tools({"zoom_in": "rlvla.policies.thinker.tools:zoom_in"})
+
+
+def test_an_accepted_zoom_returns_the_crop_and_its_box() -> None:
+    call = '{"name": "zoom_in", "arguments": {"image": 0, "bbox": [100, 0, 200, 100]}}'
+    result, box = call_tool(ZOOM_IN, OBSERVATION, call)
+    assert box == (100, 0, 200, 100)
+    assert np.array_equal(result, np.full((8, 8, 3), 10))
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ("not json", "not valid JSON"),  # the other ways are in test_markup
+        ('{"name": "dance", "arguments": {}}', "no tool named dance"),
+        ('{"name": "zoom_in", "arguments": {"image": 1, "bbox": [0, 0, 100, 100]}}', "image must be 0..0"),
+        ('{"name": "zoom_in", "arguments": {"image": 0}}', "four integers"),
+    ],
+)
+def test_a_refused_call_says_why_to_the_policy(call: str, reason: str) -> None:
+    result, box = call_tool(ZOOM_IN, OBSERVATION, call)
+    assert box is None
+    assert reason in str(result)
+
+
 @pytest.mark.parametrize(
     ("value", "came"),
     [
         ("Image.fromarray(np.zeros((4, 4, 3), np.uint8))", "PIL.Image.Image"),
         ("np.zeros((4, 4), np.uint8)", r"a uint8 array \[4, 4\]"),
-        ("np.zeros((4, 4, 4), np.uint8)", r"a uint8 array \[4, 4, 4\]"),
         ("np.zeros((0, 4, 3), np.uint8)", r"a uint8 array \[0, 4, 3\]"),
         ("np.zeros((4, 4, 3), np.float32)", r"a float32 array \[4, 4, 3\]"),
-        ("np.zeros((4, 4, 3), np.uint8).tolist()", "list"),
         ("None", "NoneType"),
-        ("b'text'", "bytes"),
         ("'\\ud800'", "str: wanted is a text that UTF-8 can encode"),
     ],
 )
@@ -131,11 +149,9 @@ def test_a_tool_returns_a_picture_or_a_text(tmp_path: Path, value: str, came: st
         use_tool(spec, tmp_path)
 
 
-def test_what_a_tool_may_return(tmp_path: Path) -> None:
-    text = "import numpy as np\ndef f(observation, arguments): return "
-    (tmp_path / "text").mkdir()
-    assert use_tool(mine(tmp_path, text + "np.full((1, 2, 3), 7, np.uint8)"), tmp_path).tolist() == [[[7] * 3] * 2]
-    assert use_tool(mine(tmp_path / "text", text + "'I see <act> nothing'"), tmp_path) == "I see <act> nothing"
+def test_a_tool_may_return_marks_as_text(tmp_path: Path) -> None:
+    spec = mine(tmp_path, "def f(observation, arguments): return 'I see <act> nothing'")
+    assert use_tool(spec, tmp_path) == "I see <act> nothing"
 
 
 LOOK = "from rlvla.types import Annotation\nimport numpy as np\ndef f(decisions, index, *, timeline, rng): return "
@@ -145,11 +161,7 @@ LOOK = "from rlvla.types import Annotation\nimport numpy as np\ndef f(decisions,
     ("value", "flaw"),
     [
         ("Annotation(thoughts='a')", r"thoughts: Input should be a valid tuple"),
-        ("Annotation(thoughts=(None,))", r"thoughts\.0: Input should be a valid string"),
-        (
-            "Annotation(thoughts=('a', 'b'), looks=((0, (1.5, 2, 3, 4)),))",
-            r"looks\.0\.1\.0: .*integer",
-        ),
+        ("Annotation(thoughts=('a', 'b'), looks=((0, (1.5, 2, 3, 4)),))", r"looks\.0\.1\.0: .*integer"),
         ("Annotation(thoughts=('a',), progress='half')", r"progress: Input should be a valid number"),
         ("Annotation(thoughts=('a', 'b'))", r"raised ValueError: 2 thoughts need 1 looks"),
     ],
@@ -170,9 +182,7 @@ def test_numbers_of_numpy_in_an_annotation_can_be_kept(tmp_path: Path) -> None:
     assert reply.annotation.looks == ((0, (100, 200, 300, 400)),)
 
 
-@pytest.mark.parametrize(
-    ("value", "came"), [("[]", "list"), ("[3]", "int"), ("'press'", "str"), ("{}", "dict"), ("[None]", "NoneType")]
-)
+@pytest.mark.parametrize(("value", "came"), [("[]", "list"), ("[3]", "int"), ("'press'", "str")])
 def test_an_expert_returns_decisions(tmp_path: Path, value: str, came: str) -> None:
     text = f"def f(env, task_id, init_state_id, *, chunk_length, stride, rng): return {value}"
     place = r"faulty, task last, initial state \d,"

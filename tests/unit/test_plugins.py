@@ -16,12 +16,6 @@ def test_a_module_and_a_file_resolve(tmp_path: Path) -> None:
     assert resolve(f"{file}:score")(None) == 1.5
 
 
-def test_a_file_is_loaded_once(tmp_path: Path) -> None:
-    file = tmp_path / "once.py"
-    file.write_text("state = []\ndef a(): return state\ndef b(): return state\n")
-    assert resolve(f"{file}:a")() is resolve(f"{file}:b")()
-
-
 def test_two_files_are_two_modules_however_alike_their_paths(tmp_path: Path) -> None:
     files = [tmp_path / "a_b/c.py", tmp_path / "a/b_c.py", tmp_path / "a/b.c.py", tmp_path / "a/b%2Ec.py"]
     for number, file in enumerate(files):
@@ -136,10 +130,10 @@ def test_folders_may_each_have_a_module_of_one_name(tmp_path: Path) -> None:
     assert json.dumps(3) == "3" == importlib.import_module("json").dumps(3)
 
 
-def test_two_files_of_a_folder_share_what_lies_beside_them(tmp_path: Path) -> None:
+def test_what_files_of_a_folder_import_is_loaded_once(tmp_path: Path) -> None:
     folder(tmp_path, shared="seen = []\n", one="from shared import seen\n", two="import shared\nseen = shared.seen\n")
-    assert resolve(f"{tmp_path}/one.py:seen") is resolve(f"{tmp_path}/two.py:seen")
-    assert resolve(f"{tmp_path}/shared.py:seen") is resolve(f"{tmp_path}/two.py:seen")
+    seen = resolve(f"{tmp_path}/one.py:seen")
+    assert seen is resolve(f"{tmp_path}/two.py:seen") is resolve(f"{tmp_path}/shared.py:seen")
 
 
 def test_there_is_one_copy_of_what_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +145,7 @@ def test_there_is_one_copy_of_what_is_found_by_itself(tmp_path: Path, monkeypatc
     assert resolve(f"{tmp_path}/mine.py:rlvla").types is rlvla.types
 
 
-def test_a_plugin_can_be_called_as_it_will_be() -> None:
-    with pytest.raises(PluginError, match=r"^key \(json:loads\): missing a required argument: 's'; .* with \(\),"):
-        load("key", "json:loads", ())
+def test_arguments_from_the_config_are_those_of_the_function() -> None:
     with pytest.raises(PluginError, match=r"multiple values for .*'indent'"):
         load("key", "json:dumps", ("obj",), ("indent",), {"indent": 3})
     assert load("key", "json:dumps", ("obj",), (), {"indent": 1})([3]) == "[\n 3\n]"

@@ -135,16 +135,8 @@ def test_find_rates_and_numbers() -> None:
     assert [name for name, _ in find_rates({"sft": rate, "minutes": 3})] == ["sft"]
     assert find_numbers(summary) == {"ends success": 0.5, "seconds": 3}
     nested = {"minutes": 2, "evaluation": summary}
-    assert [name for name, _ in find_rates(nested)] == [
-        "evaluation",
-        "evaluation press",
-        "evaluation pick",
-    ]
-    assert find_numbers(nested) == {
-        "minutes": 2,
-        "evaluation ends success": 0.5,
-        "evaluation seconds": 3,
-    }
+    assert [name for name, _ in find_rates(nested)] == ["evaluation", "evaluation press", "evaluation pick"]
+    assert find_numbers(nested) == {"minutes": 2, "evaluation ends success": 0.5, "evaluation seconds": 3}
 
 
 def test_smoothing_is_a_centred_mean_without_the_gaps() -> None:

@@ -8,11 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from rlvla.cluster.actors import SamplerActor
+from rlvla.cluster.actors import SamplerActor, SamplerClosedError
 from rlvla.config import SamplerConfig
+from rlvla.policies.thinker.prompt import PolicyProcessor
+from rlvla.policies.weights import load_model, named_weights
+from rlvla.protocols import SampleRequest
 from rlvla.rollout.env_thread import EnvThread
+from rlvla.samplers.local import TransformersSampler
+from tests import parallel_policies as tiny
 
 CONFIG = SamplerConfig(backend="transformers")
 
@@ -120,3 +127,36 @@ def test_a_thread_says_how_long_it_has_been_in_a_call() -> None:
         assert env.busy_s == 0
 
     asyncio.run(play())
+
+
+def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny.save("idefics3", tmp_path)
+    processor = PolicyProcessor.load(checkpoint)
+    config = SamplerConfig(backend="transformers", dtype="bfloat16", threads=2)
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    actor = SamplerActor(checkpoint, config, max_images=1, max_model_len=64, seed=0)
+    assert threads == [2]
+    request = SampleRequest(
+        prompt_ids=processor.prompt_ids(tiny.INSTRUCTION, 1),
+        images=(tiny.image(0),),
+        stop_ids=(),
+        max_tokens=5,
+        temperature=0.0,
+        seed=0,
+    )
+    with pytest.raises(SamplerClosedError, match="waits for its weights"):
+        asyncio.run(actor.sample(request))
+    asyncio.run(actor.open())
+    before = asyncio.run(actor.sample(request))
+    weights = {name: -tensor.numpy() for name, tensor in named_weights(load_model(checkpoint))}
+    asyncio.run(actor.load_weights(weights, 7))
+    after = asyncio.run(actor.sample(request))
+    asyncio.run(actor.close())
+    assert (before.policy_version, after.policy_version) == (0, 7)
+    assert (before.logprobs != after.logprobs).all()
+    # float32 would give other digits: the logits of bfloat16 weights have 8 bits
+    exact = asyncio.run(TransformersSampler(checkpoint).sample(request))
+    assert 0 < np.abs(before.logprobs - exact.logprobs).max() < 0.1

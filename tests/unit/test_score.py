@@ -1,4 +1,3 @@
-import re
 import shlex
 import subprocess
 import sys
@@ -10,10 +9,10 @@ import pytest
 import score
 from rlvla import EndReason
 from rlvla.durable.trajectories import save_trajectories
+from tests.documents import ROOT, blocks, commands
 from tests.examples import act, good_turn, think, trajectory, turn, zoom
 
-ROOT = Path(__file__).resolve().parents[2]
-GUIDE = ROOT / "docs/add_a_reward.md"
+GUIDE = "docs/add_a_reward.md"
 
 
 @pytest.fixture
@@ -65,38 +64,31 @@ def test_what_is_wrong_is_one_line(saved: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_scoring_loads_nothing_heavy(saved: Path) -> None:
-    code = (
-        f"import sys, pathlib, score; score.main(pathlib.Path({str(saved)!r})); "
-        "assert not {'torch', 'vllm', 'ray', 'mujoco', 'transformers'} & sys.modules.keys()"
-    )
-    run([sys.executable, "-c", code], cwd=ROOT)
+    heavy = "{'torch', 'vllm', 'ray', 'mujoco', 'transformers'} & sys.modules.keys()"
+    code = f"import sys, pathlib, score; score.main(pathlib.Path({str(saved)!r})); assert not {heavy}"
+    run("-c", code, cwd=ROOT)
 
 
 def test_the_guide_works_as_written(saved: Path, tmp_path: Path) -> None:
-    text = GUIDE.read_text()
-    assert len(text.splitlines()) < 40
-    blocks = {
-        language: re.sub(r"^ {3}", "", body, flags=re.MULTILINE)
-        for language, body in re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
-    }
-    (tmp_path / "my_rewards.py").write_text(blocks["python"])
-    (tmp_path / "my_grpo.yaml").write_text(blocks["yaml"])
+    (tmp_path / "my_rewards.py").write_text(blocks(GUIDE, "python")[0])
+    (tmp_path / "my_grpo.yaml").write_text(blocks(GUIDE, "yaml")[0])
     tables = []
-    for command in blocks["bash"].strip().splitlines():
+    for command in commands(GUIDE):
         python, script, *arguments = shlex.split(command)
         assert (python, script) == ("python", "scripts/score.py")
-        tables.append(rows(run([sys.executable, str(ROOT / script), *arguments], cwd=tmp_path)))
+        tables.append(rows(run(str(ROOT / script), *arguments, cwd=tmp_path)))
     by_config, by_flags = tables
     assert by_config[0] == by_flags[0] == ["trajectory", "end", "success", "thrift", "reward", "success"]
     assert [row[-3:] for row in by_config[1:3]] == [["0", "1", "1"], ["-1", "-0.05", "0"]]
     assert [row[-3:] for row in by_flags[1:3]] == [["0", "1", "1"], ["-2", "-2", "0"]]
 
 
-def run(command: list[str], cwd: Path) -> str:
-    """Standard output of a command that succeeds."""
+def run(*arguments: str, cwd: Path) -> str:
+    """Standard output of Python that succeeds."""
     path = ":".join(str(ROOT / folder) for folder in (".", "envs", "reward", "scripts"))
-    result = subprocess.run(
-        command, cwd=cwd, env={"PYTHONPATH": path, "PATH": ""}, capture_output=True, text=True, timeout=60, check=False
+    environment = {"PYTHONPATH": path, "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    assert done.returncode == 0, done.stderr
+    return done.stdout
