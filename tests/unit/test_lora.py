@@ -73,7 +73,7 @@ def changes(learner: Any) -> Adapter:
 
 
 def test_small_updates_of_a_bfloat16_policy_add_up(trained: Path, tmp_path: Path) -> None:
-    num_steps = 12
+    num_steps = 8
     learner = make_learner(trained, LossConfig(kl_coef=0.0), lora=LORA, dtype="bfloat16", lr=SMALL)
     rounded = {name: p.clone() for name, p in learner._engine.model.module.named_parameters() if "lora_A" in name}
     before = changes(learner).weights
