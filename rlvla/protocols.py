@@ -1,4 +1,4 @@
-"""What a plugin supplies: a Sampler, Decider, Env, RewardFn, Tool, a state. Structural types, no base classes."""
+"""What a plugin supplies: a Sampler, Decider, Env, Tool, a state. Structural types, no base classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from rlvla.types import Box, EndReason, Observation, Trajectory, Turn
+from rlvla.types import Box, EndReason, Observation, Turn
 
 BAN_BIAS = -100.0
 """Added to the logits of banned ids and of image placeholders, in learner and sampler alike: e^-100 is never drawn.
@@ -132,15 +132,6 @@ class Env(Simulator, Protocol):
     def init_state_ids(self, task_id: int, split: str) -> Sequence[int]: ...
 
     def max_env_steps(self, task_id: int) -> int: ...
-
-
-class RewardFn(Protocol):
-    """A reward term; keyword arguments come from the config.
-
-    One that only shapes has an attribute `makes_signal = False` (`RewardTermConfig.makes_signal`).
-    """
-
-    def __call__(self, trajectory: Trajectory, **kwargs: Any) -> float: ...
 
 
 @runtime_checkable

@@ -126,13 +126,13 @@ class TaskEnv(VLAEnv):
 
     def native_frames(self) -> tuple[np.ndarray, ...]:
         """See `VLAEnv`."""
-        return tuple(self._native(image) for image in range(self.num_images))
+        return tuple(self._native(image) for image in range(self._images_shape[0]))
 
     def zoom(self, image: int, bbox: Box) -> np.ndarray:
         """See `VLAEnv`."""
         if self.zoom_source == "crop":
             return super().zoom(image, bbox)
-        check_image(image, self.num_images)
+        check_image(image, self._images_shape[0])
         pixels = box_to_pixels(bbox, self.native_size, self.native_size)
         return resize(self._native(image, pixels), *self.view_shape)
 

@@ -156,11 +156,6 @@ class VLAEnv(gymnasium.Env[Observation, np.ndarray], abc.ABC):
         return resize(frames[image][y1:y2, x1:x2], *self.view_shape)
 
     @property
-    def num_images(self) -> int:
-        """Cameras."""
-        return self._images_shape[0]
-
-    @property
     def view_shape(self) -> tuple[int, int]:
         """(H, W) of a policy view, pixels."""
         return self._images_shape[1], self._images_shape[2]

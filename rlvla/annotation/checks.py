@@ -18,6 +18,7 @@ from rlvla.config import CheckConfig, CheckName
 from rlvla.policies.markup import ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
 from rlvla.types import Annotation, Box, Decision, Timeline
 
+_WORD = re.compile(r"[^\W\d_]+")
 FULL_FRAME: Box = (0, 0, 1000, 1000)
 _ACT = "<act></act>"
 _LOOPS = (re.compile(r"(?:^| )((?:\S+ ){1,8}?)\1{4}"), re.compile(r"(\S{1,8}?)\1{9}"))
@@ -138,7 +139,7 @@ def _length(case: Case) -> Iterator[str]:
     """Neither a word or two, nor an essay."""
     fewest, most = case.cfg.num_words
     for number, thought in enumerate(case.annotation.thoughts, 1):
-        if not fewest <= (num_words := len(thought.split())) <= most:
+        if not fewest <= (num_words := len(_WORD.findall(thought))) <= most:
             yield f"thought {number} has {num_words} words: {fewest} to {most} are wanted"
 
 

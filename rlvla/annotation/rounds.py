@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from rlvla.annotation.checks import check_decision
 from rlvla.annotation.course import check_course
+from rlvla.annotation.schema import UNREAD
 from rlvla.annotation.take import Annotator, Problem, Query, Reply, Take, Tally
 from rlvla.config import AnnotateConfig
 from rlvla.data.rows import DatasetError
@@ -143,7 +144,7 @@ class _Rounds:
             index=index,
             before=next((self.known[i] for i in reversed(self.known) if i < index), None),
             after=next((self.known[i] for i in self.known if i > index), None),
-            complaints=tuple(problem.text for problem in self.asked[index].problems),
+            complaints=tuple(p.text for p in self.asked[index].problems if not p.text.startswith(UNREAD)),
             attempt=attempt,
             seed=query_seed(self._cfg.seed, self._take.index, index, attempt),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -95,8 +95,14 @@ class KeyFrameConfig:
 CheckName = Literal["markup", "box", "length", "gripper", "subject", "progress", "repetition", "grounding"]
 
 
+_BEFORE = ("markup", "box", "length", "language", *get_args(CheckName)[3:])
+"""The default of an earlier version, which every `config.yaml` of it holds."""
+
+
 def _without_gone(names: Any) -> Any:
-    """Raises ValueError where `checks.names` holds a check of an earlier version."""
+    """Raises ValueError where `checks.names` holds a check of an earlier version, unless nobody chose it."""
+    if isinstance(names, list | tuple) and tuple(names) == _BEFORE:
+        return get_args(CheckName)
     if isinstance(names, list | tuple) and "language" in names:
         raise ValueError("checks.names: there is no check language any more: leave it out; openai.judge reads the text")
     return names

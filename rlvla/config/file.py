@@ -25,7 +25,7 @@ GONE: dict[str, tuple[Any, str]] = {
     "plan.view_size": (256, _ENV_TELLS),
     "plan.action_size": (7, _ENV_TELLS),
     "plan.max_env_steps": (520, _ENV_TELLS),
-    "carry_thought": (None, "prompts no longer show the thought before; measured, it gained nothing: leave it out"),
+    "carry_thought": (False, "prompts no longer show the thought before; measured, it gained nothing: leave it out"),
 }
 """Key that went -> its default, which says nothing, and why it went or what to do instead."""
 _MAX_SHOWN = 80
@@ -99,7 +99,7 @@ def without_gone(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{above}{key}"
-        if name not in GONE or value != GONE[name][0]:
+        if name not in GONE or value not in (None, GONE[name][0]):
             kept[key] = without_gone(value, f"{name}.") if isinstance(value, dict) else value
     return kept
 

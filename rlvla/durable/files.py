@@ -171,15 +171,20 @@ def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:
         file.write((json.dumps(content, indent=2, sort_keys=sort_keys) + "\n").encode())
 
 
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
+def append_line(path: Path, content: Mapping[str, Any], *, allow_nan: bool = False) -> None:
     """Append a JSON object to a file of lines; it outlives `kill -9`, and a power failure once it was synced.
+
+    Args:
+        path: the file; made with its first line.
+        content: JSON-able.
+        allow_nan: let NaN and infinities pass, which Python reads back.
 
     Raises:
         OSError: there is no room, say; the message names `output` and the file.
     """
     try:
         with path.open("a") as file:
-            file.write(json.dumps(content, allow_nan=False) + "\n")
+            file.write(json.dumps(content, allow_nan=allow_nan) + "\n")
     except OSError as error:
         raise OSError(
             error.errno,

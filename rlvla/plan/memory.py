@@ -24,8 +24,8 @@ GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT32 = 4
 LOGIT_COPIES = 4
-"""Float32 copies of the logits that live at once in `policy.token_logprobs` and its backward: the logits, the gradients
-of the normaliser and of the gathered entry, and their sum (or, forward, the softmax and product of the entropy)."""
+"""Float32 copies of the logits that live at once in `token_logprobs` and its backward: the logits, the gradients of the
+normaliser and of the gathered entry, and their sum (or, forward, the softmax and product of the entropy)."""
 CONTEXT = GIB
 """Assumed: CUDA context, NCCL and cuBLAS work spaces and fragmentation of one process."""
 ENGINE = 2 * GIB

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import ConfigDict, PositiveInt, TypeAdapter
 
 from rlvla.config import ActionDecoding, LoraConfig, TinyModelConfig
 from rlvla.policies.family import family_of, is_policy, load_policy
@@ -24,6 +24,8 @@ _VISION = ("visual.", "vision_model.", "connector.", "vision_backbone.", "projec
 class Described:
     """The JSON file `plan.architecture`: a model and its policy, neither of which has to be on this machine."""
 
+    __pydantic_config__: ClassVar[Any] = ConfigDict(extra="forbid")
+
     name: str
     """Hub id of the model; empty: the tiny model of the config."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -32,6 +34,8 @@ class Described:
     """K of the policy (OpenVLA-OFT: 8 in LIBERO)."""
     action_decoding: ActionDecoding = "autoregressive"
     """Of the policy; see `SFTConfig`."""
+    source: str = ""
+    """Where the config comes from, for the reader."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,7 +179,7 @@ def family_of(folder: Path | str) -> Family:
         ValueError: a family that this version does not know; the message names the file and those that there are.
     """
     name = _read(folder).get("family", "thinker")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"{Path(folder) / POLICY_FILE}: family is {name!r}; known are {', '.join(FAMILIES)}")
     return plugins.resolve(FAMILIES[name])
 
@@ -209,7 +209,10 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
 
 def read_trained(folder: Path | str) -> tuple[str, ...]:
     """Suites on whose train initial states the policy of a checkpoint has learned; none where it is no policy's."""
-    return tuple(_read(folder).get("trained_suites", ()))
+    suites = _read(folder).get("trained_suites", [])
+    if not isinstance(suites, list) or not all(isinstance(suite, str) for suite in suites):
+        raise ValueError(f"{Path(folder) / POLICY_FILE}: trained_suites is {suites!r}, need a list of names")
+    return tuple(suites)
 
 
 def note_trained(folder: Path, suite: str) -> None:

@@ -45,6 +45,7 @@ class Run(Generic[C]):
             identity.note(self._cfg)
             write_resolved(self._cfg, self._output)
             self._logger = MetricsLogger(self._output, self._cfg.log)
+        self._shown: dict[str, str] = {}
         self._bar = tqdm(
             total=self._cfg.num_steps,
             desc=self._name,
@@ -77,10 +78,11 @@ class Run(Generic[C]):
         return bool(self._cfg.save_every) and (step + 1) % self._cfg.save_every == 0
 
     def _log(self, step: int, metrics: Mapping[str, float], shown: Sequence[str]) -> None:
-        """Write a step's metrics to every sink, and `shown` beside the bar."""
+        """Write a step's metrics to every sink, and the last values of `shown` beside the bar."""
         if self._is_main:
             self._logger.log(step, metrics)
-        self._bar.set_postfix({name: f"{metrics[name]:.3g}" for name in shown if name in metrics})
+        self._shown |= {name: f"{metrics[name]:.3g}" for name in shown if name in metrics}
+        self._bar.set_postfix(self._shown)
 
     def _count_skipped(self, step: int, file: Path | None) -> None:
         """Count the steps in a row that skipped an update.

@@ -30,22 +30,24 @@ def of_grpo(cfg: GRPOConfig) -> int:
     if cfg.max_waves > 1:
         num_trajectories += _num_states(cfg) * cfg.groups_per_step * cfg.group_size / 2
     trajectories = num_trajectories * _trajectory_bytes(cfg) if num_trajectories else 0.0
-    return _left(cfg.output, policy, _states(cfg, policy, num_weights) + trajectories)
+    return _left(cfg.output, policy, _states(cfg, num_weights) + trajectories)
 
 
 def of_sft(cfg: SFTConfig, model: Any) -> int:
     """Bytes that a cold start of a Hugging Face model has yet to write."""
     policy = model.get_memory_footprint()
-    return _left(cfg.output, policy, _states(cfg, policy, sum(weight.numel() for weight in model.parameters())))
+    return _left(cfg.output, policy, _states(cfg, sum(weight.numel() for weight in model.parameters())))
 
 
-def _states(cfg: GRPOConfig | SFTConfig, policy: int, num_weights: int) -> float:
+def _states(cfg: GRPOConfig | SFTConfig, num_weights: int) -> float:
     """The trained weights, their moments, and DeepSpeed's float32 masters, where it has any, of all states.
 
     How many weights LoRA has nobody knows yet.
     """
-    masters = _FLOAT32 if cfg.learner.zero_stage or cfg.learner.dtype == "bfloat16" else 0
-    return 0.0 if cfg.learner.lora else _num_states(cfg) * (policy + num_weights * (_MOMENTS + masters))
+    is_half = cfg.learner.dtype == "bfloat16"
+    masters = _FLOAT32 if cfg.learner.zero_stage or is_half else 0
+    weight = _FLOAT32 / 2 if is_half else _FLOAT32
+    return 0.0 if cfg.learner.lora else _num_states(cfg) * num_weights * (weight + _MOMENTS + masters)
 
 
 def _num_states(cfg: GRPOConfig | SFTConfig) -> int:

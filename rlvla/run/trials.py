@@ -100,7 +100,7 @@ class TrialLog:
         self._write(to_json(trial))
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        append_line(self._path, line)
+        append_line(self._path, line, allow_nan=True)  # an env may have been made with an infinite limit
         sync(self._path)
 
 

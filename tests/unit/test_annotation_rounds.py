@@ -12,6 +12,7 @@ from typing import Any
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take, query_seed
 from rlvla.annotation.run import protocol
+from rlvla.annotation.schema import UNREAD
 from rlvla.annotation.take import Query, Reply
 from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig, OpenAIConfig
 from rlvla.data.rows import DatasetError
@@ -195,6 +196,18 @@ def test_a_judge_is_asked_about_what_passes_and_its_no_is_a_failed_check() -> No
     assert (told.attempts, told.rejected, told.seed) == (2, ("judge",), query_seed(0, 0, 4, 1))
     assert told.checks == (*CONFIG.checks.names, "judge")
     assert told.prompt_tokens == 2200
+
+
+def test_an_annotator_is_not_told_of_a_verdict_that_cannot_be_read() -> None:
+    def answer(query: Query) -> Reply:
+        if query.judged is not None and (query.index, query.attempt) == (4, 0):
+            return Reply(annotation=None, error=f"{UNREAD}the answer was cut off")
+        return good(query) if query.judged is None else Reply(annotation=query.judged)
+
+    annotator = Scripted(answer)
+    assert list(run(annotator, JUDGED).annotations) == [0, 1, 2, 3, 4]
+    again = next(query for query in annotator.queries if query.index == 4 and query.attempt == 1)
+    assert again.complaints == ()
 
 
 def test_a_judge_who_refuses_everything_ends_a_run() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rlvla import config
-from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, load
+from rlvla.config import AnnotateConfig, CheckConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, load
 from rlvla.config.file import GONE
 from rlvla.durable.provenance import write_resolved
 
@@ -53,12 +53,12 @@ def test_a_key_that_went_says_so_unless_it_said_nothing(tmp_path: Path, key: str
     """The config that an earlier version's run left holds it at its default."""
     cls = next((c for c in CLASSES.values() if key.split(".")[0] in c.__dataclass_fields__), GRPOConfig)
     default, why = GONE[key]
-    for value in (default, "another"):
+    for value in (default, None, "another"):
         given: Any = value
         for part in reversed(key.split(".")):
             given = {part: given}
         path = write(tmp_path, yaml.safe_dump(given))
-        if value == default:
+        if value in (default, None):
             assert load(cls, ["--config", path]) == cls()
         else:
             with pytest.raises(SystemExit, match=re.escape(f"run.yaml: {key}: this key is gone: {why}")):
@@ -121,3 +121,10 @@ def test_every_key_is_read_somewhere() -> None:
         if not re.search(rf"\.{field.name}\b", code) and f"self.{field.name}" not in own
     ]
     assert unread == []
+
+
+def test_the_checks_that_an_earlier_version_left_in_a_config_are_those_of_today(tmp_path: Path) -> None:
+    """Its data sets hold every default; who chose `language` is told, see `test_wrong_configs.py`."""
+    names = [*CheckConfig().names[:3], "language", *CheckConfig().names[3:]]
+    path = write(tmp_path, yaml.safe_dump({"checks": {"names": names}}))
+    assert load(AnnotateConfig, ["--config", path]) == AnnotateConfig()

@@ -28,10 +28,12 @@ def test_states_are_counted_while_they_lie_there_together(cfg: GRPOConfig) -> No
     """Those that stay and the one that is being written, each of weights and two moments; at most as many as come."""
     file = cfg.model / "model.safetensors"
     policy, weights = file.stat().st_size, sum(array.size for array in load_file(file).values())
-    state = policy + 8 * weights
+    state = (4 + 8) * weights  # in the learner's dtype, not the checkpoint's
     assert disk.of_grpo(cfg) == policy
     assert disk.of_grpo(replace(cfg, save_every=10)) == policy + 3 * state
     assert disk.of_grpo(replace(cfg, save_every=50)) == policy + 2 * state
+    half = LearnerConfig(dtype="bfloat16")
+    assert disk.of_grpo(replace(cfg, save_every=50, learner=half)) == policy + 2 * (2 + 8 + 4) * weights
     assert disk.of_grpo(replace(cfg, save_every=10, learner=LearnerConfig(lora=LoraConfig()))) == policy
 
 

@@ -106,3 +106,11 @@ def test_a_config_that_carries_thoughts_is_told_that_this_is_gone(tmp_path: Path
         ConfigError, match=r"carry_thought: this key is gone: prompts no longer show the thought before"
     ):
         from_yaml(SFTConfig, tmp_path / "sft.yaml")
+
+
+def test_settings_of_another_kind_are_named(tmp_path: Path) -> None:
+    (tmp_path / POLICY_FILE).write_text('{"family": [], "trained_suites": "tab"}')
+    with pytest.raises(ValueError, match=rf"{POLICY_FILE}: family is \[\]"):
+        family.family_of(tmp_path)
+    with pytest.raises(ValueError, match=f"{POLICY_FILE}: trained_suites is 'tab'"):
+        read_trained(tmp_path)

@@ -124,3 +124,9 @@ def test_trials_of_an_earlier_version_are_not_continued(tmp_path: Path) -> None:
     log.add(trial(0))
     with pytest.raises(ValueError, match=r"\(of an earlier version, .*\): name another output folder"):
         TrialLog(path, {**PROTOCOL, "content of model": "1"})
+
+
+def test_an_env_may_have_been_made_with_an_infinite_limit(tmp_path: Path) -> None:
+    protocol = PROTOCOL | {"env_kwargs": {"limit": float("inf")}}
+    TrialLog(tmp_path / "trials.jsonl", protocol).add(trial(0))
+    assert TrialLog(tmp_path / "trials.jsonl", protocol).trials == [trial(0)]

@@ -83,7 +83,7 @@ def read_config(checkpoint: Path | str) -> AdapterConfig | None:
     """Of a checkpoint folder's adapter; None where it has none.
 
     Raises:
-        CheckpointError: it lacks a file, or `policy.save_policy` did not write it; the message says what to do.
+        CheckpointError: it lacks a file, or `save_policy` did not write it; the message says what to do.
     """
     folder = Path(checkpoint) / FOLDER
     if not folder.is_dir():

@@ -61,7 +61,7 @@ def set_environment(threads: int, parallel_actions: bool) -> None:
             "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"
         )  # 1024 by default: 60 MiB, in the course of hours
     if parallel_actions:
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # vllm_plugin is written against V1, the CPU's only one
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # our plugin is written against V1, the CPU's only one
 
 
 def spare_llvmlite() -> None:

@@ -208,10 +208,12 @@ class VLLMSampler:
         if self._needs.slot_ids:
             try:
                 bidirectional = self._needs.slots_see_each_other
-                engine.collective_rpc("serve_action_blocks", args=(bidirectional, list(self._needs.action_ids)))
+                action_ids = list(self._needs.action_ids)
+                engine.collective_rpc("serve_action_blocks", args=(bidirectional, action_ids))
                 if bidirectional:
                     # Slots start as zeros, of which none differs from another.
                     check_bidirectional(engine, avoid=set(engine.get_tokenizer().get_added_vocab().values()))
+                    engine.collective_rpc("draw_from", args=(action_ids,))
             except Exception:
                 engine.engine_core.shutdown()
                 raise

@@ -35,14 +35,16 @@ def check_bidirectional(engine: Any, *, avoid: Collection[int]) -> None:
     be noticed too.
 
     Args:
-        engine: vLLM's `LLMEngine`, nothing in flight; its prefix cache is emptied.
+        engine: vLLM's `LLMEngine`, nothing in flight; its prefix cache is emptied, and it draws from other ids.
         avoid: token ids that stand for pixels, or may be embedded alike.
 
     Raises:
         ActionBlockError: the last slot or the prefix makes no difference at `<act>`, or the last slot one before it.
     """
+    # All words are actions: of its own few bins a policy may be so sure that nothing moves their log-probability.
     model, cache = engine.model_config, engine.vllm_config.cache_config
     words = [id_ for id_ in range(min(model.get_vocab_size(), 1000)) if id_ not in avoid][-64:]
+    engine.collective_rpc("draw_from", args=(words,))
     half = min(cache.block_size + 8, model.max_model_len // 2 - 1)
     prompt = [words[i % 32] for i in range(2 * half)]
     last_slot, prefix = list(prompt), list(prompt)

@@ -36,6 +36,10 @@ class ActionBlockWorker:
         register()
         self.action_blocks = ActionBlockServer(self.model_runner, bidirectional, action_ids)
 
+    def draw_from(self, action_ids: list[int]) -> None:
+        """Draw actions from these token ids from now on."""
+        self.action_blocks.draw_from(action_ids)
+
     def take_drawn(self, keys: list[str]) -> list[tuple[bytes, bytes]]:
         """Of requests that have finished, see `request.take_actions`; they are forgotten here."""
         return [self.action_blocks.drawn.pop(key) for key in keys]
@@ -61,11 +65,15 @@ class ActionBlockServer:
         self._step: Step | None = None
         self._layers: list[str] = []
         """Those that attend blocks once more."""
-        self._action_ids = torch.tensor(action_ids, device=runner.device)
+        self.draw_from(action_ids)
         self._wrap_metadata(runner)
         if bidirectional:
             self._wrap_attention(runner)
         self._wrap_forward(runner)
+
+    def draw_from(self, action_ids: list[int]) -> None:
+        """See `ActionBlockWorker.draw_from`."""
+        self._action_ids = torch.tensor(action_ids, device=self._runner.device)
 
     def _wrap_attention(self, runner: Any) -> None:
         _check_attention(runner)
