@@ -67,6 +67,7 @@ def faulty(asked: Asked) -> Answer:
     return say(good, after_s=0.01)
 
 
+@pytest.mark.long
 def test_killed_at_twenty_points_the_judged_data_set_is_the_same(tmp_path: Path) -> None:
     with ScriptedServer(faulty) as server:
         given = config(tmp_path, server.url)

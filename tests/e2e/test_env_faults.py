@@ -30,7 +30,7 @@ from rlvla.run.metrics import rollout_metrics
 from rlvla.types import Group, TaskSpec
 from tests.look_then_act import ZOOM, LookThenAct, assert_same_play, decider_of, play
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 DEADLINE_S = 20.0
 """Long beside what a healthy env needs for a call, also on a busy machine."""

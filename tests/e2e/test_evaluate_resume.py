@@ -11,6 +11,8 @@ import pytest
 from rlvla.durable.trajectories import load_trajectories
 from tests.e2e.run import recipe, running, wait_until
 
+pytestmark = pytest.mark.long
+
 NUM_TRIALS, NUM_SHOWN = 24, 6
 
 

@@ -14,7 +14,7 @@ from tests import parallel_policies
 from tests.e2e.run import recipe, running, wait_until
 from tests.unit.faulty_env import let_go, plant_in_turn
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def kill(actor: str, driver: int) -> None:

@@ -12,6 +12,7 @@ from tests.e2e.run import ROOT, environment
 from tests.full_disk import can_mount, command
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.timeout(200),
     pytest.mark.skipif(not can_mount(), reason="this machine lets no process mount a tmpfs of its own"),
 ]

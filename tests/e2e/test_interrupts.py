@@ -23,7 +23,7 @@ from rlvla.run.metrics import read_metrics
 from tests.e2e.run import TORCHRUN, end, noted, recipe, running, struck, wait_until
 from tests.full_disk import can_mount
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 ENV = {"id": "lab/Bandit-v0", "imports": ["bandit"]}
 SECRET = "a-key-that-nobody-may-read"

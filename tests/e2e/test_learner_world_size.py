@@ -8,6 +8,8 @@ import pytest
 from tests.e2e.run import ranks
 from tests.learning import ONE_BY_ONE, learn
 
+pytestmark = pytest.mark.long
+
 TIMING = {"tokens_per_s", "time/update_s"}
 
 

@@ -40,7 +40,7 @@ from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 ENV = EnvConfig(tasks=("press",), deadline_s=200.0)  # no env is to be replaced while a test stops it
 EPISODE = EpisodeConfig(max_turn_tokens=96, max_think_tokens=8)

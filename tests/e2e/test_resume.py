@@ -27,7 +27,7 @@ from rlvla.run.metrics import read_metrics
 from tests.e2e.run import Process, recipe, running, struck, wait_until
 from tests.learning import make_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 NUM_STEPS = 8
 

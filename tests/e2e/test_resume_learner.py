@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.run import ranks
 from tests.resume_worker import VARIANTS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import yaml
 
 from tests.e2e.run import ROOT, script
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 SMALL: dict[str, dict[str, Any]] = {
     "annotate": {"num_episodes": 400, "num_samples": 0},

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from tests.e2e.run import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 USE = """

@@ -113,7 +113,7 @@ def test_gradients_reach_every_slot(model, processor, turns):
     assert (gradient[list(processor.vocabulary.slot_ids)].abs().amax(1) > 1e-4).all()
 
 
-ATTENTIONS = ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)]  # flex compiles for half a minute
+ATTENTIONS = ["eager", pytest.param("flex_attention", marks=pytest.mark.long)]  # flex compiles for half a minute
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
