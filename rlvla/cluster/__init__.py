@@ -1,1 +1,1 @@
-"""Which process runs where: Ray actors, their placement, jobs, and the way of the weights."""
+"""Jobs in, trajectories and updates out of Ray actors: where each process runs, and how weights reach it."""

@@ -1,1 +1,1 @@
-"""What outlives a kill: files and locks, sealed checkpoints, stored trajectories, random state, signals."""
+"""Content in, files that outlive a kill out: locks, sealed checkpoints, stored trajectories, random state, signals."""

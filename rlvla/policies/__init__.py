@@ -1,1 +1,1 @@
-"""What acts: a folder per family, and `models`, the networks that they are made of."""
+"""Observations in, actions out: a folder per family, `family.py` for what one supplies, `models` for the networks."""

@@ -1,1 +1,1 @@
-"""One run's folder: checks before it starts, metrics, ledger, resume, evaluation."""
+"""A config in, one run's folder out: checks before it starts, metrics, ledger, resume, evaluation."""

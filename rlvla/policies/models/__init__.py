@@ -1,1 +1,1 @@
-"""Models that transformers has no class for, each a sub-package, written natively: no remote code."""
+"""Checkpoint folders in, networks out: those that transformers lacks, written natively, and LoRA."""
