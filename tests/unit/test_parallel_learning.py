@@ -166,7 +166,7 @@ def demonstrations() -> list[Demonstration]:
     return demos
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path, monkeypatch):
     """With all that is bidirectional: prompts and actions."""
     first_of_its_process(monkeypatch)
