@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.cluster.cluster import Cluster
 from rlvla.config import EvaluateConfig, SamplerConfig
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.scoring import token_logprobs
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleRequest
+from rlvla.run.preflight import check_evaluate
 from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
 from rlvla.testing import make_turn
@@ -210,4 +210,4 @@ def test_a_checkpoint_keeps_it_and_vllm_refuses_it(checkpoint, processor, tmp_pa
     with pytest.raises(SamplerError, match=expected):
         VLLMSampler(checkpoint, SamplerConfig(), max_images=1, max_model_len=256)
     with pytest.raises(ValueError, match=expected):
-        Cluster(EvaluateConfig(model=checkpoint))
+        check_evaluate(EvaluateConfig(model=checkpoint))
