@@ -18,7 +18,7 @@ from rlvla.config import CheckConfig, CheckName
 from rlvla.policies.markup import ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
 from rlvla.types import Annotation, Box, Decision, Timeline
 
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"\w+")
 FULL_FRAME: Box = (0, 0, 1000, 1000)
 _ACT = "<act></act>"
 _LOOPS = (re.compile(r"(?:^| )((?:\S+ ){1,8}?)\1{4}"), re.compile(r"(\S{1,8}?)\1{9}"))
