@@ -191,10 +191,16 @@ def load_policy(folder: Path | str) -> Policy:
         FileNotFoundError: the folder is no policy checkpoint; the message says which file it lacks.
         ValueError: see `family_of` and `Family.load`.
     """
+    policy_file(folder)
+    return family_of(folder).load(folder)
+
+
+def policy_file(folder: Path | str) -> Path:
+    """`POLICY_FILE` of a checkpoint; raises FileNotFoundError where the folder is none."""
     file = Path(folder) / POLICY_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {folder} is no policy checkpoint; recipes/sft.py makes one")
-    return family_of(folder).load(folder)
+    return file
 
 
 def is_policy(folder: Path | str) -> bool:

@@ -18,11 +18,10 @@ from rlvla.policies.family import read_trained
 from rlvla.protocols import Env
 from rlvla.rollout.collect import Job
 from rlvla.rollout.env_server import made_with, make_env
-from rlvla.rollout.episode import derive_seed
 from rlvla.rollout.tasks import state_ids, task_ids, trial_states
 from rlvla.run import identity
 from rlvla.run.trials import Trial, TrialLog, success_rate, summarise, to_trial
-from rlvla.types import TaskSpec
+from rlvla.types import TaskSpec, derive_seed
 
 _SHOWN = "trajectories.jsonl"
 """The trajectories that are kept for the report, half of them failures where there are."""

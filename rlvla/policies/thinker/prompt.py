@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from rlvla.policies.family import POLICY_FILE
+from rlvla.policies.family import POLICY_FILE, policy_file
 from rlvla.policies.models import auto
 from rlvla.policies.models.backbones import Backbone, backbone_of, own_action_ids
 from rlvla.policies.thinker.actions import QuantileCodec
@@ -72,9 +72,7 @@ class PolicyProcessor:
             FileNotFoundError: the folder is no policy checkpoint; the message says which file it lacks.
             ValueError: see `create`.
         """
-        file = Path(path) / POLICY_FILE
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: {path} is no policy checkpoint; recipes/sft.py makes one")
+        file = policy_file(path)
         settings = parse_settings(file.read_bytes(), str(file))
         return cls.create(auto.load_processor(path), settings, own_action_ids(auto.load_config(path)))
 
