@@ -38,7 +38,7 @@ import torch
 from measuring import Run
 from rlvla.config import GRPOConfig
 from rlvla.learner import collate, loss
-from rlvla.learner.collate import KINDS, Batch, Row
+from rlvla.learner.collate import Batch, Row
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model, load_to_train
@@ -107,7 +107,7 @@ class _Baseline:
         self._optimizer.zero_grad()
         return Run(
             seconds=time.perf_counter() - started,
-            counts={"tokens": sum(len(row.token_ids) for row in live)},
+            counts={"tokens": sum(row.num_tokens for row in live)},
             facts={"rows": len(rows)},
         )
 
@@ -224,7 +224,7 @@ class _TRLLearner(_Baseline):
         """One update from the rows of a step."""
         live = self._live(groups)
         prompts = [_prompt_length(row) for row in live]
-        completions = [len(row.token_ids) - prompt for row, prompt in zip(live, prompts, strict=True)]
+        completions = [row.num_tokens - prompt for row, prompt in zip(live, prompts, strict=True)]
         return self._timed(live, live, max(prompts), max(completions))
 
     def _backward(self, rows: Sequence[Row], *length: int) -> None:
@@ -253,22 +253,22 @@ class _TRLLearner(_Baseline):
         ids, mask, tool_mask = np.full(shape, self._pad_id), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for i, row in enumerate(rows):
             start = prompt_length - _prompt_length(row)
-            place = slice(start, start + len(row.token_ids))
-            ids[i, place], mask[i, place], tool_mask[i, place] = row.token_ids, 1, row.loss_mask
+            place = slice(start, start + row.num_tokens)
+            ids[i, place], mask[i, place], tool_mask[i, place] = row.turn.token_ids, 1, row.loss_mask
         tensors = {name: torch.from_numpy(array) for name, array in (("ids", ids), ("mask", mask))}
         inputs = {f"prompt_{name}": tensor[:, :prompt_length] for name, tensor in tensors.items()}
         inputs |= {f"completion_{name}": tensor[:, prompt_length:] for name, tensor in tensors.items()}
         inputs["tool_mask"] = torch.from_numpy(tool_mask)[:, prompt_length:]
-        inputs |= self._processor.pixel_inputs([row.images for row in rows])
+        inputs |= self._processor.pixel_inputs([row.turn.images for row in rows])
         no_acts = torch.zeros(shape, dtype=torch.bool)
         extra = self._processor.forward_inputs(tensors["ids"], tensors["mask"], no_acts)
         inputs |= {name: extra[name] for name in ("mm_token_type_ids",) if name in extra}
         advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=self._device)
-        return self._moved(inputs) | {"advantages": advantages, "num_images": [len(row.images) for row in rows]}
+        return self._moved(inputs) | {"advantages": advantages, "num_images": [len(row.turn.images) for row in rows]}
 
 
 def _prompt_length(row: Row) -> int:
-    return int(np.argmax(row.segment_kind != KINDS.index(SegmentKind.PROMPT)))
+    return next(s.start for s in row.turn.segments if s.kind is not SegmentKind.PROMPT)
 
 
 def _arguments(cfg: GRPOConfig, folder: str) -> Any:
