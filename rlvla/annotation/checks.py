@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
-from rlvla.annotation.names import find_name, name_words
 from rlvla.annotation.take import Problem, Take
 from rlvla.config import CheckConfig, CheckName
 from rlvla.policies.markup import ToolCall, parse_box, parse_call, parse_text, print_think, print_zoom
 from rlvla.types import Annotation, Box, Decision, Timeline
 
-_WORD = re.compile(r"\w+")
-FULL_FRAME: Box = (0, 0, 1000, 1000)
-_ACT = "<act></act>"
+_WORD, _NAME_WORD = re.compile(r"\w+"), re.compile(r"[^\W\d_]+|\d+")
+_FULL_FRAME: Box = (0, 0, 1000, 1000)
 _LOOPS = (re.compile(r"(?:^| )((?:\S+ ){1,8}?)\1{4}"), re.compile(r"(\S{1,8}?)\1{9}"))
 """Up to eight words five times in a row, up to eight characters ten times; both take linear time."""
 _COMING = {"open": "opens next", "close": "closes next", "stay": "stays as it is to the end"}
@@ -50,18 +49,7 @@ class Case(NamedTuple):
 def check_decision(
     annotation: Annotation, take: Take, timeline: Timeline, index: int, cfg: CheckConfig
 ) -> tuple[Problem, ...]:
-    """What is wrong with one annotation, whatever those of other decisions say.
-
-    Args:
-        annotation: any.
-        take: that it is about.
-        timeline: of the take.
-        index: of the decision.
-        cfg: which checks to run; those of `course.py` run there.
-
-    Returns:
-        Problems, in the order of `CHECKS`; empty where there are none.
-    """
+    """What is wrong with one annotation, whatever those of other decisions say, in the order of `CHECKS`."""
     case = Case(annotation, take, timeline, index, cfg)
     return tuple(
         Problem(check=name, text=text) for name, check in CHECKS.items() if name in cfg.names for text in check(case)
@@ -73,43 +61,41 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 
+@lru_cache(maxsize=4096)
+def meaning(name: str) -> tuple[str, ...]:
+    """What the names of one thing share: their words, in any case, order and number, without articles."""
+    words = (word for word in _NAME_WORD.findall(name.casefold()) if word not in ("a", "an", "the"))
+    return tuple(sorted(word[:-1] if len(word) > 3 and word[-1] == "s" and word[-2] != "s" else word for word in words))
+
+
 def _markup(case: Case) -> Iterator[str]:
     """The policy's own parser reads thoughts and looks as they were meant, as many as wanted, of pictures there are."""
-    annotation, num_looks = case.annotation, len(case.annotation.looks)
-    fewest, most = case.cfg.looks if case.timeline.is_key[case.index] else (0, 0)
+    annotation, num_looks, is_key = case.annotation, len(case.annotation.looks), case.timeline.is_key[case.index]
+    fewest, most = case.cfg.looks if is_key else (0, 0)
     if not fewest <= num_looks <= most:
-        kind = "a key frame" if case.timeline.is_key[case.index] else "a decision that is no key frame"
+        kind = "a key frame" if is_key else "a decision that is no key frame"
         wanted = str(most) if fewest == most else f"{fewest} to {most}"
         yield f"there are {num_looks} looks: {kind} wants {wanted}"
     for text in (*annotation.thoughts, annotation.subtask, annotation.subject):
         if not text.replace("\n", " ").isprintable():
             yield f"{quote(text)} holds characters that cannot be printed"
     num_images = len(case.decision.images)
-    for number, (image, box) in enumerate(annotation.looks, 1):
-        if not 0 <= image < num_images:
-            yield f"look {number} is at picture {image}: pictures are numbered from 0 to {num_images - 1}"
-        yield from _call_markup(number, annotation.thoughts[number - 1], image, box)
-    *rest, last = parse_text(print_think(annotation.thoughts[-1]) + _ACT)
-    if [text for _, text in rest] != [annotation.thoughts[-1]]:
-        yield _broken(len(annotation.thoughts), last[0].error)
-
-
-def _call_markup(number: int, thought: str, image: int, box: Box) -> Iterator[str]:
-    """Whether one generation, a thought and a look, is read as it was meant."""
-    *rest, last = parse_text(print_think(thought) + print_zoom(image, box))
-    if [text for _, text in rest] != [thought]:
-        yield _broken(number, last[0].error)
-        return
-    call = parse_call(last[1])
-    read = parse_box(call.arguments.get("bbox")) if isinstance(call, ToolCall) else call
-    if isinstance(read, str):
-        yield f"the zoom tool refuses the box {list(box)} of look {number}: {read.removeprefix('error: ')}"
-    elif read != box:
-        yield f"the box {list(box)} of look {number} is read as {list(read)}: integers are wanted"
-
-
-def _broken(number: int, error: str) -> str:
-    return f"thought {number} breaks the markup ({error}): write plain text without marks such as <think> or </think>"
+    for number, (thought, look) in enumerate(zip(annotation.thoughts, [*annotation.looks, None], strict=True), 1):
+        # One generation: a thought, and a look or the act.
+        *rest, (span, last) = parse_text(print_think(thought) + (print_zoom(*look) if look else "<act></act>"))
+        if [text for _, text in rest] != [thought]:
+            advice = "write plain text without marks such as <think> or </think>"
+            yield f"thought {number} breaks the markup ({span.error}): {advice}"
+        elif look:
+            call = parse_call(last)
+            read = parse_box(call.arguments.get("bbox")) if isinstance(call, ToolCall) else call
+            if isinstance(read, str):
+                why = read.removeprefix("error: ")
+                yield f"the zoom tool refuses the box {list(look[1])} of look {number}: {why}"
+            elif read != look[1]:
+                yield f"the box {list(look[1])} of look {number} is read as {list(read)}: integers are wanted"
+        if look and not 0 <= look[0] < num_images:
+            yield f"look {number} is at picture {look[0]}: pictures are numbered from 0 to {num_images - 1}"
 
 
 def _box(case: Case) -> Iterator[str]:
@@ -124,9 +110,9 @@ def _box(case: Case) -> Iterator[str]:
             yield f"{name} is empty: wanted [left, top, right, bottom] with left < right and top < bottom"
         elif min(x2 - x1, y2 - y1) < cfg.min_box_side:
             yield f"{name} is {x2 - x1} wide and {y2 - y1} high: at least {cfg.min_box_side} each are wanted"
-        elif box == FULL_FRAME:
+        elif box == _FULL_FRAME:
             yield f"{name} is the whole frame: choose the part that matters"
-        elif (share := _area(box) / _area(FULL_FRAME)) > cfg.max_box_area:
+        elif (share := _area(box) / _area(_FULL_FRAME)) > cfg.max_box_area:
             yield f"{name} covers {share:.0%} of the frame: at most {cfg.max_box_area:.0%} are wanted"
 
 
@@ -159,14 +145,13 @@ def _subject(case: Case) -> Iterator[str]:
     if scene is None:
         return
     names = [item.name for item in scene.objects]
-    found = find_name(said, filter(None, [*names, wanted]))
-    if not name_words(said):
+    if not meaning(said):
         if wanted:
             yield f"the subject is missing: this sub-task is about {quote(wanted)}"
-    elif not found:
+    elif meaning(said) not in map(meaning, [*names, wanted]):
         hint = quote(wanted) if wanted else "one of " + ", ".join(map(quote, names))
-        yield f"the subject {quote(said)} names no object of the scene, or several: wanted {hint}"
-    elif wanted and found != wanted:
+        yield f"the subject {quote(said)} names no object of the scene: wanted {hint}"
+    elif wanted and meaning(said) != meaning(wanted):
         yield f"the subject is {quote(said)}, but this sub-task is about {quote(wanted)}"
 
 
@@ -186,28 +171,24 @@ def _repetition(case: Case) -> Iterator[str]:
 
 
 def _grounding(case: Case) -> Iterator[str]:
-    """Looks show the subject; boxes are known of the first picture alone."""
-    scene, said = case.decision.scene, case.annotation.subject
+    """Looks show the subject, as far as the picture shows it; boxes are known of the first picture alone."""
+    scene, said, cfg = case.decision.scene, case.annotation.subject, case.cfg
     looks = [(number, box) for number, (image, box) in enumerate(case.annotation.looks, 1) if image == 0]
     if scene is None or not looks:
         return
-    boxes = {item.name: item.box for item in scene.objects}
-    if name := find_name(said, boxes):
-        for number, box in looks:
-            yield from _misses(f"the box {list(box)} of look {number}", box, name, boxes[name], case.cfg)
-    elif not (case.subject and find_name(said, [case.subject])):
-        yield f"look {looks[0][0]} is at {quote(said)}, which names no object of the scene, or several"
-
-
-def _misses(where: str, box: Box, name: str, thing: Box, cfg: CheckConfig) -> Iterator[str]:
-    """What is wrong with a box around an object; nothing where the picture does not show it."""
-    if not (size := _area(thing)):
+    item = next((item for item in scene.objects if meaning(item.name) == meaning(said)), None)
+    if item is None:
+        if meaning(said) != meaning(case.subject) or not case.subject:
+            yield f"look {looks[0][0]} is at {quote(said)}, which names no object of the scene"
         return
-    shown = (max(box[0], thing[0]), max(box[1], thing[1]), min(box[2], thing[2]), min(box[3], thing[3]))
-    if (share := _area(shown) / size) < cfg.containment:
-        yield f"{where} shows {share:.0%} of the {name}: at least {cfg.containment:.0%} are wanted"
-    if (spread := _area(box) / size) > cfg.spread:
-        yield f"{where} is {spread:.0f} times as large as the {name}: at most {cfg.spread:g} times are wanted"
+    thing, size = item.box, _area(item.box)
+    for number, box in looks if size else ():
+        where = f"the box {list(box)} of look {number}"
+        shown = (max(box[0], thing[0]), max(box[1], thing[1]), min(box[2], thing[2]), min(box[3], thing[3]))
+        if (share := _area(shown) / size) < cfg.containment:
+            yield f"{where} shows {share:.0%} of the {item.name}: at least {cfg.containment:.0%} are wanted"
+        if (spread := _area(box) / size) > cfg.spread:
+            yield f"{where} is {spread:.0f} times as large as the {item.name}: at most {cfg.spread:g} times are wanted"
 
 
 CHECKS: Mapping[CheckName, Callable[[Case], Iterator[str]]] = {
