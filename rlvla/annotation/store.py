@@ -133,7 +133,7 @@ class Store:
         (self._takes / f"{index:06d}.failed").touch()
         self.failed.add(index)
 
-    def finish(self, complete: Callable[[Path], None], **source: Any) -> int:
+    def finish(self, complete: Callable[[Path], object], **source: Any) -> int:
         """Make `output` of all complete takes in the order of their indices, and remove the partial folder.
 
         Whatever it was killed at, it is repeated from its beginning. Memory holds one file of rows.

@@ -70,7 +70,7 @@ _POOLS: list[pa.MemoryPool] = []
 """Arrow's buffers outlive a test, and must not outlive the pool that they come from."""
 
 
-def peak_memory(run: Callable[[], None]) -> int:
+def peak_memory(run: Callable[[], object]) -> int:
     """Bytes that Python and Arrow hold at most while this runs, beyond what they held before."""
     usual = pa.default_memory_pool()
     _POOLS.append(pool := pa.proxy_memory_pool(usual))

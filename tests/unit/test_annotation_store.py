@@ -37,10 +37,10 @@ def put(store: Store, indices: Iterable[int]) -> None:
 
 
 def finish(store: Store) -> int:
-    def complete(folder: Path, tally: Tally) -> None:
-        (folder / "README.md").write_text(f"{tally}\n")
+    def complete(folder: Path) -> None:
+        (folder / "README.md").write_text(f"{store.tally}\n")
 
-    return store.finish(robot="test", fps=2.0, suites=("spatial",), complete=complete)
+    return store.finish(complete, robot="test", fps=2.0, suites=("spatial",))
 
 
 def digest(folder: Path) -> str:
@@ -64,11 +64,13 @@ def test_takes_become_a_data_set_in_their_order(tmp_path: Path) -> None:
     output = tmp_path / "runs/demos"
     with Store(output, PROTOCOL) as store:
         assert not store.is_finished
+        store.answers(4).add(0, 0, answer(4, 0, 1))
+        assert store.answers(4).get(0, 0) == answer(4, 0, 1)
         put(store, (4, 1))
+        assert not any((tmp_path / "runs/demos.partial/answers").iterdir())  # gone once their take is complete
         store.put(2, [], Tally(num_decisions=3, num_dropped=3))
         store.put_failure(3)
-        assert [store.is_complete(i) for i in range(5)] == [False, True, True, False, True]
-        assert [store.failed(i) for i in range(5)] == [False, False, False, True, False]
+        assert (store.complete, store.failed) == ({1, 2, 4}, {3})
         assert store.tally == Tally(num_decisions=8, num_dropped=3, rejected={"box": 2})
         assert finish(store) == 2
     read = dataset.read(output)
@@ -114,7 +116,7 @@ def test_a_damaged_take_is_named_and_made_anew(tmp_path: Path, calm: str, damage
         file.write_bytes(flipped if damage == "flipped" else content[:place])
         with pytest.warns(UserWarning, match=r"000002\.take is damaged"):
             store = Store(output, PROTOCOL)
-        assert [store.is_complete(i) for i in range(4)] == [True, True, False, True]
+        assert store.complete == {0, 1, 3, 4, 5}
         assert store.tally.num_decisions == sum(range(NUM_TAKES)) - 2
         put(store, [2])
         store.close()
@@ -131,7 +133,7 @@ def test_damage_while_running_does_not_reach_the_data_set(tmp_path: Path, calm: 
         with pytest.warns(UserWarning, match="damaged"), pytest.raises(dataset.DatasetError, match="take 4 is damaged"):
             finish(store)
         assert not output.exists()
-        assert not store.is_complete(4)
+        assert 4 not in store.complete
         put(store, [4])
         finish(store)
     assert digest(output) == calm
@@ -168,14 +170,6 @@ def test_answers_outlive_whatever_happens_to_later_ones(tmp_path: Path, is_torn:
         assert path.read_bytes() == content
 
 
-def test_answers_are_gone_once_their_take_is_complete(tmp_path: Path) -> None:
-    with Store(tmp_path / "demos", PROTOCOL) as store:
-        store.answers(0).add(0, 0, answer(0, 0, 1))
-        assert store.answers(0).get(0, 0) == answer(0, 0, 1)
-        put(store, [0])
-        assert not any((tmp_path / "demos.partial/answers").iterdir())
-
-
 def test_a_run_does_not_go_on_with_what_has_come_in_the_place_of_what_it_began_with(tmp_path: Path) -> None:
     """A recording that was repaired, a plugin that was edited; of an expert only what an expert needs."""
     source, plugin = tmp_path / "recorded/episode.hdf5", tmp_path / "mine.py"
@@ -196,7 +190,7 @@ def test_a_run_does_not_go_on_with_what_has_come_in_the_place_of_what_it_began_w
             Store(tmp_path / "demos", protocol(cfg))
         file.write_bytes(kept)
     with Store(tmp_path / "demos", protocol(cfg)) as store:
-        assert store.is_complete(0)
+        assert store.complete == {0}
 
 
 def test_an_expert_and_its_env_are_what_they_were() -> None:
@@ -204,23 +198,24 @@ def test_an_expert_and_its_env_are_what_they_were() -> None:
     cfg = AnnotateConfig()
     contents = [key.removeprefix(CONTENT) for key in protocol(cfg) if key.startswith(CONTENT)]
     assert contents == ["env.id", "expert"]
-    assert protocol(replace(cfg, env=replace(cfg.env, deadline_s=9.0), openai=OpenAIConfig(timeout_s=1.0))) == protocol(
-        cfg
-    )
+    moved = replace(cfg, env=replace(cfg.env, deadline_s=9.0), openai=OpenAIConfig(timeout_s=1.0))
+    assert protocol(moved) == protocol(cfg)
     assert f"{CONTENT}prompts" in protocol(replace(cfg, annotator="openai"))
 
 
-def test_a_server_keeps_its_model(tmp_path: Path) -> None:
+def test_a_server_keeps_its_model_and_the_data_set_tells_it(tmp_path: Path) -> None:
     """Which no key need name, where the server has one only."""
-    for _ in range(2):
-        with Store(tmp_path / "demos", PROTOCOL) as store:
-            store.hold_to({"openai.model": "Qwen3", "openai.judge_model": "Qwen4"})
-            put(store, [0] * (not store.is_complete(0)))
+    served = {"openai.model": "Qwen3", "openai.judge_model": "Qwen4"}
     with Store(tmp_path / "demos", PROTOCOL) as store:
-        for key, before in (("model", "Qwen3"), ("judge_model", "Qwen4")):
-            with pytest.raises(ValueError, match=rf"content of openai\.{key} was '{before}', is 'Llama'"):
-                store.hold_to({f"openai.{key}": "Llama"})
+        store.hold_to(served)
+        put(store, [0])
+    with Store(tmp_path / "demos", PROTOCOL) as store:
+        for key, before in served.items():
+            with pytest.raises(ValueError, match=rf"content of {key} was '{before}', is 'Llama'"):
+                store.hold_to({key: "Llama"})
+        store.hold_to(served)
         finish(store)
+    assert json.loads((tmp_path / "demos/meta/annotation.json").read_text())["served"] == served
 
 
 def test_takes_of_an_earlier_version_are_left_to_it(tmp_path: Path) -> None:
@@ -252,7 +247,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         Store(output, PROTOCOL)
     output.rmdir()
     with Store(output, PROTOCOL) as store:
-        assert store.is_complete(0)
+        assert store.complete == {0}
 
 
 def test_a_run_without_a_row_says_why(tmp_path: Path) -> None:
