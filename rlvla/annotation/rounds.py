@@ -116,20 +116,18 @@ class _Rounds:
 
     async def ask(self, pending: Sequence[int], attempt: int) -> list[int]:
         """Ask about decisions once; returns those whose answer is refused."""
-        await self._replies([self._query(i, attempt) for i in pending])
-        for i in pending:
-            self.asked[i].num_answers += 1
-        good = self._check(pending)
+        queries = {i: self._query(i, attempt) for i in pending}
+        await self._replies(queries.values())
+        good = self._check(queries)
         if self._cfg.openai.judge:
-            questions = [replace(self._query(i, attempt), judged=said, complaints=()) for i, said in good.items()]
-            await self._replies(questions)
+            await self._replies([replace(queries[i], judged=said, complaints=()) for i, said in good.items()])
             for i in good:
                 if error := self.asked[i].replies[-1].error:
                     self.asked[i].note(Problem(check="judge", text=error))
         self.accepted |= {i: said for i, said in good.items() if not self.asked[i].problems}
         return [i for i in pending if i not in self.accepted]
 
-    async def _replies(self, queries: Sequence[Query]) -> None:
+    async def _replies(self, queries: Collection[Query]) -> None:
         replies = await asyncio.gather(*(self._annotator.annotate(query) for query in queries))
         for query, reply in zip(queries, replies, strict=True):
             self.asked[query.index].replies.append(reply)
@@ -146,19 +144,19 @@ class _Rounds:
             seed=query_seed(self._cfg.seed, self._take.index, index, attempt),
         )
 
-    def _check(self, pending: Sequence[int]) -> dict[int, Annotation]:
+    def _check(self, queries: Mapping[int, Query]) -> dict[int, Annotation]:
         """Which of the last replies pass the checks, among those accepted before; notes what is wrong with others."""
-        good: dict[int, Annotation] = {}
-        for i in pending:
-            reply, cfg = self.asked[i].replies[-1], self._cfg.checks
+        good, trusted, cfg = dict[int, Annotation](), self.accepted, self._cfg.checks
+        for i, query in queries.items():
+            asked, reply = self.asked[i], self.asked[i].replies[-1]
+            asked.num_answers += 1
             if reply.annotation is None:
-                self.asked[i].note(Problem(check="markup", text=reply.error))
-            elif problems := check_decision(reply.annotation, self._take, self._timeline, i, cfg):
-                self.asked[i].note(*problems)
+                asked.note(Problem(check="markup", text=reply.error))
+            elif problems := check_decision(reply.annotation, query, cfg):
+                asked.note(*problems)
             else:
                 good[i] = reply.annotation
-        trusted = self.accepted
-        course = check_course({**trusted, **good}, self._timeline, self._cfg.checks, trusted=trusted)
+        course = check_course({**trusted, **good}, self._timeline, cfg, trusted=trusted)
         for i in good:
             self.asked[i].note(*course.get(i, ()))
         return {i: annotation for i, annotation in good.items() if i not in course}

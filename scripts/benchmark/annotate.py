@@ -10,8 +10,9 @@ recipes/configs/annotate_qwen3-vl_libero-spatial.yaml:
   the server answers at once. Data card and contact sheet, which cost the same whatever the number of frames, are left
   out. Wall time includes what the server and others on the machine take;
 - curve: frames/s by requests in flight, where the server takes `--latency` for an answer and makes at most `--most` at
-  a time. Ideal is min(requests in flight, most) / latency. Ends before the data set is assembled, which asks nobody;
-- memory: peak of a process that annotates a number of episodes, and of one that annotates ten times as many.
+  a time. Ideal is min(requests in flight, most) / latency. Ends before the data set is assembled, which asks nobody.
+
+That memory does not grow with the data is tests/unit/test_annotation_store.py's.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import multiprocessing
-import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -66,7 +65,6 @@ def main(
     latency: float = 0.2,
     most: int = 16,
     seconds: float = 6.0,
-    episodes: int = 10,
     output: Path | None = None,
     chart: Path | None = None,
 ) -> None:
@@ -80,7 +78,6 @@ def main(
         latency: of the curve's server, seconds.
         most: answers that the curve's server makes at a time.
         seconds: that each point of the curve takes at best.
-        episodes: of the memory run, and ten times as many.
         output: also write the result here, as JSON.
         chart: also draw the curve here, as SVG.
     """
@@ -88,15 +85,12 @@ def main(
         folder = Path(name)
         overhead = {str(side): measure_overhead(side, frames, repeats, folder / f"overhead-{side}") for side in sides}
         points = measure_curve(concurrency, latency, most, seconds, folder / "curve")
-        memory = measure_memory(episodes, folder / "memory")
     result = {
         "bar_met": {side: one["cpu_ms"] < BAR_MS for side, one in overhead.items()},
         "least_share_of_ideal": min(point["share"] for point in points),
-        "memory_growth": memory[-1]["peak_mib"] / memory[0]["peak_mib"],
         "bar_ms": BAR_MS,
         "overhead": overhead,
         "curve": {"latency_s": latency, "most": most, "points": points},
-        "memory": memory,
     }
     print(render(result))
     write_result(result, output)
@@ -114,8 +108,6 @@ class Measured:
     wall_s: float
     asking_wall_s: float
     """Of the wall time, until all takes were annotated and stored, before the data set is assembled."""
-    peak_mib: float
-    """Most memory that the process has ever held."""
 
 
 def configure(source: Path, output: Path, *, side: int, url: str, concurrency: int = 0) -> AnnotateConfig:
@@ -136,13 +128,11 @@ def run(cfg: AnnotateConfig) -> Measured:
     end = time.perf_counter()
     if tally.num_dropped or tally.rejected:
         raise RuntimeError(f"the stand-in's answers were refused: {dict(tally.rejected)}")
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())  # `ru_maxrss` has the parent's too
     return Measured(
         num_frames=tally.num_decisions,
         cpu_s=time.process_time() - cpu,
         wall_s=end - wall,
         asking_wall_s=asked - wall,
-        peak_mib=int(peak[1]) / 1024 if peak else math.nan,
     )
 
 
@@ -176,19 +166,6 @@ def measure_curve(
             one = run(replace(cfg, num_episodes=episodes[number]))
             speed = one.num_frames / one.asking_wall_s
             points.append({"concurrency": number, "frames_per_s": speed, "ideal": ideal, "share": speed / ideal})
-    return points
-
-
-def measure_memory(episodes: int, folder: Path) -> list[dict[str, float]]:
-    """Peak memory by number of frames, of a process each."""
-    points = []
-    with serving() as url:
-        source = write_episodes(folder / "source", num_episodes=10 * episodes, length=EPISODE_STEPS, side=SIDE)
-        for num in (episodes, 10 * episodes):
-            cfg = replace(configure(source, folder / f"run-{num}", side=SIDE, url=url), num_episodes=num)
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                one = process.submit(run, cfg).result()
-            points.append({"num_frames": one.num_frames, "peak_mib": one.peak_mib})
     return points
 
 
@@ -248,7 +225,6 @@ def render(result: Mapping[str, Any]) -> str:
     tables = (
         [("a frame", "CPU ms", "wall ms", f"bar: CPU below {BAR_MS:g}"), *overhead],
         [("requests in flight", "frames/s", "ideal", "share"), *(one.values() for one in result["curve"]["points"])],
-        [("frames", "peak MiB"), *(point.values() for point in result["memory"])],
     )
     return "\n\n".join(table([list(row) for row in rows]) for rows in tables)
 

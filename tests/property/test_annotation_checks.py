@@ -43,20 +43,20 @@ def by_decision(values: st.SearchStrategy) -> st.SearchStrategy:
 
 @given(annotations(), st.integers(0, NUM_DECISIONS - 1), st.booleans())
 def test_any_annotation_has_an_answer_and_always_the_same(annotation: Annotation, index: int, is_known: bool) -> None:
-    take, timeline, cfg = takes.take(takes.SUBJECTS if is_known else None), takes.timeline(), CheckConfig()
-    problems = check_decision(annotation, take, timeline, index, cfg)
-    assert problems == check_decision(annotation, take, timeline, index, cfg)
+    asked = takes.query(index, of=takes.take(takes.SUBJECTS if is_known else None))
+    problems = check_decision(annotation, asked, CheckConfig())
+    assert problems == check_decision(annotation, asked, CheckConfig())
     assert all(problem.text.strip() for problem in problems)
     for name in CHECKS:
-        alone = check_decision(annotation, take, timeline, index, CheckConfig(names=(name,)))
+        alone = check_decision(annotation, asked, CheckConfig(names=(name,)))
         assert alone == tuple(problem for problem in problems if problem.check == name)
 
 
 @given(any_text, any_text, st.integers(0, 1), boxes)
 def test_what_passes_reads_back_as_it_was_meant(before: str, after: str, image: int, box: Box) -> None:
     annotation = takes.look(before, after, box=box, image=image)
-    cfg = CheckConfig(names=("markup",))
-    is_sound = not check_decision(annotation, takes.take(num_images=2), takes.timeline(), KEY, cfg)
+    asked = takes.query(KEY, of=takes.take(num_images=2))
+    is_sound = not check_decision(annotation, asked, CheckConfig(names=("markup",)))
     first = parse_text(print_think(before) + print_zoom(image, box))
     second = parse_text(print_think(after) + "<act></act>")
     call = parse_call(first[-1][1])
@@ -125,8 +125,9 @@ def test_a_copied_thought_is_found_beyond_the_longest_run(words: list[str], leng
 def test_time_grows_linearly(piece: str) -> None:
     def seconds(length: int) -> float:
         annotation = takes.thought(piece * length, subtask=piece * length + "closed", subject=piece * length)
+        asked = takes.query(KEY, of=takes.take())
         started = time.process_time()
-        check_decision(annotation, takes.take(), takes.timeline(), KEY, CheckConfig())
+        check_decision(annotation, asked, CheckConfig())
         return time.process_time() - started
 
     # Ten times the length takes ten times as long; backtracking would take a hundred times.

@@ -27,7 +27,8 @@ def texts(
     """What some checks, or all, find wrong with an annotation of the made-up take; `subjects` are of the take."""
     of = {name: options.pop(name) for name in ("subjects",) if name in options}
     cfg = CheckConfig(names=names or CheckConfig().names, **options)
-    return [p.text for p in check_decision(annotation, takes.take(**of), timeline or takes.timeline(), index, cfg)]
+    asked = takes.query(index, of=takes.take(**of), timeline=timeline or takes.timeline())
+    return [p.text for p in check_decision(annotation, asked, cfg)]
 
 
 @pytest.mark.parametrize(
@@ -49,10 +50,10 @@ def test_honest_annotations_pass(index: int, annotation: Annotation) -> None:
 
 def test_problems_name_their_check_and_only_wanted_checks_run() -> None:
     bad = thought("up", gripper="closed", progress=7.0, subject="blue block")
-    take, timeline = takes.take(), takes.timeline()
-    found = check_decision(bad, take, timeline, APPROACH, CheckConfig())
+    asked = takes.query(APPROACH, of=takes.take())
+    found = check_decision(bad, asked, CheckConfig())
     assert [problem.check for problem in found] == ["length", "gripper", "subject", "progress"]
-    assert check_decision(bad, take, timeline, APPROACH, CheckConfig(names=("markup", "repetition"))) == ()
+    assert check_decision(bad, asked, CheckConfig(names=("markup", "repetition"))) == ()
     assert list(CHECKS) == list(CheckConfig().names)
 
 
