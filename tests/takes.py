@@ -36,9 +36,9 @@ def idle(length: int) -> tuple[Switch, ...]:
     return (nothing,) * length
 
 
-def timeline(switches: Sequence[Switch] = SWITCHES, *, is_closed: bool = False) -> Timeline:
-    """Of a gripper that does this, closed at first or not; every switch is a key frame that ends a sub-task."""
-    states, starts = [is_closed], [0]
+def timeline(switches: Sequence[Switch] = SWITCHES) -> Timeline:
+    """Of a gripper that does this, open at first; every switch is a key frame that ends a sub-task."""
+    states, starts = [False], [0]
     for index, switch in enumerate(switches):
         states.append({"": states[-1], "close": True, "open": False}[switch])
         if switch and index + 1 < len(switches):
