@@ -25,7 +25,7 @@ class Episode(NamedTuple):
 
     take: Take
     timeline: Timeline
-    honest: Mapping[int, Annotation]
+    honest: dict[int, Annotation]
 
 
 Lies = dict[int, Annotation]

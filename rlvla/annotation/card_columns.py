@@ -34,12 +34,12 @@ def _read(file: Path) -> pd.DataFrame:
     return table
 
 
-def flat(column: pd.Series) -> np.ndarray:
+def flat(column: Any) -> np.ndarray:
     """All that is in a column of lists, in order: numbers [n] int, or boxes [n, 4] int, thousandths of the frame."""
     return np.array([*chain.from_iterable(column)], int)
 
 
-def count(column: pd.Series) -> dict[Any, int]:
+def count(column: Any) -> dict[Any, int]:
     """Decisions by the value of a column, or by each value in a column of lists."""
     return column.explode().value_counts().to_dict()
 
@@ -54,4 +54,4 @@ def progress(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """[n] share of the episode that lies behind, up to its last decision that was not dropped; [n] progress."""
     last = table.groupby("episode_index")["decision_index"].transform("max").clip(lower=1)
     is_said = table["progress"].between(0, 1)  # anything may stand here where the check was off, NaN too
-    return (table["decision_index"] / last)[is_said].to_numpy(), table["progress"][is_said].to_numpy()
+    return np.array((table["decision_index"] / last)[is_said]), np.array(table["progress"][is_said])

@@ -42,8 +42,7 @@ def _figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
     yield "words", "words per thought", _words(table)
     if len(told):
         yield "progress", "progress over an episode", _progress(shares, told)
-    if table["num_looks"].any():
-        boxes = flat(table["boxes"])
+    if len(boxes := flat(table["boxes"])):
         yield "box_area", "area of a box", _areas(boxes)
         yield "boxes", "where boxes lie", _maps(boxes, flat(table["box_images"]))
 
@@ -53,7 +52,7 @@ def _words(table: pd.DataFrame) -> Figure:
     figure, axes = new_axes(*_SIZE, x="words", y="share of thoughts")
     longest = int(np.quantile(flat(table["num_words"]), 0.995, method="inverted_cdf"))
     step = -(-(longest + 1) // MAX_BARS)
-    edges = np.arange(0, longest + 1 + step, step) - 0.5
+    edges = [edge - 0.5 for edge in range(0, longest + 1 + step, step)]
     for name, is_key, colour in (("key frames", True, COLOURS[1]), ("other decisions", False, COLOURS[0])):
         if len(words := flat(table["num_words"][table["is_key_frame"] == is_key])):
             look = {"histtype": "stepfilled", "facecolor": (colour, 0.3), "edgecolor": colour, "linewidth": 1.4}
@@ -85,7 +84,7 @@ def _progress(shares: np.ndarray, told: np.ndarray) -> Figure:
 def _areas(boxes: np.ndarray) -> Figure:
     figure, axes = new_axes(*_SIZE, x="share of the frame", y="boxes")
     areas = np.clip((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) / 1e6, 1e-4, 1)
-    axes.hist(areas, np.logspace(-4, 0, 41), color=COLOURS[0], histtype="stepfilled")
+    axes.hist(areas, np.logspace(-4, 0, 41).tolist(), color=COLOURS[0], histtype="stepfilled")
     axes.set(xscale="log", xlim=(areas.min() / 2, min(2 * areas.max(), 1)))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(PERCENT)

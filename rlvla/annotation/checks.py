@@ -26,9 +26,11 @@ _COMING = {"open": "opens next", "close": "closes next", "stay": "stays as it is
 
 def check_decision(annotation: Annotation, query: Query, cfg: CheckConfig) -> tuple[Problem, ...]:
     """What is wrong with one annotation, whatever those of other decisions say, in the order of `CHECKS`."""
-    chosen = {name: check for name, check in CHECKS.items() if name in cfg.names}
     return tuple(
-        Problem(check=name, text=text) for name, check in chosen.items() for text in check(annotation, query, cfg)
+        Problem(check=name, text=text)
+        for name, check in CHECKS.items()
+        if name in cfg.names
+        for text in check(annotation, query, cfg)
     )
 
 

@@ -124,9 +124,9 @@ async def test_every_answer_of_a_random_model_keeps_the_schema_or_is_reported(ad
     assert "cut off" in reply.error
     assert reply.completion_tokens == 15
     for wrong, named in (
-        ({"model": "no-such-model"}, "openai.model is 'no-such-model'"),
-        ({"max_tokens": 5000}, "openai.max_tokens (5000)"),
+        (OpenAIConfig(base_url=address, model="no-such-model"), "openai.model is 'no-such-model'"),
+        (OpenAIConfig(base_url=address, max_tokens=5000), "openai.max_tokens (5000)"),
     ):
-        async with connect(OpenAIConfig(base_url=address, **wrong)) as annotator:
+        async with connect(wrong) as annotator:
             with pytest.raises(AnnotatorError, match=re.escape(named)):
                 await annotator.annotate(QUERIES[0])
