@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
 
 import aiohttp
 import openai
-from openai.types.chat import ChatCompletion
 from pydantic import HttpUrl, TypeAdapter, ValidationError
 
 from rlvla.annotation import prompts, schema
@@ -93,19 +92,19 @@ class OpenAIAnnotator:
             AnnotatorError: the server refuses the request, or does not answer after `openai.max_retries`.
         """
         async with self._slots:  # around the encoding too: only requests in flight hold encoded images
-            # As an extra body: of a typed one the client looks at each field, which takes longer than all the rest.
+            # Untyped: of a typed body and answer the client looks at each field, which takes longer than all the rest.
             body = request(query, self.model, self._config)
-            create = self.client.chat.completions.create
-            completion = await self._sent(create(model=self.model, messages=[], extra_body=body))
+            completion = await self._sent(self.client.post("/chat/completions", cast_to=object, body=body))
         return read_completion(completion, query) or self._refuse_stranger()
 
     async def only_model(self) -> str:
         """The one that the server lists; raises AnnotatorError where there are several, or none."""
-        listing = await self._sent(self.client.models.list())
-        models = getattr(listing, "data", None)
-        names = [getattr(model, "id", None) for model in models] if isinstance(models, list) else []
-        if len(names) == 1 and isinstance(names[0], str):
-            return names[0]
+        names: list[Any] = []
+        match await self._sent(self.client.get("/models", cast_to=object)):
+            case {"data": [{"id": str(name)}]}:
+                return name
+            case {"data": [*models]}:
+                names = [model.get("id") for model in models if isinstance(model, dict)]
         shown = ", ".join(repr(name) for name in names[:20]) or "none"
         raise AnnotatorError(f"set {self._model_key} to one of those that {self._url} lists: {shown}")
 
@@ -187,45 +186,35 @@ def request(query: Query, model: str, config: OpenAIConfig) -> dict[str, Any]:
     }
 
 
-def read_completion(completion: ChatCompletion, query: Query) -> Reply | None:
-    """What a server's chat completion says, or None where it is none; never raises.
-
-    The client believes what a server sends: any attribute may be missing, or be of any type.
-    """
-    choices, usage = getattr(completion, "choices", None), getattr(completion, "usage", None)
-    choice: Any = choices[0] if isinstance(choices, list) and choices else None
-    if not hasattr(getattr(choice, "message", None), "content"):
-        return None
-    annotation, error = query.judged, _obstacle(choice)
+def read_completion(completion: Any, query: Query) -> Reply | None:
+    """What a server's chat completion, any JSON, says, or None where it is none; never raises."""
+    match completion:
+        case {"choices": [{"message": {**message}, **choice}, *_], **rest}:
+            text, usage = message.get("content"), rest.get("usage")
+        case _:
+            return None
+    annotation, error = query.judged, _obstacle(message, choice.get("finish_reason"))
     if query.judged is not None:
-        error = f"{schema.UNREAD}{error}" if error else schema.read_verdict(choice.message.content)
+        error = f"{schema.UNREAD}{error}" if error else schema.read_verdict(text)
     elif not error:
         is_key, num_images = query.kind == "key_frame", len(query.decision.images)
-        found = schema.read(choice.message.content, is_key=is_key, num_images=num_images)
+        found = schema.read(text, is_key=is_key, num_images=num_images)
         annotation, error = (None, found) if isinstance(found, str) else (found, "")
-    return Reply(
-        annotation=None if error else annotation,
-        error=error,
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        completion_tokens=_count(usage, "completion_tokens"),
-    )
+    counts = [usage.get(f"{of}_tokens") if isinstance(usage, dict) else 0 for of in ("prompt", "completion")]
+    prompt, answer = (count if type(count) is int else 0 for count in counts)
+    return Reply(annotation=None if error else annotation, error=error, prompt_tokens=prompt, completion_tokens=answer)
 
 
-def _obstacle(choice: Any) -> str:
+def _obstacle(message: Mapping[str, Any], finish_reason: object) -> str:
     """Why there is nothing to read in an answer; empty where there is."""
-    message, reason = choice.message, getattr(choice, "finish_reason", None)
-    if reason == "length":
+    text = message.get("content")
+    if finish_reason == "length":
         return "the answer was cut off, because it was too long: write shorter sentences"
-    if reason == "content_filter":
+    if finish_reason == "content_filter":
         return "the answer was withheld by a filter of its content: describe the robot's work soberly"
-    if not isinstance(message.content, str) or not message.content.strip():
-        return "the answer was a refusal" if getattr(message, "refusal", None) else "the answer was empty"
+    if not isinstance(text, str) or not text.strip():
+        return "the answer was a refusal" if message.get("refusal") else "the answer was empty"
     return ""
-
-
-def _count(usage: object, name: str) -> int:
-    count = getattr(usage, name, None)
-    return count if type(count) is int else 0
 
 
 def _read_key(variable: str, key: str) -> str:

@@ -109,15 +109,6 @@ def test_as_few_as_possible_are_blamed_for_progress(values: dict[int, float | No
     assert all(later >= earlier - slack for earlier, later in itertools.pairwise(kept))
 
 
-@given(st.lists(st.sampled_from(["up", "down", "left", "7", "8"]), max_size=8), st.integers(2, 12), st.integers(1, 5))
-def test_a_copied_thought_is_found_beyond_the_longest_run(words: list[str], length: int, most: int) -> None:
-    copies = [" ".join(words), " ".join(words).upper() + "."]
-    course = {index: takes.thought(copies[index % 2]) for index in range(length)}
-    cfg = CheckConfig(names=("repetition",), max_repetition=most)
-    found = check_course(course, takes.timeline(takes.idle(length)), cfg)
-    assert list(found) == list(range(most, length))
-
-
 @pytest.mark.parametrize(
     "piece",
     ["gripper ", "open ", "a", "0", " ", "\n", "<", "[{", "\x00", "red block and ", "a b c d e f g h i "],
