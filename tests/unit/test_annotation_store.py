@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,36 +172,51 @@ def test_answers_outlive_whatever_happens_to_later_ones(tmp_path: Path, is_torn:
 
 
 def test_a_run_does_not_go_on_with_what_has_come_in_the_place_of_what_it_began_with(tmp_path: Path) -> None:
-    """A recording that was repaired, a plugin that was edited; of an expert only what an expert needs."""
+    """A recording that was repaired, a plugin that was edited."""
     source, plugin = tmp_path / "recorded/episode.hdf5", tmp_path / "mine.py"
     source.parent.mkdir()
     source.write_bytes(b"1")
     plugin.write_text("def annotate(decisions, index):\n    return None\n")
     cfg = AnnotateConfig(source=source.parent, annotator=f"{plugin}:annotate")
-    before = protocol(cfg)
-    with Store(tmp_path / "demos", before) as store:
-        put(store, [0])
+    Store(tmp_path / "demos", protocol(cfg)).close()
     (source.parent / ".DS_Store").write_bytes(b"looked at")
-    other = EnvConfig(id="gone/Gone-v0", imports=("gone",))
-    Store(tmp_path / "demos", protocol(replace(cfg, env=other, num_samples=3))).close()
+    Store(tmp_path / "demos", protocol(cfg)).close()
     for file, key in ((source, "source"), (plugin, "annotator")):
         kept = file.read_bytes()
         file.write_bytes(kept + b"# 2")
         with pytest.raises(ValueError, match=rf"another kind \(content of {key} was '\w+', is '\w+'\): name another"):
             Store(tmp_path / "demos", protocol(cfg))
         file.write_bytes(kept)
-    with Store(tmp_path / "demos", protocol(cfg)) as store:
-        assert store.complete == {0}
+
+
+CFG = AnnotateConfig(annotator="rlvla_envs.tabletop.annotate:annotate")
+JUDGED = replace(CFG, openai=OpenAIConfig(judge=True))
+OWN_JUDGE = OpenAIConfig(judge=True, judge_model="a", judge_base_url="http://b/v1", judge_api_key_env="C")
+RECORDED = AnnotateConfig(source=Path("recorded"))
+
+
+@pytest.mark.parametrize(
+    ("cfg", "change", "keys"),
+    [
+        (
+            CFG,
+            {"output": Path("x"), "num_samples": 3, "max_refused_first": 5, "openai": OpenAIConfig(timeout_s=1.0)},
+            (),
+        ),
+        (CFG, {"env": replace(CFG.env, deadline_s=9.0)}, ()),
+        (CFG, {"openai": JUDGED.openai}, ("openai.judge", f"{CONTENT}prompts")),
+        (JUDGED, {"openai": OWN_JUDGE}, ("openai.judge_model",)),
+        (RECORDED, {"env": EnvConfig(id="gone/Gone-v0", imports=("gone",))}, ()),
+        (RECORDED, {"annotator": "openai"}, ("annotator", f"{CONTENT}prompts")),
+    ],
+)
+def test_takes_depend_on_what_moves_them(cfg: AnnotateConfig, change: dict[str, Any], keys: tuple[str, ...]) -> None:
+    before, now = protocol(cfg), protocol(replace(cfg, **change))
+    assert {key for key in {**before, **now} if before.get(key) != now.get(key)} == set(keys)
 
 
 def test_an_expert_and_its_env_are_what_they_were() -> None:
-    """An evaluation's deadlines and a server's keys move nothing; the words that a server is asked with do."""
-    cfg = AnnotateConfig()
-    contents = [key.removeprefix(CONTENT) for key in protocol(cfg) if key.startswith(CONTENT)]
-    assert contents == ["env.id", "expert"]
-    moved = replace(cfg, env=replace(cfg.env, deadline_s=9.0), openai=OpenAIConfig(timeout_s=1.0))
-    assert protocol(moved) == protocol(cfg)
-    assert f"{CONTENT}prompts" in protocol(replace(cfg, annotator="openai"))
+    assert {f"{CONTENT}env.id", f"{CONTENT}expert"} <= protocol(AnnotateConfig()).keys()
 
 
 def test_a_server_keeps_its_model_and_the_data_set_tells_it(tmp_path: Path) -> None:
