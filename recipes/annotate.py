@@ -51,13 +51,7 @@ def main(cfg: AnnotateConfig) -> None:
             if cfg.annotator and cfg.num_samples:
                 write_contact_sheet(folder, cfg.num_samples, cfg.seed)
 
-        count = store.finish(
-            complete,
-            robot=source.robot,
-            fps=source.fps,
-            suites=source.suites,
-            action_kind=cfg.read.action_kind if cfg.source else None,
-        )
+        count = store.finish(complete, **source.told)
         tally = store.tally
     print(f"{cfg.output}: {count} episodes")
     if cfg.annotator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -54,10 +54,10 @@ async def open_annotators(cfg: AnnotateConfig) -> AsyncIterator[tuple[Annotator,
     """
     async with AsyncExitStack() as stack:
 
-        async def server(*, is_judge: bool) -> Annotator:
+        def server(*, is_judge: bool) -> Awaitable[Annotator]:
             from rlvla.annotation.openai_annotator import connect  # only here: it loads an HTTP client
 
-            return await stack.enter_async_context(connect(cfg.openai, is_judge=is_judge))
+            return stack.enter_async_context(connect(cfg.openai, is_judge=is_judge))
 
         is_served, judge = cfg.annotator == SERVER, None
         if is_served:

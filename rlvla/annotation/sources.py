@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,8 @@ from rlvla.types import Decision
 class TakeSource:
     """Opened, read and closed in one thread, since an env belongs to the thread that made it."""
 
-    robot: str
-    fps: float
-    """Decisions a second."""
-    suites: tuple[str, ...] = ()
-    """On whose train initial states the takes begin; of recordings nobody knows."""
+    told: Mapping[str, Any]
+    """What `dataset.Writer` is told of it."""
     num_takes: int
     """At most."""
     takes: Callable[[Store], Iterator[Take]]
@@ -89,9 +86,8 @@ def _open_expert(cfg: AnnotateConfig) -> TakeSource:
                 yield take
             num_takes += 1
 
-    return TakeSource(
-        robot=cfg.env.id, fps=fps / stride, suites=(env.suite,), num_takes=wanted, takes=takes, close=env.close
-    )
+    told = {"robot": cfg.env.id, "fps": fps / stride, "suites": (env.suite,)}
+    return TakeSource(told=told, num_takes=wanted, takes=takes, close=env.close)
 
 
 def _starts(env: Any, cfg: AnnotateConfig) -> Iterator[tuple[int, int]]:
@@ -116,4 +112,5 @@ def _open_recorded(cfg: AnnotateConfig, path: Path) -> TakeSource:
                 cut = decisions(episode, chunk_length=cfg.chunk_length, stride=stride, **view)
                 yield Take(index=index, name=episode.name, decisions=tuple(cut), stride=stride, fps=episode.fps)
 
-    return TakeSource(robot=source.robot, fps=source.fps / stride, num_takes=num_takes, takes=takes)
+    told = {"robot": source.robot, "fps": source.fps / stride, "action_kind": read.action_kind}
+    return TakeSource(told=told, num_takes=num_takes, takes=takes)

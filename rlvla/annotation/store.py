@@ -19,6 +19,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ _VERSION = 2
 """Of the folder, kept with the protocol; 1 had none, and takes without `annotation.next_gripper`."""
 
 
-class Store:
+class Store(AbstractContextManager["Store"]):
     """Opens `<output>.partial`, or makes it; memory holds the answers of unfinished takes, and no rows.
 
     Opening reads every take that is there once, to check it.
@@ -80,9 +81,6 @@ class Store:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Store:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

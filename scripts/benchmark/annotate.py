@@ -123,7 +123,7 @@ def run(cfg: AnnotateConfig) -> Measured:
     with Store(cfg.output, protocol(cfg)) as store, ThreadPoolExecutor(max_workers=1) as thread:
         source = asyncio.run(annotate_all(cfg, store, thread))
         asked = time.perf_counter()
-        store.finish(lambda _: None, robot=source.robot, fps=source.fps)  # no card
+        store.finish(lambda _: None, **source.told)  # no card
         tally = store.tally
     end = time.perf_counter()
     if tally.num_dropped or tally.rejected:
