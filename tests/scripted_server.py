@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 MODEL = "scripted-vlm"
+USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,11 @@ class Answer:
 Script = Callable[[Asked], Answer]
 
 
-def say(text: str | None, *, finish_reason: str = "stop", after_s: float = 0.0, **message: Any) -> Answer:
-    """A chat completion of 11 prompt tokens and 7 of its own."""
+def say(
+    text: object, *, finish_reason: str = "stop", after_s: float = 0.0, usage: object = USAGE, **message: Any
+) -> Answer:
+    """A chat completion."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish_reason}
-    usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
     completion = {"id": "c", "object": "chat.completion", "model": MODEL, "choices": [choice], "usage": usage}
     return Answer(body=json.dumps(completion).encode(), after_s=after_s)
 

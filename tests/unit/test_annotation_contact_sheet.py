@@ -82,13 +82,6 @@ def test_nothing_on_the_page_runs_or_loads(tmp_path: Path) -> None:
     assert_inert(source(folder), tmp_path, 9)
 
 
-def test_a_data_set_of_one_row_without_a_look_and_with_ten_thousand_words(tmp_path: Path) -> None:
-    page = Page(source(write_rows(tmp_path / "demos", [row("word " * 10_000)])))
-    assert len(page.all("article")) == len(page.all("img")) == 1
-    assert page.text.count("word ") == 10_000
-    assert "progress" not in page.text
-
-
 def test_only_what_is_drawn_is_kept(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
@@ -99,6 +92,4 @@ def test_only_what_is_drawn_is_kept(tmp_path: Path) -> None:
         return peak_memory(lambda: write_contact_sheet(folder, 2, 0))
 
     peak(1)  # imports what is imported on first use
-    few, many = peak(80), peak(800)
-    assert many < 1.3 * few
-    assert many < 3e6  # of 10 MB
+    assert peak(800) < min(1.3 * peak(80), 3e6)  # of 10 MB

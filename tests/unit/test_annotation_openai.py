@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import traceback
 from collections.abc import AsyncIterator
@@ -151,32 +150,29 @@ async def test_a_server_that_hangs_for_good_does_not_speak_http_or_is_away_names
 
 
 @pytest.mark.parametrize(
-    ("script", "error"),
+    ("script", "error", "tokens"),
     [
-        (lambda asked: say(good_answer(asked)[:60], finish_reason="length"), "cut off"),
-        (lambda _: say(None, finish_reason="content_filter"), "filter"),
-        (lambda _: say(None, refusal="I cannot help with that."), "a refusal"),
-        (lambda _: say(None), "empty"),
-        (lambda _: say("  \n"), "empty"),
-        (lambda _: say([{"type": "text", "text": "{}"}]), "empty"),  # type: ignore[arg-type]
-        (lambda asked: say(good_answer(asked, bbox=[0, 0, 10, 1001])), "bbox.3: Input should be less than"),
+        (lambda asked: say(good_answer(asked)[:60], finish_reason="length"), "cut off", (11, 7)),
+        (lambda _: say(None, finish_reason="content_filter"), "filter", (11, 7)),
+        (lambda _: say(None, refusal="I cannot help with that."), "a refusal", (11, 7)),
+        *(
+            (lambda _, text=text: say(text), "empty", (11, 7))
+            for text in (None, "  \n", [{"type": "text", "text": "{}"}])
+        ),
+        (lambda asked: say(good_answer(asked, bbox=[0, 0, 10, 1001])), "bbox.3: Input should be less than", (11, 7)),
+        *(
+            (lambda asked, usage=usage: say(good_answer(asked), usage=usage), "", (0, 0))  # cannot be read
+            for usage in (None, [], {"prompt_tokens": None, "completion_tokens": "7"})
+        ),
     ],
 )
-async def test_a_bad_answer_is_a_reply_that_says_why_and_counts_its_tokens(script: Script, error: str) -> None:
+async def test_an_answer_is_read_or_says_why_not_and_its_tokens_are_counted(
+    script: Script, error: str, tokens: tuple[int, int]
+) -> None:
     reply = await ask(script)
-    assert reply.annotation is None
+    assert (reply.annotation is None, bool(reply.error)) == (bool(error), bool(error))
     assert error in reply.error
-    assert (reply.prompt_tokens, reply.completion_tokens) == (11, 7)
-
-
-@pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": None, "completion_tokens": "7"}])
-async def test_usage_that_cannot_be_read_counts_nothing(usage: object) -> None:
-    def script(asked: Asked) -> Answer:
-        return Answer(body=json.dumps({**json.loads(answer_well(asked).body), "usage": usage}).encode())
-
-    reply = await ask(script)
-    assert reply.annotation is not None
-    assert (reply.prompt_tokens, reply.completion_tokens) == (0, 0)
+    assert (reply.prompt_tokens, reply.completion_tokens) == tokens
 
 
 JUDGED = Annotation(thoughts=("The bowl is near.",), subtask="grasp the bowl")

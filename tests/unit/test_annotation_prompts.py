@@ -27,19 +27,18 @@ NOTE = Annotation(
 )
 
 
+FACTS = [
+    f'Instruction: "{INSTRUCTION}"',
+    "Position: decision 3 of 8, 25 percent of the time has passed; sub-task 1 of 3, which takes decisions 1 to 3.",
+    "Gripper: open before this decision. It closes during this decision, as a rule to take hold of the subject.",
+    "The decision is a key frame: think, look more closely at one region, and conclude.",
+]
+
+
 def with_scene(scene: Scene, instruction: str = INSTRUCTION, **fields: Any) -> Query:
     of = take(None, instruction=instruction)
     decisions = tuple(replace(decision, scene=scene) for decision in of.decisions)
     return query(BETWEEN, of=replace(of, decisions=decisions), **fields)
-
-
-def test_a_key_frame_is_asked_with_its_facts() -> None:
-    assert prompts.question(query(KEY)).splitlines() == [
-        f'Instruction: "{INSTRUCTION}"',
-        "Position: decision 3 of 8, 25 percent of the time has passed; sub-task 1 of 3, which takes decisions 1 to 3.",
-        "Gripper: open before this decision. It closes during this decision, as a rule to take hold of the subject.",
-        "The decision is a key frame: think, look more closely at one region, and conclude.",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -57,33 +56,21 @@ def test_gripper_and_position_are_told(index: int, fact: str) -> None:
     assert fact in prompts.question(query(index))
 
 
-def test_neighbours_are_json_without_their_boxes() -> None:
+def test_neighbours_complaints_and_what_is_judged_are_json() -> None:
+    """Neighbours without their boxes; a judge is told the facts, the whole annotation, and no complaint."""
+    assert prompts.question(query(KEY)).splitlines() == FACTS
     asked = prompts.question(query(BETWEEN, before=NOTE, after=replace(NOTE, progress=None)))
     before, after = (json.loads(line.partition(": ")[2]) for line in asked.splitlines() if "key frame " in line)
     assert after == {"subtask": "grasp the bowl", "subject": "bowl", "thoughts": ["The bowl is near.", "It fits."]}
     assert before == {**after, "progress": 30}
-
-
-def test_a_retry_says_what_was_wrong() -> None:
     asked = prompts.question(query(KEY, complaints=("the box is too large", 'no "I"'), attempt=1))
-    line = next(line for line in asked.splitlines() if "refused" in line)
+    *facts, line, task = asked.splitlines()
+    assert [*facts, task] == FACTS
     assert json.loads(line[line.index("[") :]) == ["the box is too large", 'no "I"']
-    assert "refused" not in prompts.question(query(KEY))
-
-
-def test_a_judge_is_shown_the_facts_and_the_whole_annotation() -> None:
-    asked = prompts.question(query(KEY, judged=NOTE, complaints=("mend this",)))
-    *facts, shown = asked.splitlines()
-    assert facts == prompts.question(query(KEY)).splitlines()[:-1]
-    assert json.loads(shown.partition(": ")[2]) == {
-        "subtask": "grasp the bowl",
-        "subject": "bowl",
-        "gripper": "open",
-        "next_gripper": "close",
-        "looks": [{"image": 0, "bbox": [1, 2, 3, 4]}],
-        "progress": 30,
-        "thoughts": ["The bowl is near.", "It fits."],
-    }
+    *facts, shown = prompts.question(query(KEY, judged=NOTE, complaints=("mend this",))).splitlines()
+    assert facts == FACTS[:-1]
+    whole = {"gripper": "open", "next_gripper": "close", "looks": [{"image": 0, "bbox": [1, 2, 3, 4]}]}
+    assert json.loads(shown.partition(": ")[2]) == before | whole
 
 
 def test_of_a_scene_only_names_and_the_intention_are_told() -> None:
