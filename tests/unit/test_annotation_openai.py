@@ -266,9 +266,8 @@ async def test_the_key_is_sent_and_shown_nowhere(
 ) -> None:
     monkeypatch.setenv("LAB_KEY", SECRET + "\n")  # as `$(cat key)` does not leave it, but an env file does
     caplog.set_level(logging.DEBUG)
-    async with serving(
-        in_turn(answer_well, lambda _: refuse(401, f"no such key: {SECRET}")), api_key_env="LAB_KEY"
-    ) as (annotator, server):
+    script = in_turn(answer_well, lambda _: refuse(401, f"no such key: {SECRET}"))
+    async with serving(script, api_key_env="LAB_KEY") as (annotator, server):
         await annotator.annotate(query(KEY))
         assert SECRET not in f"{annotator!r} {annotator}"
         with pytest.raises(AnnotatorError) as caught:
@@ -282,8 +281,10 @@ async def test_the_key_is_sent_and_shown_nowhere(
 @pytest.mark.parametrize(
     ("config", "key"),
     [
-        *(({"base_url": url}, "base_url") for url in ("host:8000/v1", "", "ftp://host/v1", "http://")),
-        *(({"base_url": url}, "base_url") for url in ("http://host:99999/v1", "http://[::1/v1")),
+        *(
+            ({"base_url": url}, "base_url")
+            for url in ("host:8000/v1", "", "ftp://host/v1", "http://", "http://h:99999/v1")
+        ),
         ({"base_url": f"http://me:{SECRET}@127.0.0.1/v1"}, "base_url"),
         ({"api_key_env": SECRET}, "api_key_env"),
         ({"api_key_env": "LAB_KEY"}, "api_key_env names LAB_KEY"),
@@ -299,14 +300,10 @@ def test_an_address_or_a_key_that_cannot_be_used_is_refused_at_once_and_no_key_i
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize(("models", "shown"), [((MODEL,), ""), (("a", "b"), "'a', 'b'"), ((), "none")])
+@pytest.mark.parametrize(("models", "shown"), [(("a", "b"), "'a', 'b'"), ((), "none")])
 async def test_an_empty_model_is_the_only_one_that_the_server_lists(models: tuple[str, ...], shown: str) -> None:
+    async with serving(answer_well, model="") as (annotator, _):
+        assert annotator.model == MODEL
     with ScriptedServer(answer_well, models=models) as server:
-        opened = connect(OpenAIConfig(base_url=server.url))
-        if shown:
-            with pytest.raises(AnnotatorError, match=rf"set openai\.model to one of .*: {shown}$"):
-                await opened.__aenter__()
-            return
-        async with opened as annotator:
-            await annotator.annotate(query(KEY))
-    assert server.asked[0].body["model"] == MODEL
+        with pytest.raises(AnnotatorError, match=rf"set openai\.model to one of .*: {shown}$"):
+            await connect(OpenAIConfig(base_url=server.url)).__aenter__()
