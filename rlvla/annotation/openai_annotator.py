@@ -190,9 +190,10 @@ def read_completion(completion: Any, query: Query) -> Reply | None:
     """What a server's chat completion, any JSON, says, or None where it is none; never raises."""
     match completion:
         case {"choices": [{"message": {**message}, **choice}, *_], **rest}:
-            text, usage = message.get("content"), rest.get("usage")
+            usage = rest.get("usage")
         case _:
             return None
+    text: Any = message.get("content")
     annotation, error = query.judged, _obstacle(message, choice.get("finish_reason"))
     if query.judged is not None:
         error = f"{schema.UNREAD}{error}" if error else schema.read_verdict(text)

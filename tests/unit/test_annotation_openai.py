@@ -304,6 +304,6 @@ def test_an_address_or_a_key_that_cannot_be_used_is_refused_at_once_and_no_key_i
 async def test_an_empty_model_is_the_only_one_that_the_server_lists(models: tuple[str, ...], shown: str) -> None:
     async with serving(answer_well, model="") as (annotator, _):
         assert annotator.model == MODEL
-    with ScriptedServer(answer_well, models=models) as server:
-        with pytest.raises(AnnotatorError, match=rf"set openai\.model to one of .*: {shown}$"):
-            await connect(OpenAIConfig(base_url=server.url)).__aenter__()
+    wanted = rf"set openai\.model to one of .*: {shown}$"
+    with ScriptedServer(answer_well, models=models) as server, pytest.raises(AnnotatorError, match=wanted):
+        await connect(OpenAIConfig(base_url=server.url)).__aenter__()
