@@ -18,12 +18,8 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rlvla.annotation.card import write_card
-from rlvla.annotation.contact_sheet import write_contact_sheet
-from rlvla.annotation.preflight import check_annotate
-from rlvla.annotation.run import annotate_all, protocol
+from rlvla.annotation.run import annotate_all, check_annotate, protocol
 from rlvla.annotation.store import Store
-from rlvla.annotation.take import Tally
 from rlvla.config import AnnotateConfig, load
 from rlvla.durable.files import claim
 from rlvla.durable.interrupts import Interrupts
@@ -33,14 +29,6 @@ from rlvla.durable.provenance import write_resolved
 def main(cfg: AnnotateConfig) -> None:
     """Write `cfg.output`."""
     check_annotate(cfg)
-
-    def complete(folder: Path, tally: Tally) -> None:
-        write_resolved(cfg, folder)
-        if cfg.annotator:
-            write_card(folder, tally, cfg)
-        if cfg.annotator and cfg.num_samples:
-            write_contact_sheet(folder, cfg.num_samples, cfg.seed)
-
     claim(cfg.output.parent, num_bytes=0)
     with (
         Interrupts(),
@@ -51,13 +39,19 @@ def main(cfg: AnnotateConfig) -> None:
             print(f"{cfg.output} is whole: the run before was killed while it cleaned up")
             return
         source = asyncio.run(annotate_all(cfg, store, thread))
-        count = store.finish(
-            robot=source.robot,
-            fps=source.fps,
-            suites=source.suites,
-            complete=complete,
-            action_kind=cfg.read.action_kind if cfg.source else None,
-        )
+
+        def complete(folder: Path) -> None:
+            # Only here, so that `--help` does not wait for matplotlib and Jinja.
+            from rlvla.annotation.card import write_card
+            from rlvla.annotation.contact_sheet import write_contact_sheet
+
+            write_resolved(cfg, folder)
+            if cfg.annotator:
+                write_card(folder, store.tally, cfg, store.served)
+            if cfg.annotator and cfg.num_samples:
+                write_contact_sheet(folder, cfg.num_samples, cfg.seed)
+
+        count = store.finish(complete, **source.told)
         tally = store.tally
     print(f"{cfg.output}: {count} episodes")
     if cfg.annotator:

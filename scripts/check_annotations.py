@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +37,6 @@ from rlvla_envs.tabletop.expert import play
 MIN_FOUND = 0.99
 CHUNK_LENGTH = 5
 HONEST = "honest decisions refused"
-
-
-@dataclass(kw_only=True)
-class Count:
-    """How often something was refused."""
-
-    caught: int = 0
-    num: int = 0
-    checks: Counter[str] = field(default_factory=Counter)
-    """Check -> how many of them it caught; several checks may catch one."""
-
-    def add(self, refused: bool, checks: Iterable[str]) -> None:
-        """Count one more, with the checks that refused it."""
-        self.num += 1
-        self.caught += refused
-        self.checks.update(checks)
-
-    def summary(self) -> dict[str, Any]:
-        """For JSON."""
-        low, high = wilson_interval(self.caught, self.num)
-        checks = dict(self.checks.most_common())
-        share = self.caught / self.num
-        return {"caught": self.caught, "num": self.num, "share": share, "low": low, "high": high, "checks": checks}
 
 
 def episodes(num: int) -> Iterator[Episode]:
@@ -101,23 +78,33 @@ def refused(annotations: Mapping[int, Annotation], take: Take, timeline: Timelin
     return annotations.keys() - annotated.annotations.keys(), list(annotated.tally.dropped)
 
 
-def measure(num_episodes: int, seed: int) -> dict[str, Count]:
-    """How often honest decisions are refused, and how often faults are found, by class."""
-    counts = {name: Count() for name in (HONEST, *FAULTS, "goal change, scene unknown")}
+def measure(num_episodes: int, seed: int) -> dict[str, dict[str, Any]]:
+    """How often honest decisions are refused, and how often faults are found, by class, and by which checks."""
+    caught: dict[str, list[bool]] = {name: [] for name in (HONEST, *FAULTS, "goal change, scene unknown")}
+    by = {name: Counter[str]() for name in caught}
     for take, timeline, honest in tqdm(episodes(num_episodes), total=num_episodes, unit="episode", mininterval=2):
         blind = replace(take, decisions=tuple(replace(decision, scene=None) for decision in take.decisions))
         for seen in (take, blind):
             lost, checks = refused(honest, seen, timeline)
-            for i in honest:
-                counts[HONEST].add(i in lost, checks if i in lost else ())
+            caught[HONEST] += [i in lost for i in honest]
+            by[HONEST].update(checks)
         for number, (name, plant) in enumerate(FAULTS.items()):
             lies = plant(Episode(take, timeline, honest), np.random.default_rng((seed, take.index, number)))
-            lost, checks = refused(honest | lies, take, timeline)
-            counts[name].add(not lost.isdisjoint(lies), checks)
+            trials = [(name, take, lies)]
             if name == "goal change":
-                lost, checks = refused(honest | lies, blind, timeline)
-                counts[f"{name}, scene unknown"].add(bool(lost), checks)
-    return counts
+                trials.append((f"{name}, scene unknown", blind, honest))
+            for trial, seen, places in trials:
+                lost, checks = refused(honest | lies, seen, timeline)
+                caught[trial].append(not lost.isdisjoint(places))
+                by[trial].update(checks)
+    return {name: _summary(hits, by[name]) for name, hits in caught.items()}
+
+
+def _summary(hits: list[bool], by: Counter[str]) -> dict[str, Any]:
+    """Several checks may catch one."""
+    low, high = wilson_interval(sum(hits), len(hits))
+    counts = {"caught": sum(hits), "num": len(hits), "share": sum(hits) / len(hits)}
+    return {**counts, "low": low, "high": high, "checks": dict(by.most_common())}
 
 
 def main(num_episodes: int = 200, seed: int = 0, output: Path | None = None) -> int:
@@ -128,17 +115,14 @@ def main(num_episodes: int = 200, seed: int = 0, output: Path | None = None) -> 
         seed: of the faults.
         output: also write the numbers here, as JSON.
     """
-    counts = measure(num_episodes, seed)
-    for name, count in counts.items():
-        low, high = wilson_interval(count.caught, count.num)
-        share = f"{count.caught / count.num:>6.1%}  [{low:.1%}, {high:.1%}]"
-        print(f"{name:<28}{count.caught:>5} of{count.num:>5}  {share}  {dict(count.checks.most_common())}")
+    found = measure(num_episodes, seed)
+    for name, told in found.items():
+        print("{:<28}{caught:>5} of{num:>5}  {share:>6.1%}  [{low:.1%}, {high:.1%}]  {checks}".format(name, **told))
     if output:
-        summaries = {name: count.summary() for name, count in counts.items()}
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({"num_episodes": num_episodes, "seed": seed, **summaries}, indent=2) + "\n")
-    is_found = all(count.caught >= MIN_FOUND * count.num for name, count in counts.items() if name != HONEST)
-    return int(not is_found or counts[HONEST].caught > 0)
+        output.write_text(json.dumps({"num_episodes": num_episodes, "seed": seed, **found}, indent=2) + "\n")
+    is_found = all(told["share"] >= MIN_FOUND for name, told in found.items() if name != HONEST)
+    return int(not is_found or found[HONEST]["caught"] > 0)
 
 
 if __name__ == "__main__":

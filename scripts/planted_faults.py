@@ -25,7 +25,7 @@ class Episode(NamedTuple):
 
     take: Take
     timeline: Timeline
-    honest: Mapping[int, Annotation]
+    honest: dict[int, Annotation]
 
 
 Lies = dict[int, Annotation]
@@ -49,17 +49,16 @@ def flipped_gripper(episode: Episode, rng: np.random.Generator) -> Lies:
 
 
 def box_off_object(episode: Episode, rng: np.random.Generator) -> Lies:
-    """The box of a look lies beside its object, or on another one; its size stays."""
+    """The box of a look lies elsewhere; its size stays."""
     index = int(rng.choice([i for i, annotation in episode.honest.items() if annotation.looks]))
     honest, scene = episode.honest[index], scene_of(episode.take.decisions[index])
-    ((image, box),) = honest.looks
+    ((image, (x1, y1, x2, y2)),) = honest.looks
     subject = next(o.box for o in scene.objects if o.name == scene.subject)
-    size = np.array([box[2] - box[0], box[3] - box[1]])
-    angles = rng.uniform(0, 2 * np.pi, 4)
-    beside = _center(box) + rng.uniform(0.9, 2.0, (4, 1)) * size * np.stack([np.cos(angles), np.sin(angles)], 1)
-    places = [_at(place, size) for place in (*beside, *(_center(o.box) for o in scene.objects))]
-    off = [place for place in places if coverage(place, subject) < MAX_COVERAGE]
-    return {index: replace(honest, looks=((image, off[rng.integers(len(off))]),))}
+    while True:
+        x, y = (int(rng.integers(1001 - side)) for side in (x2 - x1, y2 - y1))
+        box = (x, y, x + x2 - x1, y + y2 - y1)
+        if coverage(box, subject) < MAX_COVERAGE:
+            return {index: replace(honest, looks=((image, box),))}
 
 
 def goal_change(episode: Episode, rng: np.random.Generator) -> Lies:
@@ -76,8 +75,8 @@ def repeated_thought(episode: Episode, rng: np.random.Generator) -> Lies:
     length = CheckConfig().max_repetition + 1
     start = int(rng.integers(len(episode.honest) - length + 1))
     thought = episode.honest[start].thoughts[-1]
-    run = {i: episode.honest[i] for i in range(start, start + length)}
-    return {i: replace(honest, thoughts=(*honest.thoughts[:-1], thought)) for i, honest in run.items()}
+    run = ((i, episode.honest[i]) for i in range(start, start + length))
+    return {i: replace(honest, thoughts=(*honest.thoughts[:-1], thought)) for i, honest in run}
 
 
 FAULTS: Mapping[str, Callable[[Episode, np.random.Generator], Lies]] = {
@@ -99,13 +98,3 @@ def coverage(box: Box, thing: Box) -> float:
 def _other(episode: Episode, index: int, rng: np.random.Generator) -> str:
     scene = scene_of(episode.take.decisions[index])
     return str(rng.choice([o.name for o in scene.objects if o.name != episode.honest[index].subject]))
-
-
-def _center(box: Box) -> np.ndarray:
-    return np.array([box[0] + box[2], box[1] + box[3]]) / 2
-
-
-def _at(middle: np.ndarray, size: np.ndarray) -> Box:
-    """A box of this size around a point, moved into the frame where needed."""
-    x, y = (int(v) for v in np.clip(np.round(middle - size / 2), 0, 1000 - size))
-    return x, y, x + int(size[0]), y + int(size[1])

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's chat completions on loopback, in a thread of its own, and answers as a test wants.
+"""A server that speaks OpenAI's chat completions on loopback, in threads of its own, and answers as a test wants.
 
 with ScriptedServer(lambda asked: say(good_answer(asked))) as server:
     OpenAIConfig(base_url=server.url)
@@ -6,7 +6,6 @@ with ScriptedServer(lambda asked: say(good_answer(asked))) as server:
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import io
@@ -14,18 +13,17 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from email.message import Message
 from functools import cached_property
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 import numpy as np
-from aiohttp import web
 from PIL import Image
 
 MODEL = "scripted-vlm"
-HANG_S = 60.0
-"""Longer than any test waits."""
+USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,8 @@ class Asked:
     count: int
     """Requests before it."""
     content: bytes
-    headers: Mapping[str, str]
+    headers: Message
+    """Their names in any case."""
 
     @cached_property
     def body(self) -> dict[str, Any]:
@@ -49,7 +48,7 @@ class Asked:
 
     @property
     def parts(self) -> list[dict[str, Any]]:
-        """Of the user's message."""
+        """Of the user's message; the last is the question behind the pictures."""
         return self.body["messages"][1]["content"]
 
     @property
@@ -81,36 +80,35 @@ class Answer:
 Script = Callable[[Asked], Answer]
 
 
-def say(text: str | None, *, finish_reason: str = "stop", after_s: float = 0.0, **message: Any) -> Answer:
-    """A chat completion of 11 prompt tokens and 7 of its own."""
+def say(
+    text: object, *, finish_reason: str = "stop", after_s: float = 0.0, usage: object = USAGE, **message: Any
+) -> Answer:
+    """A chat completion."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish_reason}
-    usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
     completion = {"id": "c", "object": "chat.completion", "model": MODEL, "choices": [choice], "usage": usage}
     return Answer(body=json.dumps(completion).encode(), after_s=after_s)
 
 
 def good_answer(asked: Asked, **changes: Any) -> str:
-    """JSON that keeps the schema, and agrees with the question as far as it tells; `changes` replace fields."""
-    state = re.search(r"Gripper: (open|closed)", asked.question)
-    coming = re.search(r"(closes|opens) (?:during|\d+ decision)", asked.question)
-    position = re.search(r"decision (\d+) of \d+, (\d+) percent of", asked.question)
-    number, progress = position.groups() if position else ("1", "0")
+    """JSON that keeps the schema, and agrees with the question; `changes` replace fields."""
+    facts = re.search(r"decision (\d+) of \d+, (\d+) percent of.*Gripper: (open|closed)", asked.question, re.DOTALL)
+    assert facts is not None
+    coming = re.search(r"(open|close)s (?:during|\d+ decision)", asked.question)
     fields: dict[str, Any] = {
         "subtask": "move the bowl",
         "subject": "bowl",
-        "gripper": state[1] if state else "open",
-        "next_gripper": {"closes": "close", "opens": "open", "": "stay"}[coming[1] if coming else ""],
-        "progress": int(progress),
-        "observation": f"The bowl is close to the gripper at moment {number}, and its rim is too small to be sure of.",
+        "gripper": facts[3],
+        "next_gripper": coming[1] if coming else "stay",
+        "progress": int(facts[2]),
+        "observation": f"The bowl is close to the gripper at moment {facts[1]}, its rim is too small to be sure of.",
         "image": 0,
         "bbox": [300, 300, 600, 600],
-        "conclusion": f"The rim lies between the fingers at moment {number}, so the gripper acts.",
-        "thought": f"The gripper moves towards the bowl at moment {number}.",
+        "conclusion": f"The rim lies between the fingers at moment {facts[1]}, so the gripper acts.",
+        "thought": f"The gripper moves towards the bowl at moment {facts[1]}.",
         "reason": "Nothing is wrong.",
         "verdict": "yes",
     }
-    fields = {name: fields[name] for name in asked.schema["properties"]}
-    return json.dumps({**fields, **changes})
+    return json.dumps({name: fields[name] for name in asked.schema["properties"]} | changes)
 
 
 def refuse(status: int, message: str = "not now", **headers: str) -> Answer:
@@ -120,8 +118,8 @@ def refuse(status: int, message: str = "not now", **headers: str) -> Answer:
 
 
 def hang() -> Answer:
-    """No answer."""
-    return Answer(after_s=HANG_S)
+    """No answer for longer than any test waits."""
+    return Answer(after_s=60.0)
 
 
 def drop() -> Answer:
@@ -131,7 +129,7 @@ def drop() -> Answer:
 
 def stop_early(answer: Answer) -> Answer:
     """The connection breaks in the middle of the answer."""
-    return Answer(body=answer.body, stops_early=True)
+    return replace(answer, stops_early=True)
 
 
 def in_turn(*scripts: Script) -> Script:
@@ -140,81 +138,69 @@ def in_turn(*scripts: Script) -> Script:
 
 
 class ScriptedServer:
-    """Serves while it is entered.
-
-    Args:
-        script: decides each answer.
-        models: that it lists.
-    """
+    """Serves while it is entered, by a script that decides each answer; `models` are those that it lists."""
 
     def __init__(self, script: Script, *, models: Sequence[str] = (MODEL,)) -> None:
         self.asked: list[Asked] = []
         """All requests so far."""
         self.most_at_once = 0
         """Requests that were in flight at the same time."""
-        self.url = ""
-        self._script, self._models = script, models
-        self._num_open = 0
-        self._closing = asyncio.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="scripted-server", daemon=True)
+        self._script, self._num_open = script, 0
+        self._listing = json.dumps({"object": "list", "data": [{"id": name, "object": "model"} for name in models]})
+        self._lock, self._closing = threading.Lock(), threading.Event()
 
     def __enter__(self) -> Self:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_GET(self) -> None:
+                _send(self, Answer(body=outer._listing.encode()))
+
+            def do_POST(self) -> None:
+                content = self.rfile.read(int(self.headers["content-length"]))
+                _send(self, outer._answer(content, self.headers))
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.block_on_close = False
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
-        self._await(self._start())
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._await(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _await(self, coroutine: Any) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=20)
-
-    async def _start(self) -> None:
-        app = web.Application(client_max_size=64 << 20)
-        app.router.add_post("/v1/chat/completions", self._complete)
-        app.router.add_get("/v1/models", self._list)
-        self._runner = web.AppRunner(app, shutdown_timeout=1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
-
-    async def _stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.set()  # whoever hangs need not be waited for
-        await self._runner.cleanup()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
-    async def _list(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self._models]})
-
-    async def _complete(self, request: web.Request) -> web.StreamResponse:
-        asked = Asked(count=len(self.asked), content=await request.read(), headers=dict(request.headers))
-        self.asked.append(asked)
-        self._num_open += 1
-        self.most_at_once = max(self.most_at_once, self._num_open)
+    def _answer(self, content: bytes, headers: Message) -> Answer:
+        with self._lock:
+            asked = Asked(count=len(self.asked), content=content, headers=headers)
+            self.asked.append(asked)
+            self._num_open += 1
+            self.most_at_once = max(self.most_at_once, self._num_open)
         try:
-            return await self._answer(request, self._script(asked))
+            answer = self._script(asked)
+            self._closing.wait(answer.after_s)
+            return answer
         finally:
-            self._num_open -= 1
+            with self._lock:
+                self._num_open -= 1
 
-    async def _answer(self, request: web.Request, answer: Answer) -> web.StreamResponse:
-        if answer.after_s:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), answer.after_s)
-        if answer.drops:
-            assert request.transport is not None
-            request.transport.abort()
-        if not answer.stops_early:
-            headers = {"content-type": "application/json", **answer.headers}
-            return web.Response(body=answer.body, status=answer.status, headers=headers)
-        response = web.StreamResponse(headers={"content-type": "application/json"})
-        response.content_length = len(answer.body) + 1
-        await response.prepare(request)
-        await response.write(answer.body)
-        assert request.transport is not None
-        request.transport.close()
-        return response
+
+def _send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
+    handler.close_connection = answer.drops or answer.stops_early
+    if answer.drops:
+        return
+    handler.send_response(answer.status)
+    told = {"content-type": "application/json", "content-length": str(len(answer.body) + answer.stops_early)}
+    for name, value in {**told, **answer.headers}.items():
+        handler.send_header(name, value)
+    with contextlib.suppress(ConnectionError):  # who asked has given up
+        handler.end_headers()
+        handler.wfile.write(answer.body)

@@ -36,9 +36,9 @@ def idle(length: int) -> tuple[Switch, ...]:
     return (nothing,) * length
 
 
-def timeline(switches: Sequence[Switch] = SWITCHES, *, is_closed: bool = False) -> Timeline:
-    """Of a gripper that does this, closed at first or not; every switch is a key frame that ends a sub-task."""
-    states, starts = [is_closed], [0]
+def timeline(switches: Sequence[Switch] = SWITCHES) -> Timeline:
+    """Of a gripper that does this, open at first; every switch is a key frame that ends a sub-task."""
+    states, starts = [False], [0]
     for index, switch in enumerate(switches):
         states.append({"": states[-1], "close": True, "open": False}[switch])
         if switch and index + 1 < len(switches):
@@ -60,22 +60,17 @@ def take(
     side: int = 8,
 ) -> Take:
     """A take whose expert deals with these objects, one a decision; None: nobody knows the scene."""
-    scenes = [None] * length if subjects is None else [_scene(subject) for subject in subjects]
     noise = np.random.default_rng(0).integers(0, 256, (length, num_images, side, side, 3), np.uint8)
-    return Take(
-        index=0,
-        name="made up",
-        decisions=tuple(_decision(scene, instruction, tuple(n)) for scene, n in zip(scenes, noise, strict=True)),
-        stride=8,
-        fps=20.0,
-    )
+    scenes = [None] * length if subjects is None else [_scene(subject) for subject in subjects]
+    decisions = (_decision(tuple(n), instruction, scene) for scene, n in zip(scenes, noise, strict=True))
+    return Take(index=0, name="made up", decisions=tuple(decisions), stride=8, fps=20.0)
 
 
 def moving(grippers: Sequence[Sequence[float]], *, proprio: np.ndarray | None = None) -> Take:
     """A take whose decision i executes the gripper commands `grippers[i]`, and picture i shows i."""
     decisions = tuple(
         replace(
-            _decision(None, INSTRUCTION, (np.full((8, 8, 3), i, np.uint8),)),
+            _decision((np.full((8, 8, 3), i, np.uint8),)),
             proprio=np.array([i, 0, 0], np.float32) if proprio is None else proprio[i],
             actions=np.array([[0.1, command] for command in commands], np.float32),
         )
@@ -94,15 +89,10 @@ def _scene(subject: str) -> Scene:
     return Scene(objects=OBJECTS, subject=subject, intention=f"deal with the {subject}")
 
 
-def _decision(scene: Scene | None, instruction: str, images: tuple[np.ndarray, ...]) -> Decision:
-    return Decision(
-        instruction=instruction,
-        images=images,
-        proprio=np.zeros(3, np.float32),
-        actions=np.zeros((8, 7), np.float32),
-        zoom=lambda image, box: np.zeros((8, 8, 3), np.uint8),
-        scene=scene,
-    )
+def _decision(images: tuple[np.ndarray, ...], instruction: str = INSTRUCTION, scene: Scene | None = None) -> Decision:
+    did = {"proprio": np.zeros(3, np.float32), "actions": np.zeros((8, 7), np.float32)}
+    crop = np.zeros((8, 8, 3), np.uint8)
+    return Decision(instruction=instruction, images=images, **did, zoom=lambda image, box: crop, scene=scene)
 
 
 def thought(text: str = "move down to the red block", **fields: Any) -> Annotation:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import fields
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from rlvla.annotation.take import Annotator, Query, Reply
 from rlvla.config import AnnotateConfig
-from rlvla.plugins import Plugin, load
+from rlvla.plugins import load
 from rlvla.types import Annotation
 
 SERVER = "openai"
 """The annotator that is no plugin."""
-_ANNOTATION, _FIELDS = TypeAdapter(Annotation), fields(Annotation)
-
-
-def load_annotator(name: str, kwargs: Mapping[str, Any]) -> Plugin:
-    """The function that `annotator` names; raises PluginError saying what is wrong with it."""
-    return load("annotator", name, ("decisions", "index"), ("timeline", "rng"), kwargs)
+_ANNOTATION = TypeAdapter(Annotation)
 
 
 class PluginAnnotator:
@@ -31,62 +26,45 @@ class PluginAnnotator:
     model = prompt_hash = ""
 
     def __init__(self, name: str, kwargs: Mapping[str, Any]) -> None:
-        """Raises PluginError, see `load_annotator`."""
+        """Raises PluginError saying what is wrong with the function."""
         self.name = name
-        self._plugin = load_annotator(name, kwargs)
+        self._plugin = load("annotator", name, ("decisions", "index"), ("timeline", "rng"), kwargs)
 
     async def annotate(self, query: Query) -> Reply:
         """See `Annotator`. Raises PluginError where the function raises, or returns no sound Annotation."""
         rng = np.random.default_rng(query.seed)
-        take = query.take
-        plugin = self._plugin.at(f"{take.name}, decision {query.index}")
-        annotation = plugin(take.decisions, query.index, timeline=query.timeline, rng=rng)
+        plugin = self._plugin.at(f"{query.take.name}, decision {query.index}")
+        annotation = plugin(query.take.decisions, query.index, timeline=query.timeline, rng=rng)
         if not isinstance(annotation, Annotation):
             raise plugin.wrong(annotation, "an rlvla.types.Annotation")
         try:  # numbers of NumPy become Python's, lists tuples: as they are read back of a log of answers
-            return Reply(annotation=_ANNOTATION.validate_python({f.name: getattr(annotation, f.name) for f in _FIELDS}))
+            return Reply(annotation=_ANNOTATION.validate_python(asdict(annotation)))
         except ValidationError as error:
             flaws = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise plugin.wrong(annotation, f"one with other fields: {flaws}") from None
 
 
-class Annotators(NamedTuple):
-    """Who is asked in a run."""
-
-    annotator: Annotator
-    judge: Annotator | None
-    """None: nobody judges."""
-    served: Mapping[str, str]
-    """Key of the config -> model that its server has."""
-
-
 @asynccontextmanager
-async def open_annotators(cfg: AnnotateConfig) -> AsyncIterator[Annotators | None]:
-    """Those that `cfg.annotator` and `cfg.openai` name; None where nobody is to annotate.
+async def open_annotators(cfg: AnnotateConfig) -> AsyncIterator[tuple[Annotator, Annotator | None]]:
+    """Who annotates, and who judges, if anybody.
 
     Raises:
-        PluginError: see `load_annotator`.
+        PluginError: see `PluginAnnotator`.
         AnnotatorError: see `openai_annotator`.
     """
-    if not cfg.annotator:
-        yield None
-        return
-    served: dict[str, str] = {}
     async with AsyncExitStack() as stack:
 
-        async def server(key: str, *, is_judge: bool) -> Annotator:
-            from rlvla.annotation.openai_annotator import OpenAIAnnotator  # only here: it loads an HTTP client
+        def server(*, is_judge: bool) -> Awaitable[Annotator]:
+            from rlvla.annotation.openai_annotator import connect  # only here: it loads an HTTP client
 
-            annotator = await stack.enter_async_context(OpenAIAnnotator(cfg.openai, is_judge=is_judge))
-            served[key] = annotator.model
-            return annotator
+            return stack.enter_async_context(connect(cfg.openai, is_judge=is_judge))
 
         is_served, judge = cfg.annotator == SERVER, None
         if is_served:
-            annotator = await server("openai.model", is_judge=False)
+            annotator = await server(is_judge=False)
         else:
             annotator = PluginAnnotator(cfg.annotator, cfg.annotator_kwargs)
         if cfg.openai.judge:
             is_same = is_served and not cfg.openai.has_own_judge
-            judge = annotator if is_same else await server("openai.judge_model", is_judge=True)
-        yield Annotators(annotator, judge, served)
+            judge = annotator if is_same else await server(is_judge=True)
+        yield annotator, judge

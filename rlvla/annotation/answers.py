@@ -7,9 +7,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -56,9 +54,9 @@ class AnswerLog:
         """Append an answer; each decision and attempt has one, and one verdict."""
         key = decision, attempt, is_judge
         assert key not in self._replies, f"{self._path}: {key} is there"
-        entry = {"decision": decision, "attempt": attempt, "is_judge": is_judge, "reply": reply}
+        entry = {"decision": decision, "attempt": attempt, "is_judge": is_judge, "reply": _REPLY.dump_python(reply)}
         with self._path.open("ab") as file:
-            file.write(checked(json.dumps(entry, default=_fields).encode()) + b"\n")
+            file.write(checked(json.dumps(entry).encode()) + b"\n")
         self._replies[key] = reply
 
 
@@ -73,18 +71,10 @@ def verified(content: bytes) -> bytes | None:
     return body if content[:9] == b"%08x " % zlib.crc32(body) else None
 
 
-def _fields(record: Any) -> dict[str, Any]:
-    """What JSON is told of a dataclass; `asdict` would copy it, which takes longer than all the rest."""
-    return {f.name: getattr(record, f.name) for f in fields(record)}
-
-
 class Journal:
     """An annotator and a judge whose answers are on the disk before they are used, and are not asked for twice.
 
-    Args:
-        annotator: who is asked.
-        judge: who is asked about its answers, where a query has one.
-        answers: take -> what has been answered of it.
+    What has been answered of a take is in `answers`.
     """
 
     def __init__(self, annotator: Annotator, judge: Annotator | None, answers: Callable[[int], AnswerLog]) -> None:
@@ -93,15 +83,15 @@ class Journal:
         """Answers that are awaited."""
         self.answered = asyncio.Condition()
         """Notified of every answer."""
-        self._annotator, self._judge, self._answers = annotator, judge, answers
+        self._asked, self._answers = {False: annotator, True: judge}, answers
 
     async def annotate(self, query: Query) -> Reply:
         """See `Annotator`."""
-        answers, is_judge = self._answers(query.take.index), query.judged is not None
+        answers, is_judge = self._answers(query.take.index), query.kind == "verdict"
         known = answers.get(query.index, query.attempt, is_judge=is_judge)
         if known is not None:
             return known
-        asked = self._judge if is_judge else self._annotator
+        asked = self._asked[is_judge]
         assert asked is not None, "openai.judge is off"
         self.num_open += 1
         try:

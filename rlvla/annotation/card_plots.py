@@ -6,29 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from rlvla.annotation.card_columns import Columns
+from rlvla.annotation.card_columns import flat, progress
 from rlvla.report.svg_chart import COLOURS, INK, LEGEND, PERCENT, new_axes, to_svg
 
 MAX_BARS, MAX_CAMERAS = 40, 4
 """Of the histogram of words, and maps of boxes."""
 NUM_CELLS = 40
 """Cells along a side of the map of boxes, 25 thousandths of the frame each."""
-NUM_SHARES = 20
-"""Parts of an episode in which progress is drawn."""
-AREA_EDGES = np.logspace(-4, 0, 41)
-"""Shares of the frame between which the areas of boxes are counted; a box of 10 thousandths a side has the first."""
+NUM_PARTS = 20
+"""Of an episode, in which progress is drawn."""
 _PAPER, _INK = "#ffffff", "#1c2126"
 """A picture in a README does not know whether the page around it is dark, so it brings its own ground."""
 _SIZE = 4.2, 2.5
 
 
-def write_plots(folder: Path, columns: Columns) -> dict[str, str]:
-    """Write the charts into `card/` below the data set's folder; returns title -> path relative to the folder."""
+def write_plots(folder: Path, table: pd.DataFrame) -> dict[str, str]:
+    """Write the charts of `read_columns` into `card/` below the folder; returns title -> path below the folder."""
     charts = {}
-    for name, title, figure in _figures(columns):
+    for name, title, figure in _figures(table):
         figure.set_facecolor(_PAPER)
         figure.suptitle(title, fontsize=9, x=0.02, ha="left", color=INK)
         charts[title] = f"card/{name}.svg"
@@ -37,58 +36,56 @@ def write_plots(folder: Path, columns: Columns) -> dict[str, str]:
     return charts
 
 
-def _figures(columns: Columns) -> Iterator[tuple[str, str, Figure]]:
+def _figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
     """(name of the file, title, figure)."""
-    if len(columns.flat("num_words")):
-        yield "words", "words per thought", _words(columns)
-    if len(columns.progress()[0]):
-        yield "progress", "progress over an episode", _progress(*columns.progress())
-    if len(columns.boxes):
-        yield "box_area", "area of a box", _areas(columns.boxes)
-        yield "boxes", "where boxes lie", _maps(columns.boxes, columns.flat("annotation.box_images"))
+    shares, told = progress(table)
+    yield "words", "words per thought", _words(table)
+    if len(told):
+        yield "progress", "progress over an episode", _progress(shares, told)
+    if len(boxes := flat(table["boxes"])):
+        yield "box_area", "area of a box", _areas(boxes)
+        yield "boxes", "where boxes lie", _maps(boxes, flat(table["box_images"]))
 
 
-def _words(columns: Columns) -> Figure:
+def _words(table: pd.DataFrame) -> Figure:
     """Shares of thoughts by their length; the last bar holds all that are longer."""
     figure, axes = new_axes(*_SIZE, x="words", y="share of thoughts")
-    longest = int(np.quantile(columns.flat("num_words"), 0.995, method="inverted_cdf"))
+    longest = int(np.quantile(flat(table["num_words"]), 0.995, method="inverted_cdf"))
     step = -(-(longest + 1) // MAX_BARS)
-    edges = np.arange(0, longest + 1 + step, step) - 0.5
+    edges = [edge - 0.5 for edge in range(0, longest + 1 + step, step)]
     for name, is_key, colour in (("key frames", True, COLOURS[1]), ("other decisions", False, COLOURS[0])):
-        if len(words := columns.of_kind(is_key=is_key).flat("num_words")):
-            bars = np.histogram(np.minimum(words, longest), edges)[0] / len(words)
-            axes.stairs(bars, edges, color=colour, fill=True, alpha=0.3)
-            axes.stairs(bars, edges, color=colour, linewidth=1.4, label=name)
+        if len(words := flat(table["num_words"][table["is_key_frame"] == is_key])):
+            look = {"histtype": "stepfilled", "facecolor": (colour, 0.3), "edgecolor": colour, "linewidth": 1.4}
+            axes.hist(
+                np.minimum(words, longest), edges, weights=np.full(len(words), 1 / len(words)), label=name, **look
+            )
     axes.yaxis.set_major_formatter(PERCENT)
     axes.legend(**LEGEND)
     return figure
 
 
-def _progress(shares: np.ndarray, progress: np.ndarray) -> Figure:
+def _progress(shares: np.ndarray, told: np.ndarray) -> Figure:
     """Median and the middle 80 % of the progress, and what a steady course would be."""
     figure, axes = new_axes(*_SIZE, x="share of the episode", y="progress")
-    part = np.minimum((shares * NUM_SHARES).astype(int), NUM_SHARES - 1)
+    part = np.minimum((shares * NUM_PARTS).astype(int), NUM_PARTS - 1)
     parts = np.unique(part)
-    low, middle, high = np.array([np.quantile(progress[part == p], (0.1, 0.5, 0.9)) for p in parts]).T
-    centres = (parts + 0.5) / NUM_SHARES
+    low, middle, high = np.array([np.quantile(told[part == p], (0.1, 0.5, 0.9)) for p in parts]).T
+    centres = (parts + 0.5) / NUM_PARTS
     axes.plot([0, 1], [0, 1], color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.fill_between(centres, low, high, color=COLOURS[0], alpha=0.25, linewidth=0, label="middle 80 %")
     axes.plot(centres, middle, color=COLOURS[0], linewidth=1.8, marker="." if len(parts) < 3 else "", label="median")
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
-    axes.xaxis.set_major_formatter(PERCENT)
-    axes.yaxis.set_major_formatter(PERCENT)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PERCENT)
     axes.legend(**LEGEND)
     return figure
 
 
 def _areas(boxes: np.ndarray) -> Figure:
     figure, axes = new_axes(*_SIZE, x="share of the frame", y="boxes")
-    areas = np.clip((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) / 1e6, AREA_EDGES[0], 1)
-    bars = np.histogram(areas, AREA_EDGES)[0]
-    used = np.flatnonzero(bars)
-    first, last = max(used[0] - 2, 0), min(used[-1] + 3, len(bars))
-    axes.stairs(bars[first:last], AREA_EDGES[first : last + 1], color=COLOURS[0], fill=True)
-    axes.set_xscale("log")
+    areas = np.clip((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) / 1e6, 1e-4, 1)
+    axes.hist(areas, np.logspace(-4, 0, 41).tolist(), color=COLOURS[0], histtype="stepfilled")
+    axes.set(xscale="log", xlim=(areas.min() / 2, min(2 * areas.max(), 1)))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(PERCENT)
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -12,21 +12,14 @@ from rlvla.data.dataset import data_files, read_tasks
 from rlvla.data.rows import decode_image
 from rlvla.data.tables import picked_rows, read_table
 from rlvla.report.decision import Note, Picture, Piece, look_colour, views
+from rlvla.report.templating import render
 
 FILE = "contact_sheet.html"
 _KEY = "annotation.is_key_frame"
 
 
 def write_contact_sheet(folder: Path, num_samples: int, seed: int) -> None:
-    """Write `contact_sheet.html`.
-
-    Args:
-        folder: an annotated data set.
-        num_samples: decisions to show, or as many as there are; half of them key frames, if there are so many.
-        seed: of the draw.
-    """
-    from rlvla.report.templating import render  # so that `annotate.py --help` does not wait for Jinja
-
+    """Write `contact_sheet.html` of an annotated data set, see `draw`."""
     is_key = np.concatenate([read_table(file, [_KEY])[_KEY].to_numpy() for file in data_files(folder)])
     tasks, rows = read_tasks(folder), picked_rows(data_files(folder), draw(is_key, num_samples, seed))
     samples = [(row, tasks[row["task_index"]], _pieces(row)) for row in rows]

@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from rlvla.annotation.checks import quote
-from rlvla.annotation.names import find_name, name_words
-from rlvla.annotation.take import Problem, Take
+from rlvla.annotation.checks import meaning, quote
+from rlvla.annotation.take import Problem
 from rlvla.config import CheckConfig, CheckName
 from rlvla.types import Annotation, Timeline
 
@@ -25,25 +24,18 @@ class Course(NamedTuple):
 
     annotations: Mapping[int, Annotation]
     """By decision, in order."""
-    take: Take
     timeline: Timeline
     cfg: CheckConfig
     trusted: Collection[int]
 
 
 def check_course(
-    annotations: Mapping[int, Annotation],
-    take: Take,
-    timeline: Timeline,
-    cfg: CheckConfig,
-    *,
-    trusted: Collection[int] = (),
+    annotations: Mapping[int, Annotation], timeline: Timeline, cfg: CheckConfig, *, trusted: Collection[int] = ()
 ) -> dict[int, tuple[Problem, ...]]:
     """What is wrong with annotations in view of the others.
 
     Args:
         annotations: by index of the decision, in any order, gaps allowed.
-        take: that they are about.
         timeline: of the take.
         cfg: which checks to run; those of `checks.py` run there.
         trusted: decisions that have passed before, among each other: whoever contradicts them is to blame.
@@ -51,22 +43,20 @@ def check_course(
     Returns:
         Problems of the decisions to blame, in the order of decisions and of `COURSE_CHECKS`; the others are left out.
     """
-    course = Course(dict(sorted(annotations.items())), take, timeline, cfg, trusted)
-    problems: dict[int, list[Problem]] = {}
+    course = Course(dict(sorted(annotations.items())), timeline, cfg, trusted)
+    problems: dict[int, tuple[Problem, ...]] = {}
     for name, check in COURSE_CHECKS.items():
-        if name in cfg.names:
-            for index, text in check(course):
-                if index in trusted:
-                    continue
-                problems.setdefault(index, []).append(Problem(check=name, text=text))
-    return {index: tuple(problems[index]) for index in sorted(problems)}
+        for index, text in check(course) if name in cfg.names else ():
+            if index not in trusted:
+                problems[index] = (*problems.get(index, ()), Problem(check=name, text=text))
+    return dict(sorted(problems.items()))
 
 
 def _subject(course: Course) -> Iterator[tuple[int, str]]:
     """A sub-task keeps the subject of the key frame that ends it, or else that of most of its decisions."""
     for segment in course.timeline.segments:
-        names = {index: _meant(course, index) for index in segment if index in course.annotations}
-        names = {index: name for index, name in names.items() if name}
+        said = {index: course.annotations[index].subject for index in segment if index in course.annotations}
+        names = {index: name for index, subject in said.items() if (name := meaning(subject))}
         if not names:
             continue
         end = segment[-1]
@@ -78,15 +68,8 @@ def _subject(course: Course) -> Iterator[tuple[int, str]]:
             wanted, where = next(index for index, name in names.items() if name == most), "most of its decisions"
         for index, name in names.items():
             if name != names[wanted]:
-                said, other = course.annotations[index].subject, course.annotations[wanted].subject
-                yield index, f"the subject is {quote(said)}: a sub-task has one, and it is {quote(other)} at {where}"
-
-
-def _meant(course: Course, index: int) -> tuple[str, ...]:
-    """The object that an annotation names, as words in a fixed order; empty where it names none."""
-    said, scene = course.annotations[index].subject, course.take.decisions[index].scene
-    found = find_name(said, [item.name for item in scene.objects]) if scene is not None else ""
-    return tuple(sorted(name_words(found or said)))
+                one = f"a sub-task has one, and it is {quote(said[wanted])} at {where}"
+                yield index, f"the subject is {quote(said[index])}: {one}"
 
 
 def _progress(course: Course) -> Iterator[tuple[int, str]]:
@@ -136,13 +119,7 @@ def _repetition(course: Course) -> Iterator[tuple[int, str]]:
 
 
 def is_alike(first: Counter[str], second: Counter[str], similarity: float) -> bool:
-    """Whether two thoughts share so many of their words, and all their numbers.
-
-    Args:
-        first: how often each word is there.
-        second: likewise, of the other thought.
-        similarity: 0 to 1.
-    """
+    """Whether two thoughts, as counts of their words, share all their numbers and so much (0 to 1) of their words."""
     if any(word[0].isdigit() for word in (first - second) + (second - first)):
         return False
     return 2 * (first & second).total() >= similarity * (first.total() + second.total())

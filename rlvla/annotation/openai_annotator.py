@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from collections.abc import Awaitable
-from typing import Any, NoReturn, Self, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn, TypeVar
 
 import aiohttp
-import numpy as np
 import openai
-from openai.types.chat import ChatCompletion
+from pydantic import HttpUrl, TypeAdapter, ValidationError
 
 from rlvla.annotation import prompts, schema
 from rlvla.annotation.take import Query, Reply
@@ -25,8 +24,7 @@ from rlvla.config import OpenAIConfig
 from rlvla.pictures import to_png
 
 T = TypeVar("T")
-NO_KEY = "none"
-"""Sent where the environment has no key: the client wants one, a server on loopback does not look at it."""
+_ADDRESS = TypeAdapter(HttpUrl)
 MAX_QUOTED_CHARS = 500
 """Of what a server says about an error."""
 
@@ -35,18 +33,28 @@ class AnnotatorError(ValueError):
     """The server cannot be asked in this way; the message names the config key and says what to do."""
 
 
-class OpenAIAnnotator:
-    """A `take.Annotator`, to be used as an async context manager, which finds out the model where none is configured.
+@asynccontextmanager
+async def connect(config: OpenAIConfig, *, is_judge: bool = False) -> AsyncIterator[OpenAIAnnotator]:
+    """Who answers, until this is left.
 
     Args:
         config: of the server and of sampling.
         is_judge: ask the server of the `judge_*` keys, which defaults to the annotator's.
 
     Raises:
-        AnnotatorError: the address is none, or the key in the environment cannot be sent.
+        AnnotatorError: the address is none, the key in the environment cannot be sent, or no model is configured and
+            the server lists none or several.
     """
+    annotator = OpenAIAnnotator(config, is_judge)
+    async with annotator.client:
+        annotator.model = annotator.model or await annotator.only_model()
+        yield annotator
 
-    def __init__(self, config: OpenAIConfig, *, is_judge: bool = False) -> None:
+
+class OpenAIAnnotator:
+    """A `take.Annotator`, see `connect`."""
+
+    def __init__(self, config: OpenAIConfig, is_judge: bool) -> None:
         self._url_key, self._url = "openai.base_url", config.base_url
         self._env_key, self._env = "openai.api_key_env", config.api_key_env
         self._model_key, self.model = "openai.model", config.model
@@ -65,32 +73,17 @@ class OpenAIAnnotator:
                 f"{self._url_key} holds a user or password, which would end up in logs and configs: put a key into the "
                 f"environment variable that {self._env_key} names"
             )
-        if not _is_address(self._url):
-            raise AnnotatorError(f"{self._url_key} is {self._url!r}, need http://host:port/v1")
-        self._client = openai.AsyncOpenAI(
+        try:
+            _ADDRESS.validate_python(self._url)
+        except ValidationError:
+            raise AnnotatorError(f"{self._url_key} is {self._url!r}, need http://host:port/v1") from None
+        self.client = openai.AsyncOpenAI(
             base_url=self._url,
-            api_key=self._key or NO_KEY,
+            api_key=self._key or "none",  # the client wants one, a server on loopback does not look at it
             timeout=config.timeout_s,
             max_retries=config.max_retries,
             http_client=openai.DefaultAioHttpClient(),  # half the CPU time of the client's own transport
         )
-
-    async def __aenter__(self) -> Self:
-        """Raises AnnotatorError where no model is configured and the server lists none or several."""
-        if not self.model:
-            try:
-                self.model = await self._only_model()
-            except BaseException:
-                await self.aclose()
-                raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._client.close()
 
     async def annotate(self, query: Query) -> Reply:
         """See `take.Annotator`.
@@ -99,19 +92,19 @@ class OpenAIAnnotator:
             AnnotatorError: the server refuses the request, or does not answer after `openai.max_retries`.
         """
         async with self._slots:  # around the encoding too: only requests in flight hold encoded images
-            # As an extra body: of a typed one the client looks at each field, which takes longer than all the rest.
+            # Untyped: of a typed body and answer the client looks at each field, which takes longer than all the rest.
             body = request(query, self.model, self._config)
-            create = self._client.chat.completions.create
-            completion = await self._sent(create(model=self.model, messages=[], extra_body=body))
-        reply = read_completion(completion, query)
-        return reply or self._refuse_stranger()
+            completion = await self._sent(self.client.post("/chat/completions", cast_to=object, body=body))
+        return read_completion(completion, query) or self._refuse_stranger()
 
-    async def _only_model(self) -> str:
-        listing = await self._sent(self._client.models.list())
-        models = getattr(listing, "data", None)
-        names = [getattr(model, "id", None) for model in models] if isinstance(models, list) else []
-        if len(names) == 1 and isinstance(names[0], str):
-            return names[0]
+    async def only_model(self) -> str:
+        """The one that the server lists; raises AnnotatorError where there are several, or none."""
+        names: list[Any] = []
+        match await self._sent(self.client.get("/models", cast_to=object)):
+            case {"data": [{"id": str(name)}]}:
+                return name
+            case {"data": [*models]}:
+                names = [model.get("id") for model in models if isinstance(model, dict)]
         shown = ", ".join(repr(name) for name in names[:20]) or "none"
         raise AnnotatorError(f"set {self._model_key} to one of those that {self._url} lists: {shown}")
 
@@ -168,86 +161,61 @@ class OpenAIAnnotator:
 
 def request(query: Query, model: str, config: OpenAIConfig) -> dict[str, Any]:
     """Body of the request for one answer or one verdict, JSON-able; the same query gives the same one."""
-    images, is_key = query.take.decisions[query.index].images, query.timeline.is_key[query.index]
-    if query.judged is None:
-        name, rules = "key_frame" if is_key else "between", prompts.system_prompt(is_key=is_key)
-        wanted = schema.json_schema(is_key=is_key, num_images=len(images))
-    else:
-        name, rules, wanted = "verdict", prompts.judge_prompt(), schema.verdict_schema()
+    kind, images = query.kind, query.decision.images
     content: list[dict[str, Any]] = []
     for index, image in enumerate(images):
         content.append({"type": "text", "text": prompts.image_label(index)})
-        content.append({"type": "image_url", "image_url": {"url": data_url(image)}})
+        # Its pixels are stored, not compressed: 0.2 ms for 256 x 256 where Pillow takes 3 to 6, and the server decodes
+        # it in a fifth of the time.
+        url = f"data:image/png;base64,{base64.b64encode(to_png(image, level=0)).decode()}"
+        content.append({"type": "image_url", "image_url": {"url": url}})
     content.append({"type": "text", "text": prompts.question(query)})
     return {
         "model": model,
-        "messages": [{"role": "system", "content": rules}, {"role": "user", "content": content}],
+        "messages": [
+            {"role": "system", "content": prompts.system_prompt(kind)},
+            {"role": "user", "content": content},
+        ],
         "response_format": {
             "type": "json_schema",
-            "json_schema": {"name": name, "strict": True, "schema": wanted},
+            "json_schema": {"name": kind, "strict": True, "schema": schema.json_schema(kind, len(images))},
         },
         "seed": query.seed,
-        "temperature": config.temperature if query.judged is None else 0.0,
+        "temperature": 0.0 if kind == "verdict" else config.temperature,
         "max_tokens": config.max_tokens,
     }
 
 
-def data_url(image: np.ndarray) -> str:
-    """[H, W, 3] uint8 RGB -> a data URL of a PNG, so without loss.
-
-    Its pixels are stored, not compressed: 0.2 ms for 256 x 256 where Pillow takes 3 to 6, and the server decodes it in
-    a fifth of the time.
-    """
-    return f"data:image/png;base64,{base64.b64encode(to_png(image, level=0)).decode()}"
-
-
-def read_completion(completion: ChatCompletion, query: Query) -> Reply | None:
-    """What a server's chat completion says, or None where it is none; never raises.
-
-    The client believes what a server sends: any attribute may be missing, or be of any type.
-    """
-    choices, usage = getattr(completion, "choices", None), getattr(completion, "usage", None)
-    choice: Any = choices[0] if isinstance(choices, list) and choices else None
-    if not hasattr(getattr(choice, "message", None), "content"):
-        return None
-    annotation, error = query.judged, _obstacle(choice)
+def read_completion(completion: Any, query: Query) -> Reply | None:
+    """What a server's chat completion, any JSON, says, or None where it is none; never raises."""
+    match completion:
+        case {"choices": [{"message": {**message}, **choice}, *_], **rest}:
+            usage = rest.get("usage")
+        case _:
+            return None
+    text: Any = message.get("content")
+    annotation, error = query.judged, _obstacle(message, choice.get("finish_reason"))
     if query.judged is not None:
-        error = f"{schema.UNREAD}{error}" if error else schema.read_verdict(choice.message.content)
+        error = f"{schema.UNREAD}{error}" if error else schema.read_verdict(text)
     elif not error:
-        num_images, is_key = len(query.take.decisions[query.index].images), query.timeline.is_key[query.index]
-        found = schema.read(choice.message.content, is_key=is_key, num_images=num_images)
+        is_key, num_images = query.kind == "key_frame", len(query.decision.images)
+        found = schema.read(text, is_key=is_key, num_images=num_images)
         annotation, error = (None, found) if isinstance(found, str) else (found, "")
-    return Reply(
-        annotation=None if error else annotation,
-        error=error,
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        completion_tokens=_count(usage, "completion_tokens"),
-    )
+    counts = [usage.get(f"{of}_tokens") if isinstance(usage, dict) else 0 for of in ("prompt", "completion")]
+    prompt, answer = (count if type(count) is int else 0 for count in counts)
+    return Reply(annotation=None if error else annotation, error=error, prompt_tokens=prompt, completion_tokens=answer)
 
 
-def _obstacle(choice: Any) -> str:
+def _obstacle(message: Mapping[str, Any], finish_reason: object) -> str:
     """Why there is nothing to read in an answer; empty where there is."""
-    message, reason = choice.message, getattr(choice, "finish_reason", None)
-    if reason == "length":
+    text = message.get("content")
+    if finish_reason == "length":
         return "the answer was cut off, because it was too long: write shorter sentences"
-    if reason == "content_filter":
+    if finish_reason == "content_filter":
         return "the answer was withheld by a filter of its content: describe the robot's work soberly"
-    if not isinstance(message.content, str) or not message.content.strip():
-        return "the answer was a refusal" if getattr(message, "refusal", None) else "the answer was empty"
+    if not isinstance(text, str) or not text.strip():
+        return "the answer was a refusal" if message.get("refusal") else "the answer was empty"
     return ""
-
-
-def _count(usage: object, name: str) -> int:
-    count = getattr(usage, name, None)
-    return count if type(count) is int else 0
-
-
-def _is_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number or too large, a bracket that is not closed
-        return False
 
 
 def _read_key(variable: str, key: str) -> str:

@@ -12,9 +12,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from typing import get_args
 
-from rlvla.annotation.schema import GRIPPER_STATES, PERCENT, json_schema, verdict_schema
-from rlvla.annotation.take import Query
+from rlvla.annotation.schema import GRIPPER_STATES, PERCENT, json_schema
+from rlvla.annotation.take import Kind, Query
 from rlvla.types import Annotation, Scene
 
 _WORDS: Mapping[str, str] = {
@@ -110,18 +111,15 @@ _SPECIAL = re.compile(r"[<>|\[\]{}]")
 
 def prompt_hash() -> str:
     """16 hex digits that change with any word of the prompts and any rule of the answers."""
-    schemas = [*(json_schema(is_key=is_key, num_images=1) for is_key in (True, False)), verdict_schema()]
+    schemas = [json_schema(kind) for kind in get_args(Kind)]
     return hashlib.sha256(json.dumps([dict(_WORDS), schemas]).encode()).hexdigest()[:16]
 
 
-def judge_prompt() -> str:
-    """The rules of who judges an annotation."""
-    return _WORDS["judge"]
-
-
-def system_prompt(*, is_key: bool) -> str:
-    """The rules, for key frames or for the frames between them."""
-    return _WORDS["role"] + _WORDS["key_fields" if is_key else "between_fields"]
+def system_prompt(kind: Kind) -> str:
+    """The rules of an answer."""
+    if kind == "verdict":
+        return _WORDS["judge"]
+    return _WORDS["role"] + _WORDS["key_fields" if kind == "key_frame" else "between_fields"]
 
 
 def image_label(index: int) -> str:
@@ -131,11 +129,9 @@ def image_label(index: int) -> str:
 
 def question(query: Query) -> str:
     """What stands behind the pictures: the facts of one decision and what is wanted."""
-    decision = query.take.decisions[query.index]
-    is_key = query.timeline.is_key[query.index]
     parts = [_facts(query)]
-    if decision.scene is not None:
-        parts += _scene(decision.scene)
+    if query.decision.scene is not None:
+        parts += _scene(query.decision.scene)
     for name, neighbour in (("before", query.before), ("after", query.after)):
         if neighbour is not None:
             parts.append(_WORDS[name].format(annotation=_annotation(neighbour)))
@@ -144,15 +140,17 @@ def question(query: Query) -> str:
         return "\n".join(parts)
     if query.complaints:
         parts.append(_WORDS["complaints"].format(complaints=_list(query.complaints)))
-    parts.append(_WORDS["key_task" if is_key else "between_task"])
+    parts.append(_WORDS["key_task" if query.kind == "key_frame" else "between_task"])
     return "\n".join(parts)
 
 
 def _facts(query: Query) -> str:
     timeline, index, total = query.timeline, query.index, len(query.take.decisions)
-    segment = timeline.segment(index)
+    segment, state = timeline.segment(index), GRIPPER_STATES[timeline.is_closed[index]]
+    distance, switch = next(((i, s) for i, s in enumerate(timeline.switches[index:]) if s), (0, ""))
+    coming = f"{switch}_{'later' if distance else 'now'}" if switch else "never"
     return _WORDS["facts"].format(
-        instruction=quote(query.take.decisions[index].instruction),
+        instruction=quote(query.decision.instruction),
         number=index + 1,
         total=total,
         time=PERCENT * index // total,
@@ -160,30 +158,16 @@ def _facts(query: Query) -> str:
         subtasks=len(timeline.segments),
         first=segment.start + 1,
         last=segment.stop,
-        state=GRIPPER_STATES[timeline.is_closed[index]],
-        switch=_switch(query),
+        state=state,
+        switch=_WORDS[coming].format(state=state, distance=distance),
     )
-
-
-def _switch(query: Query) -> str:
-    """What the gripper does next, and when."""
-    timeline, index = query.timeline, query.index
-    state = GRIPPER_STATES[timeline.is_closed[index]]
-    switch = timeline.next_switch(index)
-    if not switch:
-        return _WORDS["never"].format(state=state)
-    distance = timeline.switches[index:].index(switch)
-    return _WORDS[f"{switch}_later" if distance else f"{switch}_now"].format(state=state, distance=distance)
 
 
 def _scene(scene: Scene) -> list[str]:
     """Names and intention alone: labels and boxes are what the closer look is for."""
-    parts = [_WORDS["objects"].format(names=_list(item.name for item in scene.objects))] if scene.objects else []
-    if scene.subject:
-        parts.append(_WORDS["subject"].format(subject=quote(scene.subject)))
-    if scene.intention:
-        parts.append(_WORDS["intention"].format(intention=quote(scene.intention)))
-    return parts
+    told = {"subject": scene.subject, "intention": scene.intention}
+    names = [_WORDS["objects"].format(names=_list(item.name for item in scene.objects))] if scene.objects else []
+    return names + [_WORDS[name].format(**{name: quote(text)}) for name, text in told.items() if text]
 
 
 def _annotation(annotation: Annotation, *, is_whole: bool = False) -> str:

@@ -41,14 +41,11 @@ class _Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotated:
-    """A take with what was accepted of it."""
+    """What was accepted of a take."""
 
-    take: Take
-    timeline: Timeline
     annotations: Mapping[int, Annotation]
-    """By decision, in order."""
+    """By decision, in order; so is `provenance`."""
     provenance: Mapping[int, Provenance]
-    """By decision, in order."""
     tally: Tally
 
 
@@ -66,7 +63,7 @@ class FirstAnswers:
         self._num_refused = 0
         self._failed: Counter[str] = Counter()
 
-    def judged(self, num_accepted: int, refused: Collection[_Asked]) -> None:
+    def judged(self, num_accepted: int, refused: Collection[Sequence[Problem]]) -> None:
         """Count the answers of a round.
 
         Raises:
@@ -76,9 +73,9 @@ class FirstAnswers:
         if self._is_over or not refused:
             return
         self._num_refused += len(refused)
-        self._failed.update(name for one in refused for name in {problem.check for problem in one.problems})
+        self._failed.update(name for problems in refused for name in {problem.check for problem in problems})
         if self._num_refused >= self._cfg.max_refused_first:
-            cfg, last = self._cfg, [problem.text for one in refused for problem in one.problems][-1]
+            cfg, last = self._cfg, [problem.text for problems in refused for problem in problems][-1]
             counts = ", ".join(f"{name} {count} times" for name, count in self._failed.most_common())
             raise DatasetError(
                 f"annotator {cfg.annotator!r}: not one of the first {self._num_refused} answers passed the checks "
@@ -102,7 +99,7 @@ async def annotate_take(
         pending = [i for i, key in enumerate(timeline.is_key) if key is is_key]
         for attempt in range(cfg.max_attempts):
             left = await rounds.ask(pending, attempt)
-            first.judged(len(pending) - len(left), [rounds.asked[i] for i in left])
+            first.judged(len(pending) - len(left), [rounds.asked[i].problems for i in left])
             pending = left
     return rounds.result()
 
@@ -119,20 +116,18 @@ class _Rounds:
 
     async def ask(self, pending: Sequence[int], attempt: int) -> list[int]:
         """Ask about decisions once; returns those whose answer is refused."""
-        await self._replies([self._query(i, attempt) for i in pending])
-        for i in pending:
-            self.asked[i].num_answers += 1
-        good = self._check(pending)
+        queries = {i: self._query(i, attempt) for i in pending}
+        await self._replies(queries.values())
+        good = self._check(queries)
         if self._cfg.openai.judge:
-            questions = [replace(self._query(i, attempt), judged=said, complaints=()) for i, said in good.items()]
-            await self._replies(questions)
+            await self._replies([replace(queries[i], judged=said, complaints=()) for i, said in good.items()])
             for i in good:
                 if error := self.asked[i].replies[-1].error:
                     self.asked[i].note(Problem(check="judge", text=error))
         self.accepted |= {i: said for i, said in good.items() if not self.asked[i].problems}
         return [i for i in pending if i not in self.accepted]
 
-    async def _replies(self, queries: Sequence[Query]) -> None:
+    async def _replies(self, queries: Collection[Query]) -> None:
         replies = await asyncio.gather(*(self._annotator.annotate(query) for query in queries))
         for query, reply in zip(queries, replies, strict=True):
             self.asked[query.index].replies.append(reply)
@@ -149,30 +144,27 @@ class _Rounds:
             seed=query_seed(self._cfg.seed, self._take.index, index, attempt),
         )
 
-    def _check(self, pending: Sequence[int]) -> dict[int, Annotation]:
+    def _check(self, queries: Mapping[int, Query]) -> dict[int, Annotation]:
         """Which of the last replies pass the checks, among those accepted before; notes what is wrong with others."""
-        good: dict[int, Annotation] = {}
-        for i in pending:
-            reply, cfg = self.asked[i].replies[-1], self._cfg.checks
+        good, trusted, cfg = dict[int, Annotation](), self.accepted, self._cfg.checks
+        for i, query in queries.items():
+            asked, reply = self.asked[i], self.asked[i].replies[-1]
+            asked.num_answers += 1
             if reply.annotation is None:
-                self.asked[i].note(Problem(check="markup", text=reply.error))
-            elif problems := check_decision(reply.annotation, self._take, self._timeline, i, cfg):
-                self.asked[i].note(*problems)
+                asked.note(Problem(check="markup", text=reply.error))
+            elif problems := check_decision(reply.annotation, query, cfg):
+                asked.note(*problems)
             else:
                 good[i] = reply.annotation
-        everything, trusted = {**self.accepted, **good}, self.accepted
-        course = check_course(everything, self._take, self._timeline, self._cfg.checks, trusted=trusted)
+        course = check_course({**trusted, **good}, self._timeline, cfg, trusted=trusted)
         for i in good:
             self.asked[i].note(*course.get(i, ()))
         return {i: annotation for i, annotation in good.items() if i not in course}
 
     def result(self) -> Annotated:
         """All that was accepted, and what it came to."""
-        replies = [reply for one in self.asked for reply in one.replies]
         lost = [one for i, one in enumerate(self.asked) if i not in self.accepted]
         return Annotated(
-            take=self._take,
-            timeline=self._timeline,
             annotations=dict(sorted(self.accepted.items())),
             provenance={i: self._provenance(i) for i in sorted(self.accepted)},
             tally=Tally(
@@ -180,8 +172,7 @@ class _Rounds:
                 num_dropped=len(lost),
                 rejected=dict(Counter(check for one in self.asked for check in one.rejected)),
                 dropped=dict(Counter(check for one in lost for check in {p.check for p in one.problems})),
-                prompt_tokens=sum(reply.prompt_tokens for reply in replies),
-                completion_tokens=sum(reply.completion_tokens for reply in replies),
+                **_tokens([reply for one in self.asked for reply in one.replies]),
             ),
         )
 
@@ -195,9 +186,12 @@ class _Rounds:
             attempts=asked.num_answers,
             rejected=tuple(asked.rejected),
             checks=(*cfg.checks.names, *(("judge",) if cfg.openai.judge else ())),
-            prompt_tokens=sum(reply.prompt_tokens for reply in asked.replies),
-            completion_tokens=sum(reply.completion_tokens for reply in asked.replies),
+            **_tokens(asked.replies),
         )
+
+
+def _tokens(replies: Collection[Reply]) -> dict[str, int]:
+    return {name: sum(getattr(reply, name) for reply in replies) for name in ("prompt_tokens", "completion_tokens")}
 
 
 def query_seed(seed: int, take: int, decision: int, attempt: int) -> int:

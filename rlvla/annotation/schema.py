@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from rlvla.annotation.take import Kind
 from rlvla.types import Annotation
 
 GRIPPER_STATES = ("open", "closed")
@@ -62,46 +64,26 @@ class _Verdict(BaseModel):
 
 
 M = TypeVar("M", bound=BaseModel)
+_MODELS: Mapping[Kind, type[BaseModel]] = {"key_frame": _KeyFrame, "between": _Between, "verdict": _Verdict}
 
 
 @cache
-def json_schema(*, is_key: bool, num_images: int) -> dict[str, Any]:
-    """JSON schema of an answer, made once and shared.
-
-    Args:
-        is_key: of a key frame, with a look; else of a frame between two of them, without.
-        num_images: cameras to choose the look's picture from.
-    """
-    found = _schema(_KeyFrame if is_key else _Between)
-    if is_key:
-        found["properties"]["image"]["maximum"] = num_images - 1
-    return found
-
-
-@cache
-def verdict_schema() -> dict[str, Any]:
-    """JSON schema of a judge's answer, made once and shared."""
-    return _schema(_Verdict)
-
-
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    fields = model.model_json_schema()["properties"]
+def json_schema(kind: Kind, num_images: int = 1) -> dict[str, Any]:
+    """JSON schema of an answer, made once and shared; `num_images` are there to choose the look's picture from."""
+    fields = _MODELS[kind].model_json_schema()["properties"]
     for field in fields.values():
         del field["title"]
         if "maxLength" in field:  # what the server cuts is no sentence, so it is one character too long to be read
             field["maxLength"] += 1
+    if kind == "key_frame":
+        fields["image"]["maximum"] = num_images - 1
     return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
 
 
 def read(text: str, *, is_key: bool, num_images: int) -> Annotation | str:
-    """An answer, or a text that tells the model everything that is wrong with it; never raises.
+    """An answer, with a look if `is_key`, or a text that tells the model all that is wrong with it; never raises.
 
     A box of the right type is taken as it is: whether it makes sense is a matter of the checks.
-
-    Args:
-        text: any.
-        is_key: see `json_schema`.
-        num_images: see `json_schema`.
     """
     answer = _read(_KeyFrame if is_key else _Between, text)
     if isinstance(answer, str):
@@ -113,15 +95,8 @@ def read(text: str, *, is_key: bool, num_images: int) -> Annotation | str:
         thoughts, looks = (answer.observation, answer.conclusion), ((answer.image, (x1, y1, x2, y2)),)
     else:
         thoughts, looks = (answer.thought,), ()
-    return Annotation(
-        thoughts=thoughts,
-        looks=looks,
-        subtask=answer.subtask,
-        subject=answer.subject,
-        gripper=answer.gripper,
-        next_gripper=answer.next_gripper,
-        progress=answer.progress / PERCENT,
-    )
+    said = {name: getattr(answer, name) for name in ("subtask", "subject", "gripper", "next_gripper")}
+    return Annotation(thoughts=thoughts, looks=looks, progress=answer.progress / PERCENT, **said)
 
 
 def read_verdict(text: str) -> str:

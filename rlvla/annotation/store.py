@@ -19,6 +19,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ import pyarrow as pa
 
 from rlvla.annotation.answers import AnswerLog, checked, verified
 from rlvla.annotation.take import Tally
-from rlvla.config import ActionKind
 from rlvla.data.dataset import Writer
 from rlvla.data.rows import DatasetError, encode, require_same
 from rlvla.data.types import Demonstration
@@ -39,7 +39,7 @@ _VERSION = 2
 """Of the folder, kept with the protocol; 1 had none, and takes without `annotation.next_gripper`."""
 
 
-class Store:
+class Store(AbstractContextManager["Store"]):
     """Opens `<output>.partial`, or makes it; memory holds the answers of unfinished takes, and no rows.
 
     Opening reads every take that is there once, to check it.
@@ -59,12 +59,16 @@ class Store:
         """Whether `output` is whole and there is nothing left to do; if so, no other method may be called."""
         self.tally = Tally()
         """Of all complete takes."""
+        self.complete: set[int] = set()
+        """Takes that were put."""
+        self.failed: set[int] = set()
+        """Starts from which the expert is known to fail."""
+        self.served: Mapping[str, str] = {}
+        """See `hold_to`."""
         self._output = output
         self._folder = output.with_name(output.name + ".partial")
         self._protocol, self._marker = self._folder / "protocol.json", self._folder / "finished.json"
         self._takes, self._logs = self._folder / "takes", self._folder / "answers"
-        self._complete: set[int] = set()
-        self._failed: set[int] = set()
         self._answers: dict[int, AnswerLog] = {}
         self._schema: pa.Schema | None = None
         if output.exists() and not self._folder.is_dir():
@@ -78,28 +82,12 @@ class Store:
             self.close()
             raise
 
-    def __enter__(self) -> Store:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Let another process write; the store cannot be used any more."""
         self._lock.close()
-
-    @property
-    def num_takes(self) -> int:
-        """Complete ones."""
-        return len(self._complete)
-
-    def is_complete(self, index: int) -> bool:
-        """Whether the take was put; where the expert failed there is none, see `failed`."""
-        return index in self._complete
-
-    def failed(self, index: int) -> bool:
-        """Whether the expert is known to have failed at this start."""
-        return index in self._failed
 
     def answers(self, index: int) -> AnswerLog:
         """What has been answered of a take, read when it is first asked for; gone once the take is complete."""
@@ -113,20 +101,15 @@ class Store:
         now = before | {f"{CONTENT}{key}": model for key, model in served.items()}
         self._require_same(before, now)
         write_json(self._protocol, now, sort_keys=True)
+        self.served = served
 
     def put(self, index: int, demonstrations: Sequence[Demonstration], tally: Tally) -> None:
         """Keep a take; it is complete when this returns, and not there at all where this is killed.
 
-        Args:
-            index: of the take, not yet put.
-            demonstrations: its annotated decisions; none where all of them were dropped.
-            tally: what annotating it came to.
-
-        Raises:
-            DatasetError: its columns or shapes are not those of the takes that are there.
+        Where all of its decisions were dropped, it has none. Raises DatasetError where its columns or shapes are not
+        those of the takes that are there.
         """
-        assert not self.is_complete(index), f"take {index} is there"
-        assert not self.failed(index), f"take {index} is a failure"
+        assert index not in self.complete | self.failed, f"take {index} is there"
         rows = b""
         if demonstrations:
             table = encode(demonstrations, f"take {index}")
@@ -138,36 +121,24 @@ class Store:
             rows = stream.getvalue().to_pybytes()
         with appear_whole(self._take(index), is_durable=False) as file:
             file.write(checked(json.dumps(asdict(tally), sort_keys=True).encode() + b"\n" + rows))
-        self._complete.add(index)
+        self.complete.add(index)
         self.tally += tally
         self._answers.pop(index, None)
         self._log(index).unlink(missing_ok=True)
 
     def put_failure(self, index: int) -> None:
         """Keep in mind that the expert failed at this start."""
-        assert not self.is_complete(index), f"take {index} is there"
         (self._takes / f"{index:06d}.failed").touch()
-        self._failed.add(index)
+        self.failed.add(index)
 
-    def finish(
-        self,
-        *,
-        robot: str,
-        fps: float,
-        suites: Sequence[str],
-        complete: Callable[[Path, Tally], None],
-        action_kind: ActionKind | None = None,
-    ) -> int:
+    def finish(self, complete: Callable[[Path], object], **source: Any) -> int:
         """Make `output` of all complete takes in the order of their indices, and remove the partial folder.
 
         Whatever it was killed at, it is repeated from its beginning. Memory holds one file of rows.
 
         Args:
-            robot: see `dataset.Writer`, as `fps`, `suites` and `action_kind`.
-            fps: decisions a second.
-            suites: whose initial states these are.
             complete: called with the folder while it lies aside, to add files of one's own.
-            action_kind: of recorded actions.
+            source: see `dataset.Writer`.
 
         Returns:
             Number of episodes.
@@ -177,11 +148,9 @@ class Store:
                 it was put, and has to be made again.
         """
         folder = self._folder / "assembled"
-        if folder.exists():
-            shutil.rmtree(folder)
-        writer = Writer(folder, robot=robot, fps=fps, suites=suites, action_kind=action_kind)
-        num_rows = 0
-        for index in sorted(self._complete):
+        shutil.rmtree(folder, ignore_errors=True)
+        writer, num_rows = Writer(folder, **source), 0
+        for index in sorted(self.complete):
             content = _unpack(self._take(index))
             if content is None:
                 self._scan()  # names and removes whatever is damaged
@@ -197,8 +166,8 @@ class Store:
                 f"answers failed: {', '.join(f'{name} {count} times' for name, count in worst) or 'none'}"
             )
         num_episodes = writer.finish()
-        write_json(folder / "meta/annotation.json", asdict(self.tally), sort_keys=True)
-        complete(folder, self.tally)
+        write_json(folder / "meta/annotation.json", asdict(self.tally) | {"served": self.served}, sort_keys=True)
+        complete(folder)
         sync_tree(folder)
         write_json(self._marker, json.loads(self._protocol.read_text()), sort_keys=True)
         folder.rename(self._output)
@@ -246,18 +215,18 @@ class Store:
 
     def _scan(self) -> None:
         """Take stock of the folder, and remove what a kill or a damage has left unusable."""
-        self._complete, self._failed, self.tally, self._schema = set(), set(), Tally(), None
+        self.complete, self.failed, self.tally, self._schema = set(), set(), Tally(), None
         for file in sorted(self._takes.iterdir()):
             if file.name.startswith("."):  # being written when the process was killed
                 file.unlink()
             elif file.suffix == ".failed":
-                self._failed.add(int(file.stem))
+                self.failed.add(int(file.stem))
             elif (content := _unpack(file)) is None:
                 warnings.warn(f"{file} is damaged, its take will be made anew", stacklevel=2)
                 file.unlink()
             else:
                 tally, rows = content
-                self._complete.add(int(file.stem))
+                self.complete.add(int(file.stem))
                 self.tally += tally
                 self._log(int(file.stem)).unlink(missing_ok=True)
                 if rows and self._schema is None:

@@ -27,6 +27,10 @@ class Take:
     """Env steps a second."""
 
 
+Kind = Literal["key_frame", "between", "verdict"]
+"""Of an answer: about a key frame, about a frame between two of them, or a judge's."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
     """Please annotate one decision."""
@@ -47,6 +51,16 @@ class Query:
     """Answers before."""
     seed: int = 0
     """Of this answer."""
+
+    @property
+    def decision(self) -> Decision:
+        """The one that is asked about."""
+        return self.take.decisions[self.index]
+
+    @property
+    def kind(self) -> Kind:
+        """Of the answer that is wanted."""
+        return "verdict" if self.judged else "key_frame" if self.timeline.is_key[self.index] else "between"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

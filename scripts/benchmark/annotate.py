@@ -10,22 +10,20 @@ recipes/configs/annotate_qwen3-vl_libero-spatial.yaml:
   the server answers at once. Data card and contact sheet, which cost the same whatever the number of frames, are left
   out. Wall time includes what the server and others on the machine take;
 - curve: frames/s by requests in flight, where the server takes `--latency` for an answer and makes at most `--most` at
-  a time. Ideal is min(requests in flight, most) / latency. Ends before the data set is assembled, which asks nobody;
-- memory: peak of a process that annotates a number of episodes, and of one that annotates ten times as many.
+  a time. Ideal is min(requests in flight, most) / latency. Ends before the data set is assembled, which asks nobody.
+
+That memory does not grow with the data is tests/unit/test_annotation_store.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import math
-import multiprocessing
-import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -35,14 +33,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
-from PIL import Image
 
-from annotation_server import MODEL, AnnotationServer
+from annotation_server import MODEL, serving
 from measuring import ROOT, measure, table, write_result
 from rlvla.annotation.run import annotate_all, protocol
 from rlvla.annotation.store import Store
 from rlvla.config import AnnotateConfig, load
-from rlvla.report.svg_chart import COLOURS, INK, new_axes, to_svg
+from rlvla.pictures import to_png
+from rlvla.report.svg_chart import COLOURS, INK, LEGEND, new_axes, to_svg
 
 CONFIG = ROOT / "recipes/configs/annotate_qwen3-vl_libero-spatial.yaml"
 """Of the paper's setting: chunks of 8 env steps, a decision at each, 64 requests in flight."""
@@ -53,8 +51,6 @@ CURVE_STEPS = 40
 """Shorter episodes, so that few frames make whole ones where one request is in flight."""
 SIDE = 64
 """Pixels, where the picture's size does not matter."""
-MANY = 10
-"""Times as many episodes in the second memory run."""
 NUM_PICTURES = 50
 """Different ones of a size; episodes take them in turn, since drawing them is not what is measured."""
 CAMERA = "observation.images.image"
@@ -69,7 +65,6 @@ def main(
     latency: float = 0.2,
     most: int = 16,
     seconds: float = 6.0,
-    episodes: int = 10,
     output: Path | None = None,
     chart: Path | None = None,
 ) -> None:
@@ -83,25 +78,19 @@ def main(
         latency: of the curve's server, seconds.
         most: answers that the curve's server makes at a time.
         seconds: that each point of the curve takes at best.
-        episodes: of the memory run, and ten times as many.
         output: also write the result here, as JSON.
         chart: also draw the curve here, as SVG.
     """
-    if min(*sides, *concurrency, frames, repeats, most, episodes, latency, seconds) <= 0:
-        raise SystemExit("all numbers must be positive")
     with tempfile.TemporaryDirectory(prefix="benchmark-annotate-") as name:
         folder = Path(name)
         overhead = {str(side): measure_overhead(side, frames, repeats, folder / f"overhead-{side}") for side in sides}
         points = measure_curve(concurrency, latency, most, seconds, folder / "curve")
-        memory = measure_memory(episodes, folder / "memory")
     result = {
         "bar_met": {side: one["cpu_ms"] < BAR_MS for side, one in overhead.items()},
         "least_share_of_ideal": min(point["share"] for point in points),
-        "memory_growth": memory[-1]["peak_mib"] / memory[0]["peak_mib"],
         "bar_ms": BAR_MS,
         "overhead": overhead,
         "curve": {"latency_s": latency, "most": most, "points": points},
-        "memory": memory,
     }
     print(render(result))
     write_result(result, output)
@@ -119,8 +108,6 @@ class Measured:
     wall_s: float
     asking_wall_s: float
     """Of the wall time, until all takes were annotated and stored, before the data set is assembled."""
-    peak_mib: float
-    """Most memory that the process has ever held."""
 
 
 def configure(source: Path, output: Path, *, side: int, url: str, concurrency: int = 0) -> AnnotateConfig:
@@ -136,18 +123,16 @@ def run(cfg: AnnotateConfig) -> Measured:
     with Store(cfg.output, protocol(cfg)) as store, ThreadPoolExecutor(max_workers=1) as thread:
         source = asyncio.run(annotate_all(cfg, store, thread))
         asked = time.perf_counter()
-        store.finish(robot=source.robot, fps=source.fps, suites=source.suites, complete=lambda *_: None)  # no card
+        store.finish(lambda _: None, **source.told)  # no card
         tally = store.tally
     end = time.perf_counter()
     if tally.num_dropped or tally.rejected:
         raise RuntimeError(f"the stand-in's answers were refused: {dict(tally.rejected)}")
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())  # `ru_maxrss` has the parent's too
     return Measured(
         num_frames=tally.num_decisions,
         cpu_s=time.process_time() - cpu,
         wall_s=end - wall,
         asking_wall_s=asked - wall,
-        peak_mib=int(peak[1]) / 1024 if peak else math.nan,
     )
 
 
@@ -155,12 +140,9 @@ def measure_overhead(side: int, frames: int, repeats: int, folder: Path) -> dict
     """CPU and wall time a frame."""
     num_episodes = max(1, math.ceil(frames / EPISODE_STEPS * min(1.0, SIDE / side * 1.6)))
     source = write_episodes(folder / "source", num_episodes=num_episodes, length=EPISODE_STEPS, side=side)
-    with AnnotationServer() as server:
-        runs = measure(
-            f"overhead, {side} px",
-            repeats,
-            lambda i: run(configure(source, folder / f"run-{i}", side=side, url=server.url)),
-        )
+    with serving() as url:
+        configs = [configure(source, folder / f"run-{i}", side=side, url=url) for i in range(repeats + 1)]
+        runs = measure(f"overhead, {side} px", repeats, lambda i: run(configs[i]))
     cpu_ms = [1000 * one.cpu_s / one.num_frames for one in runs]
     return {
         "cpu_ms": median(cpu_ms),
@@ -178,44 +160,24 @@ def measure_curve(
     episodes = {number: max(1, round(seconds * ideal / CURVE_STEPS)) for number, ideal in ideals.items()}
     source = write_episodes(folder / "source", num_episodes=max(episodes.values()), length=CURVE_STEPS, side=SIDE)
     points = []
-    with AnnotationServer(latency_s=latency, most=most) as server:
+    with serving(latency_s=latency, most=most) as url:
         for number, ideal in ideals.items():
-            cfg = configure(source, folder / f"run-{number}", side=SIDE, url=server.url, concurrency=number)
+            cfg = configure(source, folder / f"run-{number}", side=SIDE, url=url, concurrency=number)
             one = run(replace(cfg, num_episodes=episodes[number]))
             speed = one.num_frames / one.asking_wall_s
             points.append({"concurrency": number, "frames_per_s": speed, "ideal": ideal, "share": speed / ideal})
     return points
 
 
-def measure_memory(episodes: int, folder: Path) -> list[dict[str, float]]:
-    """Peak memory by number of frames, of a process each."""
-    points = []
-    with AnnotationServer() as server:
-        for factor in (1, MANY):
-            source = folder / f"source-{factor}"
-            write_episodes(source, num_episodes=factor * episodes, length=EPISODE_STEPS, side=SIDE)
-            cfg = configure(source, folder / f"run-{factor}", side=SIDE, url=server.url)
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                one = process.submit(run, cfg).result()
-            points.append({"num_frames": one.num_frames, "peak_mib": one.peak_mib})
-    return points
-
-
 def write_episodes(root: Path, *, num_episodes: int, length: int, side: int) -> Path:
-    """Write a LeRobot v2.1 folder with pictures in its tables, as PNG.
+    """Write a LeRobot v2.1 folder with pictures in its tables, as PNG, `side` pixels wide and high.
 
-    An episode is a pick and place: the gripper closes after 40 % of the steps and opens after 80 %, so that at stride 1
-    twice `chunk_length` of its decisions are key frames.
-
-    Args:
-        root: folder to make.
-        num_episodes: at least 1.
-        length: of each, env steps.
-        side: of the pictures, pixels.
+    An episode is a pick and place of `length` env steps: the gripper closes after 40 % of them and opens after 80 %, so
+    that at stride 1 twice `chunk_length` of its decisions are key frames.
     """
     for name in ("meta", "data"):
         (root / name).mkdir(parents=True)
-    pictures = [{"bytes": _png(picture(t / NUM_PICTURES, side)), "path": None} for t in range(NUM_PICTURES)]
+    pictures = [{"bytes": to_png(picture(t / NUM_PICTURES, side)), "path": None} for t in range(NUM_PICTURES)]
     frames = np.arange(length)
     for number in range(num_episodes):
         rng = np.random.default_rng(number)
@@ -254,12 +216,6 @@ def picture(progress: float, side: int) -> np.ndarray:
     return np.clip(np.where(distance < 1, 200 - 80 * distance, table), 0, 255).astype(np.uint8)
 
 
-def _png(frame: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def render(result: Mapping[str, Any]) -> str:
     """The result in columns."""
     overhead = [
@@ -269,7 +225,6 @@ def render(result: Mapping[str, Any]) -> str:
     tables = (
         [("a frame", "CPU ms", "wall ms", f"bar: CPU below {BAR_MS:g}"), *overhead],
         [("requests in flight", "frames/s", "ideal", "share"), *(one.values() for one in result["curve"]["points"])],
-        [("frames", "peak MiB"), *(point.values() for point in result["memory"])],
     )
     return "\n\n".join(table([list(row) for row in rows]) for rows in tables)
 
@@ -278,20 +233,17 @@ def draw(curve: Mapping[str, Any]) -> str:
     """The curve as SVG, both axes in powers of two, so that proportional is a straight line."""
     points = curve["points"]
     most, ideals = [p["concurrency"] for p in points], [p["ideal"] for p in points]
-    figure, axes = new_axes(5.4, 3.3)
+    figure, axes = new_axes(5.4, 3.3, x="requests in flight", y="frames/s")
     figure.set_facecolor("white")
     server = f"the server: {curve['latency_s']:g} s an answer, {curve['most']} at a time"
-    axes.plot(most, ideals, color=INK, alpha=0.55, linewidth=1.2, linestyle=(0, (4, 3)), label=server)
     speeds = [p["frames_per_s"] for p in points]
+    axes.plot(most, ideals, color=INK, alpha=0.55, linewidth=1.2, linestyle=(0, (4, 3)), label=server)
     axes.plot(most, speeds, color=COLOURS[0], linewidth=1.8, marker="o", markersize=4.5, label="the engine")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
+    axes.loglog(base=2)
     axes.set_xticks(most, [str(one) for one in most])
     axes.set_yticks(sorted(set(ideals)), [f"{ideal:g}" for ideal in sorted(set(ideals))])
     axes.minorticks_off()
-    axes.set_xlabel("requests in flight", color=INK)
-    axes.set_ylabel("frames/s", color=INK)
-    axes.legend(frameon=False, loc="lower right", labelcolor=INK)
+    axes.legend(**LEGEND, loc="lower right")
     svg = to_svg(figure, salt="annotate", label="Frames a second by requests in flight", ink="#24292f")
     return svg.rstrip() + "\n"
 

@@ -1,8 +1,5 @@
 """A stand-in for a vision-language model's server, in a process of its own, whose answers are valid.
 
-    with AnnotationServer(latency_s=0.1, most=16) as server:
-        OpenAIConfig(base_url=server.url)
-
 It takes from the request what it needs by regular expressions, without parsing it: on a machine with few cores its time
 is taken from the annotating process.
 """
@@ -14,7 +11,8 @@ import json
 import re
 import subprocess
 import sys
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 
@@ -32,27 +30,18 @@ _THOUGHTS = (
 _LOOK = "The rim of the bowl is too small to be sure of at moment {number}, so a closer look at it is worth it."
 
 
-class AnnotationServer:
-    """Runs while it is entered.
+@contextmanager
+def serving(*, latency_s: float = 0.0, most: int = 1_000_000) -> Iterator[str]:
+    """Its address.
 
     Args:
         latency_s: from when an answer is begun until it is sent.
         most: answers that are made at a time; the other requests wait for their turn.
     """
-
-    def __init__(self, *, latency_s: float = 0.0, most: int = 1_000_000) -> None:
-        self._command = [sys.executable, __file__, str(latency_s), str(most)]
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().strip()
-        if not self.url:
-            raise RuntimeError(f"{__file__} ended with {self._process.wait()} before it served")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # it ends with its input, as it would if this process were killed
+    command = [sys.executable, __file__, str(latency_s), str(most)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()  # it ends with its input, also where this process is killed
 
 
 def answer(request: bytes) -> bytes:

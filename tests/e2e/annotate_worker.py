@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq  # noqa: F401 (loaded once, not in each process)
 
-from rlvla.annotation import openai_annotator  # noqa: F401 (as pyarrow)
+from rlvla.annotation import card, openai_annotator  # noqa: F401 (as pyarrow)
 from rlvla.config import AnnotateConfig, load
 from tests.killed import fork, is_over
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from urllib.request import urlopen
 import pytest
 
 from rlvla.annotation import prompts
-from rlvla.annotation.openai_annotator import AnnotatorError, OpenAIAnnotator
+from rlvla.annotation.openai_annotator import AnnotatorError, connect
 from rlvla.config import OpenAIConfig
 from tests.takes import KEYS, query, take
 from tests.tiny_checkpoints import build
@@ -52,7 +53,7 @@ ARGUMENTS = (
 
 def save_checkpoint(path: Path) -> None:
     """A tiny Qwen3-VL whose tokens are words of our prompts, and which ends its strings before they are full."""
-    corpus = [prompts.system_prompt(is_key=is_key) for is_key in (True, False)]
+    corpus = [prompts.system_prompt("key_frame"), prompts.system_prompt("between")]
     corpus += [prompts.question(query(index)) for index in range(8)]
     model, processor = build("qwen3_vl", corpus, num_bins=8)
     model.save_pretrained(path)
@@ -68,18 +69,17 @@ def save_checkpoint(path: Path) -> None:
     file.write_text(json.dumps(tokenizer))
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("serve")
-    save_checkpoint(folder / "checkpoint")
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    save_checkpoint(tmp_path / "checkpoint")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "checkpoint")]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tmp_path / "checkpoint")]
     command += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port), *ARGUMENTS]
     env = {**os.environ, **ENVIRONMENT}
     if sys.dont_write_bytecode:  # then each of the three processes would compile all of vLLM for itself
-        env |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
-    log = folder / "log"
+        env |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path / "bytecode")}
+    log = tmp_path / "log"
     with log.open("w") as file:
         # A session of its own: the server's children end with it, whatever happens to the server.
         server = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
@@ -88,29 +88,25 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
         with contextlib.suppress(ProcessLookupError):  # none is left
             os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end and server.poll() is None:
-        try:
-            with urlopen(url, timeout=5):
-                return
-        except (URLError, OSError):
-            time.sleep(0.5)
+        with contextlib.suppress(URLError, OSError), urlopen(url, timeout=5):
+            return
+        time.sleep(0.5)
     pytest.fail(f"vllm serve did not start:\n{log.read_text()[-4000:]}")
 
 
-async def test_every_answer_of_a_random_model_keeps_the_schema(address: str) -> None:
+async def test_every_answer_of_a_random_model_keeps_the_schema_or_is_reported(address: str) -> None:
     config = OpenAIConfig(base_url=address, max_tokens=700, concurrency=4)
-    async with OpenAIAnnotator(config) as annotator:
+    async with connect(config) as annotator:
         assert annotator.model == MODEL
         replies = await asyncio.gather(*(annotator.annotate(asked) for asked in QUERIES))
     for index, reply in enumerate(replies):
@@ -123,24 +119,14 @@ async def test_every_answer_of_a_random_model_keeps_the_schema(address: str) -> 
     annotated = [index for index, reply in enumerate(replies) if reply.annotation]
     assert len(annotated) >= 4
     assert set(annotated) & set(KEYS)
-
-
-async def test_an_answer_that_the_server_cuts_off_is_reported(address: str) -> None:
-    async with OpenAIAnnotator(OpenAIConfig(base_url=address, max_tokens=15)) as annotator:
+    async with connect(OpenAIConfig(base_url=address, max_tokens=15)) as annotator:
         reply = await annotator.annotate(QUERIES[KEYS[0]])
     assert "cut off" in reply.error
     assert reply.completion_tokens == 15
-
-
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [
-        ({"model": "no-such-model"}, "openai.model is 'no-such-model'"),
-        ({"max_tokens": 5000}, "openai.max_tokens (5000)"),
-    ],
-)
-async def test_what_the_server_refuses_names_the_key(address: str, config: dict, named: str) -> None:
-    async with OpenAIAnnotator(OpenAIConfig(base_url=address, **config)) as annotator:
-        with pytest.raises(AnnotatorError) as caught:
-            await annotator.annotate(QUERIES[0])
-    assert named in str(caught.value)
+    for wrong, named in (
+        (OpenAIConfig(base_url=address, model="no-such-model"), "openai.model is 'no-such-model'"),
+        (OpenAIConfig(base_url=address, max_tokens=5000), "openai.max_tokens (5000)"),
+    ):
+        async with connect(wrong) as annotator:
+            with pytest.raises(AnnotatorError, match=re.escape(named)):
+                await annotator.annotate(QUERIES[0])

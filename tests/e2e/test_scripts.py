@@ -40,7 +40,7 @@ COMMANDS: dict[str, Sequence[str]] = {
     "ablation.py": ("--demo", "{demo}", "--configs", "{configs}", "--output", "{out}"),
     "benchmark/annotate.py": (
         *("--sides", "16", "--frames", "20", "--repeats", "1", "--concurrency", "1", "2", "--latency", "0.01"),
-        *("--seconds", "0.1", "--episodes", "1", "--output", "{out}/result.json", "--chart", "{out}/chart.svg"),
+        *("--seconds", "0.1", "--output", "{out}/result.json", "--chart", "{out}/chart.svg"),
     ),
     "benchmark/modes.py": (
         *("--model", "{demo}/grpo/checkpoint", "--config", "{configs}/evaluate_tiny_tabletop.yaml"),

@@ -43,24 +43,22 @@ def by_decision(values: st.SearchStrategy) -> st.SearchStrategy:
 
 @given(annotations(), st.integers(0, NUM_DECISIONS - 1), st.booleans())
 def test_any_annotation_has_an_answer_and_always_the_same(annotation: Annotation, index: int, is_known: bool) -> None:
-    take, timeline, cfg = takes.take(takes.SUBJECTS if is_known else None), takes.timeline(), CheckConfig()
-    problems = check_decision(annotation, take, timeline, index, cfg)
-    assert problems == check_decision(annotation, take, timeline, index, cfg)
+    asked = takes.query(index, of=takes.take(takes.SUBJECTS if is_known else None))
+    problems = check_decision(annotation, asked, CheckConfig())
+    assert problems == check_decision(annotation, asked, CheckConfig())
     assert all(problem.text.strip() for problem in problems)
     for name in CHECKS:
-        alone = check_decision(annotation, take, timeline, index, CheckConfig(names=(name,)))
+        alone = check_decision(annotation, asked, CheckConfig(names=(name,)))
         assert alone == tuple(problem for problem in problems if problem.check == name)
 
 
 @given(any_text, any_text, st.integers(0, 1), boxes)
 def test_what_passes_reads_back_as_it_was_meant(before: str, after: str, image: int, box: Box) -> None:
     annotation = takes.look(before, after, box=box, image=image)
-    cfg = CheckConfig(names=("markup",))
-    is_sound = not check_decision(annotation, takes.take(num_images=2), takes.timeline(), KEY, cfg)
-    first, second = (
-        parse_text(print_think(before) + print_zoom(image, box)),
-        parse_text(print_think(after) + "<act></act>"),
-    )
+    asked = takes.query(KEY, of=takes.take(num_images=2))
+    is_sound = not check_decision(annotation, asked, CheckConfig(names=("markup",)))
+    first = parse_text(print_think(before) + print_zoom(image, box))
+    second = parse_text(print_think(after) + "<act></act>")
     call = parse_call(first[-1][1])
     reads_back = (
         [(span.kind, text) for span, text in first[:-1]] == [(SegmentKind.THINK, before)]
@@ -74,11 +72,10 @@ def test_what_passes_reads_back_as_it_was_meant(before: str, after: str, image: 
 
 @given(by_decision(annotations()), st.randoms(use_true_random=False))
 def test_a_course_is_judged_whatever_the_order_of_its_annotations(course: dict, random: object) -> None:
-    take, timeline, cfg = takes.take(), takes.timeline(), CheckConfig()
-    found = check_course(course, take, timeline, cfg)
+    found = check_course(course, takes.timeline(), CheckConfig())
     items = list(course.items())
     random.shuffle(items)  # type: ignore[attr-defined]
-    assert check_course(dict(items), take, timeline, cfg) == found
+    assert check_course(dict(items), takes.timeline(), CheckConfig()) == found
     assert list(found) == sorted(found)
     assert found.keys() <= course.keys()
 
@@ -86,13 +83,10 @@ def test_a_course_is_judged_whatever_the_order_of_its_annotations(course: dict, 
 @pytest.mark.parametrize("name", ["progress", "repetition"])
 @given(st.lists(annotations(), max_size=6), st.sets(st.integers(0, 11), min_size=6, max_size=6))
 def test_gaps_make_no_difference(name: CheckName, course: list[Annotation], places: set[int]) -> None:
-    take, timeline = takes.take(None, length=12), takes.timeline(takes.idle(12))
-    cfg = CheckConfig(names=(name,), max_repetition=2)
+    timeline, cfg = takes.timeline(takes.idle(12)), CheckConfig(names=(name,), max_repetition=2)
     spread = dict(zip(sorted(places), course, strict=False))
-    found = check_course(dict(enumerate(course)), take, timeline, cfg)
-    assert [index in found for index in range(len(course))] == [
-        index in check_course(spread, take, timeline, cfg) for index in spread
-    ]
+    found, far = (check_course(said, timeline, cfg) for said in (dict(enumerate(course)), spread))
+    assert [index in found for index in range(len(course))] == [index in far for index in spread]
 
 
 def num_blamed_at_least(values: Sequence[float], slack: float) -> int:
@@ -108,20 +102,11 @@ def num_blamed_at_least(values: Sequence[float], slack: float) -> int:
 def test_as_few_as_possible_are_blamed_for_progress(values: dict[int, float | None], slack: float) -> None:
     course = {index: takes.thought(progress=value) for index, value in values.items()}
     cfg = CheckConfig(names=("progress",), progress_slack=slack)
-    found = check_course(course, takes.take(), takes.timeline(), cfg)
-    told = [values[index] for index in sorted(values) if values[index] is not None]
-    assert len(found) == num_blamed_at_least(told, slack)  # type: ignore[arg-type]
-    kept = [values[index] for index in sorted(values) if values[index] is not None and index not in found]
-    assert all(later >= earlier - slack for earlier, later in itertools.pairwise(kept))  # type: ignore[operator]
-
-
-@given(st.lists(st.sampled_from(["up", "down", "left", "7", "8"]), max_size=8), st.integers(2, 12), st.integers(1, 5))
-def test_a_copied_thought_is_found_beyond_the_longest_run(words: list[str], length: int, most: int) -> None:
-    copies = [" ".join(words), " ".join(words).upper() + "."]
-    course = {index: takes.thought(copies[index % 2]) for index in range(length)}
-    cfg = CheckConfig(names=("repetition",), max_repetition=most)
-    found = check_course(course, takes.take(None, length=length), takes.timeline(takes.idle(length)), cfg)
-    assert list(found) == list(range(most, length))
+    found = check_course(course, takes.timeline(), cfg)
+    told = {index: value for index, value in sorted(values.items()) if value is not None}
+    assert len(found) == num_blamed_at_least(list(told.values()), slack)
+    kept = [value for index, value in told.items() if index not in found]
+    assert all(later >= earlier - slack for earlier, later in itertools.pairwise(kept))
 
 
 @pytest.mark.parametrize(
@@ -131,8 +116,9 @@ def test_a_copied_thought_is_found_beyond_the_longest_run(words: list[str], leng
 def test_time_grows_linearly(piece: str) -> None:
     def seconds(length: int) -> float:
         annotation = takes.thought(piece * length, subtask=piece * length + "closed", subject=piece * length)
+        asked = takes.query(KEY, of=takes.take())
         started = time.process_time()
-        check_decision(annotation, takes.take(), takes.timeline(), KEY, CheckConfig())
+        check_decision(annotation, asked, CheckConfig())
         return time.process_time() - started
 
     # Ten times the length takes ten times as long; backtracking would take a hundred times.

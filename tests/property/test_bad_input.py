@@ -168,7 +168,7 @@ def test_actions_are_refused_or_come_back_finite_and_in_range(
     assert (decoded <= np.float32(high)).all()
 
 
-FIELDS = (*schema.json_schema(is_key=True, num_images=1)["properties"], "thought")
+FIELDS = (*schema.json_schema("key_frame")["properties"], "thought")
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, yaml_values)))

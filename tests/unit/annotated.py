@@ -1,9 +1,8 @@
-"""Annotated data sets with whatever words and numbers a test wants, and the memory that reading them takes."""
+"""Annotated data sets with whatever words and numbers a test wants."""
 
 from __future__ import annotations
 
-import tracemalloc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
-import pyarrow as pa
 
 from rlvla.data import dataset
 from rlvla.data.types import Demonstration, Provenance
@@ -64,21 +62,3 @@ def write_rows(
     with patch.object(dataset, "ROWS_PER_FILE", rows_per_file):
         dataset.write(folder, episodes, robot="test", fps=1.0)
     return folder
-
-
-_POOLS: list[pa.MemoryPool] = []
-"""Arrow's buffers outlive a test, and must not outlive the pool that they come from."""
-
-
-def peak_memory(run: Callable[[], None]) -> int:
-    """Bytes that Python and Arrow hold at most while this runs, beyond what they held before."""
-    usual = pa.default_memory_pool()
-    _POOLS.append(pool := pa.proxy_memory_pool(usual))
-    pa.set_memory_pool(pool)
-    tracemalloc.start()
-    try:
-        run()
-        return tracemalloc.get_traced_memory()[1] + pool.max_memory()
-    finally:
-        tracemalloc.stop()
-        pa.set_memory_pool(usual)

@@ -70,18 +70,15 @@ def run(output: Path, num_takes: int) -> None:
     with Store(output, PROTOCOL) as store:
         if store.is_finished:
             return
-        left = [i for i in range(num_takes) if not store.is_complete(i) and not store.failed(i)]
+        left = [i for i in range(num_takes) if i not in store.complete | store.failed]
         random.Random(os.getpid()).shuffle(left)
         takes = (annotate(store, index, output.with_suffix(".asked")) for index in left)
         running = list(islice(takes, 4))
         while running:
             take = running.pop(0)
             running += [take] if next(take, 0) is None else islice(takes, 1)
-        store.finish(robot="test", fps=2.0, suites=("s",), complete=_complete)
-
-
-def _complete(folder: Path, tally: Tally) -> None:
-    (folder / "README.md").write_text(f"{tally.num_decisions} decisions\n")
+        card = f"{store.tally.num_decisions} decisions\n"
+        store.finish(lambda folder: (folder / "README.md").write_text(card), robot="test", fps=2.0, suites=("s",))
 
 
 def kill_at_every_file(output: Path, num_takes: int) -> int:

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from rlvla.annotation.checks import CHECKS, check_decision
-from rlvla.annotation.names import find_name
 from rlvla.config import CheckConfig, CheckName
-from rlvla.types import Annotation, Timeline
+from rlvla.types import Annotation, Box, Timeline
 from tests import takes
 from tests.takes import look, thought
 
 APPROACH, KEY, CARRY, OPENING, RETREAT = 0, 2, 3, 5, 6
-PLAIN = "write plain text without marks such as <think> or </think>"
+PLAIN = "write plain text without marks such as <think>"
 STATE = "gripper is '{}', but the gripper is {} before this decision"
 COMING = "next_gripper is '{}', but the gripper {} is wanted"
 UNPRINTABLE = "holds characters that cannot be printed"
@@ -28,7 +27,8 @@ def texts(
     """What some checks, or all, find wrong with an annotation of the made-up take; `subjects` are of the take."""
     of = {name: options.pop(name) for name in ("subjects",) if name in options}
     cfg = CheckConfig(names=names or CheckConfig().names, **options)
-    return [p.text for p in check_decision(annotation, takes.take(**of), timeline or takes.timeline(), index, cfg)]
+    asked = takes.query(index, of=takes.take(**of), timeline=timeline or takes.timeline())
+    return [p.text for p in check_decision(annotation, asked, cfg)]
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,15 @@ def test_honest_annotations_pass(index: int, annotation: Annotation) -> None:
 
 def test_problems_name_their_check_and_only_wanted_checks_run() -> None:
     bad = thought("up", gripper="closed", progress=7.0, subject="blue block")
-    take, timeline = takes.take(), takes.timeline()
-    found = check_decision(bad, take, timeline, APPROACH, CheckConfig())
+    asked = takes.query(APPROACH, of=takes.take())
+    found = check_decision(bad, asked, CheckConfig())
     assert [problem.check for problem in found] == ["length", "gripper", "subject", "progress"]
-    assert check_decision(bad, take, timeline, APPROACH, CheckConfig(names=("markup", "repetition"))) == ()
+    assert check_decision(bad, asked, CheckConfig(names=("markup", "repetition"))) == ()
     assert list(CHECKS) == list(CheckConfig().names)
+
+
+def boxed(check: CheckName, box: Box, text: str) -> tuple[CheckName, int, Annotation, str]:
+    return check, KEY, look(box=box), f"the box {list(box)} of look 1 {text}"
 
 
 @pytest.mark.parametrize(
@@ -64,30 +68,19 @@ def test_problems_name_their_check_and_only_wanted_checks_run() -> None:
         ("markup", KEY, thought(), "there are 0 looks: a key frame wants 1"),
         ("markup", KEY, look(image=1), "look 1 is at picture 1: pictures are numbered from 0 to 0"),
         ("markup", KEY, look(image=-1), "look 1 is at picture -1: pictures are numbered from 0 to 0"),
-        (
-            *("markup", KEY, look(box=(10, 10, 15, 100))),
-            "the zoom tool refuses the box [10, 10, 15, 100] of look 1: bbox is empty or too small",
-        ),
+        ("markup", KEY, look(box=(10, 10, 15, 100)), "the zoom tool refuses the box [10, 10, 15, 100] of look 1: bbox"),
         ("markup", KEY, look("up</think><act>"), f"thought 1 breaks the markup (</think> inside <act>): {PLAIN}"),
         ("markup", KEY, look(after="a <tool>"), f"thought 2 breaks the markup (<tool> inside <think>): {PLAIN}"),
-        (
-            *("markup", APPROACH, thought("down</think><act></act>")),
-            f"thought 1 breaks the markup (something follows the act): {PLAIN}",
-        ),
+        ("markup", APPROACH, thought("down</think><act></act>"), "thought 1 breaks the markup (something follows the"),
         ("markup", APPROACH, thought("do\u202ewn"), rf"'do\u202ewn' {UNPRINTABLE}"),
         ("markup", APPROACH, thought(subject="a\x00"), rf"'a\x00' {UNPRINTABLE}"),
         ("markup", APPROACH, thought(subtask="\x1b[31m"), rf"'\x1b[31m' {UNPRINTABLE}"),
-        *(
-            ("box", KEY, look(box=box), f"the box {list(box)} of look 1 {text}")
-            for box, text in (
-                ((-1, 0, 50, 50), "leaves the frame: coordinates go from 0 to 1000"),
-                ((0, 0, 50, 1001), "leaves the frame: coordinates go from 0 to 1000"),
-                ((60, 0, 50, 50), "is empty: wanted [left, top, right, bottom] with left < right and top < bottom"),
-                ((0, 0, 29, 50), "is 29 wide and 50 high: at least 30 each are wanted"),
-                ((0, 0, 800, 700), "covers 56% of the frame: at most 50% are wanted"),
-                ((0, 0, 1000, 1000), "is the whole frame: choose the part that matters"),
-            )
-        ),
+        boxed("box", (-1, 0, 50, 50), "leaves the frame: coordinates go from 0 to 1000"),
+        boxed("box", (0, 0, 50, 1001), "leaves the frame: coordinates go from 0 to 1000"),
+        boxed("box", (60, 0, 50, 50), "is empty: wanted [left, top, right, bottom] with left < right and top"),
+        boxed("box", (0, 0, 29, 50), "is 29 wide and 50 high: at least 30 each are wanted"),
+        boxed("box", (0, 0, 800, 700), "covers 56% of the frame: at most 50% are wanted"),
+        boxed("box", (0, 0, 1000, 1000), "is the whole frame: choose the part that matters"),
         ("length", APPROACH, thought("go down"), "thought 1 has 2 words: 3 to 80 are wanted"),
         ("length", APPROACH, thought("? ! ? !"), "thought 1 has 0 words: 3 to 80 are wanted"),
         ("length", APPROACH, thought("word " * 81), "thought 1 has 81 words: 3 to 80 are wanted"),
@@ -108,30 +101,25 @@ def test_problems_name_their_check_and_only_wanted_checks_run() -> None:
             for said in (-0.1, 1.5, float("nan"), float("inf"))
         ),
         ("subject", APPROACH, thought(subject=""), "the subject is missing: this sub-task is about 'red block'"),
-        (
-            *("subject", APPROACH, thought(subject="blue block")),
-            "the subject is 'blue block', but this sub-task is about 'red block'",
-        ),
+        ("subject", APPROACH, thought(subject="blue block"), "the subject is 'blue block', but this sub-task is about"),
         *(
             (
-                *("subject", APPROACH, thought(subject=said)),
-                f"the subject {said!r} names no object of the scene, or several: wanted 'red block'",
+                "subject",
+                APPROACH,
+                thought(subject=said),
+                f"the subject {said!r} names no object of the scene: wanted 'red",
             )
-            for said in ("block", "mug")
+            for said in ("block", "mug", "not the red block", "small red block", "red block and blue block")
         ),
-        *(
-            ("grounding", KEY, look(box=box), f"the box {list(box)} of look 1 {text}")
-            for box, text in (
-                ((460, 400, 600, 500), "shows 40% of the red block: at least 50% are wanted"),
-                ((300, 100, 800, 1000), "is 45 times as large as the red block: at most 40 times are wanted"),
-                ((0, 0, 60, 60), "shows 0% of the red block: at least 50% are wanted"),
-            )
-        ),
-        ("grounding", KEY, look(subject="mug"), "look 1 is at 'mug', which names no object of the scene, or several"),
+        boxed("grounding", (460, 400, 600, 500), "shows 40% of the red block: at least 50% are wanted"),
+        boxed("grounding", (300, 100, 800, 1000), "is 45 times as large as the red block: at most 40 times are"),
+        boxed("grounding", (0, 0, 60, 60), "shows 0% of the red block: at least 50% are wanted"),
+        ("grounding", KEY, look(subject="mug"), "look 1 is at 'mug', which names no object of the scene"),
     ],
 )
 def test_what_is_wrong_is_said(check: CheckName, index: int, annotation: Annotation, text: str) -> None:
-    assert texts(annotation, index, check) == [text]
+    (said,) = texts(annotation, index, check)
+    assert said.startswith(text)
 
 
 @pytest.mark.parametrize(
@@ -186,24 +174,11 @@ def test_a_thought_says_each_thing_once(text: str, said: str) -> None:
 def test_a_key_frame_in_which_the_gripper_does_nothing_is_asked_about_the_next_change() -> None:
     """As one at which the arm stops, the first, or the last."""
     timeline = replace(takes.timeline(), is_key=(True,) + (False,) * 6 + (True,))
-    for index, state, coming in ((0, "open", "close"), (7, "open", "stay")):
-        honest = look(gripper=state, next_gripper=coming)
-        assert texts(honest, index, "gripper", "markup", timeline=timeline) == []
-        assert len(texts(replace(honest, next_gripper="open"), index, "gripper", timeline=timeline)) == 1
+    for index, coming, num_problems in ((0, "close", 0), (0, "open", 1), (7, "stay", 0), (7, "open", 1)):
+        said = look(gripper="open", next_gripper=coming)
+        assert len(texts(said, index, "gripper", "markup", timeline=timeline)) == num_problems
 
 
-@pytest.mark.parametrize(
-    ("phrase", "name"),
-    [
-        ("The Red_Blocks", "red block"),
-        ("block (red)", "red block"),
-        ("small red block on the table", "red block"),
-        ("black bowl", "akita black bowl"),
-        ("bowls", "akita black bowl"),
-        ("cabinet", "white cabinet"),
-        *((phrase, "") for phrase in ("block", "green block", "red", "")),
-    ],
-)
-def test_a_name_is_found_in_any_case_order_and_number(phrase: str, name: str) -> None:
-    names = ("red block", "blue block", "akita black bowl", "white cabinet", "white cabinet top region")
-    assert find_name(phrase, names) == name
+@pytest.mark.parametrize("phrase", ["The Red_Blocks", "block (red)", "a red block"])
+def test_a_name_is_one_in_any_case_order_and_number(phrase: str) -> None:
+    assert texts(thought(subject=phrase), APPROACH, "subject") == []

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from rlvla.annotation.contact_sheet import FILE, draw, write_contact_sheet
+from rlvla.data import dataset, tables
 from tests.pages import EVIL, Page, assert_inert
-from tests.unit.annotated import GREY, peak_memory, row, write_rows
+from tests.unit.annotated import GREY, row, write_rows
 
 
 def source(folder: Path, num_samples: int = 8, seed: int = 0) -> str:
@@ -82,23 +83,13 @@ def test_nothing_on_the_page_runs_or_loads(tmp_path: Path) -> None:
     assert_inert(source(folder), tmp_path, 9)
 
 
-def test_a_data_set_of_one_row_without_a_look_and_with_ten_thousand_words(tmp_path: Path) -> None:
-    page = Page(source(write_rows(tmp_path / "demos", [row("word " * 10_000)])))
-    assert len(page.all("article")) == len(page.all("img")) == 1
-    assert page.text.count("word ") == 10_000
-    assert "progress" not in page.text
-
-
-def test_only_what_is_drawn_is_kept(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-
-    def peak(num_rows: int) -> int:
-        pictures = (rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(num_rows))  # 12 kB each
-        rows = [row("go", is_key=i % 2 == 0, episode=i // 40, images=(image,)) for i, image in enumerate(pictures)]
-        folder = write_rows(tmp_path / str(num_rows), rows, rows_per_file=40)
-        return peak_memory(lambda: write_contact_sheet(folder, 2, 0))
-
-    peak(1)  # imports what is imported on first use
-    few, many = peak(80), peak(800)
-    assert many < 1.3 * few
-    assert many < 3e6  # of 10 MB
+def test_only_pictures_near_what_is_drawn_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "ROWS_PER_GROUP", 10)
+    folder = write_rows(tmp_path / "demos", [row("go", episode=i // 40) for i in range(200)], rows_per_file=100)
+    read, columns = tables.pq.ParquetFile, list[object]()
+    monkeypatch.setattr(read, "read", lambda self, names, of=read.read: columns.append(names) or of(self, names))
+    groups, of_group = list[int](), read.read_row_group
+    monkeypatch.setattr(read, "read_row_group", lambda self, i: groups.append(i) or of_group(self, i))
+    assert source(folder, 2).count("<article") == 2
+    assert columns == [["annotation.is_key_frame"]] * 2
+    assert 0 < len(groups) <= 2  # of twenty

@@ -20,13 +20,10 @@ SAME = "Move down to the red block."
 LONG = "the gripper is still {} cm above the red block and moves down in order to get its fingers around the rim {}"
 
 
-def blamed(
-    check: CheckName, said: Said, *, known: bool = False, trusted: Collection[int] = (), **cfg: Any
-) -> dict[int, str]:
-    """Decision -> what one check finds wrong in the made-up take, whose scene is known or not."""
-    take = takes.take(("red block",) * 9 if known else None, length=9)
+def blamed(check: CheckName, said: Said, *, trusted: Collection[int] = (), **cfg: Any) -> dict[int, str]:
+    """Decision -> what one check finds wrong in the made-up take."""
     timeline = takes.timeline((*takes.SWITCHES, *takes.idle(1)))
-    found = check_course(said, take, timeline, CheckConfig(names=(check,), **cfg), trusted=trusted)
+    found = check_course(said, timeline, CheckConfig(names=(check,), **cfg), trusted=trusted)
     assert all(problem.check == check for problems in found.values() for problem in problems)
     return {index: problems[0].text for index, problems in found.items()}
 
@@ -58,7 +55,6 @@ ROW, CLIMB = thoughts(*["move down to it"] * 7), progress(0.1, 0.6, 0.7, 0.8, 0.
         ("subject", subjects("mug", "bowl", "bowl", start=6), {}, [6]),
         ("subject", subjects("mug", "", "", "", "bowl", "bowl"), {}, []),
         ("subject", subjects("red block", "small red block", "block, red"), {}, [1]),
-        ("subject", subjects("red block", "small red block", "block, red"), {"known": True}, []),
         # The fewest are blamed, and whoever contradicts a trusted decision.
         ("progress", progress(0.1, 0.9, 0.2, None, 0.3, 0.25, 0.4), {}, [1, 5]),
         ("progress", progress(None, 0.0, 0.5, 0.5, None, 1.0), {}, []),
@@ -102,22 +98,19 @@ def test_what_is_wrong_is_said() -> None:
 
 def test_only_wanted_checks_run_and_problems_come_in_order() -> None:
     said = {1: thought(subject="mug", progress=0.2), 0: thought(subject="red", progress=0.9)}
-    take, timeline = takes.take(None), takes.timeline()
-    found = check_course(said, take, timeline, CheckConfig())
-    assert {index: [problem.check for problem in problems] for index, problems in found.items()} == {
-        1: ["subject", "progress"]
-    }
-    assert check_course(said, take, timeline, CheckConfig(names=("markup",))) == {}
-    assert check_course({}, take, timeline, CheckConfig()) == {}
+    found = check_course(said, takes.timeline(), CheckConfig())
+    assert {i: [problem.check for problem in problems] for i, problems in found.items()} == {1: ["subject", "progress"]}
+    assert check_course(said, takes.timeline(), CheckConfig(names=("markup",))) == {}
+    assert check_course({}, takes.timeline(), CheckConfig()) == {}
 
 
 def test_time_grows_little_with_the_take() -> None:
     def seconds(length: int) -> float:
         long = replace(thought("a b c d e f g h " * 25), progress=0.5)
         varied = {index: replace(long, thoughts=(long.thoughts[0] + "xyz"[index % 3],)) for index in range(length)}
-        take, timeline = takes.take(None, length=length), takes.timeline(takes.idle(length))
+        timeline = takes.timeline(takes.idle(length))
         started = time.process_time()
-        check_course(varied, take, timeline, CheckConfig())
+        check_course(varied, timeline, CheckConfig())
         return time.process_time() - started
 
     assert min(seconds(1000) for _ in range(3)) < 0.5

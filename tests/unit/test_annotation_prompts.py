@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from rlvla.annotation import prompts, schema
-from rlvla.annotation.take import Query
+from rlvla.annotation.take import Kind, Query
 from rlvla.types import Annotation, Scene, SceneObject
 from tests.takes import INSTRUCTION, query, take
 
@@ -27,19 +27,18 @@ NOTE = Annotation(
 )
 
 
+FACTS = [
+    f'Instruction: "{INSTRUCTION}"',
+    "Position: decision 3 of 8, 25 percent of the time has passed; sub-task 1 of 3, which takes decisions 1 to 3.",
+    "Gripper: open before this decision. It closes during this decision, as a rule to take hold of the subject.",
+    "The decision is a key frame: think, look more closely at one region, and conclude.",
+]
+
+
 def with_scene(scene: Scene, instruction: str = INSTRUCTION, **fields: Any) -> Query:
     of = take(None, instruction=instruction)
     decisions = tuple(replace(decision, scene=scene) for decision in of.decisions)
     return query(BETWEEN, of=replace(of, decisions=decisions), **fields)
-
-
-def test_a_key_frame_is_asked_with_its_facts() -> None:
-    assert prompts.question(query(KEY)).splitlines() == [
-        f'Instruction: "{INSTRUCTION}"',
-        "Position: decision 3 of 8, 25 percent of the time has passed; sub-task 1 of 3, which takes decisions 1 to 3.",
-        "Gripper: open before this decision. It closes during this decision, as a rule to take hold of the subject.",
-        "The decision is a key frame: think, look more closely at one region, and conclude.",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -57,35 +56,21 @@ def test_gripper_and_position_are_told(index: int, fact: str) -> None:
     assert fact in prompts.question(query(index))
 
 
-def test_neighbours_are_json_without_their_boxes() -> None:
+def test_neighbours_complaints_and_what_is_judged_are_json() -> None:
+    """Neighbours without their boxes; a judge is told the facts, the whole annotation, and no complaint."""
+    assert prompts.question(query(KEY)).splitlines() == FACTS
     asked = prompts.question(query(BETWEEN, before=NOTE, after=replace(NOTE, progress=None)))
     before, after = (json.loads(line.partition(": ")[2]) for line in asked.splitlines() if "key frame " in line)
     assert after == {"subtask": "grasp the bowl", "subject": "bowl", "thoughts": ["The bowl is near.", "It fits."]}
     assert before == {**after, "progress": 30}
-
-
-def test_a_retry_says_what_was_wrong() -> None:
     asked = prompts.question(query(KEY, complaints=("the box is too large", 'no "I"'), attempt=1))
-    line = next(line for line in asked.splitlines() if "refused" in line)
+    *facts, line, task = asked.splitlines()
+    assert [*facts, task] == FACTS
     assert json.loads(line[line.index("[") :]) == ["the box is too large", 'no "I"']
-    assert "refused" not in prompts.question(query(KEY))
-
-
-def test_a_judge_is_shown_the_facts_and_the_whole_annotation() -> None:
-    asked = prompts.question(query(KEY, judged=NOTE, complaints=("mend this",)))
-    *facts, shown = asked.splitlines()
-    assert facts == prompts.question(query(KEY)).splitlines()[:-1]
-    assert json.loads(shown.partition(": ")[2]) == {
-        "subtask": "grasp the bowl",
-        "subject": "bowl",
-        "gripper": "open",
-        "next_gripper": "close",
-        "looks": [{"image": 0, "bbox": [1, 2, 3, 4]}],
-        "progress": 30,
-        "thoughts": ["The bowl is near.", "It fits."],
-    }
-    explained = re.findall(r"^- (\w+): ", prompts.judge_prompt(), re.MULTILINE)
-    assert explained == schema.verdict_schema()["required"]
+    *facts, shown = prompts.question(query(KEY, judged=NOTE, complaints=("mend this",))).splitlines()
+    assert facts == FACTS[:-1]
+    whole = {"gripper": "open", "next_gripper": "close", "looks": [{"image": 0, "bbox": [1, 2, 3, 4]}]}
+    assert json.loads(shown.partition(": ")[2]) == before | whole
 
 
 def test_of_a_scene_only_names_and_the_intention_are_told() -> None:
@@ -124,10 +109,10 @@ def test_text_of_others_changes_nothing_but_the_quoted_string() -> None:
         assert json.loads(prompts.quote(text)) == text
 
 
-@pytest.mark.parametrize("is_key", [True, False])
-def test_the_rules_explain_every_field_of_the_schema_in_its_order(is_key: bool) -> None:
-    explained = re.findall(r"^- (\w+): ", prompts.system_prompt(is_key=is_key), re.MULTILINE)
-    assert explained == schema.json_schema(is_key=is_key, num_images=2)["required"]
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_the_rules_explain_every_field_of_the_schema_in_its_order(kind: Kind) -> None:
+    explained = re.findall(r"^- (\w+): ", prompts.system_prompt(kind), re.MULTILINE)
+    assert explained == schema.json_schema(kind)["required"]
 
 
 def test_the_hash_changes_with_every_word_and_with_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +120,7 @@ def test_the_hash_changes_with_every_word_and_with_the_schema(monkeypatch: pytes
     for name, text in prompts._WORDS.items():
         monkeypatch.setattr(prompts, "_WORDS", {**prompts._WORDS, name: text + "."})
         hashes.add(prompts.prompt_hash())
-    monkeypatch.setattr(prompts, "verdict_schema", dict)
+    monkeypatch.setattr(prompts, "json_schema", lambda kind: {})
     hashes.add(prompts.prompt_hash())
     assert len(hashes) == len(prompts._WORDS) + 2
     assert all(re.fullmatch("[0-9a-f]{16}", found) for found in hashes)
@@ -143,9 +128,7 @@ def test_the_hash_changes_with_every_word_and_with_the_schema(monkeypatch: pytes
 
 def test_no_word_escapes_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = replace(with_scene(Scene(objects=(), subject="x", intention="x")), before=NOTE, complaints=("x",))
-    judged = replace(asked, judged=NOTE)
     monkeypatch.setattr(prompts, "_WORDS", dict.fromkeys(prompts._WORDS, ""))
-    for index in (KEY, BETWEEN):
-        assert prompts.question(replace(asked, index=index)).strip() == ""
-        assert prompts.question(replace(judged, index=index)).strip() == ""
-    assert prompts.system_prompt(is_key=True) == prompts.judge_prompt() == prompts.image_label(0) == ""
+    for index, judged in ((KEY, None), (BETWEEN, None), (KEY, NOTE)):
+        assert prompts.question(replace(asked, index=index, judged=judged)).strip() == ""
+    assert {prompts.system_prompt(kind) for kind in get_args(Kind)} == {prompts.image_label(0)} == {""}

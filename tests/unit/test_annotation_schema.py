@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvla.annotation.schema import json_schema, read, read_verdict, verdict_schema
+from rlvla.annotation.schema import json_schema, read, read_verdict
+from rlvla.annotation.take import Kind
 from rlvla.types import Annotation
 
 ANSWER: dict[str, Any] = {
@@ -41,6 +43,7 @@ def read_key(text: str | None = None, **changes: Any) -> Annotation | str:
 
 def test_a_key_frame_has_two_thoughts_and_a_look_and_other_frames_one_thought() -> None:
     assert read_key() == GOOD
+    assert read_key(bbox=[9, 9, 9, 1]) == replace(GOOD, looks=((0, (9, 9, 9, 1)),))  # left to the checks
     found = read(json.dumps({**ANSWER, "thought": "It is near."}), is_key=False, num_images=1)
     assert isinstance(found, Annotation)
     assert (found.thoughts, found.looks) == (("It is near.",), ())
@@ -77,9 +80,6 @@ def test_what_a_server_puts_around_the_json_is_taken_off(wrapping: str) -> None:
         text = json.dumps({**ANSWER, **changes})
         assert read_key(wrapping.format(text)) == read_key(text)
         assert isinstance(read_key(text), Annotation)
-
-
-def test_a_fence_may_stand_between_sentences() -> None:
     text = json.dumps({**ANSWER, "observation": "It says ``` and {."})
     assert read_key(f"Here is the JSON:\n```json5\n{text}\n```\nHope it helps!") == read_key(text)
 
@@ -109,33 +109,22 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     assert str(read_key("{}")).count(";") == len(ANSWER) - 1
 
 
-def test_a_box_without_area_is_left_to_the_checks() -> None:
-    found = read_key(bbox=[500, 500, 500, 100])
-    assert isinstance(found, Annotation)
-    assert found.looks == ((0, (500, 500, 500, 100)),)
-
-
 def test_a_line_break_or_a_tab_in_a_text_is_a_space_escaped_or_not() -> None:
     assert read_key(conclusion=" It\n\tfits. ") == GOOD
     assert read_key(json.dumps(ANSWER).replace("It fits", "It\tfits")) == GOOD
 
 
 def test_the_schemas_are_strict_and_a_text_that_the_server_had_to_end_is_refused() -> None:
-    schemas = [verdict_schema(), *(json_schema(is_key=is_key, num_images=3) for is_key in (True, False))]
-    for found in schemas:
+    for kind in get_args(Kind):
+        found = json_schema(kind, 3)
         assert found["additionalProperties"] is False
         assert found["required"] == list(found["properties"])
         strings = [field for field in found["properties"].values() if field["type"] == "string"]
         assert all("enum" in field or 0 < field["maxLength"] <= 480 for field in strings)
-    fields = schemas[1]["properties"]
+    fields = json_schema("key_frame", 3)["properties"]
     assert fields["image"] == {"type": "integer", "minimum": 0, "maximum": 2}
-    wanted = {
-        "type": "array",
-        "items": {"type": "integer", "minimum": 0, "maximum": 1000},
-        "minItems": 4,
-        "maxItems": 4,
-    }
-    assert fields["bbox"] == wanted
+    side = {"type": "integer", "minimum": 0, "maximum": 1000}
+    assert fields["bbox"] == {"type": "array", "items": side, "minItems": 4, "maxItems": 4}
     for name in ("subtask", "subject", "observation", "conclusion"):
         most = fields[name]["maxLength"]
         assert isinstance(read_key(**{name: "x" * (most - 1)}), Annotation)
@@ -154,7 +143,7 @@ WORDS = st.text(st.sampled_from("abc .,"), min_size=1, max_size=40).filter(str.s
 @given(st.data(), st.booleans(), st.integers(1, 3))
 def test_what_keeps_the_schema_is_an_annotation(data: st.DataObject, is_key: bool, num_images: int) -> None:
     fields: dict[str, Any] = {}
-    for name, field in json_schema(is_key=is_key, num_images=num_images)["properties"].items():
+    for name, field in json_schema("key_frame" if is_key else "between", num_images)["properties"].items():
         if field["type"] == "integer":
             fields[name] = data.draw(st.integers(field["minimum"], field["maximum"]))
         elif field["type"] == "array":

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,10 +38,10 @@ def put(store: Store, indices: Iterable[int]) -> None:
 
 
 def finish(store: Store) -> int:
-    def complete(folder: Path, tally: Tally) -> None:
-        (folder / "README.md").write_text(f"{tally}\n")
+    def complete(folder: Path) -> None:
+        (folder / "README.md").write_text(f"{store.tally}\n")
 
-    return store.finish(robot="test", fps=2.0, suites=("spatial",), complete=complete)
+    return store.finish(complete, robot="test", fps=2.0, suites=("spatial",))
 
 
 def digest(folder: Path) -> str:
@@ -64,11 +65,13 @@ def test_takes_become_a_data_set_in_their_order(tmp_path: Path) -> None:
     output = tmp_path / "runs/demos"
     with Store(output, PROTOCOL) as store:
         assert not store.is_finished
+        store.answers(4).add(0, 0, answer(4, 0, 1))
+        assert store.answers(4).get(0, 0) == answer(4, 0, 1)
         put(store, (4, 1))
+        assert not any((tmp_path / "runs/demos.partial/answers").iterdir())  # gone once their take is complete
         store.put(2, [], Tally(num_decisions=3, num_dropped=3))
         store.put_failure(3)
-        assert [store.is_complete(i) for i in range(5)] == [False, True, True, False, True]
-        assert [store.failed(i) for i in range(5)] == [False, False, False, True, False]
+        assert (store.complete, store.failed) == ({1, 2, 4}, {3})
         assert store.tally == Tally(num_decisions=8, num_dropped=3, rejected={"box": 2})
         assert finish(store) == 2
     read = dataset.read(output)
@@ -114,7 +117,7 @@ def test_a_damaged_take_is_named_and_made_anew(tmp_path: Path, calm: str, damage
         file.write_bytes(flipped if damage == "flipped" else content[:place])
         with pytest.warns(UserWarning, match=r"000002\.take is damaged"):
             store = Store(output, PROTOCOL)
-        assert [store.is_complete(i) for i in range(4)] == [True, True, False, True]
+        assert store.complete == {0, 1, 3, 4, 5}
         assert store.tally.num_decisions == sum(range(NUM_TAKES)) - 2
         put(store, [2])
         store.close()
@@ -131,7 +134,7 @@ def test_damage_while_running_does_not_reach_the_data_set(tmp_path: Path, calm: 
         with pytest.warns(UserWarning, match="damaged"), pytest.raises(dataset.DatasetError, match="take 4 is damaged"):
             finish(store)
         assert not output.exists()
-        assert not store.is_complete(4)
+        assert 4 not in store.complete
         put(store, [4])
         finish(store)
     assert digest(output) == calm
@@ -168,59 +171,58 @@ def test_answers_outlive_whatever_happens_to_later_ones(tmp_path: Path, is_torn:
         assert path.read_bytes() == content
 
 
-def test_answers_are_gone_once_their_take_is_complete(tmp_path: Path) -> None:
-    with Store(tmp_path / "demos", PROTOCOL) as store:
-        store.answers(0).add(0, 0, answer(0, 0, 1))
-        assert store.answers(0).get(0, 0) == answer(0, 0, 1)
-        put(store, [0])
-        assert not any((tmp_path / "demos.partial/answers").iterdir())
+CFG = AnnotateConfig(annotator="rlvla_envs.tabletop.annotate:annotate")
+JUDGED = replace(CFG, openai=OpenAIConfig(judge=True))
+OWN_JUDGE = OpenAIConfig(judge=True, judge_model="a", judge_base_url="http://b/v1", judge_api_key_env="C")
+RECORDED = AnnotateConfig(source=Path("recorded"))
+
+
+@pytest.mark.parametrize(
+    ("cfg", "change", "keys"),
+    [
+        (CFG, {"output": Path("x"), "num_samples": 3, "max_refused_first": 5}, ()),
+        (CFG, {"openai": OpenAIConfig(timeout_s=1.0)}, ()),
+        (CFG, {"env": replace(CFG.env, deadline_s=9.0)}, ()),
+        (CFG, {"openai": JUDGED.openai}, ("openai.judge", f"{CONTENT}prompts")),
+        (JUDGED, {"openai": OWN_JUDGE}, ("openai.judge_model",)),
+        (RECORDED, {"env": EnvConfig(id="gone/Gone-v0", imports=("gone",))}, ()),
+        (RECORDED, {"annotator": "openai"}, ("annotator", f"{CONTENT}prompts")),
+    ],
+)
+def test_takes_depend_on_what_moves_them(cfg: AnnotateConfig, change: dict[str, Any], keys: tuple[str, ...]) -> None:
+    before, now = protocol(cfg), protocol(replace(cfg, **change))
+    assert {key for key in {**before, **now} if before.get(key) != now.get(key)} == set(keys)
 
 
 def test_a_run_does_not_go_on_with_what_has_come_in_the_place_of_what_it_began_with(tmp_path: Path) -> None:
-    """A recording that was repaired, a plugin that was edited; of an expert only what an expert needs."""
-    source, plugin = tmp_path / "recorded/episode.hdf5", tmp_path / "mine.py"
+    """A recording that was repaired, say; identity's own tests have the other things."""
+    source = tmp_path / "recorded/episode.hdf5"
     source.parent.mkdir()
     source.write_bytes(b"1")
-    plugin.write_text("def annotate(decisions, index):\n    return None\n")
-    cfg = AnnotateConfig(source=source.parent, annotator=f"{plugin}:annotate")
-    before = protocol(cfg)
-    with Store(tmp_path / "demos", before) as store:
-        put(store, [0])
+    cfg = replace(CFG, source=source.parent)
+    assert {f"{CONTENT}source", f"{CONTENT}annotator"} <= protocol(cfg).keys()
+    assert {f"{CONTENT}env.id", f"{CONTENT}expert"} <= protocol(AnnotateConfig()).keys()
+    Store(tmp_path / "demos", protocol(cfg)).close()
     (source.parent / ".DS_Store").write_bytes(b"looked at")
-    other = EnvConfig(id="gone/Gone-v0", imports=("gone",))
-    Store(tmp_path / "demos", protocol(replace(cfg, env=other, num_samples=3))).close()
-    for file, key in ((source, "source"), (plugin, "annotator")):
-        kept = file.read_bytes()
-        file.write_bytes(kept + b"# 2")
-        with pytest.raises(ValueError, match=rf"another kind \(content of {key} was '\w+', is '\w+'\): name another"):
-            Store(tmp_path / "demos", protocol(cfg))
-        file.write_bytes(kept)
-    with Store(tmp_path / "demos", protocol(cfg)) as store:
-        assert store.is_complete(0)
+    Store(tmp_path / "demos", protocol(cfg)).close()
+    source.write_bytes(b"2")
+    with pytest.raises(ValueError, match=r"another kind \(content of source was '\w+', is '\w+'\): name another"):
+        Store(tmp_path / "demos", protocol(cfg))
 
 
-def test_an_expert_and_its_env_are_what_they_were() -> None:
-    """An evaluation's deadlines and a server's keys move nothing; the words that a server is asked with do."""
-    cfg = AnnotateConfig()
-    contents = [key.removeprefix(CONTENT) for key in protocol(cfg) if key.startswith(CONTENT)]
-    assert contents == ["env.id", "expert"]
-    assert protocol(replace(cfg, env=replace(cfg.env, deadline_s=9.0), openai=OpenAIConfig(timeout_s=1.0))) == protocol(
-        cfg
-    )
-    assert f"{CONTENT}prompts" in protocol(replace(cfg, annotator="openai"))
-
-
-def test_a_server_keeps_its_model(tmp_path: Path) -> None:
+def test_a_server_keeps_its_model_and_the_data_set_tells_it(tmp_path: Path) -> None:
     """Which no key need name, where the server has one only."""
-    for _ in range(2):
-        with Store(tmp_path / "demos", PROTOCOL) as store:
-            store.hold_to({"openai.model": "Qwen3", "openai.judge_model": "Qwen4"})
-            put(store, [0] * (not store.is_complete(0)))
+    served = {"openai.model": "Qwen3", "openai.judge_model": "Qwen4"}
     with Store(tmp_path / "demos", PROTOCOL) as store:
-        for key, before in (("model", "Qwen3"), ("judge_model", "Qwen4")):
-            with pytest.raises(ValueError, match=rf"content of openai\.{key} was '{before}', is 'Llama'"):
-                store.hold_to({f"openai.{key}": "Llama"})
+        store.hold_to(served)
+        put(store, [0])
+    with Store(tmp_path / "demos", PROTOCOL) as store:
+        for key, before in served.items():
+            with pytest.raises(ValueError, match=rf"content of {key} was '{before}', is 'Llama'"):
+                store.hold_to({key: "Llama"})
+        store.hold_to(served)
         finish(store)
+    assert json.loads((tmp_path / "demos/meta/annotation.json").read_text())["served"] == served
 
 
 def test_takes_of_an_earlier_version_are_left_to_it(tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         Store(output, PROTOCOL)
     output.rmdir()
     with Store(output, PROTOCOL) as store:
-        assert store.is_complete(0)
+        assert store.complete == {0}
 
 
 def test_a_run_without_a_row_says_why(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from rlvla.annotation.checks import check_decision
 from rlvla.annotation.key_frames import find_key_frames
-from rlvla.annotation.take import Take
+from rlvla.annotation.take import Query, Take
 from rlvla.config import CheckConfig, KeyFrameConfig
 from rlvla.types import Decision
 from rlvla_envs.libero.annotate import annotate
@@ -215,7 +215,7 @@ def test_the_template_looks_closely_where_the_gripper_acts(decisions: list[Decis
         assert decision.actions.shape == (8, 7)
         assert len(annotation.looks) == int(is_key), f"decision {index}: {commands}"
         assert "cream cheese" in annotation.thoughts[-1]
-        assert not check_decision(annotation, take, timeline, index, CheckConfig())
+        assert not check_decision(annotation, Query(take=take, timeline=timeline, index=index), CheckConfig())
     assert sum(timeline.is_key) >= 2  # to grasp it, and to let go of it
 
 

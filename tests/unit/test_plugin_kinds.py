@@ -16,7 +16,7 @@ import pytest
 import rlvla_reward
 from rlvla.annotation.annotators import PluginAnnotator
 from rlvla.annotation.answers import AnswerLog
-from rlvla.annotation.sources import ExpertSource
+from rlvla.annotation.sources import open_source
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply
 from rlvla.config import AnnotateConfig, EnvConfig, LogConfig, RewardTermConfig
@@ -52,7 +52,7 @@ def use_annotator(spec: str, folder: Path) -> Reply:
 
 def use_expert(spec: str, folder: Path) -> Any:
     env = EnvConfig(id="lab/Faulty-v0", imports=("tests.unit.faulty_env",), kwargs={"folder": str(folder)})
-    source = ExpertSource(AnnotateConfig(env=env, expert=spec, num_episodes=1))
+    source = open_source(AnnotateConfig(env=env, expert=spec, num_episodes=1))
     try:
         with Store(folder / "demos", {}) as store:
             return list(source.takes(store))

@@ -17,7 +17,7 @@ import pytest
 import ray
 import yaml
 
-from rlvla.annotation.preflight import check_annotate
+from rlvla.annotation.run import check_annotate
 from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, LearnerConfig, LoraConfig, SFTConfig, load
 from rlvla.config.file import GONE
 from rlvla.data import dataset
