@@ -104,7 +104,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """The keys and values in the text of a file, none of an empty one; raises ConfigError, which names file and line."""
+    """The keys and values in the text of a file, none of an empty one; raises ConfigError, naming file and line."""
     try:
         values = _Loader(text).get_single_data()
     except RecursionError:

@@ -7,7 +7,7 @@ what depends on the place in a set (`frame_index`, `task_index` ...) is added by
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any
@@ -145,17 +145,18 @@ def _row(decision: Demonstration) -> dict[str, Any]:
             "annotation.thoughts": annotation.thoughts,
             "annotation.boxes": [box for _, box in annotation.looks],
             "annotation.box_images": [image for image, _ in annotation.looks],
-            "annotation.subtask": annotation.subtask,
-            "annotation.subject": annotation.subject,
-            "annotation.gripper": annotation.gripper,
-            "annotation.next_gripper": annotation.next_gripper,
-            "annotation.progress": annotation.progress,
+            **_columns(annotation, leave_out=("thoughts", "looks")),
             "annotation.is_key_frame": decision.is_key_frame,
             "annotation.decision_index": decision.decision_index,
         }
     if decision.provenance is not None:
-        row |= {f"provenance.{f.name}": getattr(decision.provenance, f.name) for f in fields(Provenance)}
+        row |= _columns(decision.provenance)
     return row | {"task": decision.instruction}
+
+
+def _columns(record: Annotation | Provenance, leave_out: Collection[str] = ()) -> dict[str, Any]:
+    names = (f.name for f in fields(record) if f.name not in leave_out)
+    return {f"{type(record).__name__.lower()}.{name}": getattr(record, name) for name in names}
 
 
 @lru_cache(maxsize=8)  # few differ in a data set, mostly none, and it takes a share of what a small picture takes

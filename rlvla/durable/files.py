@@ -1,4 +1,4 @@
-"""What outlives a kill: files that appear whole or not at all, folders on the disk, and whether a run may go on."""
+"""What outlives a kill: files that appear whole or not at all, locks, lines, and whether a run may go on."""
 
 from __future__ import annotations
 
@@ -40,58 +40,6 @@ def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
         raise
     if is_durable:
         sync(path.parent)
-
-
-@contextmanager
-def folder_appears_whole(path: Path) -> Iterator[Path]:
-    """A folder to fill aside, renamed at the end, so that under its name it is whole or what it was before.
-
-    Killed between the two renames that replace a folder, it is neither: then both lie aside, and the next writer of the
-    same path gives the one before its name back.
-
-    Args:
-        path: replaced if it exists. Its folder is made, and what earlier writers left aside there is removed.
-
-    Raises:
-        OSError: it could not be filled; the message names the folder, what was written and what is free, and the cause
-            is chained. What was filled is removed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replaced = path.with_name(f"replaced-{path.name}")
-    if replaced.exists() and not path.exists():
-        replaced.rename(path)
-    _remove(replaced)
-    for left in path.parent.glob("incomplete-*"):
-        shutil.rmtree(left)
-    aside = aside_of(path)
-    aside.mkdir()
-    try:
-        yield aside
-    except Exception as error:
-        written = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
-        shutil.rmtree(aside)
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            f"{path} could not be written ({error}): {written} bytes were, then {free} bytes were free; nothing of it "
-            "is kept, what was there before is untouched. If the disk is full, make room and run the same command again"
-        ) from error
-    except BaseException:
-        shutil.rmtree(aside)
-        raise
-    if path.exists():
-        path.rename(replaced)
-    aside.rename(path)
-    _remove(replaced)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def aside_of(path: Path) -> Path:
-    """Where `folder_appears_whole` fills a folder."""
-    return path.with_name(f"incomplete-{path.name}")
 
 
 def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
@@ -224,9 +172,8 @@ def visible(folder: Path, pattern: str) -> list[Path]:
 
 def sync_lines(folder: Path) -> None:
     """`sync` all files of lines in a folder, as must be before a state that counts their lines is whole."""
-    for path in folder.glob("*.jsonl"):
+    for path in (*folder.glob("*.jsonl"), folder):
         sync(path)
-    sync(folder)
 
 
 def sync(path: Path) -> None:
@@ -240,9 +187,8 @@ def sync(path: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """`sync` everything in a folder, and the folder."""
-    for path in folder.rglob("*"):
+    for path in (*folder.rglob("*"), folder):
         sync(path)
-    sync(folder)
 
 
 CONTENT = "content of "

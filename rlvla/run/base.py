@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from tqdm import tqdm
 
 from rlvla.config import GRPOConfig, SFTConfig
+from rlvla.durable.checkpoints import appear_sealed, forget_old
 from rlvla.durable.files import sync_lines
 from rlvla.durable.interrupts import Interrupts
 from rlvla.durable.provenance import write_resolved
-from rlvla.durable.sealed import appear_sealed, forget_old
 from rlvla.run import identity
 from rlvla.run.metrics import MetricsLogger
 

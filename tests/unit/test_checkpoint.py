@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from rlvla.durable.checkpoints import MANIFEST, appear_sealed, damage, forget_old, newest_whole, require_seen, seen
 from rlvla.durable.files import aside_of
-from rlvla.durable.sealed import MANIFEST, appear_sealed, damage, forget_old, newest_whole, require_seen, seen
 from tests.killed import killed_everywhere
 
 

@@ -16,9 +16,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from rlvla.config import AnnotateConfig, EnvConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig
+from rlvla.durable.checkpoints import MANIFEST, appear_sealed
 from rlvla.durable.files import CONTENT, differences
 from rlvla.durable.provenance import to_dict
-from rlvla.durable.sealed import MANIFEST, appear_sealed
 from rlvla.run import identity
 from tests.e2e.run import environment
 from tests.unit.store_worker import answer, demonstration
