@@ -153,12 +153,7 @@ def drop_noops(episode: Episode) -> Episode:
     keep = moves(episode.actions)
     if not keep.any():
         raise DatasetError(f"{episode.name}: every action is a no-op")
-    return replace(
-        episode,
-        frames={camera: frames[keep] for camera, frames in episode.frames.items()},
-        state=episode.state[keep],
-        actions=episode.actions[keep],
-    )
+    return _taken(episode, keep, keep)
 
 
 def see_before_acting(episode: Episode) -> Episode:
@@ -167,12 +162,13 @@ def see_before_acting(episode: Episode) -> Episode:
     What is seen before action t is then frame t - 1; before action 0 there is none, so that it goes, and so does the
     last frame, which no action follows.
     """
-    return replace(
-        episode,
-        frames={camera: frames[:-1] for camera, frames in episode.frames.items()},
-        state=episode.state[:-1],
-        actions=episode.actions[1:],
-    )
+    return _taken(episode, slice(-1), slice(1, None))
+
+
+def _taken(episode: Episode, seen: np.ndarray | slice, done: np.ndarray | slice) -> Episode:
+    """Some of what was seen, frames and state, and some of what was done."""
+    frames = {camera: frames[seen] for camera, frames in episode.frames.items()}
+    return replace(episode, frames=frames, state=episode.state[seen], actions=episode.actions[done])
 
 
 def robosuite_gripper(actions: np.ndarray, convention: str | None, name: str) -> np.ndarray:

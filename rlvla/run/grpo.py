@@ -180,7 +180,7 @@ class GRPORun(Run[GRPOConfig]):
         Raises:
             FloatingPointError: too many steps in a row skipped an update; the message names the file and the key.
         """
-        seconds = self._timer.metrics()
+        seconds = self._timer.seconds
         metrics = {**rollout_metrics(sampled), **learned, **seconds}
         metrics["trajectories_per_s"] = metrics["num_trajectories"] / seconds["time/rollout_s"]
         # No env steps are known when the simulator crashed in every trajectory.
@@ -234,8 +234,5 @@ def _mean(values: Sequence[float]) -> float:
 
 def _regroup(trajectories: Sequence[Trajectory]) -> list[Group]:
     """Trajectories saved group after group -> the groups."""
-    groups: dict[tuple[int, int, int], list[Trajectory]] = {}
-    for trajectory in trajectories:
-        task = trajectory.task
-        groups.setdefault((task.task_id, task.init_state_id, task.seed), []).append(trajectory)
-    return [Group(task=members[0].task, trajectories=tuple(members)) for members in groups.values()]
+    by_task = itertools.groupby(trajectories, key=lambda trajectory: trajectory.task)
+    return [Group(task=task, trajectories=tuple(members)) for task, members in by_task]
