@@ -148,7 +148,7 @@ def _of_argument(value: Any) -> str:
 
 
 _KINDS: tuple[tuple[str, Callable[[Any], str]], ...] = (
-    (r"model|adapter", lambda value: of_policy(value)),
+    (r"model|adapter", of_policy),
     (r"dataset", lambda value: of_dataset(Path(value))),
     (r"source", lambda value: of_files(Path(value))),
     (r"expert|annotator|reward\.\d+\.fn|episode\.tools\.[^.]+", lambda value: of_plugin(value) if ":" in value else ""),

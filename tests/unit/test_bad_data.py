@@ -250,8 +250,11 @@ DAMAGES: dict[str, list[tuple[Damage, str]]] = {
         (put("actions", np.full((3, 7), NAN)), r"push_it_demo\.hdf5, demo_1: actions hold NaN or infinity at frame 0"),
         (put("actions", np.full((3, 7), b"x")), r"demo_1: actions holds \|S1, need numbers"),
         (put("actions", np.zeros((3, 7), complex)), "demo_1: actions holds complex128, need numbers"),
-        (put("actions", np.zeros(3)), r"demo_1: actions has shape \[3\], need 2 axes"),
-        (put("obs/agentview_rgb", np.zeros((2, 8, 8, 3), np.uint8)), "demo_1: 2 of obs/agentview_rgb for 3 actions"),
+        (put("actions", np.zeros(3)), r"demo_1: actions have shape \[3\], need \[frames, dim"),
+        (
+            put("obs/agentview_rgb", np.zeros((2, 8, 8, 3), np.uint8)),
+            "demo_1: camera agentview has 2 frames for 3 actions",
+        ),
         (put("obs/agentview_rgb", np.zeros((3, 8, 8, 4), np.uint8)), r"camera agentview is uint8 \[3, 8, 8, 4\]"),
         (put("obs/agentview_rgb", np.zeros((3, 8, 8, 3), np.float32)), "demo_1: camera agentview is float32"),
         (put("obs/agentview_rgb", np.zeros((3, 8, 8, 3), np.uint16)), "demo_1: camera agentview is uint16"),
