@@ -136,11 +136,8 @@ def moves(actions: np.ndarray) -> np.ndarray:
     OpenVLA compares the gripper with the last action that it kept. Behind the first motion that is the action before,
     since a dropped one repeats its gripper; up to the first motion there is none, and the gripper does not count.
 
-    Args:
-        actions: [T, A], the gripper last.
-
     Returns:
-        [T] bool.
+        [T] bool, of actions [T, A], the gripper last.
     """
     is_motion = np.linalg.norm(actions[:, :-1].astype(np.float64), axis=1) >= NOOP_THRESHOLD
     is_switch = np.diff(actions[:, -1], prepend=actions[:1, -1]) != 0
@@ -248,16 +245,10 @@ def decisions(
 
 
 def zoom(frame: np.ndarray, box: Box, center_crop: bool, size: int) -> np.ndarray:
-    """Part of a recorded frame as the policy's tool shows it.
+    """Part of a recorded frame as the policy's tool shows it; arguments and result as of `policy_view`.
 
-    Args:
-        frame: [H, W, 3] uint8.
-        box: in the frame that the model sees; widened to whole recorded pixels.
-        center_crop: see `policy_view`.
-        size: of the picture, likewise.
-
-    Returns:
-        uint8 [size, size, 3], or [H, W, 3]; area mean where it shrinks, nearest where it grows.
+    The box, in the frame that the model sees, is widened to whole recorded pixels; area mean where it shrinks, nearest
+    where it grows.
     """
     seen = policy_view(frame, center_crop, 0)
     height, width = seen.shape[:2]

@@ -81,10 +81,10 @@ class Layout:
 
 
 def read_layout(path: Path, wanted: Sequence[str]) -> Layout:
-    """Read and check the `meta` folder.
+    """Read and check the `meta` folder of a data set.
 
     Args:
-        path: the data set.
+        path: of the data set.
         wanted: cameras to read, by feature or its last part; none: the first that the data set lists.
 
     Raises:

@@ -130,14 +130,9 @@ def _difference(folder: Path) -> str:
 
 
 def newest_whole(states: Path) -> tuple[int, Path] | None:
-    """The checkpoint to resume from.
+    """(step, folder) of the newest whole one of the `step-<number>` folders in `states`, which need not exist.
 
-    Args:
-        states: folder of `step-<number>` folders; it need not exist.
-
-    Returns:
-        (step, folder) of the newest that is whole; None where there is none. Newer ones that are damaged are left as
-        they are, each with a warning that names it and what is wrong.
+    Newer ones that are damaged are left as they are, each with a warning that names it and what is wrong.
     """
     by_step = _by_step(states)
     for step in sorted(by_step, reverse=True):
@@ -150,15 +145,9 @@ def newest_whole(states: Path) -> tuple[int, Path] | None:
 
 
 def forget_old(states: Path, keep: int, written: int) -> None:
-    """Remove all `step-<number>` folders up to the one just written but the newest `keep`.
+    """Remove all `step-<number>` folders up to the one just `written` but the newest `keep`.
 
-    Later ones are damaged, else the run would have gone on from them: they count for nothing, and stay to be looked at
-    until the run gets there.
-
-    Args:
-        states: folder of `step-<number>` folders.
-        keep: how many, the one just written among them.
-        written: step of that one.
+    Later ones are damaged, else the run would have gone on from them: they stay to be looked at until it gets there.
     """
     by_step = _by_step(states)
     for step in sorted(step for step in by_step if step <= written)[:-keep]:

@@ -64,12 +64,7 @@ def require_even(batch_size: int, world: int) -> None:
 
 
 def check_result(cfg: SFTConfig, model: Any, policy: Policy) -> None:
-    """What is going to be trained can be evaluated as `num_trials` asks for, which is done once it is trained.
-
-    Args:
-        cfg: of the cold start.
-        model: a Hugging Face model.
-        policy: its own.
+    """A Hugging Face model and its policy, once trained, can be evaluated as `num_trials` asks for.
 
     Raises:
         ValueError: the message names the key.
