@@ -248,10 +248,10 @@ def test_chunks_tile_the_episode_and_hold_still_behind_its_end() -> None:
     assert {d.instruction for d in (first, second, third)} == {"press the pad"}
 
 
-def test_a_stride_of_one_decides_at_every_frame() -> None:
+def test_a_stride_of_one_decides_at_every_frame_and_zooms_into_it() -> None:
     recorded = episode(5)
     every = decisions(recorded, chunk_length=3, stride=1)
-    assert [d.images[0][0, 0, 0] for d in every] == [0, 1, 2, 3, 4]
+    assert [d.images[0][0, 0, 0] for d in every] == [d.zoom(0, (0, 0, 500, 500))[0, 0, 0] for d in every] == [*range(5)]
     for t, decision in enumerate(every[:3]):
         assert np.array_equal(decision.actions, recorded.actions[t : t + 3])
     assert every[4].actions[1:].tolist() == [[0, 0, 0, 1], [0, 0, 0, 1]]
@@ -278,11 +278,6 @@ def test_a_zoom_is_the_part_of_the_view_at_the_recorded_resolution() -> None:
     whole = zoom(frame, (0, 0, 1000, 1000), True, 0)
     assert np.array_equal(whole, policy_view(frame, True, 0))
     assert zoom(frame, (0, 0, 500, 250), False, 0).shape == (40, 40, 3)
-
-
-def test_a_decision_zooms_into_its_own_frame() -> None:
-    second = decisions(episode(5), chunk_length=2, stride=2)[1]
-    assert second.zoom(0, (0, 0, 500, 500))[0, 0, 0] == 2
 
 
 def test_a_decision_without_text_is_an_action_and_nothing_else(tiny_policy: Path) -> None:
