@@ -141,12 +141,7 @@ WORLD = [
     ("no such source", "annotate", "source: nowhere", "", r"source: there is no nowhere"),
     ("output is a file", "grpo", RUN + "output: a_file", "", r"output: cannot write to a_file \(File exists\)"),
     ("output is below a file", "sft", "output: a_file/run", "", r"output: cannot write to a_file/run \(Not a directory\)"),
-    ("unknown reward", "grpo", "reward: [{fn: solved}]", "", r"'solved': there is no built-in of that name, only success"),
     ("reward file missing", "grpo", "reward: [{fn: 'gone.py:f'}]", "", r"plugin 'gone\.py:f': there is no file gone\.py"),
-    ("reward function missing", "grpo", "reward: [{fn: 'mine.py:f'}]", "", r"mine\.py has no 'f'; it has: reward, number"),
-    ("reward is a number", "grpo", "reward: [{fn: 'mine.py:number'}]", "", r"int is not callable"),
-    ("reward argument", "grpo", "reward: [{fn: 'mine.py:reward', kwargs: {x: 1}}]", "", r"unexpected keyword argument 'x'"),
-    ("reward twice", "grpo", "reward: [{fn: success}, {fn: success}]", "", r"two reward terms are named 'success'"),
     ("unknown env", "grpo", RUN + "env: {id: rlvla/Tableto-v0}", "", r"Tableto"),
     ("env module missing", "evaluate", RUN + "env: {imports: [lab_of_nobody]}", "", r"env\.imports names 'lab_of_nobody'"),
     ("unknown task", "grpo", RUN + "env: {tasks: [dance]}", "", r"env\.tasks names 'dance'; rlvla/Tabletop-v0 has press"),
@@ -202,7 +197,6 @@ def demonstrations(tmp_path: Path, side: int, size: int) -> None:
 
 
 _TWO = {"low": [-1, -1], "high": [1, 1], "num_bins": 16, "chunk_length": 2, "gripper_dim": None}
-_MANY = {"low": [0], "high": [1], "num_bins": 10**9, "chunk_length": 1, "gripper_dim": None}
 _DAMAGED, _DEMOS = "model: damaged", "dataset: demos\nnum_trials: 2"
 _TOOL = "{tools: {zoom_in: 'rlvla.policies.thinker.tools:zoom'}}"
 BOTH = [
@@ -240,11 +234,11 @@ def test_what_does_not_go_together_is_told_by_run_and_dry_run(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codec": None}, r"rlvla_policy\.json: not a policy's settings: codec Field required"),
-        ({"action_decoding": "fast"}, r"action_decoding Input should be 'parallel', 'parallel_causal' or"),
-        ({"codec": {"low": [0]}}, r"codec fields missing or unknown: chunk_length, gripper_dim, high, num_bins"),
+        (
+            {"codec": None},
+            r"rlvla_policy\.json: not a policy's settings: codec Field required",
+        ),  # else test_bad_checkpoints
         ({"prefix_attention": "bidirectional"}, r"set\s+sampler\.backend to transformers"),
-        ({"codec": _MANY}, r"num_bins is 1"),
         ({"action_decoding": "parallel"}, r"the tokenizer has no token '<slot_0>'"),
     ],
 )
