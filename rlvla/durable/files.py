@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -55,10 +56,10 @@ def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Written out at once: a full disk takes names and refuses content.
-        with appear_whole(folder / "writable", is_durable=True) as file:
-            file.write(bytes(4096))
-        (folder / "writable").unlink(missing_ok=True)  # another run may try at the same time
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # a full disk takes names and refuses content
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise OSError(
             error.errno, f"{key}: cannot write to {folder} ({error.strerror}): name another folder, or make room there"

@@ -10,6 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +151,8 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
 
 def check_env(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, policy: Policy | None = None) -> None:
     """`check_world` of the env that the config names; raises what its constructor raises."""
-    env = make_env(cfg.env)
-    try:
+    with closing(make_env(cfg.env)) as env:
         check_world(cfg, env, policy)
-    finally:
-        env.close()
 
 
 def check_world(
