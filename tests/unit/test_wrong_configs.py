@@ -24,14 +24,9 @@ from rlvla.data import dataset
 from rlvla.durable.provenance import to_dict
 from rlvla.run import identity, preflight
 from tests import examples
+from tests.unit.test_config import CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
-CLASSES: dict[str, Any] = {
-    "annotate": AnnotateConfig,
-    "sft": SFTConfig,
-    "grpo": GRPOConfig,
-    "evaluate": EvaluateConfig,
-}
 
 
 @pytest.fixture(scope="module")
