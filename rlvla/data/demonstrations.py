@@ -191,9 +191,8 @@ def robosuite_gripper(actions: np.ndarray, convention: str | None, name: str) ->
             raise DatasetError(
                 f"{told}, but with read.gripper {convention} it is 0 to 1; try read.gripper robosuite, or unchanged"
             )
-        return np.concatenate(
-            [actions[:, :-1], 1 - 2 * gripper if convention == "openvla" else 2 * gripper - 1], axis=1
-        )
+        sign = -1 if convention == "openvla" else 1
+        return np.concatenate([actions[:, :-1], sign * (2 * gripper - 1)], axis=1)
     if (np.abs(gripper) > 1).any():
         raise DatasetError(
             f"{told}, robosuite's from -1 (open) to 1 (close): bring it there, or set read.gripper unchanged if the "

@@ -159,17 +159,12 @@ class MetricsLogger:
     """Writes the metrics of each step to `metrics.jsonl`, and to TensorBoard and W&B when `log` says so."""
 
     def __init__(self, output: Path, log: LogConfig) -> None:
-        """Open the sinks; lines of an earlier run in `output` stay until `rewind`, or until their step is logged again.
-
-        Raises:
-            ModuleNotFoundError: a sink is asked for whose package is missing; the message names the config key.
-        """
+        """Open the sinks; lines of an earlier run in `output` stay until `rewind` or until their step comes again."""
         output.mkdir(parents=True, exist_ok=True)
         self.path = output / "metrics.jsonl"
         self._log = log
         self._tensorboard: Any = None
         self._is_rewound = False
-        require_sinks(log)
         self._wandb: Any = None
         if log.wandb_project:
             import wandb  # type: ignore[import-not-found]

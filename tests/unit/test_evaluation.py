@@ -45,13 +45,6 @@ def test_the_line_to_read() -> None:
     )
 
 
-def test_too_many_trials_are_named(tmp_path: Path, tiny_policy: Path) -> None:
-    with pytest.raises(ValueError, match="num_trials is 5000"):
-        evaluate(
-            EvaluateConfig(model=tiny_policy, output=tmp_path / "out", env=EnvConfig(tasks=("press",)), num_trials=5000)
-        )
-
-
 def test_the_result_of_an_earlier_checkpoint_is_not_that_of_a_later_one_in_its_place(
     tmp_path: Path, tiny_policy: Path
 ) -> None:
