@@ -153,9 +153,3 @@ def test_a_change_that_is_soon_undone_never_happened() -> None:
 def test_a_dimension_that_is_not_there_is_named(cfg: KeyFrameConfig, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         find_key_frames(moving([[OPEN], [CLOSE]]), cfg)
-
-
-@pytest.mark.parametrize("change", [{"open_below": 0.5}, {"min_gap": 0}, {"still_speed": -1.0}])
-def test_an_impossible_option_is_refused(change: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"key_frames.{next(iter(change))}"):
-        KeyFrameConfig(**change)  # type: ignore[arg-type]
