@@ -43,16 +43,15 @@ def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
         sync(path.parent)
 
 
-def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
+def claim(folder: Path, *, num_bytes: int) -> None:
     """Make an output folder and try out that it can be written to, before anything costly starts.
 
     Args:
         folder: made where it is not there.
         num_bytes: that will be written, about.
-        key: of the config, for errors.
 
     Raises:
-        OSError: it cannot be made or written to, or its disk has less room; the message names key and folder.
+        OSError: it cannot be made or written to, or its disk has less room; the message names `output` and the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,28 +61,28 @@ def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(
-            error.errno, f"{key}: cannot write to {folder} ({error.strerror}): name another folder, or make room there"
+            error.errno, f"output: cannot write to {folder} ({error.strerror}): name another folder, or make room there"
         ) from error
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise OSError(
             errno.ENOSPC,
-            f"{key}: {folder} is on a disk with {free / 1e6:.0f} MB free, and the run writes about "
+            f"output: {folder} is on a disk with {free / 1e6:.0f} MB free, and the run writes about "
             f"{num_bytes / 1e6:.0f} MB there: make room, or name another folder",
         )
 
 
-def hold(folder: Path, key: str = "output") -> None:
+def hold(folder: Path) -> None:
     """Keep an output folder for this process, which may hold it already, until it ends in whatever way.
 
     Raises:
-        ValueError: another run writes there; the message names key, folder and process.
+        ValueError: another run writes there; the message names `output`, folder and process.
     """
     try:
         if folder.resolve() not in _HELD:
             _HELD[folder.resolve()] = lock(folder)
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+        raise ValueError(f"output: {error}") from error
 
 
 _HELD: dict[Path, IO[str]] = {}
@@ -169,12 +168,6 @@ def visible(folder: Path, pattern: str) -> list[Path]:
     """
     found = ((path, path.relative_to(folder).parts) for path in folder.glob(pattern))
     return sorted(path for path, parts in found if not any(part.startswith(".") for part in parts))
-
-
-def sync_lines(folder: Path) -> None:
-    """`sync` all files of lines in a folder, as must be before a state that counts their lines is whole."""
-    for path in (*folder.glob("*.jsonl"), folder):
-        sync(path)
 
 
 def sync(path: Path) -> None:
