@@ -165,14 +165,6 @@ def test_grpo_resumed_equals_grpo_unbroken(grpo: Path, sft: Path, tmp_path: Path
         assert np.array_equal(weight, weights(again / "checkpoint")[name]), name
 
 
-def test_grpo_with_lora_on_two_learners(sft: Path, tmp_path: Path) -> None:
-    config = grpo_config(sft, tmp_path / "run") | {"num_steps": 1, "max_waves": 1, "save_every": 0}
-    config["cluster"] = {"envs_per_actor": 2, "threads": 1, "num_learners": 2, "learner_cpus": 0.3}
-    config["learner"] = {"lr": 1e-3, "micro_batch_rows": 8, "zero_stage": 2, "lora": {"rank": 4, "alpha": 8.0}}
-    recipe("grpo", config, tmp_path)
-    assert weights(tmp_path / "run/checkpoint").keys() == weights(sft / "checkpoint").keys()
-
-
 def test_evaluation_and_report(grpo: Path, tmp_path: Path) -> None:
     config = {
         "model": str(grpo / "checkpoint"),

@@ -1,6 +1,6 @@
 """The loop with action chunks that are decoded in one step: annotate, SFT, GRPO, evaluate; with either sampler.
 
-Two cameras and a zoom, two decisions an episode, every mode of a turn.
+Two cameras and a zoom, two decisions an episode, with a thought for each and with one for both.
 """
 
 from __future__ import annotations
@@ -78,8 +78,6 @@ def test_a_chunk_is_learned_sampled_and_scored_alike(tmp_path: Path, prefix_atte
             assert kinds(second) == [KIND.PROMPT, KIND.PROMPT, KIND.PROMPT, KIND.ACT, KIND.PROMPT]
             assert [s.is_reused for s in second.segments] == [False, True, False, False, False]
             assert second.num_sampled_tokens == CHUNK
-        for pair in learn(tmp_path, sampler, "blind", 1, mode="act"):
-            assert [kinds(turn) for turn in pair] == [[KIND.PROMPT, KIND.PROMPT, KIND.ACT, KIND.PROMPT]] * 2
     recipe(
         "evaluate",
         {"model": f"{tmp_path}/grpo/checkpoint", "output": f"{tmp_path}/evaluate", "env": ENV}
