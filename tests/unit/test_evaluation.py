@@ -15,7 +15,7 @@ from rlvla.durable.files import differences
 from rlvla.durable.provenance import to_dict
 from rlvla.policies.family import note_trained
 from rlvla.run import identity
-from rlvla.run.evaluation import _missing, _protocol, _tasks, evaluate, line
+from rlvla.run.evaluation import _missing, _protocol, evaluate, line
 from rlvla.run.trials import TrialLog, to_trial
 from rlvla.testing import make_trajectory
 from rlvla.types import EndReason
@@ -33,8 +33,7 @@ def _leaky_env(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def protocol(cfg: EvaluateConfig) -> dict[str, Any]:
     """What the trials of an evaluation would say that they depend on."""
-    names, _, said = _tasks(cfg)
-    return _protocol(cfg, list(names.values()), said)
+    return _protocol(cfg)[2]
 
 
 def test_the_line_to_read() -> None:
@@ -50,7 +49,7 @@ def test_the_result_of_an_earlier_checkpoint_is_not_that_of_a_later_one_in_its_p
 ) -> None:
     model = shutil.copytree(tiny_policy, tmp_path / "policy")
     cfg = EvaluateConfig(model=model, output=tmp_path / "out", env=EnvConfig(tasks=("press",)), num_trials=1)
-    (task,) = _tasks(cfg)[1]
+    (task,) = _protocol(cfg)[1]
     TrialLog(tmp_path / "out/trials.jsonl", protocol(cfg)).add(to_trial(make_trajectory(task=task)))
     assert evaluate(cfg)["rate"] == 1.0  # all is there, and nothing to play
     weights = bytearray((model / "model.safetensors").read_bytes())
@@ -157,7 +156,7 @@ def test_what_moves_a_score_makes_another_evaluation(tmp_path: Path, tiny_policy
 
 def test_what_crashed_is_played_again(tiny_policy: Path, tmp_path: Path) -> None:
     cfg = EvaluateConfig(model=tiny_policy, output=tmp_path / "out", env=EnvConfig(tasks=("press",)), num_trials=3)
-    tasks = _tasks(cfg)[1]
+    tasks = _protocol(cfg)[1]
     played = [
         to_trial(make_trajectory(task=tasks[0], end=EndReason.ENV_ERROR)),
         to_trial(make_trajectory(task=tasks[1], end=EndReason.MALFORMED)),
