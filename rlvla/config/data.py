@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlvla.config.env import EnvConfig
-from rlvla.config.strict import strict
+from rlvla.config.marks import strict
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 ActionKind = Literal["delta", "absolute"]

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlvla.config.marks import Loose, MovesNoScore
-from rlvla.config.strict import strict
+from rlvla.config.marks import Loose, MovesNoScore, strict
 
 
 @strict

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlvla.config.marks import MayChange
-from rlvla.config.strict import strict
+from rlvla.config.marks import MayChange, strict
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -10,9 +10,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlvla.config.env import EnvConfig, EpisodeConfig
 from rlvla.config.learning import AdvantageConfig, LearnerConfig, LossConfig, RewardTermConfig, num_minibatches
-from rlvla.config.marks import Loose, MayChange, MovesNoScore
+from rlvla.config.marks import Loose, MayChange, MovesNoScore, strict
 from rlvla.config.serving import ClusterConfig, SamplerConfig
-from rlvla.config.strict import strict
 
 ActionDecoding = Literal["parallel", "parallel_causal", "autoregressive"]
 """See `SFTConfig.action_decoding`."""
