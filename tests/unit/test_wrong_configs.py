@@ -302,6 +302,7 @@ RESUMED = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*does not tell whether")
 @pytest.mark.parametrize(("recipe", "text", "keys"), RESUMED)
 def test_a_run_goes_on_with_what_may_change_and_names_what_may_not(
     told: Callable[..., str], tmp_path: Path, recipe: str, text: str, keys: list[str]
