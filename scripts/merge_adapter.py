@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 import tyro
 
-from rlvla.durable.sealed import appear_sealed
+from rlvla.durable.checkpoints import appear_sealed
 from rlvla.policies.models import auto
 from rlvla.policies.models.adapter import merge_down
 from rlvla.policies.models.lora import read_config

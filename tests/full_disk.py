@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 import shutil
 import subprocess
 import sys
@@ -117,13 +117,9 @@ def _grpo(cfg: GRPOConfig) -> None:
     import psutil
     import ray
 
-    spec = importlib.util.spec_from_file_location("grpo", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = runpy.run_path(str(RECIPE))["main"]
     try:
-        recipe.main(cfg)
+        recipe(cfg)
     finally:
         assert not ray.is_initialized()
         assert psutil.Process().children() == []

@@ -20,8 +20,8 @@ from rlvla.cluster.dispatch import GRACE_S, Dispatcher, NoAnswerError, Watch, ge
 from rlvla.cluster.placement import Place, place, reserve
 from rlvla.cluster.weight_sync import sync_weights
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
+from rlvla.durable.checkpoints import require_seen, seen
 from rlvla.durable.interrupts import kept_handlers
-from rlvla.durable.sealed import require_seen, seen
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import most_images
 from rlvla.types import Group, Trajectory

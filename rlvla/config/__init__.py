@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Every key of a run, checked: YAML and flags in, frozen dataclasses out."""
 
 from rlvla.config.data import (
@@ -10,6 +11,7 @@ from rlvla.config.data import (
     ReadConfig,
 )
 from rlvla.config.env import EnvConfig, EpisodeConfig
+from rlvla.config.file import from_yaml, load
 from rlvla.config.learning import (
     AdvantageConfig,
     LearnerConfig,
@@ -18,7 +20,6 @@ from rlvla.config.learning import (
     RewardTermConfig,
     num_minibatches,
 )
-from rlvla.config.load import from_yaml, load
 from rlvla.config.runs import (
     ActionDecoding,
     EvaluateConfig,
@@ -29,32 +30,3 @@ from rlvla.config.runs import (
     TinyModelConfig,
 )
 from rlvla.config.serving import ClusterConfig, SamplerConfig
-
-__all__ = [
-    "ActionDecoding",
-    "ActionKind",
-    "AdvantageConfig",
-    "AnnotateConfig",
-    "CheckConfig",
-    "CheckName",
-    "ClusterConfig",
-    "EnvConfig",
-    "EpisodeConfig",
-    "EvaluateConfig",
-    "GRPOConfig",
-    "KeyFrameConfig",
-    "LearnerConfig",
-    "LogConfig",
-    "LoraConfig",
-    "LossConfig",
-    "OpenAIConfig",
-    "PlanConfig",
-    "ReadConfig",
-    "RewardTermConfig",
-    "SFTConfig",
-    "SamplerConfig",
-    "TinyModelConfig",
-    "from_yaml",
-    "load",
-    "num_minibatches",
-]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlvla.config.env import EnvConfig
-from rlvla.config.strict import strict
+from rlvla.config.marks import strict
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 ActionKind = Literal["delta", "absolute"]
@@ -39,18 +39,13 @@ class ReadConfig:
     again may still be under way."""
     center_crop: bool = True
     """Show the middle 0.9 of the frame's area, as OpenVLA does and as our LIBERO env does by default."""
-    view_size: int = 0
+    view_size: NonNegativeInt = 0
     """Side of the policy view, pixels; 0: as recorded."""
 
     @property
     def action_kind(self) -> ActionKind:
         """What actions are taken for."""
         return self.actions or "delta"
-
-    def __post_init__(self) -> None:
-        """Raises ValueError naming the key."""
-        if self.view_size < 0:
-            raise ValueError(f"read.view_size is {self.view_size}: need at least 0")
 
 
 @strict
@@ -67,10 +62,10 @@ class KeyFrameConfig:
     """The gripper counts as open once `closed_sign` times the value has come down to this."""
     closed_above: float = 0.5
     """And as closed once it has come up to this; between the two it stays what it was (hysteresis)."""
-    min_gap: int = 1
+    min_gap: PositiveInt = 1
     """Env steps, whatever `stride`, between two changes of the gripper, or of moving and standing still, at least; the
     later of two that are closer is taken for chatter."""
-    still_speed: float = 0.0
+    still_speed: NonNegativeFloat = 0.0
     """Also where the arm slows down to this, units of `still_dims` per second (Chain-of-Action's heuristic); 0: not."""
     still_dims: tuple[int, ...] = (0, 1, 2)
     """Of the proprio, whose speed that is."""
@@ -85,16 +80,9 @@ class KeyFrameConfig:
             raise ValueError(
                 f"key_frames.open_below {self.open_below} must be below key_frames.closed_above {self.closed_above}"
             )
-        if self.min_gap < 1 or self.still_speed < 0:
-            raise ValueError(
-                f"key_frames.min_gap is {self.min_gap}, need at least 1; "
-                f"key_frames.still_speed is {self.still_speed}, need at least 0"
-            )
 
 
 CheckName = Literal["markup", "box", "length", "gripper", "subject", "progress", "repetition", "grounding"]
-
-
 _BEFORE = ("markup", "box", "length", "language", *get_args(CheckName)[3:])
 """The default of an earlier version, which every `config.yaml` of it holds."""
 
@@ -153,15 +141,15 @@ class OpenAIConfig:
     """As the server names it; empty: the only one that it lists."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable with the key; a server on loopback needs none."""
-    concurrency: int = 32
+    concurrency: PositiveInt = 32
     """Requests in flight."""
-    timeout_s: float = 120.0
+    timeout_s: PositiveFloat = 120.0
     """Of one request."""
-    max_retries: int = 8
+    max_retries: NonNegativeInt = 8
     """Of a request that met 429, 5xx, a time-out or a broken connection, with exponential backoff."""
     temperature: NonNegativeFloat = 0.7
     """Qwen3-VL-Instruct's own recommendation (generation_config.json)."""
-    max_tokens: int = 512
+    max_tokens: PositiveInt = 512
     """Of one answer."""
     judge: bool = False
     """Ask a second question about each answer that passed the checks: whether its sentences are true, yes or no, with a
@@ -188,8 +176,6 @@ class OpenAIConfig:
             raise ValueError("openai.judge is false, and another key of the judge is set: set openai.judge: true")
         if self.judge_api_key_env and not self.judge_base_url:
             raise ValueError("openai.judge_api_key_env is set without openai.judge_base_url: set api_key_env instead")
-        if self.concurrency < 1 or self.max_tokens < 1 or self.timeout_s <= 0 or self.max_retries < 0:
-            raise ValueError("openai.concurrency, max_tokens and timeout_s must be positive, max_retries at least 0")
 
 
 @strict
@@ -208,7 +194,7 @@ class AnnotateConfig:
     """Over all tasks, from train initial states; None: 2000 of an expert, all of a `source`."""
     chunk_length: PositiveInt = 5
     """K, env steps that a decision plans."""
-    stride: int = 0
+    stride: NonNegativeInt = 0
     """Env steps from one decision to the next; 0: the chunk length. OpenVLA-OFT trains on every frame: 1."""
     expert: str = "rlvla_envs.tabletop.expert:play"
     """`"module:function"`: (env, task_id, init_state_id, *, chunk_length, stride, rng, **expert_kwargs) -> a list of
@@ -226,7 +212,7 @@ class AnnotateConfig:
     """Where to look closer."""
     checks: CheckConfig = field(default_factory=CheckConfig)
     """What an annotation must hold."""
-    max_attempts: int = 3
+    max_attempts: PositiveInt = 3
     """Answers that are asked for at one decision before it is dropped."""
     max_refused_first: NonNegativeInt = 100
     """Answers at the start of a run that may all fail the checks; then it ends and says why, before more are paid for.
@@ -238,10 +224,7 @@ class AnnotateConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the keys."""
-        if self.stride < 0 or self.stride > self.chunk_length or self.max_attempts < 1:
-            raise ValueError(
-                f"stride is {self.stride}, need 0 to chunk_length ({self.chunk_length}); "
-                f"max_attempts is {self.max_attempts}, need at least 1"
-            )
+        if self.stride > self.chunk_length:
+            raise ValueError(f"stride is {self.stride}, need 0 to chunk_length ({self.chunk_length})")
         if self.openai.judge and not self.annotator:
             raise ValueError("openai.judge is true, and annotator is empty: there is nothing to judge")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlvla.config.marks import Loose, MovesNoScore
-from rlvla.config.strict import strict
+from rlvla.config.marks import Loose, MovesNoScore, strict
 
 
 @strict
@@ -23,20 +22,12 @@ class EnvConfig:
     """Passed to the env's constructor."""
     tasks: MovesNoScore[tuple[str, ...]] = ()
     """Task names to run; empty: all that the env has."""
-    deadline_s: Loose[float] = 60.0
+    deadline_s: Loose[PositiveFloat] = 60.0
     """Seconds that a chunk of env steps or a zoom may take in a rollout; then its process is killed and replaced."""
-    reset_deadline_s: Loose[float] = 300.0
+    reset_deadline_s: Loose[PositiveFloat] = 300.0
     """Seconds that a reset may take, likewise; in a new process it also imports the simulator and makes the env."""
-    max_attempts: Loose[int] = 3
+    max_attempts: Loose[PositiveInt] = 3
     """Times that a rollout plays an episode in which the simulator crashes, before it ends as ENV_ERROR."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError naming the keys."""
-        if self.deadline_s <= 0 or self.reset_deadline_s <= 0 or self.max_attempts < 1:
-            raise ValueError(
-                f"env.deadline_s is {self.deadline_s}, env.reset_deadline_s {self.reset_deadline_s}, need above 0; "
-                f"env.max_attempts is {self.max_attempts}, need at least 1"
-            )
 
 
 @strict
@@ -53,7 +44,7 @@ class EpisodeConfig:
     """`zoom`: think and look closer; `think`: the `<tool>` token cannot be sampled, and a thought is followed by an
     injected `<act>`; `act`: the turn starts behind an injected `<act>`, no thought and no tool (DeepThinkVLA's
     mask-CoT)."""
-    think_every: int = 1
+    think_every: PositiveInt = 1
     """Decisions: the policy thinks (and looks) at every n-th of an episode. Those between reuse its last thought, which
     stands in the turn as context, followed by an injected `<act>`."""
     temperature: NonNegativeFloat = 1.0
@@ -65,8 +56,6 @@ class EpisodeConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the keys."""
-        if self.think_every < 1:
-            raise ValueError(f"episode.think_every is {self.think_every}: need at least 1")
         if self.mode == "act" and self.think_every > 1:
             raise ValueError(
                 f"episode.think_every is {self.think_every}, and episode.mode act has no thought to reuse: leave "

@@ -1,16 +1,20 @@
-"""A config's YAML file as plain values, and what is wrong with them in words."""
+"""Defaults < YAML (`--config x.yaml`) < dotted flags (`--learner.lr 2e-6`), and what is wrong with them in words."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import tyro
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+
+C = TypeVar("C")
 
 MAX_BYTES = 100_000
 """A larger file is none of a config, but for example a checkpoint named by mistake."""
@@ -36,6 +40,46 @@ class ConfigError(ValueError):
     """A config that cannot be read; the message names the file, the key and the value."""
 
 
+def load(cls: type[C], argv: Sequence[str] | None = None) -> C:
+    """Read a config: defaults < `--config` YAML < dotted flags.
+
+    Args:
+        cls: one of the dataclasses of `rlvla.config`.
+        argv: command line without the program's name; None: `sys.argv[1:]`.
+
+    Raises:
+        SystemExit: the YAML or a flag is wrong; the message names the file, the key and the value.
+    """
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config", type=Path, action="append", default=[])
+    known, rest = before.parse_known_args(argv)
+    if len(known.config) > 1:
+        raise SystemExit(f"--config is given {len(known.config)} times: name one file, and the rest as flags")
+    try:
+        given: dict[str, Any] = {"default": from_yaml(cls, known.config[0])} if known.config else {}
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
+    config = tyro.cli(cls, args=rest, **given)
+    try:
+        return TypeAdapter(cls).validate_python(config)
+    except ValidationError as error:
+        raise SystemExit(explain(error, cls, "command line")) from None
+
+
+def from_yaml(cls: type[C], path: Path) -> C:
+    """Read and check one YAML file; raises ConfigError, which names the file, and the line or the key and its value."""
+    try:
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes: not a config")
+        values = parse_yaml(path.read_bytes().decode(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    try:
+        return TypeAdapter(cls).validate_python(without_gone(values))
+    except ValidationError as error:
+        raise ConfigError(explain(error, cls, str(path))) from None
+
+
 class _Loader(yaml.SafeLoader):
     """Strict: PyYAML itself keeps the last of two equal keys, and lets a few lines of aliases grow without bound."""
 
@@ -59,22 +103,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A file of keys and values; an empty one has none.
-
-    Raises:
-        ConfigError: there is no such file, or it is no YAML mapping; the message names it and the line.
-    """
-    try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes: not a config")
-        return parse_yaml(path.read_bytes().decode(), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """Content of `name` as `read_yaml` gives it; raises ConfigError."""
+    """The keys and values in the text of a file, none of an empty one; raises ConfigError, naming file and line."""
     try:
         values = _Loader(text).get_single_data()
     except RecursionError:

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlvla.config.marks import MayChange
-from rlvla.config.strict import strict
+from rlvla.config.marks import MayChange, strict
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -25,13 +24,8 @@ class LoraConfig:
     alpha: PositiveFloat = 64.0
     """Scale numerator: the update is multiplied by alpha / rank."""
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
     )
     """Linear layers of the language model that get an adapter."""
 
@@ -101,11 +95,6 @@ class LearnerConfig:
     """Trade compute for activation memory."""
     lora: LoraConfig | None = None
     """None trains all weights; of a checkpoint with an adapter, which training goes on with, the same as before."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError naming the key."""
-        if self.max_skipped_steps < 0:
-            raise ValueError(f"learner.max_skipped_steps is {self.max_skipped_steps}: need at least 0")
 
 
 @strict

@@ -10,9 +10,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlvla.config.env import EnvConfig, EpisodeConfig
 from rlvla.config.learning import AdvantageConfig, LearnerConfig, LossConfig, RewardTermConfig, num_minibatches
-from rlvla.config.marks import MayChange, MovesNoScore
+from rlvla.config.marks import Loose, MayChange, MovesNoScore, strict
 from rlvla.config.serving import ClusterConfig, SamplerConfig
-from rlvla.config.strict import strict
 
 ActionDecoding = Literal["parallel", "parallel_causal", "autoregressive"]
 """See `SFTConfig.action_decoding`."""
@@ -61,7 +60,29 @@ class TinyModelConfig:
 
 
 @strict
-class SFTConfig:
+class _PlannedConfig:
+    """What all three have."""
+
+    plan: Loose[PlanConfig] = field(default_factory=PlanConfig)
+    """What `dry_run` assumes."""
+    dry_run: Loose[bool] = False
+    """Build everything but weights, print memory, tokens and time of a step, and end."""
+
+
+@strict
+class _TrainingConfig(_PlannedConfig):
+    """What cold start and GRPO have."""
+
+    save_every: MayChange[NonNegativeInt] = 0
+    """Steps between resumable states; 0: none, so that a run that dies starts over."""
+    keep_states: MayChange[PositiveInt] = 3
+    """The newest of them that stay on the disk; one more than can be damaged at once."""
+    log: MayChange[LogConfig] = field(default_factory=LogConfig)
+    """Sinks."""
+
+
+@strict
+class SFTConfig(_TrainingConfig):
     """`recipes/sft.py`: the cold start."""
 
     dataset: Path = Path("outputs/demos")
@@ -103,10 +124,6 @@ class SFTConfig:
     """Share of episodes kept for validation loss."""
     validate_every: MayChange[PositiveInt] = 100
     """Optimizer steps."""
-    save_every: MayChange[NonNegativeInt] = 0
-    """Optimizer steps between resumable states; 0: none, so that a run that dies starts over."""
-    keep_states: MayChange[PositiveInt] = 3
-    """The newest of them that stay on the disk; one more than can be damaged at once."""
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=2e-5))
     """Optimisation."""
     num_trials: MayChange[NonNegativeInt] = 0
@@ -120,14 +137,8 @@ class SFTConfig:
     """Its sampler. On a GPU it starts beside the trainer, which still holds its memory."""
     cluster: MayChange[ClusterConfig] = field(default_factory=ClusterConfig)
     """Its processes."""
-    log: MayChange[LogConfig] = field(default_factory=LogConfig)
-    """Sinks."""
     seed: NonNegativeInt = 0
     """Of initial weights and data order."""
-    plan: MayChange[PlanConfig] = field(default_factory=PlanConfig)
-    """What `dry_run` assumes."""
-    dry_run: MayChange[bool] = False
-    """Build everything but weights, print memory, tokens and time of a step, and end."""
 
     @property
     def evaluation(self) -> EvaluateConfig:
@@ -149,7 +160,7 @@ class SFTConfig:
 
 
 @strict
-class GRPOConfig:
+class GRPOConfig(_TrainingConfig):
     """`recipes/grpo.py`."""
 
     model: Path = Path("outputs/sft/checkpoint")
@@ -175,14 +186,12 @@ class GRPOConfig:
     """Objective."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """DeepSpeed."""
-    log: MayChange[LogConfig] = field(default_factory=LogConfig)
-    """Sinks."""
     num_steps: MayChange[PositiveInt] = 100
     """Rounds of rollout and learning."""
     groups_per_step: PositiveInt = 8
     """Groups that a step learns from; with `max_waves` above 1 at most so many, and only ones with signal."""
-    group_size: int = 8
-    """G; SimpleVLA-RL: 8."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """G, whose members are held against each other; SimpleVLA-RL: 8."""
     max_waves: PositiveInt = 1
     """Rollout waves per step: above 1, groups without signal are dropped and refilled (DAPO dynamic sampling), and
     surplus groups are kept for the next step."""
@@ -201,18 +210,10 @@ class GRPOConfig:
     """Passes over a step's trajectories, each dealt anew."""
     mask_context_full: bool = True
     """Leave trajectories that outgrew the turn limit out of the loss (masked, not punished)."""
-    save_every: MayChange[NonNegativeInt] = 0
-    """Steps between resumable checkpoints; 0: none, so that a run that dies starts over."""
-    keep_states: MayChange[PositiveInt] = 3
-    """The newest of them that stay on the disk; one more than can be damaged at once."""
     save_trajectories: MayChange[NonNegativeInt] = 4
     """Trajectories of the last step kept for the report."""
     seed: NonNegativeInt = 0
     """Of task order and sampling."""
-    plan: MayChange[PlanConfig] = field(default_factory=PlanConfig)
-    """What `dry_run` assumes."""
-    dry_run: MayChange[bool] = False
-    """Build everything but weights, print memory, tokens and time of a step, and end."""
 
     @property
     def minibatches_per_step(self) -> int:
@@ -221,8 +222,6 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the two keys that contradict each other."""
-        if self.group_size < 2:
-            raise ValueError(f"group_size is {self.group_size}: group-relative advantages need at least 2")
         if self.episode.temperature <= 0:
             raise ValueError("episode.temperature must be above 0: greedy trajectories of a group are all the same")
         if self.episode.action_temperature is not None and self.episode.action_temperature <= 0:
@@ -242,7 +241,7 @@ class GRPOConfig:
 
 
 @strict
-class EvaluateConfig:
+class EvaluateConfig(_PlannedConfig):
     """`recipes/evaluate.py`."""
 
     model: Path = Path("outputs/grpo/checkpoint")
@@ -267,7 +266,3 @@ class EvaluateConfig:
     """Kept for the report, half of them failures where there are."""
     seed: NonNegativeInt = 0
     """Of sampling when the temperature is above 0."""
-    plan: MovesNoScore[PlanConfig] = field(default_factory=PlanConfig)
-    """What `dry_run` assumes."""
-    dry_run: MovesNoScore[bool] = False
-    """Build everything but weights, print memory, tokens and time of a step, and end."""

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlvla.config.marks import Loose, MayChange, MovesNoScore
-from rlvla.config.strict import strict
+from rlvla.config.marks import Loose, MayChange, MovesNoScore, strict
 
 
 @strict

@@ -37,24 +37,18 @@ def contradiction(actions: np.ndarray, state: np.ndarray, kind: ActionKind | Non
     """
     if len(actions) < MIN_FRAMES:
         return ""
-    if kind == "absolute":
-        return _are_steps_of_the_state(actions, state)
-    return _are_places_of_the_state(actions, state) or ("" if kind else _are_far_from_rest(actions))
-
-
-def _moving(actions: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The dimensions that both have and in which both move, [T, D] each, without the gripper."""
     size = min(actions.shape[1] - 1, state.shape[1])
-    actions, state = actions[:, :size].astype(np.float64), state[:, :size].astype(np.float64)
-    spread = state.std(axis=0)
-    moves = (spread > 0) & (spread >= MOVES * spread.max(initial=0)) & (actions.std(axis=0) > 0)
-    return actions[:, moves], state[:, moves]
+    acted, seen = actions[:, :size].astype(np.float64), state[:, :size].astype(np.float64)
+    spread = seen.std(axis=0)
+    moves = (spread > 0) & (spread >= MOVES * spread.max(initial=0)) & (acted.std(axis=0) > 0)
+    acted, seen = acted[:, moves], seen[:, moves]  # the dimensions that both have and in which both move
+    wrong = _are_places(acted, seen) if moves.any() else ""
+    if kind == "absolute":
+        return "" if wrong or not moves.any() else _are_steps(acted, seen)
+    return wrong or ("" if kind else _are_far_from_rest(actions))
 
 
-def _are_places_of_the_state(actions: np.ndarray, state: np.ndarray) -> str:
-    actions, state = _moving(actions, state)
-    if not state.size:
-        return ""
+def _are_places(actions: np.ndarray, state: np.ndarray) -> str:
     end = len(state) - MAX_LAG
     gaps = [np.sqrt(((actions[:end] - state[lag : end + lag]) ** 2).mean(axis=0)) for lag in range(MAX_LAG + 1)]
     shares = np.min(gaps, axis=0) / state.std(axis=0)
@@ -67,12 +61,7 @@ def _are_places_of_the_state(actions: np.ndarray, state: np.ndarray) -> str:
     )
 
 
-def _are_steps_of_the_state(actions: np.ndarray, state: np.ndarray) -> str:
-    if _are_places_of_the_state(actions, state):
-        return ""
-    actions, state = _moving(actions, state)
-    if not state.size:
-        return ""
+def _are_steps(actions: np.ndarray, state: np.ndarray) -> str:
     steps = np.diff(state, axis=0)
     values = [_correlation(actions[: len(steps) - lag], steps[lag:]) for lag in range(MAX_LAG + 1)]
     best, places = np.max(values, axis=0), np.abs(_correlation(actions[:-1], state[1:]))

@@ -94,11 +94,8 @@ class Writer:
         self._source: dict[str, Any] = {"robot_type": robot, "fps": fps, "suites": list(suites)}
         if action_kind is not None:
             self._source["action_kind"] = action_kind
-        self._fps = fps
         self._tasks: dict[str, int] = {}
         self._lengths: list[int] = []
-        self._num_rows = 0
-        self._num_pending = 0
         self._num_files = 0
         self._pending: list[pa.Table] = []
         self._schema: pa.Schema | None = None
@@ -112,9 +109,7 @@ class Writer:
             values.append(np.array(rows[name].to_pylist(), np.float32))
         self._pending.append(self._placed(rows))
         self._lengths.append(len(rows))
-        self._num_rows += len(rows)
-        self._num_pending += len(rows)
-        if self._num_pending >= ROWS_PER_FILE:
+        if sum(map(len, self._pending)) >= ROWS_PER_FILE:
             self._flush()
 
     def finish(self) -> int:
@@ -130,18 +125,17 @@ class Writer:
             raise DatasetError(f"{self._path}: there is no episode to write")
         if self._pending:
             self._flush()
-        self._write_meta(features(self._schema))
+        self._write_meta(self._schema)
         return len(self._lengths)
 
     def _placed(self, rows: pa.Table) -> pa.Table:
         """Rows with their places in the set instead of the instruction's words."""
-        num_rows = len(rows)
-        frames = np.arange(num_rows)
+        frames = np.arange(len(rows))
         places = {
-            "timestamp": frames / self._fps,
+            "timestamp": frames / self._source["fps"],
             "frame_index": frames,
-            "episode_index": np.full(num_rows, len(self._lengths)),
-            "index": self._num_rows + frames,
+            "episode_index": np.full(len(rows), len(self._lengths)),
+            "index": sum(self._lengths) + frames,
             "task_index": [self._tasks.setdefault(task, len(self._tasks)) for task in rows["task"].to_pylist()],
         }
         placed = rows.drop_columns(["task"]).replace_schema_metadata()
@@ -153,14 +147,12 @@ class Writer:
         file = self._path / f"data/chunk-000/file-{self._num_files:03d}.parquet"
         _write_table(file, pa.concat_tables(self._pending))
         self._pending.clear()
-        self._num_pending = 0
         self._num_files += 1
 
-    def _write_meta(self, told: dict[str, Any]) -> None:
+    def _write_meta(self, schema: pa.Schema) -> None:
         meta = self._path / "meta"
-        _write_table(
-            meta / "tasks.parquet", pa.table({"task_index": list(self._tasks.values()), "task": list(self._tasks)})
-        )
+        tasks = {"task_index": list(self._tasks.values()), "task": list(self._tasks)}
+        _write_table(meta / "tasks.parquet", pa.table(tasks))
         ends = np.cumsum(self._lengths)
         episodes = {
             "episode_index": list(range(len(ends))),
@@ -174,11 +166,11 @@ class Writer:
             "codebase_version": "v3.0",
             **self._source,
             "total_episodes": len(ends),
-            "total_frames": self._num_rows,
+            "total_frames": sum(self._lengths),
             "total_tasks": len(self._tasks),
             "splits": {"train": f"0:{len(ends)}"},
             "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-            "features": told,
+            "features": features(schema),
         }
         write_json(meta / "info.json", info)
 

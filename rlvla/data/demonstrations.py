@@ -136,11 +136,8 @@ def moves(actions: np.ndarray) -> np.ndarray:
     OpenVLA compares the gripper with the last action that it kept. Behind the first motion that is the action before,
     since a dropped one repeats its gripper; up to the first motion there is none, and the gripper does not count.
 
-    Args:
-        actions: [T, A], the gripper last.
-
     Returns:
-        [T] bool.
+        [T] bool, of actions [T, A], the gripper last.
     """
     is_motion = np.linalg.norm(actions[:, :-1].astype(np.float64), axis=1) >= NOOP_THRESHOLD
     is_switch = np.diff(actions[:, -1], prepend=actions[:1, -1]) != 0
@@ -153,12 +150,7 @@ def drop_noops(episode: Episode) -> Episode:
     keep = moves(episode.actions)
     if not keep.any():
         raise DatasetError(f"{episode.name}: every action is a no-op")
-    return replace(
-        episode,
-        frames={camera: frames[keep] for camera, frames in episode.frames.items()},
-        state=episode.state[keep],
-        actions=episode.actions[keep],
-    )
+    return _taken(episode, keep, keep)
 
 
 def see_before_acting(episode: Episode) -> Episode:
@@ -167,12 +159,13 @@ def see_before_acting(episode: Episode) -> Episode:
     What is seen before action t is then frame t - 1; before action 0 there is none, so that it goes, and so does the
     last frame, which no action follows.
     """
-    return replace(
-        episode,
-        frames={camera: frames[:-1] for camera, frames in episode.frames.items()},
-        state=episode.state[:-1],
-        actions=episode.actions[1:],
-    )
+    return _taken(episode, slice(-1), slice(1, None))
+
+
+def _taken(episode: Episode, seen: np.ndarray | slice, done: np.ndarray | slice) -> Episode:
+    """Some of what was seen, frames and state, and some of what was done."""
+    frames = {camera: frames[seen] for camera, frames in episode.frames.items()}
+    return replace(episode, frames=frames, state=episode.state[seen], actions=episode.actions[done])
 
 
 def robosuite_gripper(actions: np.ndarray, convention: str | None, name: str) -> np.ndarray:
@@ -198,9 +191,8 @@ def robosuite_gripper(actions: np.ndarray, convention: str | None, name: str) ->
             raise DatasetError(
                 f"{told}, but with read.gripper {convention} it is 0 to 1; try read.gripper robosuite, or unchanged"
             )
-        return np.concatenate(
-            [actions[:, :-1], 1 - 2 * gripper if convention == "openvla" else 2 * gripper - 1], axis=1
-        )
+        sign = -1 if convention == "openvla" else 1
+        return np.concatenate([actions[:, :-1], sign * (2 * gripper - 1)], axis=1)
     if (np.abs(gripper) > 1).any():
         raise DatasetError(
             f"{told}, robosuite's from -1 (open) to 1 (close): bring it there, or set read.gripper unchanged if the "
@@ -252,16 +244,10 @@ def decisions(
 
 
 def zoom(frame: np.ndarray, box: Box, center_crop: bool, size: int) -> np.ndarray:
-    """Part of a recorded frame as the policy's tool shows it.
+    """Part of a recorded frame as the policy's tool shows it; arguments and result as of `policy_view`.
 
-    Args:
-        frame: [H, W, 3] uint8.
-        box: in the frame that the model sees; widened to whole recorded pixels.
-        center_crop: see `policy_view`.
-        size: of the picture, likewise.
-
-    Returns:
-        uint8 [size, size, 3], or [H, W, 3]; area mean where it shrinks, nearest where it grows.
+    The box, in the frame that the model sees, is widened to whole recorded pixels; area mean where it shrinks, nearest
+    where it grows.
     """
     seen = policy_view(frame, center_crop, 0)
     height, width = seen.shape[:2]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,14 +77,14 @@ class Layout:
             numbers = {name: row[f"{place}{name}"] for name in ("chunk_index", "file_index")}
         else:
             numbers = {"episode_chunk": episode // self.info["chunks_size"], "episode_index": episode}
-        return inside(self.root, self.info[template].format(**numbers, **names))
+        return inside(self.root, _filled(self.info[template], {**numbers, **names}))
 
 
 def read_layout(path: Path, wanted: Sequence[str]) -> Layout:
-    """Read and check the `meta` folder.
+    """Read and check the `meta` folder of a data set.
 
     Args:
-        path: the data set.
+        path: of the data set.
         wanted: cameras to read, by feature or its last part; none: the first that the data set lists.
 
     Raises:
@@ -105,9 +105,12 @@ def read_layout(path: Path, wanted: Sequence[str]) -> Layout:
     if missing := [key for key in needed if not info.get(key)]:
         raise DatasetError(f"{file}: no {', '.join(missing)}")
     numbers = ("chunk_index", "file_index") if is_v3 else ("episode_chunk", "episode_index")
-    _check_template(file, info["data_path"], numbers)
-    if videos:
-        _check_template(file, info["video_path"], (*numbers, "video_key"))
+    try:
+        _filled(info["data_path"], dict.fromkeys(numbers, 0))
+        if videos:
+            _filled(info["video_path"], dict.fromkeys((*numbers, "video_key"), 0))
+    except ValueError as error:
+        raise DatasetError(f"{file}: {error}") from None
     episodes = _episode_rows(path, videos, is_v3)
     return Layout(
         root=path,
@@ -151,23 +154,15 @@ def _info(file: Path) -> dict[str, Any]:
         raise DatasetError(f"{file}: missing, or not JSON that describes a data set ({wrong})") from None
 
 
-def _check_template(file: Path, template: str, names: Sequence[str]) -> None:
-    """Raises DatasetError where a path asks for more than the numbers it is to hold, each with up to two digits' width.
+def _filled(template: str, values: Mapping[str, object]) -> str:
+    """A path with what it is to hold, numbers as in `{episode_index:06d}`; raises ValueError where it asks for more.
 
-    What `str.format` understands would also look into objects, and make gigabytes of blanks.
+    `str.format` would also look into objects, and make gigabytes of blanks.
     """
-    try:
-        fields = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise DatasetError(f"{file}: the path {template!r} is malformed ({error})") from None
-    for _, name, width, conversion in fields:
-        if name is None:
-            continue
-        allowed = "" if name == "video_key" else r"(0?\d{1,2})?d?"
-        if name not in names or conversion or not re.fullmatch(allowed, width or ""):
-            raise DatasetError(
-                f"{file}: the path {template!r} may hold {', '.join(names)}, each as in {{{names[0]}:03d}}"
-            )
+    path = re.sub(r"\{(\w+)(?::0?(\d{,2})d?)?\}", lambda f: str(values.get(f[1], f[0])).zfill(int(f[2] or 0)), template)
+    if "{" in path or "}" in path:
+        raise ValueError(f"the path {template!r} may hold {', '.join(values)}, each as in {{{next(iter(values))}:03d}}")
+    return path
 
 
 def _cameras(features: Mapping[str, Any], wanted: Sequence[str], file: Path) -> dict[str, str]:
@@ -230,17 +225,16 @@ def _episode_rows(root: Path, videos: Sequence[str], is_v3: bool) -> dict[int, d
 
 def _starts(root: Path, episodes: Mapping[int, Mapping[str, Any]], feature: str, fps: float) -> dict[int, int]:
     """By episode, the number of its first frame in the video that holds it among others."""
-    files: dict[tuple[int, int], list[int]] = {}
-    for episode, row in episodes.items():
-        place = row[f"videos/{feature}/chunk_index"], row[f"videos/{feature}/file_index"]
-        files.setdefault(place, []).append(episode)
+    places = {
+        episode: tuple(row[f"videos/{feature}/{what}"] for what in ("chunk_index", "file_index", "from_timestamp"))
+        for episode, row in episodes.items()
+    }
     starts: dict[int, int] = {}
-    for place, members in files.items():
-        members.sort(key=lambda episode: episodes[episode][f"videos/{feature}/from_timestamp"])
-        starts_s = [float(episodes[episode][f"videos/{feature}/from_timestamp"]) for episode in members]
+    for (chunk, file), group in groupby(sorted(places, key=lambda e: places[e]), key=lambda e: places[e][:2]):
+        members = [*group]
         lengths = [episodes[episode]["length"] for episode in members]
-        name = f"{root / 'meta/episodes'}, {feature}, chunk {place[0]}, file {place[1]}, episodes {members[0]}.."
-        starts |= zip(members, first_frames(starts_s, lengths, fps, name), strict=True)
+        name = f"{root / 'meta/episodes'}, {feature}, chunk {chunk}, file {file}, episodes {members[0]}.."
+        starts |= zip(members, first_frames([places[e][2] for e in members], lengths, fps, name), strict=True)
     return starts
 
 

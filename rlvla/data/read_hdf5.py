@@ -114,14 +114,12 @@ def _control_freq(handle: Any, file: Path) -> float:
 def _check_kind(handle: Any, file: Path, options: ReadConfig) -> None:
     """Raises DatasetError where robosuite's controller, whose settings LIBERO writes down, took other actions."""
     settings: Any = _attribute(handle, "env_args", file)
-    for key in ("env_kwargs", "controller_configs"):
+    for key in ("env_kwargs", "controller_configs", "control_delta"):
         settings = settings.get(key) if isinstance(settings, dict) else None
-    is_delta = settings.get("control_delta") if isinstance(settings, dict) else None
-    kind = {True: "delta", False: "absolute"}.get(is_delta) if isinstance(is_delta, bool) else None
-    if kind not in (None, options.action_kind):
+    if settings is (options.action_kind == "absolute"):  # None where nothing is said
         raise DatasetError(
-            f"{file}: the actions are read as {options.action_kind}, but env_args has control_delta {is_delta}: set "
-            f"read.actions {kind}"
+            f"{file}: the actions are read as {options.action_kind}, but env_args has control_delta {settings}: set "
+            f"read.actions {'delta' if settings else 'absolute'}"
         )
 
 
@@ -166,24 +164,22 @@ def _episodes(file: Path, options: ReadConfig, fps: float) -> Iterator[Episode]:
             group = _follow(handle["data"], name, where)
             if not hasattr(group, "keys"):
                 raise DatasetError(f"{where}: is no group")
-            demo = _Demo(group, where)
             turn = _turn(convention, options.rotate, where)
             cameras = options.cameras or ("agentview",)
             # robosuite calls the wrist camera robot0_eye_in_hand, LIBERO's files do without the robot
             keys = {camera: f"obs/{camera.removeprefix('robot0_')}_rgb" for camera in cameras}
-            frames = {camera: turn(demo.array(key, 4)) for camera, key in keys.items()}
-            state = np.concatenate([demo.array(f"obs/{key}", 2) for key in _STATE], axis=1).astype(np.float32)
+            state = np.concatenate([_array(group, f"obs/{key}", where) for key in _STATE], axis=1)
             episode = Episode(
                 name=where,
                 instruction=instruction,
-                frames=frames,
-                state=state,
-                actions=demo.array("actions", 2).astype(np.float32),
+                frames={camera: turn(_array(group, key, where)) for camera, key in keys.items()},
+                state=state.astype(np.float32),
+                actions=_array(group, "actions", where).astype(np.float32),
                 fps=fps,
                 action_kind=options.action_kind,
             )
-            is_late = options.frames_follow_actions
-            yield see_before_acting(episode) if (demo.is_late() if is_late is None else is_late) else episode
+            follow = options.frames_follow_actions
+            yield see_before_acting(episode) if (_is_late(group, where) if follow is None else follow) else episode
 
 
 def _follow(group: Any, key: str, where: str) -> Any:
@@ -206,49 +202,38 @@ def _follow(group: Any, key: str, where: str) -> Any:
     return group
 
 
-class _Demo:
-    """The group of one demonstration."""
+def _array(group: Any, key: str, where: str) -> np.ndarray:
+    """What a demonstration holds under a path; raises DatasetError where it is missing, no numbers, or elsewhere."""
+    stored = _follow(group, key, where)
+    if stored is None:
+        there = ", ".join(sorted([*group, *(f"obs/{name}" for name in group.get("obs", ()))]))
+        raise DatasetError(f"{where}: no {key}; there are {there}")
+    if not hasattr(stored, "nbytes"):
+        raise DatasetError(f"{where}: {key} is no array")
+    if stored.external or stored.is_virtual:
+        raise DatasetError(f"{where}: {key} lies in another file: copy its values into this one")
+    if stored.dtype.kind not in "iuf":
+        raise DatasetError(f"{where}: {key} holds {stored.dtype}, need numbers")
+    if stored.nbytes > MAX_BYTES:
+        raise DatasetError(f"{where}: {key} has shape {list(stored.shape)}, more than {MAX_BYTES} bytes")
+    with _named(f"{where}, {key}"):
+        return stored[()]
 
-    def __init__(self, group: Any, where: str) -> None:
-        self._group, self._where = group, where
-        self._length = len(self.array("actions", 2))
 
-    def array(self, key: str, num_axes: int) -> np.ndarray:
-        """[T, ...]; raises DatasetError where it is missing, of another rank, or of another length than the actions."""
-        stored = _follow(self._group, key, self._where)
-        if stored is None:
-            there = ", ".join(sorted([*self._group, *(f"obs/{name}" for name in self._group.get("obs", ()))]))
-            raise DatasetError(f"{self._where}: no {key}; there are {there}")
-        if not hasattr(stored, "nbytes"):
-            raise DatasetError(f"{self._where}: {key} is no array")
-        if stored.external or stored.is_virtual:
-            raise DatasetError(f"{self._where}: {key} lies in another file: copy its values into this one")
-        if len(stored.shape) != num_axes:
-            raise DatasetError(f"{self._where}: {key} has shape {list(stored.shape)}, need {num_axes} axes")
-        if stored.dtype.kind not in "iuf":
-            raise DatasetError(f"{self._where}: {key} holds {stored.dtype}, need numbers")
-        if stored.nbytes > MAX_BYTES:
-            raise DatasetError(f"{self._where}: {key} has shape {list(stored.shape)}, more than {MAX_BYTES} bytes")
-        with _named(f"{self._where}, {key}"):
-            values = stored[()]
-        if key != "actions" and len(values) != self._length:
-            raise DatasetError(f"{self._where}: {len(values)} of {key} for {self._length} actions")
-        return values
+def _is_late(group: Any, where: str) -> bool:
+    """Whether frame t was seen after action t, told by the arm's joints.
 
-    def is_late(self) -> bool:
-        """Whether frame t was seen after action t, told by the arm's joints.
-
-        State t is that before action t in both kinds of file, and begins with the time and the 7 joints of the arm
-        (robosuite puts the robot first). So joint reading t equals state t + 1 where frames are late, else state t.
-        """
-        joints, states = self.array("obs/joint_states", 2), self.array("states", 2)
-        if len(states) < 2 or states.shape[1] < 8 or joints.shape[1] != 7:
-            raise DatasetError(
-                f"{self._where}: cannot tell from joint_states {list(joints.shape)} and states {list(states.shape)} "
-                "whether frames follow their actions: set read.frames_follow_actions"
-            )
-        arm = states[1:, 1:8]
-        return bool(np.abs(joints[:-1] - arm).mean() < np.abs(joints[1:] - arm).mean())
+    State t is that before action t in both kinds of file, and begins with the time and the 7 joints of the arm
+    (robosuite puts the robot first). So joint reading t equals state t + 1 where frames are late, else state t.
+    """
+    joints, states = _array(group, "obs/joint_states", where), _array(group, "states", where)
+    if joints.shape != (len(states), 7) or len(states) < 2 or states.ndim != 2 or states.shape[1] < 8:
+        raise DatasetError(
+            f"{where}: cannot tell from joint_states {list(joints.shape)} and states {list(states.shape)} "
+            "whether frames follow their actions: set read.frames_follow_actions"
+        )
+    arm = states[1:, 1:8]
+    return bool(np.abs(joints[:-1] - arm).mean() < np.abs(joints[1:] - arm).mean())
 
 
 def _turn(convention: str, rotate: bool | None, where: str) -> Callable[[np.ndarray], np.ndarray]:

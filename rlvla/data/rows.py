@@ -7,10 +7,10 @@ what depends on the place in a set (`frame_index`, `task_index` ...) is added by
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -31,30 +31,19 @@ PLACE = {
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """A column of pictures."""
 _STRINGS = pa.list_(pa.string())
+_TYPES = {str: pa.string(), int: pa.int64(), float | None: pa.float32(), tuple[str, ...]: _STRINGS}
+"""Of the fields of an annotation and a provenance."""
 COLUMNS = {
     "observation.state": pa.list_(pa.float32()),
     "action": pa.list_(pa.list_(pa.float32())),
     "annotation.texts": _STRINGS,
     "annotation.crops": pa.list_(IMAGE),
-    "annotation.thoughts": _STRINGS,
     "annotation.boxes": pa.list_(pa.list_(pa.int64())),
     "annotation.box_images": pa.list_(pa.int64()),
-    "annotation.subtask": pa.string(),
-    "annotation.subject": pa.string(),
-    "annotation.gripper": pa.string(),
-    "annotation.next_gripper": pa.string(),
-    "annotation.progress": pa.float32(),
+    **{f"annotation.{name}": _TYPES[hint] for name, hint in get_type_hints(Annotation).items() if name != "looks"},
     "annotation.is_key_frame": pa.bool_(),
     "annotation.decision_index": pa.int64(),
-    "provenance.annotator": pa.string(),
-    "provenance.model": pa.string(),
-    "provenance.prompt_hash": pa.string(),
-    "provenance.seed": pa.int64(),
-    "provenance.attempts": pa.int64(),
-    "provenance.rejected": _STRINGS,
-    "provenance.checks": _STRINGS,
-    "provenance.prompt_tokens": pa.int64(),
-    "provenance.completion_tokens": pa.int64(),
+    **{f"provenance.{name}": _TYPES[hint] for name, hint in get_type_hints(Provenance).items()},
     "task": pa.string(),
 }
 """Of all columns but pictures."""
@@ -145,17 +134,18 @@ def _row(decision: Demonstration) -> dict[str, Any]:
             "annotation.thoughts": annotation.thoughts,
             "annotation.boxes": [box for _, box in annotation.looks],
             "annotation.box_images": [image for image, _ in annotation.looks],
-            "annotation.subtask": annotation.subtask,
-            "annotation.subject": annotation.subject,
-            "annotation.gripper": annotation.gripper,
-            "annotation.next_gripper": annotation.next_gripper,
-            "annotation.progress": annotation.progress,
+            **_columns(annotation, leave_out=("thoughts", "looks")),
             "annotation.is_key_frame": decision.is_key_frame,
             "annotation.decision_index": decision.decision_index,
         }
     if decision.provenance is not None:
-        row |= {f"provenance.{f.name}": getattr(decision.provenance, f.name) for f in fields(Provenance)}
+        row |= _columns(decision.provenance)
     return row | {"task": decision.instruction}
+
+
+def _columns(record: Annotation | Provenance, leave_out: Collection[str] = ()) -> dict[str, Any]:
+    names = (f.name for f in fields(record) if f.name not in leave_out)
+    return {f"{type(record).__name__.lower()}.{name}": getattr(record, name) for name in names}
 
 
 @lru_cache(maxsize=8)  # few differ in a data set, mostly none, and it takes a share of what a small picture takes

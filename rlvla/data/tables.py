@@ -32,12 +32,7 @@ def read_rows(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def picked_rows(files: Sequence[Path], numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Some whole rows of a data set; row groups without any are not read.
-
-    Args:
-        files: its tables.
-        numbers: ascending, of rows in all tables together.
-    """
+    """Whole rows by their numbers, ascending, in all tables together; row groups without any are not read."""
     end = 0
     for file in files:
         with _opened(file) as table:

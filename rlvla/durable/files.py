@@ -1,4 +1,4 @@
-"""What outlives a kill: files that appear whole or not at all, folders on the disk, and whether a run may go on."""
+"""What outlives a kill: files that appear whole or not at all, locks, lines, and whether a run may go on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,99 +43,46 @@ def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
         sync(path.parent)
 
 
-@contextmanager
-def folder_appears_whole(path: Path) -> Iterator[Path]:
-    """A folder to fill aside, renamed at the end, so that under its name it is whole or what it was before.
-
-    Killed between the two renames that replace a folder, it is neither: then both lie aside, and the next writer of the
-    same path gives the one before its name back.
-
-    Args:
-        path: replaced if it exists. Its folder is made, and what earlier writers left aside there is removed.
-
-    Raises:
-        OSError: it could not be filled; the message names the folder, what was written and what is free, and the cause
-            is chained. What was filled is removed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replaced = path.with_name(f"replaced-{path.name}")
-    if replaced.exists() and not path.exists():
-        replaced.rename(path)
-    _remove(replaced)
-    for left in path.parent.glob("incomplete-*"):
-        shutil.rmtree(left)
-    aside = aside_of(path)
-    aside.mkdir()
-    try:
-        yield aside
-    except Exception as error:
-        written = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
-        shutil.rmtree(aside)
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            f"{path} could not be written ({error}): {written} bytes were, then {free} bytes were free; nothing of it "
-            "is kept, what was there before is untouched. If the disk is full, make room and run the same command again"
-        ) from error
-    except BaseException:
-        shutil.rmtree(aside)
-        raise
-    if path.exists():
-        path.rename(replaced)
-    aside.rename(path)
-    _remove(replaced)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def aside_of(path: Path) -> Path:
-    """Where `folder_appears_whole` fills a folder."""
-    return path.with_name(f"incomplete-{path.name}")
-
-
-def claim(folder: Path, *, num_bytes: int, key: str = "output") -> None:
+def claim(folder: Path, *, num_bytes: int) -> None:
     """Make an output folder and try out that it can be written to, before anything costly starts.
 
     Args:
         folder: made where it is not there.
         num_bytes: that will be written, about.
-        key: of the config, for errors.
 
     Raises:
-        OSError: it cannot be made or written to, or its disk has less room; the message names key and folder.
+        OSError: it cannot be made or written to, or its disk has less room; the message names `output` and the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Written out at once: a full disk takes names and refuses content.
-        with appear_whole(folder / "writable", is_durable=True) as file:
-            file.write(bytes(4096))
-        (folder / "writable").unlink(missing_ok=True)  # another run may try at the same time
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # a full disk takes names and refuses content
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise OSError(
-            error.errno, f"{key}: cannot write to {folder} ({error.strerror}): name another folder, or make room there"
+            error.errno, f"output: cannot write to {folder} ({error.strerror}): name another folder, or make room there"
         ) from error
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise OSError(
             errno.ENOSPC,
-            f"{key}: {folder} is on a disk with {free / 1e6:.0f} MB free, and the run writes about "
+            f"output: {folder} is on a disk with {free / 1e6:.0f} MB free, and the run writes about "
             f"{num_bytes / 1e6:.0f} MB there: make room, or name another folder",
         )
 
 
-def hold(folder: Path, key: str = "output") -> None:
+def hold(folder: Path) -> None:
     """Keep an output folder for this process, which may hold it already, until it ends in whatever way.
 
     Raises:
-        ValueError: another run writes there; the message names key, folder and process.
+        ValueError: another run writes there; the message names `output`, folder and process.
     """
     try:
         if folder.resolve() not in _HELD:
             _HELD[folder.resolve()] = lock(folder)
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+        raise ValueError(f"output: {error}") from error
 
 
 _HELD: dict[Path, IO[str]] = {}
@@ -222,13 +170,6 @@ def visible(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path, parts in found if not any(part.startswith(".") for part in parts))
 
 
-def sync_lines(folder: Path) -> None:
-    """`sync` all files of lines in a folder, as must be before a state that counts their lines is whole."""
-    for path in folder.glob("*.jsonl"):
-        sync(path)
-    sync(folder)
-
-
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -240,9 +181,8 @@ def sync(path: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """`sync` everything in a folder, and the folder."""
-    for path in folder.rglob("*"):
+    for path in (*folder.rglob("*"), folder):
         sync(path)
-    sync(folder)
 
 
 CONTENT = "content of "

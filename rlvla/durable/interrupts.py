@@ -135,24 +135,23 @@ class _Output:
 
     def write(self, text: str) -> int:
         """As of the stream."""
-        try:
-            return self._stream.write(text)
-        except BrokenPipeError:
-            self._give_up()
-            return len(text)
+        with self._unheard():
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
         """As of the stream; Python asks for it at exit, too."""
-        try:
+        with self._unheard():
             self._stream.flush()
-        except BrokenPipeError:
-            self._give_up()
 
-    def _give_up(self) -> None:
-        """What the stream still holds back has to go somewhere."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+    @contextmanager
+    def _unheard(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # what the stream still holds back has to go somewhere
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -179,7 +178,5 @@ def kept_handlers() -> Iterator[None]:
 
 def _kill_descendants() -> None:
     for process in psutil.Process().children(recursive=True):
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue

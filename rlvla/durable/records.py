@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from rlvla import pictures
 
-R = TypeVar("R")
 WRONG = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 """What `from_json` may raise."""
 
@@ -35,7 +34,7 @@ def to_json(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def from_json(kind: type[R], data: Any) -> R:
+def from_json(kind: Any, data: Any) -> Any:
     """What `to_json` made of a value.
 
     Args:
@@ -45,34 +44,28 @@ def from_json(kind: type[R], data: Any) -> R:
     Raises:
         one of `WRONG`: it is no such value. Numbers and words are checked; a dataclass checks the rest itself.
     """
-    return _read(kind, data)
-
-
-def _read(kind: Any, data: Any) -> Any:
     arguments = get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind):
         hints = _hints(kind)
         if unknown := data.keys() - hints.keys():
             raise ValueError(f"a {kind.__name__} knows no {min(unknown)}")
-        return kind(**{name: _read(hints[name], inner) for name, inner in data.items()})
+        return kind(**{name: from_json(hints[name], inner) for name, inner in data.items()})
     if kind is np.ndarray:
         return pictures.decode(base64.b64decode(data, validate=True)) if isinstance(data, str) else _read_array(data)
     if NoneType in arguments:
-        return None if data is None else _read(arguments[0], data)
+        return None if data is None else from_json(arguments[0], data)
     if get_origin(kind) is tuple:
         kinds = (arguments[0],) * len(data) if arguments[1:] == (...,) else arguments
-        return tuple(_read(each, inner) for each, inner in zip(kinds, data, strict=True))
+        return tuple(from_json(each, inner) for each, inner in zip(kinds, data, strict=True))
     if get_origin(kind) is Mapping:
-        return {key: _read(arguments[1], inner) for key, inner in data.items()}
+        return {key: from_json(arguments[1], inner) for key, inner in data.items()}
     base = next(each for each in (str, bool, int, float) if issubclass(kind, each))
     if not isinstance(data, base | (int if base is float else base)):
         raise TypeError(f"{data!r} where a {base.__name__} is due")
     return kind(data)
 
 
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+_hints = cache(get_type_hints)
 
 
 def _write_array(array: np.ndarray) -> str | dict[str, Any]:

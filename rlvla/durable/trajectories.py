@@ -12,12 +12,7 @@ from rlvla.types import Trajectory
 
 
 def save_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
-    """Write all trajectories, one a line; the file appears whole or not at all.
-
-    Args:
-        path: a `.jsonl` file; replaced if it exists. Its folder is made.
-        trajectories: any number.
-    """
+    """Write a `.jsonl` file, which appears whole or not at all, and its folder; what was there is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with appear_whole(path) as file:
         for trajectory in trajectories:

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from tqdm import tqdm
 
 from rlvla.config import GRPOConfig, SFTConfig
-from rlvla.durable.files import sync_lines
+from rlvla.durable.checkpoints import appear_sealed, forget_old
+from rlvla.durable.files import sync
 from rlvla.durable.interrupts import Interrupts
 from rlvla.durable.provenance import write_resolved
-from rlvla.durable.sealed import appear_sealed, forget_old
 from rlvla.run import identity
 from rlvla.run.metrics import MetricsLogger
 
@@ -112,7 +112,8 @@ class Run(Generic[C]):
         """A state to go on from before `step`; interrupted at any moment, it is not there."""
         states = self._output / "state"
         if self._is_main:
-            sync_lines(self._output)
+            for path in (*self._output.glob("*.jsonl"), self._output):
+                sync(path)  # the state counts their lines
         self._write(states / f"step-{step:06d}", fill)
         if self._is_main:
             forget_old(states, self._cfg.keep_states, written=step)

@@ -41,8 +41,7 @@ def evaluate(cfg: EvaluateConfig, *, starts_over: bool = False) -> dict[str, Any
         ValueError: the env offers too few states, or some that were also trained on; or, unless it `starts_over`, the
             output folder holds the trials of another evaluation.
     """
-    names, tasks, said = _tasks(cfg)
-    protocol = _protocol(cfg, list(names.values()), said)
+    names, tasks, protocol = _protocol(cfg)
     log = TrialLog(cfg.output / "trials.jsonl", protocol, starts_over=starts_over)
     if not log.trials:
         for name in ("summary.json", _SHOWN):  # of trials that are no more
@@ -90,8 +89,11 @@ def line(name: str, result: dict[str, Any]) -> str:
     )
 
 
-def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[str, Any]]:
-    """The names of the tasks by id, the trials, and what the protocol says of their states and of the env."""
+def _protocol(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[str, Any]]:
+    """The names of the tasks by id, the trials, and what they depend on.
+
+    That is JSON-able: what the env says of itself, whatever the config says and names, and the packages that compute.
+    """
     env: Any = make_env(cfg.env)
     tasks = []
     names = {task_id: env.task_names[task_id] for task_id in task_ids(env, cfg.env)}
@@ -103,16 +105,19 @@ def _tasks(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict[st
             for state in states
         ]
     made = made_with(env)
-    said: dict[str, Any] = {
+    protocol: dict[str, Any] = {
         "is_official": _is_official(cfg, env, made, names, tasks),
         "env_kwargs": made,
         "max_env_steps": {name: int(env.max_env_steps(task_id)) for task_id, name in names.items()},
+        "tasks": list(names.values()),
+        **identity.of(cfg, [*marked(EvaluateConfig, MOVES_NO_SCORE)]),
+        "packages": provenance()["packages"],
     }
     # Optional: only of envs that inherit from `rlvla_envs.VLAEnv`, and of few of those.
     if note := getattr(env, "split_notes", {}).get(cfg.split):
-        said["split_note"] = note
+        protocol["split_note"] = note
     env.close()
-    return names, tasks, said
+    return names, tasks, protocol
 
 
 def _is_official(
@@ -151,9 +156,3 @@ def _refuse_trained(cfg: EvaluateConfig, env: Env, task_id: int, states: Sequenc
             f"{cfg.model} was trained on {len(leaked)} of the official initial states of task {task!r}, so that its "
             "result would not be comparable: use split evaluate, or set allow_trained_states (the result says so)"
         )
-
-
-def _protocol(cfg: EvaluateConfig, tasks: Sequence[str], said: Mapping[str, Any]) -> dict[str, Any]:
-    """What the trials depend on, JSON-able: whatever the config says and names, and the packages that compute."""
-    own = identity.of(cfg, [*marked(EvaluateConfig, MOVES_NO_SCORE)])
-    return {**said, "tasks": list(tasks), **own, "packages": provenance()["packages"]}

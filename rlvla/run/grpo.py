@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
+from rlvla.durable.checkpoints import appear_sealed, newest_whole
 from rlvla.durable.files import claim, differences, hold, write_json
 from rlvla.durable.interrupts import Interrupts
 from rlvla.durable.random_state import random_state, seed_random, set_random_state
-from rlvla.durable.sealed import appear_sealed, newest_whole
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.policies.family import note_trained
 from rlvla.protocols import Stateful
@@ -31,9 +31,9 @@ from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import TaskStream
 from rlvla.run import disk, identity
 from rlvla.run.base import Run
-from rlvla.run.futile import FutileCount
 from rlvla.run.ledger import Ledger
 from rlvla.run.metrics import PhaseTimer, read_metrics, rollout_metrics
+from rlvla.run.no_signal import NoSignalCount
 from rlvla.types import Group, Trajectory
 
 SHOWN = ("success", "format_rate", "tool_calls_per_turn", "response_tokens", "kl", "mismatch_kl")
@@ -65,7 +65,7 @@ class GRPORun(Run[GRPOConfig]):
         self._scored_by = identity.of(cfg, [field.name for field in fields(cfg) if field.name != "reward"])
         self._ledger = Ledger(cfg.output)
         self._saved = 0
-        self._futile = FutileCount(cfg.max_futile_steps)
+        self._no_signal = NoSignalCount(cfg.max_futile_steps)
         claim(cfg.output, num_bytes=disk.of_grpo(cfg))
         hold(cfg.output)
 
@@ -159,11 +159,11 @@ class GRPORun(Run[GRPOConfig]):
             RuntimeError: `max_futile_steps` in a row had nothing, or the first one nothing at all; the message says
                 what was seen.
         """
-        if self._futile.is_too_much(step, [*groups, *sampled]):
+        if self._no_signal.is_too_much(step, [*groups, *sampled]):
             file = self._keep_bad_step(step, sampled)
             if self._saved != step:  # 0 where nothing has been learned
                 self._checkpoint(step)
-            raise self._futile.error(step, sampled, file)
+            raise self._no_signal.error(step, sampled, file)
 
     def log(self, step: int, groups: Sequence[Group], sampled: Sequence[Group], learned: Mapping[str, float]) -> None:
         """Write what a step did: its metrics, the ids of its trajectories, in the last one some of them for the report.
@@ -180,7 +180,7 @@ class GRPORun(Run[GRPOConfig]):
         Raises:
             FloatingPointError: too many steps in a row skipped an update; the message names the file and the key.
         """
-        seconds = self._timer.metrics()
+        seconds = self._timer.seconds
         metrics = {**rollout_metrics(sampled), **learned, **seconds}
         metrics["trajectories_per_s"] = metrics["num_trajectories"] / seconds["time/rollout_s"]
         # No env steps are known when the simulator crashed in every trajectory.
@@ -234,8 +234,5 @@ def _mean(values: Sequence[float]) -> float:
 
 def _regroup(trajectories: Sequence[Trajectory]) -> list[Group]:
     """Trajectories saved group after group -> the groups."""
-    groups: dict[tuple[int, int, int], list[Trajectory]] = {}
-    for trajectory in trajectories:
-        task = trajectory.task
-        groups.setdefault((task.task_id, task.init_state_id, task.seed), []).append(trajectory)
-    return [Group(task=members[0].task, trajectories=tuple(members)) for members in groups.values()]
+    by_task = itertools.groupby(trajectories, key=lambda trajectory: trajectory.task)
+    return [Group(task=task, trajectories=tuple(members)) for task, members in by_task]

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from rlvla import __version__
 from rlvla.config import EnvConfig, GRPOConfig, SFTConfig
 from rlvla.data.dataset import data_files
+from rlvla.durable.checkpoints import MANIFEST, digest_of
 from rlvla.durable.files import CONTENT, SHIPPED, write_json
 from rlvla.durable.provenance import to_dict
-from rlvla.durable.sealed import MANIFEST
 from rlvla.plugins import PluginError, present_name, resolve
 from rlvla.policies.models.lora import FOLDER as ADAPTER
 from rlvla.rollout.env_server import make_env
@@ -148,7 +148,7 @@ def _of_argument(value: Any) -> str:
 
 
 _KINDS: tuple[tuple[str, Callable[[Any], str]], ...] = (
-    (r"model|adapter", lambda value: of_policy(value)),
+    (r"model|adapter", of_policy),
     (r"dataset", lambda value: of_dataset(Path(value))),
     (r"source", lambda value: of_files(Path(value))),
     (r"expert|annotator|reward\.\d+\.fn|episode\.tools\.[^.]+", lambda value: of_plugin(value) if ":" in value else ""),
@@ -184,7 +184,7 @@ def _of_sources(files: Iterable[str], modules: Iterable[str | None]) -> str:
     starts = {Path(file).resolve() for file in (*files, *of_modules) if file}
     sources = {source for start in starts for source in _with_neighbours(start)}
     # By name, not by path: the same package may be installed elsewhere. Several files may have one name.
-    return _combine(dict.fromkeys((f"{file.name} {_file_digest(file)}" for file in sources), ""))
+    return _combine(dict.fromkeys((f"{file.name} {digest_of(file)}" for file in sources), ""))
 
 
 def _with_neighbours(start: Path) -> set[Path]:
@@ -231,15 +231,10 @@ def _digest(folder: Path, files: Iterable[Path]) -> str:
         tqdm(total=size, desc=f"read {folder}", unit="B", unit_scale=True, disable=size < _LARGE) as bar,
         ThreadPoolExecutor() as pool,  # hashing releases the interpreter lock
     ):
-        for name, digest in zip(names, pool.map(_file_digest, names.values()), strict=True):
+        for name, digest in zip(names, pool.map(digest_of, names.values()), strict=True):
             digests[name] = digest
             bar.update(names[name].stat().st_size)
     return _combine(digests)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _combine(digests: Mapping[str, str]) -> str:

@@ -6,14 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rlvla.durable.files import append_line, read_lines
 from rlvla.run.metrics import forget_steps
 from rlvla.types import EndReason, Group, TaskSpec
 
 _STARTED, _IDS = "started.jsonl", "ids.jsonl"
-Lines = list[dict[str, Any]]
 
 
 def trajectory_id(task: TaskSpec, member: int) -> str:
@@ -79,61 +77,43 @@ def balance(folder: Path) -> tuple[dict[str, int], list[str]]:
         attempts at a step that were cut short, or done again as the run went on from an older state, or that are still
         being made. And what is wrong, in words; nothing, where every one that was started is one of the three.
     """
-    attempts, problems = _attempts(read_lines(folder / _STARTED))
-    steps = read_lines(folder / _IDS)
-    numbers = [line["step"] for line in steps]
-    if numbers != list(range(numbers[0], numbers[-1] + 1) if numbers else ()):
-        problems.append(f"steps are missing or doubled in {_IDS}")
-    for line in steps:
-        last = attempts.get(line["step"], [[]])[-1]
-        problems += _differences(f"step {line['step']}", Counter(last), Counter(line["sampled"]))
-        if foreign := set(line["resampled"]) - set(last):
-            problems.append(f"step {line['step']} began again what it had not started: {_some(foreign)}")
-        if not 0 <= line["failed"] <= len(line["sampled"]):
-            problems.append(f"{line['failed']} of {len(line['sampled'])} trajectories failed in step {line['step']}")
-    problems += _doubled("sampled", steps) + _doubled("learned from", steps, "learned")
-    sampled = {id_ for line in steps for id_ in line["sampled"]}
-    unknown = {id_ for line in steps for id_ in line["learned"]} - sampled
-    if unknown and numbers[0] == 0:  # else it may be of a step before, whose line is elsewhere
-        problems.append(f"learned from, and not sampled: {_some(unknown)}")
-    kept = [len(own[-1]) for step, own in attempts.items() if step in numbers]
-    counts = {"started": sum(len(ids) for own in attempts.values() for ids in own)}
-    counts["failed"] = sum(line["failed"] for line in steps)
-    counts["finished"] = sum(len(line["sampled"]) for line in steps) - counts["failed"]
-    counts["dropped"] = counts["started"] - sum(kept)
-    if counts["started"] != counts["finished"] + counts["failed"] + counts["dropped"]:
-        problems.append("{started} started, {finished} finished, {failed} failed, {dropped} dropped".format(**counts))
-    return counts, problems
-
-
-def _attempts(lines: Lines) -> tuple[dict[int, list[list[str]]], list[str]]:
-    """The ids of each attempt at each step, and what is wrong with them."""
     attempts: dict[int, list[list[str]]] = {}
-    problems = []
-    for line in lines:
+    for line in read_lines(folder / _STARTED):
         own = attempts.setdefault(line["step"], [])
         if line["batch"] == 0 or not own:
             own.append([])
         own[-1] += line["ids"]
+    steps = read_lines(folder / _IDS)
+    numbers = [line["step"] for line in steps]
+    problems = []
+
+    def see(what: str, wrong: Iterable[str]) -> None:
+        if wrong := sorted(wrong):
+            problems.append(f"{what}: {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else ""))
+
     for step, own in attempts.items():
         for ids in own:
-            if twice := [id_ for id_, count in Counter(ids).items() if count > 1]:
-                problems.append(f"step {step} started twice in one attempt: {_some(twice)}")
-    return attempts, problems
+            see(f"step {step} started twice in one attempt", _doubled(ids))
+    if numbers != list(range(numbers[0], numbers[-1] + 1) if numbers else ()):
+        problems.append(f"steps are missing or doubled in {_IDS}")
+    for line in steps:
+        step, last, done = line["step"], Counter(attempts.get(line["step"], [[]])[-1]), Counter(line["sampled"])
+        see(f"step {step} started, and did not sample", last - done)
+        see(f"step {step} sampled, and had not started", done - last)
+        see(f"step {step} began again what it had not started", set(line["resampled"]) - set(last))
+        if not 0 <= line["failed"] <= len(line["sampled"]):
+            problems.append(f"{line['failed']} of {len(line['sampled'])} trajectories failed in step {step}")
+    sampled, learned = ([id_ for line in steps for id_ in line[key]] for key in ("sampled", "learned"))
+    see("sampled twice", _doubled(sampled))
+    see("learned from twice", _doubled(learned))
+    if numbers and numbers[0] == 0:  # else it may be of a step before, whose line is elsewhere
+        see("learned from, and not sampled", set(learned) - set(sampled))
+    counts = {"started": sum(len(ids) for own in attempts.values() for ids in own)}
+    counts["failed"] = sum(line["failed"] for line in steps)
+    counts["finished"] = len(sampled) - counts["failed"]
+    counts["dropped"] = counts["started"] - sum(len(own[-1]) for step, own in attempts.items() if step in numbers)
+    return counts, problems
 
 
-def _differences(where: str, started: Counter[str], sampled: Counter[str]) -> list[str]:
-    lost, strange = started - sampled, sampled - started
-    problems = [f"{where} started, and did not sample: {_some(lost)}"] if lost else []
-    return problems + ([f"{where} sampled, and had not started: {_some(strange)}"] if strange else [])
-
-
-def _doubled(what: str, steps: Lines, key: str = "") -> list[str]:
-    counts = Counter(id_ for line in steps for id_ in line[key or what])
-    twice = [id_ for id_, count in counts.items() if count > 1]
-    return [f"{what} twice: {_some(twice)}"] if twice else []
-
-
-def _some(ids: Iterable[str]) -> str:
-    first, *others = sorted(ids)
-    return f"{first} and {len(others)} more" if others else first
+def _doubled(ids: Iterable[str]) -> list[str]:
+    return [id_ for id_, count in Counter(ids).items() if count > 1]

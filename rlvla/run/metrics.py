@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from rlvla.config import LogConfig
 from rlvla.durable.files import appear_whole, append_line, read_lines, whole_lines
 from rlvla.plugins import naming
-from rlvla.types import EndReason, Group, Segment, SegmentKind, Trajectory, Turn
+from rlvla.types import EndReason, Group, Segment, SegmentKind, Turn
 
 METRICS = {
     "success": "share of trajectories that ended in success",
@@ -51,9 +51,15 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """
     everything = [t for group in groups for t in group.trajectories]
     valid = [t for t in everything if t.end is not EndReason.ENV_ERROR]
+    turns = [turn for t in valid for turn in t.turns]
+    boxes = [call.box for call in _calls(turns) if call.box and not call.error]
+    scored = [t for t in valid if t.reward is not None]
+    terms = dict.fromkeys(name for t in scored for name in t.reward_terms)
+    ends = Counter(t.end for t in everything)
     metrics: dict[str, float | None] = {
         "success": _mean(t.success for t in valid),
-        **_reward_metrics(valid),
+        "reward": _mean(t.reward for t in scored),
+        **{f"reward/{name}": _mean(t.reward_terms[name] for t in scored) for name in terms},
         "num_trajectories": float(len(everything)),
         "num_finished": float(len(valid)),
         "env_errors": float(len(everything) - len(valid)),
@@ -61,30 +67,14 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "env_replays": float(sum(t.num_replays for t in everything)),
         "num_turns": _mean(len(t.turns) for t in valid),
         "num_env_steps": _mean(t.num_env_steps for t in valid),
-        **_turn_metrics([turn for t in valid for turn in t.turns]),
-        "groups_without_signal": _mean(not g.has_signal for g in groups if not g.is_dropped),
-        "groups_not_finite": float(sum(g.is_dropped and not g.is_finite for g in groups)),
-        **_end_metrics(everything),
-    }
-    return {name: value for name, value in metrics.items() if value is not None}
-
-
-def _reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
-    rewards = [t.reward for t in trajectories if t.reward is not None]
-    terms = [t.reward_terms for t in trajectories if t.reward is not None]
-    names = dict.fromkeys(name for own in terms for name in own)
-    return {
-        "reward": _mean(filter(math.isfinite, rewards)),
-        **{f"reward/{name}": _mean(filter(math.isfinite, (own[name] for own in terms))) for name in names},
-    }
-
-
-def _turn_metrics(turns: Sequence[Turn]) -> dict[str, float | None]:
-    boxes = [call.box for call in _calls(turns) if call.box and not call.error]
-    return {
         **behaviour(count_turns(turns)),
         "crop_area": _mean((x2 - x1) * (y2 - y1) / 1000**2 for x1, y1, x2, y2 in boxes),
+        "groups_without_signal": _mean(not g.has_signal for g in groups if not g.is_dropped),
+        "groups_not_finite": float(sum(g.is_dropped and not g.is_finite for g in groups)),
+        # Every reason, zeros included, so that curves have no holes.
+        **{f"end/{reason}": ends[reason] / len(everything) if everything else None for reason in EndReason},
     }
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def count_turns(turns: Sequence[Turn]) -> dict[str, int]:
@@ -114,14 +104,9 @@ def _calls(turns: Sequence[Turn]) -> list[Segment]:
     return [call for turn in turns for call in turn.of_kind(SegmentKind.TOOL_CALL)]
 
 
-def _end_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
-    """Every reason, zeros included, so that curves have no holes."""
-    counts = Counter(t.end for t in trajectories)
-    return {f"end/{reason}": counts[reason] / len(trajectories) for reason in EndReason} if trajectories else {}
-
-
-def _mean(values: Any) -> float | None:
-    numbers = [float(value) for value in values]
+def _mean(values: Iterable[Any]) -> float | None:
+    """Of those that are finite."""
+    numbers = [float(value) for value in values if math.isfinite(value)]
     return sum(numbers) / len(numbers) if numbers else None
 
 
@@ -157,6 +142,7 @@ class PhaseTimer:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        """By `time/<phase>_s`."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -165,36 +151,34 @@ class PhaseTimer:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def metrics(self) -> dict[str, float]:
-        """`time/<phase>_s` of every phase so far."""
-        return {f"time/{name}_s": seconds for name, seconds in self.seconds.items()}
+            key = f"time/{name}_s"
+            self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
 
 
 class MetricsLogger:
     """Writes the metrics of each step to `metrics.jsonl`, and to TensorBoard and W&B when `log` says so."""
 
     def __init__(self, output: Path, log: LogConfig) -> None:
-        """Open the sinks; lines of an earlier run in `output` stay until `rewind`, or until their step is logged again.
-
-        Raises:
-            ModuleNotFoundError: a sink is asked for whose package is missing; the message names the config key.
-        """
+        """Open the sinks; lines of an earlier run in `output` stay until `rewind` or until their step comes again."""
         output.mkdir(parents=True, exist_ok=True)
         self.path = output / "metrics.jsonl"
-        self._output = output
         self._log = log
         self._tensorboard: Any = None
         self._is_rewound = False
-        require_sinks(log)
-        self._wandb = _start_wandb(output, log.wandb_project) if log.wandb_project else None
+        self._wandb: Any = None
+        if log.wandb_project:
+            import wandb  # type: ignore[import-not-found]
+
+            with naming(f"log.wandb_project {log.wandb_project!r}"):
+                self._wandb = wandb.init(project=log.wandb_project, name=output.name, dir=str(output))
 
     def rewind(self, step: int) -> None:
         """Forget all lines from `step` on: the run resumes there."""
         forget_steps(self.path, step)
         if self._log.tensorboard:
-            self._tensorboard = _start_tensorboard(self._output, step)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step)
         self._is_rewound = True
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -232,10 +216,13 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
 
 def require_sinks(log: LogConfig) -> None:
     """Raises ModuleNotFoundError naming the key of a sink whose package is missing."""
-    if log.tensorboard:
-        _require("tensorboard", "log.tensorboard is on")
-    if log.wandb_project:
-        _require("wandb", f"log.wandb_project is {log.wandb_project!r}")
+    asked = {
+        "tensorboard": log.tensorboard and "log.tensorboard is on",
+        "wandb": log.wandb_project and f"log.wandb_project is {log.wandb_project!r}",
+    }
+    for package, reason in asked.items():
+        if reason and importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"{reason}, but {package} is not installed: install it or change the key")
 
 
 def forget_steps(path: Path, step: float) -> None:
@@ -246,21 +233,3 @@ def forget_steps(path: Path, step: float) -> None:
             warnings.warn(f"{path}: what stands behind line {len(whole)} cannot be read and is left out", stacklevel=2)
         with appear_whole(path) as file:
             file.writelines(line for line in whole if json.loads(line)["step"] < step)
-
-
-def _require(package: str, reason: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ModuleNotFoundError(f"{reason}, but {package} is not installed: install it or change the key")
-
-
-def _start_tensorboard(output: Path, step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(output / "tensorboard"), purge_step=step)
-
-
-def _start_wandb(output: Path, project: str) -> Any:
-    import wandb  # type: ignore[import-not-found]
-
-    with naming(f"log.wandb_project {project!r}"):
-        return wandb.init(project=project, name=output.name, dir=str(output))

@@ -1,7 +1,9 @@
 """What a run needs beside its config, looked at before Ray, a simulator's pool or a model starts.
 
-Each function raises what names the key, and is called by the recipe of its name, which ends there. They write nothing:
-whether `output` can be written to, `rlvla.durable.files.claim` tries out next.
+Each function is called by the recipe of its name, and writes nothing: whether `output` can be written to,
+`rlvla.durable.files.claim` tries out next. What they raise names the key, and ends the recipe: ValueError;
+FileNotFoundError where `model` is none; ModuleNotFoundError where a sink of `log`, or a module of `env.imports`, is not
+installed; and what the constructor of an env raises.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +38,6 @@ def check_sft(cfg: SFTConfig) -> None:
     """The model to start from is there, the batch divides, and the result can be evaluated.
 
     Of the data set nothing: the recipe reads it next.
-
-    Raises:
-        ValueError: the message names the key.
-        FileNotFoundError: `model` is a path without a model.
-        ModuleNotFoundError: a sink of `log` is not installed.
     """
     require_sinks(cfg.log)
     _check_resume(cfg)
@@ -64,16 +62,7 @@ def require_even(batch_size: int, world: int) -> None:
 
 
 def check_result(cfg: SFTConfig, model: Any, policy: Policy) -> None:
-    """What is going to be trained can be evaluated as `num_trials` asks for, which is done once it is trained.
-
-    Args:
-        cfg: of the cold start.
-        model: a Hugging Face model.
-        policy: its own.
-
-    Raises:
-        ValueError: the message names the key.
-    """
+    """A Hugging Face model and its policy, once trained, can be evaluated as `num_trials` asks for."""
     if not cfg.num_trials:
         return
     policy.check_episode(cfg.episode)
@@ -86,13 +75,7 @@ def check_result(cfg: SFTConfig, model: Any, policy: Policy) -> None:
 
 
 def check_grpo(cfg: GRPOConfig) -> None:
-    """The checkpoint fits config and env, the machine has what the cluster reserves, and a resumed run is the same one.
-
-    Raises:
-        ValueError: the message names the key.
-        FileNotFoundError: `model` is no checkpoint.
-        ModuleNotFoundError: a sink of `log`, or a module of `env.imports`, is not installed.
-    """
+    """The checkpoint fits config and env, the machine what the cluster reserves, and a resumed run is the same one."""
     require_sinks(cfg.log)
     _check_resume(cfg)
     policy = check_policy(cfg)
@@ -102,25 +85,14 @@ def check_grpo(cfg: GRPOConfig) -> None:
 
 
 def check_evaluate(cfg: EvaluateConfig) -> None:
-    """As `check_grpo`, and the simulator has the initial states.
-
-    Raises:
-        ValueError: the message names the key.
-        FileNotFoundError: `model` is no checkpoint.
-        ModuleNotFoundError: a module of `env.imports` is not installed.
-    """
+    """As `check_grpo`, and the simulator has the initial states."""
     policy = check_policy(cfg)
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
     check_env(cfg, policy)
 
 
 def check_policy(cfg: GRPOConfig | EvaluateConfig) -> Policy:
-    """The checkpoint is there and whole, the sampler can serve it, and the tools are there.
-
-    Raises:
-        ValueError: the message says what to do.
-        FileNotFoundError: `model` is no checkpoint.
-    """
+    """The checkpoint is there and whole, the sampler can serve it, and the tools are there."""
     if not (cfg.model / "config.json").is_file():
         raise FileNotFoundError(f"model: {cfg.model} holds no checkpoint; recipes/sft.py makes one")
     policy = load_policy(cfg.model)
@@ -154,12 +126,9 @@ def _check_resources(cluster: ClusterConfig, tensor_parallel_size: int, num_lear
 
 
 def check_env(cfg: AnnotateConfig | EvaluateConfig | GRPOConfig | SFTConfig, policy: Policy | None = None) -> None:
-    """`check_world` of the env that the config names; raises what its constructor raises."""
-    env = make_env(cfg.env)
-    try:
+    """`check_world` of the env that the config names."""
+    with closing(make_env(cfg.env)) as env:
         check_world(cfg, env, policy)
-    finally:
-        env.close()
 
 
 def check_world(
@@ -171,9 +140,6 @@ def check_world(
         cfg: of the run.
         env: constructed; it is not reset.
         policy: of the checkpoint; None: read here, if it is there.
-
-    Raises:
-        ValueError: the env lacks a task or initial states, or policy and env do not go together; it names what.
     """
     evaluation = cfg if isinstance(cfg, EvaluateConfig) else None
     if isinstance(cfg, SFTConfig):

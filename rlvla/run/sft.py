@@ -10,9 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rlvla.config import SFTConfig
-from rlvla.durable.files import aside_of, write_json
+from rlvla.durable.checkpoints import aside_of, newest_whole, require_seen, seen
+from rlvla.durable.files import write_json
 from rlvla.durable.interrupts import Interrupts
-from rlvla.durable.sealed import newest_whole, require_seen, seen
 from rlvla.learner.sft import SFTTrainer
 from rlvla.run.base import Run
 from rlvla.run.evaluation import evaluate, line

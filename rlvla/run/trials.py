@@ -125,15 +125,7 @@ def success_rate(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def summarise(task_names: Mapping[int, str], trials: Sequence[Trial]) -> dict[str, Any]:
-    """Success with its interval per task and in all, and how the policy behaved.
-
-    Args:
-        task_names: of the evaluated task ids.
-        trials: of these tasks, in any order.
-
-    Returns:
-        JSON-able; a behaviour without a sample (no turn at all) is left out.
-    """
+    """Success with its interval per task and in all, and how the policy behaved, which no turn at all leaves out."""
     by_task = {name: [t for t in trials if t.task_id == task_id] for task_id, name in task_names.items()}
     ends = Counter(t.end for t in trials)
     return {

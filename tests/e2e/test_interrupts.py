@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
+from rlvla.durable.checkpoints import damage
 from rlvla.durable.interrupts import GRACE_S
-from rlvla.durable.sealed import damage
 from rlvla.run.metrics import read_metrics
 from tests.e2e.run import TORCHRUN, end, noted, recipe, running, struck, wait_until
 from tests.full_disk import can_mount

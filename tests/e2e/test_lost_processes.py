@@ -35,7 +35,7 @@ from rlvla.config import (
     LearnerConfig,
     SamplerConfig,
 )
-from rlvla.durable.sealed import appear_sealed, newest_whole
+from rlvla.durable.checkpoints import appear_sealed, newest_whole
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory

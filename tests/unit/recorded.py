@@ -215,15 +215,10 @@ def write_hdf5(file: Path, episodes: Sequence[Raw], *, official: bool) -> Path:
     with h5py.File(file, "w") as handle:
         data = handle.create_group("data")
         if official:
-            data.attrs["problem_info"] = json.dumps(
-                {"problem_name": "libero_tabletop", "language_instruction": list(episodes[0].instruction)}
-            )
+            data.attrs["problem_info"] = json.dumps({"language_instruction": list(episodes[0].instruction)})
             data.attrs["macros_image_convention"] = "opengl"
             data.attrs["env_args"] = json.dumps({"type": 1, "env_kwargs": {"control_freq": 20}})
-            data.attrs["bddl_file_name"] = "task.bddl"
-            data.attrs["tag"] = "libero-v1"
             data.attrs["num_demos"] = len(episodes)
-            data.attrs["total"] = sum(len(e.actions) for e in episodes)
         for i, episode in enumerate(episodes):
             _write_demo(data.create_group(f"demo_{i}"), episode, official)
     return file
@@ -235,18 +230,10 @@ def _write_demo(group: Any, episode: Raw, official: bool) -> None:
     states = np.concatenate([np.arange(length)[:, None] / 20, joints, np.zeros((length, 37))], axis=1)
     seen = np.minimum(np.arange(length) + official, length - 1)
     obs = group.create_group("obs")
-    obs.create_dataset("agentview_rgb", data=episode.agentview[seen][:, ::-1, ::-1])
-    obs.create_dataset("eye_in_hand_rgb", data=episode.wrist[seen][:, ::-1, ::-1])
-    obs.create_dataset("ee_states", data=episode.state[seen, :6].astype(np.float64))
-    obs.create_dataset("ee_pos", data=episode.state[seen, :3].astype(np.float64))
-    obs.create_dataset("ee_ori", data=episode.state[seen, 3:6].astype(np.float64))
-    obs.create_dataset("gripper_states", data=episode.state[seen, 6:].astype(np.float64))
-    obs.create_dataset("joint_states", data=joints[seen])
+    shown = {"agentview_rgb": episode.agentview[:, ::-1, ::-1], "eye_in_hand_rgb": episode.wrist[:, ::-1, ::-1]}
+    state = episode.state.astype(np.float64)
+    shown |= {"ee_pos": state[:, :3], "ee_ori": state[:, 3:6], "gripper_states": state[:, 6:], "joint_states": joints}
+    for name, values in shown.items():
+        obs.create_dataset(name, data=values[seen])
     group.create_dataset("actions", data=episode.actions.astype(np.float64))
     group.create_dataset("states", data=states)
-    group.create_dataset("robot_states", data=np.zeros((length, 9)))
-    group.create_dataset("rewards", data=(np.arange(length) == length - 1).astype(np.uint8))
-    group.create_dataset("dones", data=(np.arange(length) == length - 1).astype(np.uint8))
-    if official:
-        group.attrs["num_samples"] = str(length)
-        group.attrs["init_state"] = states[0]

@@ -149,8 +149,6 @@ def test_a_change_that_is_soon_undone_never_happened() -> None:
         ({"gripper": "proprio", "gripper_dim": -4}, "gripper_dim is -4, proprio have 3"),
         ({"still_speed": 1.0, "still_dims": (0, 5)}, "still_dims are .0, 5., proprio has 3"),
         ({"open_below": 0.5}, "key_frames.open_below"),
-        ({"min_gap": 0}, "key_frames.min_gap"),
-        ({"still_speed": -1.0}, "key_frames.still_speed"),
     ],
 )
 def test_an_option_that_is_impossible_or_finds_no_such_dimension_is_named(options: dict, message: str) -> None:

@@ -16,7 +16,7 @@ from rlvla.durable.provenance import write_resolved
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "rlvla/config"
-CLASSES = {"annotate": AnnotateConfig, "sft": SFTConfig, "grpo": GRPOConfig, "evaluate": EvaluateConfig}
+CLASSES: dict[str, Any] = {"annotate": AnnotateConfig, "sft": SFTConfig, "grpo": GRPOConfig, "evaluate": EvaluateConfig}
 """By the first word of a YAML file's name."""
 YAML_FILES = sorted((ROOT / "recipes/configs").glob("*.yaml"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -144,6 +145,22 @@ def test_statistics_are_numpys_of_all_numbers(tmp_path: Path) -> None:
         assert stats["action"].pop(name) == pytest.approx(value, rel=1e-12), name
     assert stats["action"] == {}
     assert (stats["observation.state"]["mean"], stats["observation.state"]["count"]) == ([4, 0.5], [9])
+
+
+def test_writing_holds_few_episodes_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "ROWS_PER_FILE", 16)
+    side, length = 64, 8
+
+    def peak(num_episodes: int) -> int:
+        episodes = ([demonstration(i, side=side) for _ in range(length)] for i in range(num_episodes))
+        tracemalloc.start()
+        dataset.write(tmp_path / str(num_episodes), episodes, robot="test", fps=5.0)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    few, many = peak(4), peak(40)
+    assert many < few + 2 * length * side * side * 3
 
 
 def test_nothing_is_overwritten_and_strange_folders_are_named(tmp_path: Path) -> None:

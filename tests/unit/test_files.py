@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one run writes into."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlvla.durable.files import appear_whole, differences, folder_appears_whole, hold, visible
-from tests.killed import killed_everywhere
+from rlvla.durable.files import appear_whole, differences, hold, visible
 
 ROOT = Path(__file__).resolve().parents[2]
-OLD, NEW = {"a": "old", "b": "old"}, {"a": "new", "b": "new"}
 
 
 @pytest.mark.parametrize("is_durable", [True, False])
@@ -28,36 +26,6 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, is_durable: bool) ->
         file.write(b"new" * (1 // 0))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def fill(folder: Path, content: dict[str, str]) -> None:
-    for name, text in content.items():
-        (folder / name).write_text(text)
-
-
-def content(folder: Path) -> dict[str, str]:
-    return {file.name: file.read_text() for file in folder.iterdir()}
-
-
-def test_a_folder_that_is_replaced_is_at_no_moment_half_there(tmp_path: Path) -> None:
-    path = tmp_path / "in/folder"
-
-    def replace(with_what: dict[str, str]) -> None:
-        with folder_appears_whole(path) as aside:
-            fill(aside, with_what)
-
-    replace(OLD)
-    left_behind = []
-    for _ in killed_everywhere(lambda: replace(NEW)):
-        left_behind.append(content(path) if path.exists() else {})
-        with pytest.raises(OSError, match="what was there before is untouched"), folder_appears_whole(path):
-            raise ZeroDivisionError
-        assert content(path) == (left_behind[-1] or OLD)
-        assert list(path.parent.iterdir()) == [path]
-        replace(OLD)
-    # Before two folders, two files and the first rename; before the second; before three steps that remove the old one.
-    assert left_behind == [OLD] * 5 + [{}] + [NEW] * 3
-    assert content(path) == NEW
 
 
 HOLD = """

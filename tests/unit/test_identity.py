@@ -16,9 +16,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from rlvla.config import AnnotateConfig, EnvConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig
+from rlvla.durable.checkpoints import MANIFEST, appear_sealed
 from rlvla.durable.files import CONTENT, differences
 from rlvla.durable.provenance import to_dict
-from rlvla.durable.sealed import MANIFEST, appear_sealed
 from rlvla.run import identity
 from tests.e2e.run import environment
 from tests.unit.store_worker import answer, demonstration
@@ -145,17 +145,17 @@ def test_a_plugin_is_the_same_in_another_checkout_and_process(tmp_path: Path) ->
             "import functools\nfrom lab.a import core as a\nfrom lab.b import core as b\n\n"
             "def look(level): ...\n\nlook_closely = functools.partial(look, a)\n",
         )
-    code = "import sys; from rlvla.run.identity import of_plugin; print(of_plugin('lab.tool:look_closely'))"
-    found = set()
-    for place, seed in (("one", "1"), ("one", "5"), ("two", "1")):
+    code = "from rlvla.run.identity import of_plugin; print(of_plugin('lab.tool:look_closely'))"
+
+    def found(place: str, seed: str) -> str:
         env = {**environment(), "PYTHONHASHSEED": seed}
         env["PYTHONPATH"] = f"{tmp_path / place}{os.pathsep}{env['PYTHONPATH']}"
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        found.add(done.stdout.strip())
-    assert len(found) == 1
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+
+    before = found("one", "1")
+    assert before == found("two", "5")
     write(tmp_path / "two/lab/b/core/__init__.py", "LEVEL = 3\n")
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() not in found
+    assert before != found("two", "1")
 
 
 def test_an_env_is_the_file_of_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def swapped(lines: list[dict[str, Any]], number: int, **values: Any) -> list[dic
         (STARTED, swapped(ENDED, 1, failed=3), "3 of 2 trajectories failed in step 1"),
         (STARTED, [ENDED[0], ENDED[2]], "steps are missing or doubled in ids.jsonl"),
         (STARTED, [*ENDED, ENDED[2]], "steps are missing or doubled in ids.jsonl"),
-        ([], ENDED, "0 started, 4 finished, 3 failed, 0 dropped"),
+        ([], ENDED, "step 0 sampled, and had not started: a and 2 more"),
     ],
 )  # fmt: skip
 def test_a_balance_that_is_forged_is_found_out(

@@ -228,7 +228,6 @@ def test_a_sink_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise ConnectionError("no route")
 
     started = SimpleNamespace(log=fail, finish=lambda: None)
-    monkeypatch.setattr(metrics, "require_sinks", lambda log: None)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **kwargs: started))
     logger = metrics.MetricsLogger(tmp_path, LogConfig(wandb_project="p"))
     with pytest.raises(PluginError, match=r"^log\.wandb_project raised ConnectionError: no route"):

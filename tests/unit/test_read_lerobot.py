@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,22 +128,6 @@ def test_blobs_are_only_for_links_of_the_cache(tmp_path: Path) -> None:
     file.symlink_to(file.rename(tmp_path / "mine/blobs/0"))
     with pytest.raises(DatasetError, match=r"names a file outside of it, 'data/.*, which is a link to"):
         read(elsewhere)
-
-
-def test_hidden_tables_are_left_alone(tmp_path: Path) -> None:
-    root = write_v3(tmp_path / "set", RAW)
-    for folder in ("data/chunk-000", "meta/episodes/chunk-000"):
-        (root / folder / "._file-000.parquet").write_bytes(b"\0\5\x16\7")
-        (root / folder / ".ipynb_checkpoints").mkdir()
-    (root / "data/.ipynb_checkpoints").mkdir()
-    (root / "data/.ipynb_checkpoints/file-000.parquet").write_bytes(b"old")
-    assert_same(read(root), RAW)
-
-
-def test_words_that_tell_a_robot_nothing_are_refused(tmp_path: Path) -> None:
-    root = write_v3(tmp_path / "set", [RAW[0], replace(RAW[1], instruction="pick_it_up_demo.hdf5")])
-    with pytest.raises(DatasetError, match=r"file-000\.parquet, episode 1: .*instruction"):
-        read(root)
 
 
 def test_the_names_of_openpis_conversion_are_known(tmp_path: Path) -> None:

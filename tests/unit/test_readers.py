@@ -112,6 +112,17 @@ def test_a_place_without_data_is_named(layout: Layout, tmp_path: Path) -> None:
         layout.read(tmp_path)
 
 
+def test_hidden_files_are_left_alone(layout: Layout, tmp_path: Path) -> None:
+    """In a folder that is itself hidden, as all that lies in a cache."""
+    folder = tmp_path / ".cache/set"
+    layout.write(folder, RAW)
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        for hidden in (file.with_name(f"._{file.name}"), file.parent / ".ipynb_checkpoints" / file.name):
+            hidden.parent.mkdir(exist_ok=True)
+            hidden.write_bytes(b"\0\5\x16\7")
+    assert len(layout.read(folder)) == len(RAW)
+
+
 def test_memory_does_not_grow_with_the_episodes(layout: Layout, tmp_path: Path) -> None:
     length, side = 24, 64
     frames_bytes = 2 * length * side * side * 3

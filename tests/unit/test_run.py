@@ -16,10 +16,10 @@ from rlvla.config import GRPOConfig, LearnerConfig, RewardTermConfig
 from rlvla.durable.files import lock
 from rlvla.durable.provenance import to_dict
 from rlvla.durable.random_state import random_state, seed_random
-from rlvla.durable.trajectories import load_trajectories, save_trajectories
+from rlvla.durable.trajectories import load_trajectories
 from rlvla.learner.advantage import with_advantages
 from rlvla.run.grpo import GRPORun
-from rlvla.types import Group
+from rlvla.types import Group, TaskSpec
 from tests.learning import make_groups, make_learner, make_run, poison
 from tests.unit.test_checkpoint import recorded
 from tests.unit.test_learner import assert_same_weights
@@ -174,38 +174,32 @@ def test_a_state_appears_when_the_lines_that_it_counts_are_on_the_disk(
     assert {("sync", path) for path in (*lines, cfg.output)} <= {*before}
 
 
-def test_surplus_that_another_reward_has_scored_is_left_out(cfg: GRPOConfig) -> None:
-    """A reward that was mended is learned from at once; the same reward goes on with its groups."""
-    first = make_run(replace(cfg, save_every=1))
-    first._tasks.surplus = groups = make_groups(cfg.model)
-    first._keep(0)
-    with make_run(cfg) as run:
-        run.steps(run._cluster)
-    assert [group.task for group in run._tasks.surplus] == [groups[0].task]  # both of one task
-    with (
-        make_run(replace(cfg, reward=(RewardTermConfig(fn="success"),))) as run,
-        pytest.warns(UserWarning, match=r"surplus\.jsonl: 1 groups were scored by another `reward`"),
-    ):
-        run.steps(run._cluster)
-    assert run._tasks.surplus == []
-
-
-def test_surplus_that_an_edited_reward_has_scored_is_left_out(cfg: GRPOConfig, tmp_path: Path) -> None:
-    """The config names the same function of the same file; what an earlier version saved tells its name alone."""
+def test_surplus_that_another_or_an_edited_reward_has_scored_is_left_out(cfg: GRPOConfig, tmp_path: Path) -> None:
+    """A reward that was mended is learned from at once, though the config may name it as before."""
     plugin = tmp_path / "edited.py"
     plugin.write_text("def score(trajectory):\n    return 1.0\n")
     cfg = replace(cfg, save_every=1, reward=(RewardTermConfig(fn=f"{plugin}:score"),))
-    run = make_run(cfg)
-    file = tmp_path / "surplus.jsonl"
-    save_trajectories(file, make_groups(cfg.model)[0].trajectories)
-    saved = run._scored_by
-    assert len(run._surplus(file, scored_by=saved)) == 1
+    first = make_run(cfg)
+    first._tasks.surplus = groups = make_groups(cfg.model)
+    saved = first._scored_by
+    first._keep(0)
+
+    def surplus(cfg: GRPOConfig) -> list[TaskSpec]:
+        with make_run(cfg) as run:
+            run.steps(run._cluster)
+        return [group.task for group in run._tasks.surplus]
+
+    assert surplus(cfg) == [groups[0].task]  # both of one task
+    message = r"surplus\.jsonl: 1 groups were scored by another `reward`"
+    with pytest.warns(UserWarning, match=message):
+        assert surplus(replace(cfg, reward=(RewardTermConfig(fn="success"),))) == []
     plugin.write_text("def score(trajectory):\n    return 2.0\n")
-    assert run._scored_by == saved  # the code as it was loaded, whatever its file says by now
-    run = make_run(replace(cfg, output=tmp_path / "again"))
-    with pytest.warns(UserWarning, match="1 groups were scored by another `reward`"):
-        assert run._surplus(file, scored_by=saved) == []
-    assert len(run._surplus(file, scored_by=to_dict(cfg)["reward"])) == 1
+    assert first._scored_by == saved  # the code as it was loaded, whatever its file says by now
+    with pytest.warns(UserWarning, match=message):
+        assert surplus(cfg) == []
+    # What an earlier version saved tells the function's name alone.
+    file = cfg.output / "state/step-000001/surplus.jsonl"
+    assert len(make_run(cfg)._surplus(file, scored_by=to_dict(cfg)["reward"])) == 1
 
 
 def test_old_states_make_room(cfg: GRPOConfig) -> None:

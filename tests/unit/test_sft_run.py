@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlvla.config import EpisodeConfig, SamplerConfig, SFTConfig
-from rlvla.durable.sealed import damage
+from rlvla.durable.checkpoints import damage
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.openvla.config import OpenVLAConfig
 from rlvla.policies.thinker.policy import Thinker

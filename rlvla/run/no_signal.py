@@ -12,7 +12,7 @@ _QUOTED = 300
 """Characters of a text that are shown."""
 
 
-class FutileCount:
+class NoSignalCount:
     """Steps in a row that held no group with signal.
 
     One in which every trajectory was a success counts neither way: there is nothing left to learn.

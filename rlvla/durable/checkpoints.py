@@ -7,12 +7,12 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlvla.durable.files import folder_appears_whole, sync, sync_tree, write_json
+from rlvla.durable.files import sync, sync_tree, write_json
 
 MANIFEST = "manifest.json"
 """The file of a checkpoint folder that is written last: {"sha256": {relative path: hex digest}} of all others."""
@@ -22,21 +22,59 @@ MANIFEST = "manifest.json"
 def appear_sealed(path: Path) -> Iterator[Path]:
     """Fill a folder aside; at the end it gets its manifest, goes to the disk and appears, at an exception nothing does.
 
+    Killed between the two renames that replace a folder, it is not there: then both lie aside, and the next writer of
+    the same path gives the one before its name back.
+
     Args:
-        path: replaced if it exists, which a checkpoint that can be resumed from never does.
+        path: replaced if it exists, which a checkpoint that can be resumed from never does. Its folder is made, and
+            what earlier writers left aside there is removed.
 
     Yields:
         The empty folder to fill.
 
     Raises:
-        OSError: see `rlvla.durable.files.folder_appears_whole`.
+        OSError: it could not be filled; the message names the folder, what was written and what is free, and the cause
+            is chained. What was filled is removed.
     """
-    with folder_appears_whole(path) as aside:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replaced = path.with_name(f"replaced-{path.name}")
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
+    _remove(replaced)
+    for left in path.parent.glob("incomplete-*"):
+        shutil.rmtree(left)
+    aside = aside_of(path)
+    aside.mkdir()
+    try:
         yield aside
         sync_tree(aside)  # before the manifest, which says that all of it is there
-        write_json(aside / MANIFEST, {"sha256": _digests(aside, _content(aside))})
+        write_json(aside / MANIFEST, {"sha256": _digests(aside)})
+    except BaseException as error:
+        written = sum(seen(aside).values())
+        shutil.rmtree(aside)
+        if not isinstance(error, Exception):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path} could not be written ({error}): {written} bytes were, then {free} bytes were free; nothing of it "
+            "is kept, what was there before is untouched. If the disk is full, make room and run the same command again"
+        ) from error
+    if path.exists():
+        path.rename(replaced)
+    aside.rename(path)
+    _remove(replaced)
     sync(path.parent)
     sync(path.parent.parent)  # who may have got `path.parent` just now
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def aside_of(path: Path) -> Path:
+    """Where `appear_sealed` fills a folder."""
+    return path.with_name(f"incomplete-{path.name}")
 
 
 def seen(folder: Path) -> dict[str, int]:
@@ -82,7 +120,7 @@ def _difference(folder: Path) -> str:
         return f"its {MANIFEST} cannot be read: {error!r}"
     if not isinstance(expected, dict):
         return f"its {MANIFEST} cannot be read: sha256 is no object"
-    found = _digests(folder, _content(folder))
+    found = _digests(folder)
     for name, digest in expected.items():
         if name not in found:
             return f"{name} is missing"
@@ -92,14 +130,9 @@ def _difference(folder: Path) -> str:
 
 
 def newest_whole(states: Path) -> tuple[int, Path] | None:
-    """The checkpoint to resume from.
+    """(step, folder) of the newest whole one of the `step-<number>` folders in `states`, which need not exist.
 
-    Args:
-        states: folder of `step-<number>` folders; it need not exist.
-
-    Returns:
-        (step, folder) of the newest that is whole; None where there is none. Newer ones that are damaged are left as
-        they are, each with a warning that names it and what is wrong.
+    Newer ones that are damaged are left as they are, each with a warning that names it and what is wrong.
     """
     by_step = _by_step(states)
     for step in sorted(by_step, reverse=True):
@@ -112,15 +145,9 @@ def newest_whole(states: Path) -> tuple[int, Path] | None:
 
 
 def forget_old(states: Path, keep: int, written: int) -> None:
-    """Remove all `step-<number>` folders up to the one just written but the newest `keep`.
+    """Remove all `step-<number>` folders up to the one just `written` but the newest `keep`.
 
-    Later ones are damaged, else the run would have gone on from them: they count for nothing, and stay to be looked at
-    until the run gets there.
-
-    Args:
-        states: folder of `step-<number>` folders.
-        keep: how many, the one just written among them.
-        written: step of that one.
+    Later ones are damaged, else the run would have gone on from them: they stay to be looked at until it gets there.
     """
     by_step = _by_step(states)
     for step in sorted(step for step in by_step if step <= written)[:-keep]:
@@ -138,12 +165,14 @@ def _content(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
 
 
-def _digests(folder: Path, files: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of files in a folder by relative path."""
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of its content by relative path."""
+    files = {path.relative_to(folder).as_posix(): path for path in _content(folder)}
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        return {path.relative_to(folder).as_posix(): d for path, d in zip(files, pool.map(_digest, files), strict=True)}
+        return dict(zip(files, pool.map(digest_of, files.values()), strict=True))
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ import rlvla_reward
 from rlvla.config import AdvantageConfig, GRPOConfig
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.learner.advantage import with_advantages
-from rlvla.run.futile import FutileCount
+from rlvla.run.no_signal import NoSignalCount
 from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind, Trajectory
 from tests.learning import make_run
@@ -40,7 +40,7 @@ MUTE = group(EndReason.MALFORMED, EndReason.MALFORMED, acts=False)
 
 def stops_at(allowed: int, *steps: Group | list[Group], first: int = 0) -> int | None:
     """The first of the steps after which the run should stop; None: it goes on."""
-    count = FutileCount(allowed)
+    count = NoSignalCount(allowed)
     for step, groups in enumerate(steps, first):
         if count.is_too_much(step, groups if isinstance(groups, list) else [groups]):
             return step
