@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from rlvla_envs.check_pictures import check_arrays, check_pictures
 from rlvla_envs.check_states import (
     check_apart,
     check_other_process,
@@ -18,10 +18,31 @@ from rlvla_envs.check_states import (
     check_states_differ,
     check_tasks_differ,
 )
-from rlvla_envs.probe import NUM_STEPS, actions, look, require, require_value_error, start
+from rlvla_envs.probe import (
+    BOX,
+    NUM_STEPS,
+    actions,
+    arrays,
+    as_bytes,
+    differences,
+    look,
+    require,
+    require_value_error,
+    start,
+)
+from rlvla_envs.spec import resize
 
 _MAX_STEPS_TO_LIMIT = (1000, 100)
 """Longer episodes of the first task, and of the others, are not run to their end: that takes minutes in some envs."""
+
+_BAD_BOXES = ((500, 0, 500, 1000), (600, 0, 400, 1000), (-1, 0, 500, 500), (0, 0, 500, 1001))
+_WHOLE = (0, 0, 1000, 1000)
+_TURNS = {
+    "turned by 180 degrees": np.s_[::-1, ::-1],
+    "upside down": np.s_[::-1],
+    "mirrored": np.s_[:, ::-1],
+    "with red and blue swapped": np.s_[:, :, ::-1],
+}
 
 
 def check_contract(env: Any, twin: Any | None = None) -> None:
@@ -43,8 +64,8 @@ def check_contract(env: Any, twin: Any | None = None) -> None:
         _check_limit(env, task_id)
     check_seeds(env)
     check_tasks_differ(env)
-    check_pictures(env)
-    check_arrays(env)
+    _check_pictures(env)
+    _check_arrays(env)
     if twin is not None:
         check_apart(env, twin)
         check_other_process(twin)
@@ -123,7 +144,7 @@ def _check_reset(env: Any, task_id: int) -> None:
     first = look(env, obs)
     env.step(actions(env, 1)[0])
     obs = start(env, task_id, seed=1)
-    differ = ["the state"] * (not np.array_equal(env.get_state(), state)) + look(env, obs).differences(first)
+    differ = ["the state"] * (not np.array_equal(env.get_state(), state)) + differences(look(env, obs), first)
     require(
         not differ,
         f"reset: task {task_id}: two resets to the same ids differ in {', '.join(differ)}; draw only what `options` "
@@ -212,3 +233,62 @@ def _check_limit(env: Any, task_id: int) -> None:
     ended = terminated or info["is_success"] or (truncated and len(rewards) == limit)
     told = f"truncated {truncated} after {len(rewards)} env steps"
     require(ended, f"max_env_steps: task {task_id}: {told}, not True after max_env_steps = {limit}")
+
+
+def _check_pictures(env: Any) -> None:
+    """Native frames and zooms are of the right type and show the images' field of view."""
+    obs = start(env, 0)
+    num_images, height, width, _ = obs["images"].shape
+    frames = env.native_frames()
+    require(len(frames) == num_images, f"native_frames: {len(frames)} for {num_images} images")
+    for index, frame in enumerate(frames):
+        fits = frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3
+        require(fits, f"native_frames[{index}]: {frame.dtype} {frame.shape}, not uint8 [H,W,3]")
+        crop = env.zoom(index, BOX)
+        require(
+            crop.dtype == np.uint8 and crop.shape == (height, width, 3),
+            f"zoom: {crop.dtype} {crop.shape}, not uint8 {(height, width, 3)}",
+        )
+        _check_view(obs["images"], index, frame, "native_frames")
+        _check_view(obs["images"], index, env.zoom(index, _WHOLE), "zoom")
+    for box in _BAD_BOXES:
+        require_value_error(lambda box=box: env.zoom(0, box), f"zoom: the box {box}")
+    require_value_error(lambda: env.zoom(num_images, (0, 0, 500, 500)), "zoom: an image out of range")
+
+
+def _check_view(images: np.ndarray, index: int, frame: np.ndarray, what: str) -> None:
+    """A box in an image means the same in its native frame; no other way to hold that shows the image much better."""
+    small = resize(np.ascontiguousarray(frame), *images.shape[1:3]).astype(int)
+    error = np.abs(small - images[index]).mean()
+    others = {f"{name} beside images[{index}]": small[turn] - images[index] for name, turn in _TURNS.items()}
+    others |= {f"what images[{i}] shows": small - images[i] for i in range(len(images)) if i != index}
+    for name, difference in others.items():
+        is_better = 2 * np.abs(difference).mean() < error
+        require(not is_better, f"{what}: camera {index} is {name}: both have to show the same field of view")
+
+
+def _check_arrays(env: Any) -> None:
+    """Each array that the env returns is the caller's: what comes later is not drawn into it."""
+    moments = []
+    obs = start(env, 0)
+    for move in (actions(env, 1), actions(env, NUM_STEPS), None):
+        seen = arrays(env, obs)
+        moments.append((seen, as_bytes(seen)))
+        obs = start(env, 0, int(env.init_state_ids(0, "train")[-1])) if move is None else _moved(env, move)
+    reused = {name for seen, then in moments for name, now in as_bytes(seen).items() if now != then[name]}
+    reused |= {
+        name
+        for (one, _), (other, _) in combinations(moments, 2)
+        for name, array in one.items()
+        if array.flags.writeable and np.shares_memory(array, other[name])
+    }
+    for name in moments[0][0]:
+        require(
+            name not in reused,
+            f"{name}: one buffer is returned again and again: return a copy each time, or set flags.writeable = False",
+        )
+
+
+def _moved(env: Any, move: np.ndarray) -> Any:
+    obs, _, terminated, truncated, info = env.step_chunk(move)
+    return start(env, 0) if terminated or truncated or info["is_success"] else obs

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
-from rlvla_envs.probe import NUM_STEPS, actions, look, require, start
+from rlvla_envs.probe import NUM_STEPS, actions, differences, look, require, start
 
 _NUM_SEEDS = 16
 _MAX_STEPS = 100
@@ -58,7 +58,7 @@ def check_states_differ(env: Any, task_id: int) -> None:
     alike = [
         (one, other)
         for one, other in combinations(sorted(looks), 2)
-        if not looks[one].differences(looks[other]) and _goes_on_alike(env, (task_id, one), (task_id, other))
+        if looks[one] == looks[other] and _goes_on_alike(env, (task_id, one), (task_id, other))
     ]
     first = next(iter(looks))
     num_like_first = 1 + sum(first in pair for pair in alike)
@@ -80,7 +80,7 @@ def check_tasks_differ(env: Any) -> None:
     """`task_id` chooses something."""
     first = look(env, start(env, 0))
     for task_id in range(1, len(env.task_names)):
-        is_alike = not first.differences(look(env, start(env, task_id)))
+        is_alike = look(env, start(env, task_id)) == first
         require(
             not (is_alike and _goes_on_alike(env, (0, None), (task_id, None))),
             f"reset: task_id does nothing: tasks 0 and {task_id} look alike, go on alike, and have the same "
@@ -118,11 +118,11 @@ def _check_restoring(env: Any, task_id: int, elsewhere: tuple[int, int]) -> None
     env.set_state(saved)
     restored = np.array_equal(env.get_state(), kept)
     require(restored, "set_state: get_state does not return what was set")
-    differ = [name for name in look(env, obs).differences(before) if name not in ("images", "proprio")]
+    differ = [name for name in differences(look(env, obs), before) if name not in ("images", "proprio")]
     require(not differ, f"set_state: {', '.join(differ)} differ from when the state was saved; {_PUT_BACK}")
     again = env.step_chunk(rest)[0]
     require(np.array_equal(env.get_state(), state), f"set_state: the replay differs in the state; {_PUT_BACK}")
-    differ = look(env, again).differences(there)
+    differ = differences(look(env, again), there)
     require(not differ, f"set_state: the replay differs in {', '.join(differ)}; {_PUT_BACK}")
     require(np.array_equal(saved, kept), "set_state: writes into the array that it was given; take a copy")
 
@@ -138,7 +138,7 @@ def check_apart(env: Any, twin: Any) -> None:
     require(
         not moved, "reset: another env of the same class moves this one: keep the state in the env, not in its class"
     )
-    differ = look(twin, start(twin, 0, int(ids[0]))).differences(before)
+    differ = differences(look(twin, start(twin, 0, int(ids[0]))), before)
     require(not differ, f"reset: the same ids give two envs different states, as {', '.join(differ)} show")
     require(np.array_equal(twin.get_state(), state), "reset: the same ids give two envs different states, by get_state")
 
@@ -196,4 +196,4 @@ def _goes_on_alike(env: Any, *places: tuple[int, int | None]) -> bool:
     for place in places:
         start(env, *place)
         seen.append(look(env, env.step_chunk(actions(env, min(env.max_env_steps(place[0]), _MAX_STEPS)))[0]))
-    return not seen[0].differences(seen[1])
+    return seen[0] == seen[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,32 +14,25 @@ BOX = (250, 250, 750, 750)
 NUM_STEPS = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """All that can be seen at one moment; equal to another where nothing tells them apart."""
-
-    instruction: str
-    arrays: dict[str, np.ndarray]
-    """By the name that a message gives them; the env's own arrays."""
-    seen: dict[str, bytes]
-    """The same, as they were then."""
-
-    def differences(self, other: Look) -> list[str]:
-        """Names of what differs."""
-        names = [name for name in self.seen if self.seen[name] != other.seen[name]]
-        return names + ["the instruction"] * (self.instruction != other.instruction)
+def arrays(env: Any, obs: Any) -> dict[str, np.ndarray]:
+    """The env's own arrays of what is seen now, of which `obs` is the observation, by their names in messages."""
+    frames = {f"native_frames[{i}]": frame for i, frame in enumerate(env.native_frames())}
+    return {"images": obs["images"], "proprio": obs["proprio"], **frames, "zoom": env.zoom(0, BOX)}
 
 
-def look(env: Any, obs: Any) -> Look:
-    """What is seen now, of which `obs` is the observation."""
-    arrays = {name: obs[name] for name in ("images", "proprio")}
-    arrays |= {f"native_frames[{i}]": frame for i, frame in enumerate(env.native_frames())}
-    arrays["zoom"] = env.zoom(0, BOX)
-    return Look(
-        instruction=obs["instruction"],
-        arrays=arrays,
-        seen={name: np.ascontiguousarray(array).tobytes() for name, array in arrays.items()},
-    )
+def as_bytes(seen: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """What arrays hold now."""
+    return {name: np.ascontiguousarray(array).tobytes() for name, array in seen.items()}
+
+
+def look(env: Any, obs: Any) -> dict[str, bytes]:
+    """All that is seen now, as it is now: equal to another look where nothing tells the two moments apart."""
+    return as_bytes(arrays(env, obs)) | {"the instruction": obs["instruction"].encode()}
+
+
+def differences(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
+    """Names of what differs between two looks."""
+    return [name for name in one if one[name] != other[name]]
 
 
 def start(env: Any, task_id: int, init_state_id: int | None = None, seed: int | None = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -14,7 +15,7 @@ import gymnasium
 import numpy as np
 
 from rlvla.pictures import box_pixels, resize
-from rlvla.types import Box, Decision, Scene
+from rlvla.types import Box, Decision, Scene, Timeline
 
 Observation = dict[str, Any]
 """`images` uint8 [N, H, W, 3], `proprio` float32 [P], `instruction` str."""
@@ -200,6 +201,17 @@ def scene_of(decision: Decision) -> Scene:
     return decision.scene
 
 
+def facts(decisions: Sequence[Decision], index: int, timeline: Timeline, subject: str) -> dict[str, Any]:
+    """The fields of an `Annotation` that no wording changes, for a sub-task that is about `subject`."""
+    return {
+        "subtask": scene_of(decisions[timeline.segment(index)[-1]]).intention,
+        "subject": subject,
+        "gripper": "closed" if timeline.is_closed[index] else "open",
+        "next_gripper": timeline.next_switch(index) or "stay",
+        "progress": round((index + 1) / len(decisions), 3),
+    }
+
+
 def check_image(image: int, num_images: int) -> None:
     """Raises ValueError unless the camera exists."""
     if not 0 <= image < num_images:
@@ -260,16 +272,13 @@ def check_env(env: str | gymnasium.Env[Any, Any], **kwargs: Any) -> None:
     if not isinstance(env, str):
         check_contract(env.unwrapped)
         return
-    made = [gymnasium.make(env, **kwargs)]
-    try:
+    with contextlib.closing(gymnasium.make(env, **kwargs)) as made:
         try:
-            made.append(gymnasium.make(env, **kwargs))
+            twin = gymnasium.make(env, **kwargs)
         except Exception as error:
             raise EnvContractError(
                 f"the constructor: no second env in one process ({type(error).__name__}: {error}). Where the simulator "
                 f"allows none, check one: check_env(gymnasium.make({env!r})), and leave cluster.envs_per_process at 1"
             ) from error
-        check_contract(made[0].unwrapped, twin=made[1].unwrapped)
-    finally:
-        for one in made:
-            one.close()
+        with contextlib.closing(twin):
+            check_contract(made.unwrapped, twin=twin.unwrapped)

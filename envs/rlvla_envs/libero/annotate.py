@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlvla.types import MIN_BOX_SIDE, Annotation, Box, Decision, Timeline
-from rlvla_envs.spec import scene_of
+from rlvla_envs.spec import facts, scene_of
 
 
 def annotate(
@@ -35,19 +35,13 @@ def annotate(
         coordinate_step: grid of the coordinates it writes, thousandths of the frame; a box is rounded outwards.
     """
     scene = scene_of(decisions[index])
-    segment, is_closed = timeline.segment(index), timeline.is_closed[index]
+    segment = timeline.segment(index)
     subject = next((s for i in reversed(segment) if (s := scene_of(decisions[i]).subject)), "")
-    given = {
-        "subtask": scene_of(decisions[segment[-1]]).intention,
-        "subject": subject,
-        "gripper": "closed" if is_closed else "open",
-        "next_gripper": timeline.next_switch(index) or "stay",
-        "progress": round((index + 1) / len(decisions), 3),
-    }
+    given = facts(decisions, index, timeline, subject)
     if not timeline.is_key[index] or not scene.subject:
         return Annotation(thoughts=(scene.intention,), **given)
     box = zoom_box(next(o.box for o in scene.objects if o.name == scene.subject), margin, coordinate_step)
-    verb = "open" if is_closed else "close"
+    verb = "open" if timeline.is_closed[index] else "close"
     look = f"about to {verb} the gripper at the {scene.subject}: look closely"
     center = f"{(box[0] + box[2]) // 2} {(box[1] + box[3]) // 2}"
     return Annotation(thoughts=(look, f"{scene.subject} at {center}: {scene.intention}"), looks=((0, box),), **given)

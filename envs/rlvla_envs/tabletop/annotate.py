@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlvla.types import Annotation, Box, Decision, Scene, SceneObject, Timeline
-from rlvla_envs.spec import scene_of
+from rlvla_envs.spec import facts, scene_of
 from rlvla_envs.tabletop.model import TABLE_SIZE
 from rlvla_envs.tabletop.scene import project
 
@@ -106,19 +106,11 @@ def explain(
     """
     scene = scene_of(decisions[index])
     subject = next(o for o in scene.objects if o.name == scene.subject)
-    gripper = "closed" if timeline.is_closed[index] else "open"
-    where = _where(decisions[index], scene, subject, gripper)
+    where = _where(decisions[index], scene, subject, "closed" if timeline.is_closed[index] else "open")
     act = f"Next: {scene.intention}."
-    thought = f"{where}. {act}"
-    given = {
-        "subtask": scene_of(decisions[timeline.segment(index)[-1]]).intention,
-        "subject": subject.name,
-        "gripper": gripper,
-        "next_gripper": timeline.next_switch(index) or "stay",
-        "progress": round((index + 1) / len(decisions), 3),
-    }
+    given = facts(decisions, index, timeline, subject.name)
     if not timeline.is_key[index]:
-        return Annotation(thoughts=(thought,), **given)
+        return Annotation(thoughts=(f"{where}. {act}",), **given)
     look = f"{where}. Before going on, look closely at {subject.name} to be sure of its badge."
     verdict = f"The badge is {subject.label}, so {subject.name} is the right one. {act}"
     box = _square(_center(subject.box), box_side)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlvla.types import Decision, Scene, SceneObject
+from rlvla.types import Decision, Scene
 from rlvla_envs.spec import Observation, decision_of, scene_of
 from rlvla_envs.tabletop.env import TabletopEnv
 from rlvla_envs.tabletop.model import BADGE_SIZE
@@ -82,9 +82,8 @@ def _with_chunk(decision: Decision, steps: Sequence[Step]) -> Decision:
 def _decision(env: TabletopEnv, observation: Observation, steps: Sequence[Step]) -> Decision:
     """What is seen before these steps."""
     objects = env.scene.objects()
-    shown = (SceneObject(name=o.name, box=o.bbox, label=o.badge or "", is_target=o.is_target) for o in objects)
     subject = next(o.name for o in objects if o.is_target)
-    scene = Scene(objects=tuple(shown), subject=subject, intention=_intention(steps))
+    scene = Scene(objects=objects, subject=subject, intention=_intention(steps))
     return decision_of(env, observation, actions_of(steps), scene)
 
 
