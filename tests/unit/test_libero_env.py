@@ -15,6 +15,7 @@ import pytest
 
 from rlvla.pictures import center_crop
 from rlvla_envs import check_env
+from rlvla_envs.check_states import check_other_process
 
 pytest.importorskip("libero")
 
@@ -121,6 +122,7 @@ def test_reset_forgets_what_was_before_and_draws_from_no_generator_of_others(env
 def test_contract(libero_assets: Path) -> None:
     env = gymnasium.make("rlvla/Libero-v0", suite="libero_object", assets=libero_assets, view_size=64).unwrapped
     assert isinstance(env, LiberoEnv)
+    check_other_process(env)  # as where a process has died, and its episode is played again
     env.task_names = env.task_names[:1]  # each task costs a compilation
     check_env(env)
     env.close()

@@ -114,6 +114,12 @@ def test_ray_gives_what_was_placed(eight_gpus: None, config: ClusterConfig, num_
     assert len({gpu for gpus in (*samplers, *learners) for gpu in gpus}) == num_gpus
 
 
+def test_a_cluster_that_is_too_small_is_told_at_once(eight_gpus: None) -> None:
+    config = ClusterConfig(sampler_cpus=999.0)
+    with pytest.raises(ValueError, match=r"reserve 999.* cpus, the Ray cluster has 8: lower cluster"):
+        reserve(place(config, 0), config)
+
+
 def test_an_engine_that_spans_gpus_starts_its_workers_itself(tmp_path: Path) -> None:
     def backend(size: int) -> object:
         config = SamplerConfig(tensor_parallel_size=size)
