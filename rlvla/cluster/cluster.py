@@ -157,9 +157,10 @@ class Cluster:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None:  # whoever failed or was interrupted may be in the midst of something and would not answer
-            self._close_actors()
-        self._end()
+        if error is None:
+            self.close()
+        else:  # whoever failed or was interrupted may be in the midst of something and would not answer
+            self._end()
 
     def _actor(self, cls: type, at: Place, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
         """Start `cls` as an actor in its place."""
@@ -302,15 +303,12 @@ class Cluster:
 
     def close(self) -> None:
         """End every actor, give the reservation back, and end Ray if we started it."""
-        self._close_actors()
-        self._end()
-
-    def _close_actors(self) -> None:
         closing = [actor.close.remote() for actor in (*self._rollout_actors, *self.samplers)]
         closing += [learner.call.remote("close") for learner in self._learners]
         for closed in ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)[0]:
             with suppress(RayActorError):  # one that has died has nothing left to close
                 ray.get(closed)
+        self._end()
 
     def _end(self) -> None:
         """Kill what runs, be it in the middle of something: a rank whose peer died waits for it forever."""

@@ -91,7 +91,7 @@ def _play(env: LiberoEnv, expert: LiberoExpert, chunk_length: int, stride: int) 
     steps: list[Step] = []
     end = None
     while end is None or len(steps) < end:
-        if end is None and len(steps) >= env.max_env_steps(env.task_names.index(env.task_name)):
+        if end is None and len(steps) >= env.max_env_steps(env.task_id):
             return None
         steps.append(expert.step())
         _, _, reached, _ = env.robosuite.step(steps[-1].action.astype(np.float64))

@@ -139,17 +139,7 @@ def _door_contact(scene: Scene, joint: Joint) -> tuple[np.ndarray, np.ndarray]:
     return np.array([*spot[:2], joint.anchor[2] + height]), outward
 
 
-def turn_on(hand: Hand, goal: list[str]) -> Iterator[Step]:
-    """Turns a knob away from its zero."""
-    yield from _turn(hand, goal, 1.0)
-
-
-def turn_off(hand: Hand, goal: list[str]) -> Iterator[Step]:
-    """Turns a knob back to its zero."""
-    yield from _turn(hand, goal, -1.0)
-
-
-def _turn(hand: Hand, goal: list[str], direction: float) -> Iterator[Step]:
+def turn(hand: Hand, goal: list[str], direction: float) -> Iterator[Step]:
     """Grasps the knob's ridge from above and turns the hand; nothing where the ridge cannot be grasped.
 
     Args:
