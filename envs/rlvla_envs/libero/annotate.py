@@ -24,15 +24,10 @@ def annotate(
     margin: int = 20,
     coordinate_step: int = 10,
 ) -> Annotation:
-    """Say what the expert does at one decision, and look closely at a key frame.
+    """Say what the expert does at one decision, and look closely at a key frame, as `AnnotateConfig.annotator` has it.
 
-    Args:
-        decisions: of the episode.
-        index: of the decision to annotate.
-        timeline: of the episode.
-        rng: not used.
-        margin: around the object on each side of the zoom box, thousandths of the frame.
-        coordinate_step: grid of the coordinates it writes, thousandths of the frame; a box is rounded outwards.
+    In thousandths of the frame are `margin`, around the object on each side of the zoom box, and `coordinate_step`, the
+    grid of the coordinates it writes; a box is rounded outwards.
     """
     scene = scene_of(decisions[index])
     segment = timeline.segment(index)

@@ -32,8 +32,8 @@ def annotate(
     """Say in coordinates what to do at one decision, and at the first one find out about what.
 
     Args:
-        decisions: of the episode.
-        index: of the decision to annotate.
+        decisions: see `AnnotateConfig.annotator`.
+        index: likewise.
         timeline: not used: what has to be found out is found out at the start.
         rng: decides how closely the annotator looks.
         look_first: share of episodes in which it zooms on the first object rather than guess.
@@ -95,15 +95,7 @@ def explain(
     rng: np.random.Generator,
     box_side: int = 120,
 ) -> Annotation:
-    """Say in sentences what the expert does at one decision; look once at a key frame.
-
-    Args:
-        decisions: of the episode.
-        index: of the decision to annotate.
-        timeline: of the episode.
-        rng: not used.
-        box_side: of the zoom box, thousandths of the frame.
-    """
+    """Say in sentences what the expert does; at a key frame look once, `box_side` thousandths of the frame wide."""
     scene = scene_of(decisions[index])
     subject = next(o for o in scene.objects if o.name == scene.subject)
     where = _where(decisions[index], scene, subject, "closed" if timeline.is_closed[index] else "open")

@@ -35,18 +35,7 @@ class Step:
 def play(
     env: TabletopEnv, task_id: int, init_state_id: int, *, chunk_length: int, stride: int, rng: np.random.Generator
 ) -> list[Decision] | None:
-    """Play one episode; the expert plans `chunk_length` steps at a time.
-
-    Args:
-        env: the built-in simulator.
-        task_id: of the env's tasks.
-        init_state_id: from the train split.
-        chunk_length: K, env steps that a decision plans.
-        stride: env steps from one decision to the next, a divisor of `chunk_length`.
-        rng: not used: this expert does the same each time.
-
-    Returns:
-        Decisions with privileged scenes; None where the expert failed.
+    """Play one episode, as `AnnotateConfig.expert` has it; the same each time, whatever `rng` is.
 
     Raises:
         ValueError: `stride` does not divide `chunk_length`.
