@@ -95,23 +95,15 @@ def _into_a_buffer(self: Any, value: np.ndarray) -> np.ndarray:
     return self.buffer
 
 
-def _live_state(self: Any) -> np.ndarray:
-    return _into_a_buffer(self, self._get_state())
+def _greedy(name: str) -> Any:
+    """A method that writes into what it is given."""
 
+    def method(self: Any, array: np.ndarray) -> Any:
+        result = getattr(self, f"_{name}")(array)
+        array *= 0.0
+        return result
 
-def _forgetful_set_state(self: Any, state: np.ndarray) -> None:
-    self.place = 0.0
-
-
-def _greedy_set_state(self: Any, state: np.ndarray) -> None:
-    self._set_state(state)
-    state *= 0.0
-
-
-def _greedy_step(self: Any, action: np.ndarray) -> Any:
-    result = self._step(action)
-    action *= 0.0
-    return result
+    return method
 
 
 def _zoom_that_moves(self: Any, image: int, bbox: Any) -> np.ndarray:
@@ -129,7 +121,7 @@ def _observe_and_render(self: Any) -> Any:
     return self._observe()
 
 
-def _turned_frames(self: Any) -> Any:
+def _turned(self: Any) -> Any:
     return (self._native_frames()[0][:, ::-1].copy(),)
 
 
@@ -182,17 +174,17 @@ def _restless_words(self: Any, words: str) -> str:
         ({"observe": _observe_with(instruction=lambda self, words: " ")}, "' ' is no instruction"),
         ({"observe": _observe_with(proprio=lambda self, p: p * np.nan)}, "proprio.*is not finite"),
         ({"observe": _observe_with(proprio=lambda self, p: p.astype(np.float16))}, "float16 .*declares float32"),
-        ({"native_frames": _turned_frames, "observe": _observe_with(images=_unturned)}, "turned by 180 degrees"),
+        ({"native_frames": _turned, "observe": _observe_with(images=_unturned)}, "turned by 180 degrees"),
         ({"zoom": lambda self, image, bbox: np.zeros((4, 4, 3), np.uint8)}, "zoom"),
         ({"zoom": _zoom_that_moves}, "looking changes the state"),
         # One buffer for all, and what is given is written into.
         ({"observe": _observe_with(images=_into_a_buffer)}, "^images: one buffer"),
         ({"zoom": lambda self, i, b: _into_a_buffer(self, VLAEnv.zoom(self, i, b))}, "^zoom: one buffer"),
-        ({"get_state": _live_state}, "^get_state: its array changes"),
-        ({"set_state": _greedy_set_state}, "^set_state: writes into the array"),
-        ({"step": _greedy_step}, "step: writes into the actions"),
+        ({"get_state": lambda self: _into_a_buffer(self, self._get_state())}, "^get_state: its array changes"),
+        ({"set_state": _greedy("set_state")}, "^set_state: writes into the array"),
+        ({"step": _greedy("step")}, "step: writes into the actions"),
         # States that are put back, and chunks.
-        ({"set_state": _forgetful_set_state}, "set_state"),
+        ({"set_state": lambda self, state: setattr(self, "place", 0.0)}, "set_state"),
         ({"native_frames": _frames_that_set_state_forgets, "observe": _observe_and_render}, "set_state: native_frames"),
         ({"step_chunk": _chunk_past_success}, "step_chunk: goes on behind a step that succeeds"),
     ],
