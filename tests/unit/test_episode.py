@@ -163,7 +163,12 @@ def test_one_call_too_many_is_refused_and_the_next_ends_the_trajectory(processor
     ("texts", "limits", "end", "error"),
     [
         ([ZOOM] * 3, {"max_tool_calls": 1}, EndReason.MALFORMED, "called again"),
-        ([f"<think>{'look ' * 20}</think>"], {"max_think_tokens": 4}, EndReason.MALFORMED, "longer than 4 tokens"),
+        (
+            [f"<think>{'look ' * 20}</think><act>ACT"],
+            {"max_think_tokens": 4},
+            EndReason.MALFORMED,
+            "longer than 4 tokens",
+        ),
         ([ZOOM] * 9, {"max_turn_tokens": 70, "max_tool_calls": 9}, EndReason.CONTEXT_FULL, ""),
     ],
 )
