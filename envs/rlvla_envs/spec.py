@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 
 from rlvla.pictures import box_pixels, resize
-from rlvla.types import Box, Decision, Scene, Timeline
+from rlvla.types import Box, Decision, Scene
 
 Observation = dict[str, Any]
 """`images` uint8 [N, H, W, 3], `proprio` float32 [P], `instruction` str."""
@@ -199,17 +199,6 @@ def scene_of(decision: Decision) -> Scene:
     """The privileged scene, which the experts of our simulators record with each decision."""
     assert decision.scene is not None, "templates are for decisions of a simulator's expert"
     return decision.scene
-
-
-def facts(decisions: Sequence[Decision], index: int, timeline: Timeline, subject: str) -> dict[str, Any]:
-    """The fields of an `Annotation` that no wording changes, for a sub-task that is about `subject`."""
-    return {
-        "subtask": scene_of(decisions[timeline.segment(index)[-1]]).intention,
-        "subject": subject,
-        "gripper": "closed" if timeline.is_closed[index] else "open",
-        "next_gripper": timeline.next_switch(index) or "stay",
-        "progress": round((index + 1) / len(decisions), 3),
-    }
 
 
 def check_image(image: int, num_images: int) -> None:

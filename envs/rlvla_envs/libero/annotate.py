@@ -1,4 +1,4 @@
-"""Templated embodied chain-of-thought for LIBERO's scripted experts: what it does next, and where it looks closely.
+"""Templated embodied chain-of-thought for scripted experts: what it does next, and where it looks closely.
 
 Key frames are the decisions during which the gripper opens or closes, as in VLA-Thinker (arXiv 2603.14523): there the
 annotator zooms on the object that this is about, with the box that privileged state projects to. All others get a
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlvla.types import MIN_BOX_SIDE, Annotation, Box, Decision, Timeline
-from rlvla_envs.spec import facts, scene_of
+from rlvla_envs.spec import scene_of
 
 
 def annotate(
@@ -32,7 +32,13 @@ def annotate(
     scene = scene_of(decisions[index])
     segment = timeline.segment(index)
     subject = next((s for i in reversed(segment) if (s := scene_of(decisions[i]).subject)), "")
-    given = facts(decisions, index, timeline, subject)
+    given = {
+        "subtask": scene_of(decisions[segment[-1]]).intention,
+        "subject": subject,
+        "gripper": "closed" if timeline.is_closed[index] else "open",
+        "next_gripper": timeline.next_switch(index) or "stay",
+        "progress": round((index + 1) / len(decisions), 3),
+    }
     if not timeline.is_key[index] or not scene.subject:
         return Annotation(thoughts=(scene.intention,), **given)
     box = zoom_box(next(o.box for o in scene.objects if o.name == scene.subject), margin, coordinate_step)
