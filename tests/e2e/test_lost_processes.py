@@ -35,7 +35,6 @@ from rlvla.config import (
     LearnerConfig,
     SamplerConfig,
 )
-from rlvla.durable.sealed import appear_sealed, newest_whole
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory
@@ -308,35 +307,6 @@ def test_an_engine_that_fails_in_a_weight_sync_is_started_anew_with_the_weights(
         cluster.sync(policy_version=1)
     assert [bits(t) for t in cluster.play(jobs)] == undisturbed
     assert cluster.take_resampled() == []
-
-
-def test_a_state_whose_parts_lie_on_two_disks_is_refused_when_it_is_written(cluster: Cluster, tmp_path: Path) -> None:
-    """The second rank's path leads to another disk, as on a node of its own."""
-    theirs = str(tmp_path / "node_b")
-
-    def lead_elsewhere(actor: Any) -> None:
-        from rlvla.cluster import cluster as module
-
-        call, seen = actor.call, module.seen
-        actor.call = lambda method, folder: call(method, Path(theirs) / folder.name)
-        setattr(module, "seen", lambda folder: seen(Path(theirs) / folder.name))  # noqa: B010
-        actor.lead_back = lambda: (setattr(actor, "call", call), setattr(module, "seen", seen))
-
-    ray.get(cluster._learners[1].__ray_call__.remote(lead_elsewhere))
-    state = tmp_path / "state/step-000001"
-    with (
-        pytest.raises(
-            OSError, match=r"rank_1.pt of learner rank 1 on 127.0.0.1 .*must be a folder that all nodes share"
-        ),
-        appear_sealed(state) as aside,
-    ):
-        cluster.save_state(aside / "learner")
-    assert not state.exists()
-    ray.get(cluster._learners[1].__ray_call__.remote(lambda actor: actor.lead_back() and None))
-    with appear_sealed(state) as aside:
-        cluster.save_state(aside / "learner")
-    assert newest_whole(state.parent) == (1, state)
-    assert {path.name for path in (state / "learner").iterdir()} == {"rank_0.pt", "rank_1.pt"}
 
 
 def test_a_killed_vllm_sampler_loses_and_repeats_nothing(
