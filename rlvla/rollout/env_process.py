@@ -35,10 +35,8 @@ class EnvPool:
     """
 
     def __init__(self, config: EnvConfig, num_envs: int, envs_per_process: int = 1) -> None:
-        self._config = config
-        starts = range(0, num_envs, envs_per_process)
-        self._sizes = [min(envs_per_process, num_envs - start) for start in starts]
-        self._links: list[_Link | None] = [None for _ in starts]
+        self._config, self._envs_per_process = config, envs_per_process
+        self._links: list[_Link | None] = [None for _ in range(0, num_envs, envs_per_process)]
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._control: Any = None
@@ -56,17 +54,16 @@ class EnvPool:
                 raise EnvCrashError("the envs are closed")
             link = self._links[process]
             if link is None or link.is_lost:
-                link = self._links[process] = self._fork(self._sizes[process])
+                link = self._links[process] = self._fork()
             return link
 
-    def _fork(self, num_envs: int) -> _Link:
+    def _fork(self) -> _Link:
         """Start an env process. Raises EnvCrashError when that takes longer than a reset may."""
         if self._server is None or self._server.poll() is not None:
             self._start_server()
         ours, theirs = Pipe()
         try:
             with theirs:
-                self._control.send(num_envs)
                 reduction.send_handle(self._control, theirs.fileno(), None)
             if not ours.poll(self._config.reset_deadline_s):
                 raise TimeoutError(f"no process after {self._config.reset_deadline_s:g} s")
@@ -87,7 +84,7 @@ class EnvPool:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        self._control.send(self._config)
+        self._control.send((self._config, self._envs_per_process))
 
     def _stop_server(self, patience_s: float = 0.0) -> None:
         """End it, after a while by force, and with it what it has forked."""

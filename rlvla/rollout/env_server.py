@@ -95,22 +95,20 @@ def main(descriptor: int) -> None:
     """Load the simulator, then fork as asked, until the parent is gone.
 
     Args:
-        descriptor: of a socket, on which the EnvConfig comes first, then for each child the number of its envs and its
-            end of a pipe, on which its pid goes back, and a descriptor of its process.
+        descriptor: of a socket, on which the EnvConfig and the number of envs in a process come first, then for each
+            child its end of a pipe, on which its pid goes back, and a descriptor of its process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when we end
     control = Connection(descriptor)
     with contextlib.suppress(EOFError, OSError):
-        config: EnvConfig = control.recv()
+        config, num_envs = control.recv()
         preload(config)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing is left of a child that has ended
         while True:
-            num_envs: int = control.recv()
-            pipe = reduction.recv_handle(control)
-            if os.fork() == 0:
-                control.close()
-                _run_child(Connection(pipe), config, num_envs)
-            os.close(pipe)
+            with Connection(reduction.recv_handle(control)) as pipe:
+                if os.fork() == 0:
+                    control.close()
+                    _run_child(pipe, config, num_envs)
 
 
 def preload(config: EnvConfig) -> None:
