@@ -186,46 +186,30 @@ def test_what_an_env_has_crashed_before_its_sampler_died_is_counted(
     assert (trajectory.num_crashes, trajectory.num_replays) == (1, 1)
 
 
-def test_a_neighbour_in_the_process_is_replayed_at_no_cost_of_its_own(
-    decider: Decider, config: EnvConfig, tmp_path: Path
+@pytest.mark.parametrize(("fault", "num_crashes"), [("hang", 0), ("die", 1)])
+def test_a_neighbour_in_the_process_is_replayed_at_no_cost_of_its_own_unless_either_may_have_killed_it(
+    decider: Decider, config: EnvConfig, tmp_path: Path, fault: str, num_crashes: int
 ) -> None:
-    """One of two envs in a process hangs; the other's only attempt is not taken from it."""
+    """One of two envs in a process hangs, and the other's only attempt is not taken from it; or the process dies."""
     with opened(config, num_envs=2, envs_per_process=2) as pool:
         unbroken = [play(decider, env) for env in pool.envs]
         assert len({*made(tmp_path)}) == 1
-        plant(tmp_path, "zoom", "hang")
+        plant(tmp_path, "zoom", "hang" if fault == "hang" else "wait")
 
         async def both() -> list[Trajectory]:
-            hanging = asyncio.create_task(episode(decider, pool.envs[0], 2))
+            struck = asyncio.create_task(episode(decider, pool.envs[0], 2))
             while not list(tmp_path.glob("*.taken")):
                 await asyncio.sleep(0.01)
-            plant(tmp_path, "step_chunk", "hang")  # the neighbour is in a call too when its process is killed
+            plant(tmp_path, "step_chunk", fault)  # the neighbour is in a call too when its process ends
             await asyncio.sleep(0.1 * DEADLINE_S)
-            return [await episode(decider, pool.envs[1], 1), await hanging]
+            return [await episode(decider, pool.envs[1], 1 + num_crashes), await struck]
 
-        other, hanging = asyncio.run(both())
+        other, struck = asyncio.run(both())
         assert_same_play(other, unbroken[1])
-        assert_same_play(hanging, unbroken[0])
-        assert (other.num_crashes, other.num_replays) == (0, 1)
-        assert (hanging.num_crashes, hanging.num_replays) == (1, 1)
+        assert_same_play(struck, unbroken[0])
+        assert (other.num_crashes, other.num_replays) == (num_crashes, 1)
+        assert (struck.num_crashes, struck.num_replays) == (1, 1)
         assert len({*made(tmp_path)}) == 2
-
-
-def test_envs_of_a_process_that_dies_are_each_charged_an_attempt(
-    decider: Decider, config: EnvConfig, tmp_path: Path
-) -> None:
-    """Either may have been the one that killed it."""
-    with opened(config, num_envs=2, envs_per_process=2) as pool:
-        plant(tmp_path, "zoom", "wait")
-
-        async def both() -> list[Trajectory]:
-            waiting = asyncio.create_task(episode(decider, pool.envs[0], 2))
-            while not (tmp_path / "zoom.at").exists():
-                await asyncio.sleep(0.01)
-            plant(tmp_path, "step_chunk", "die")
-            return [await episode(decider, pool.envs[1], 2), await waiting]
-
-        assert [(t.end, t.num_crashes, t.num_replays) for t in asyncio.run(both())] == [(EndReason.SUCCESS, 1, 1)] * 2
 
 
 def test_an_env_of_a_new_process_is_not_taken_for_the_one_that_was_lost(config: EnvConfig, tmp_path: Path) -> None:
