@@ -204,21 +204,34 @@ def test_a_killed_actor_loses_and_repeats_nothing(
         assert len(old - set(pids(name))) == 1  # and Ray started another in its place
 
 
-@pytest.mark.parametrize("strike", [kill, kill_in_the_midst])
-@pytest.mark.parametrize("then", ["rollout", "weight sync"])
-def test_a_sampler_killed_between_two_rollouts_comes_back_with_the_weights_of_now(
-    cluster: Cluster,
-    jobs: list[Job],
-    undisturbed: list[tuple[object, ...]],
-    strike: Callable[[int], Any],
-    then: str,
+def break_engine(actor: Any) -> None:
+    """From now on the engine in a SamplerActor fails, as a CUDA kernel would; its process lives."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    engine: Any = SimpleNamespace(sample=fail, load_weights=fail, close=lambda: None)
+    actor._sampler = engine
+
+
+STRIKES: dict[str, Callable[[Cluster], Any]] = {
+    "killed": lambda cluster: kill(pids("SamplerActor")[0]),
+    "killed in its midst": lambda cluster: kill_in_the_midst(pids("SamplerActor")[0]),
+    "its engine fails": lambda cluster: ray.get(cluster.samplers[0].__ray_call__.remote(break_engine)),
+}
+
+
+@pytest.mark.parametrize("is_synced", [False, True], ids=["before a rollout", "at a weight sync"])
+@pytest.mark.parametrize("strike", STRIKES)
+def test_a_sampler_that_is_lost_comes_back_with_the_weights_of_now(
+    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]], strike: str, is_synced: bool
 ) -> None:
-    strike(pids("SamplerActor")[0])
-    if then == "weight sync":
+    STRIKES[strike](cluster)
+    if is_synced:
         cluster.sync(policy_version=1)
     assert [bits(t) for t in cluster.play(jobs)] == undisturbed
     resampled = cluster.take_resampled()
-    assert then == "rollout" or resampled == []
+    assert resampled == [] or not is_synced
 
 
 def test_a_sampler_killed_while_nobody_asks_it_has_the_weights_when_somebody_does(
@@ -274,16 +287,6 @@ def test_an_actor_that_hangs_is_ended_and_loses_nothing(
     assert len(set(pids(victim)) - {stopped, *others}) == 1
 
 
-def break_engine(actor: Any) -> None:
-    """From now on the engine in a SamplerActor fails, as a CUDA kernel would; its process lives."""
-
-    def fail(*_: Any) -> None:
-        raise RuntimeError("CUDA out of memory")
-
-    engine: Any = SimpleNamespace(sample=fail, load_weights=fail, close=lambda: None)
-    actor._sampler = engine
-
-
 def test_an_engine_that_fails_in_a_rollout_loses_and_repeats_nothing(
     cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
 ) -> None:
@@ -297,16 +300,6 @@ def test_an_engine_that_fails_in_a_rollout_loses_and_repeats_nothing(
     resampled = cluster.take_resampled()
     assert 0 < len(resampled) < len(jobs)
     assert pids("SamplerActor") != [before]
-
-
-def test_an_engine_that_fails_in_a_weight_sync_is_started_anew_with_the_weights(
-    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
-) -> None:
-    ray.get(cluster.samplers[0].__ray_call__.remote(break_engine))
-    with pytest.warns(UserWarning, match="SamplerActor .* is ended and started anew: RuntimeError: CUDA out of memory"):
-        cluster.sync(policy_version=1)
-    assert [bits(t) for t in cluster.play(jobs)] == undisturbed
-    assert cluster.take_resampled() == []
 
 
 def test_a_killed_vllm_sampler_loses_and_repeats_nothing(
