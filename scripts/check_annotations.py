@@ -2,7 +2,7 @@
 
     python scripts/check_annotations.py --output outputs/check_annotations.json
 
-Plays the built-in simulator, has every decision annotated by its own template (`rlvla_envs.tabletop.annotate:explain`),
+Plays the built-in simulator, has every decision annotated by a template (`rlvla_envs.libero.annotate:annotate`),
 and plants one fault of each class in the fields of a copy of each episode (`planted_faults.py`). A fault counts as
 found if the engine, after one attempt, drops a decision that it is in. A goal change is tried once more without a
 scene, where nobody can say which side of it is wrong: there any decision will do. Exit status 1 when less than 99 % of
@@ -30,7 +30,7 @@ from rlvla.annotation.take import Query, Reply, Take
 from rlvla.config import AnnotateConfig, CheckConfig, KeyFrameConfig
 from rlvla.run.metrics import wilson_interval
 from rlvla.types import Annotation, Timeline
-from rlvla_envs.tabletop.annotate import explain
+from rlvla_envs.libero.annotate import annotate
 from rlvla_envs.tabletop.env import TabletopEnv
 from rlvla_envs.tabletop.expert import play
 
@@ -53,7 +53,7 @@ def episodes(num: int) -> Iterator[Episode]:
         take = Take(index=index, name=name, decisions=cut, stride=1, fps=env.metadata["render_fps"])
         # The gripper of "press" never moves: its last decision stands for the press itself.
         timeline = find_key_frames(take, KeyFrameConfig(closed_sign=-1, first=True, last=task == "press"))
-        said = {i: explain(cut, i, timeline=timeline, rng=np.random.default_rng(0)) for i in range(len(cut))}
+        said = {i: annotate(cut, i, timeline=timeline, rng=np.random.default_rng(0)) for i in range(len(cut))}
         yield Episode(take, timeline, said)
     env.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -260,16 +261,13 @@ def check_env(env: str | gymnasium.Env[Any, Any], **kwargs: Any) -> None:
     if not isinstance(env, str):
         check_contract(env.unwrapped)
         return
-    made = [gymnasium.make(env, **kwargs)]
-    try:
+    with contextlib.closing(gymnasium.make(env, **kwargs)) as made:
         try:
-            made.append(gymnasium.make(env, **kwargs))
+            twin = gymnasium.make(env, **kwargs)
         except Exception as error:
             raise EnvContractError(
                 f"the constructor: no second env in one process ({type(error).__name__}: {error}). Where the simulator "
                 f"allows none, check one: check_env(gymnasium.make({env!r})), and leave cluster.envs_per_process at 1"
             ) from error
-        check_contract(made[0].unwrapped, twin=made[1].unwrapped)
-    finally:
-        for one in made:
-            one.close()
+        with contextlib.closing(twin):
+            check_contract(made.unwrapped, twin=twin.unwrapped)

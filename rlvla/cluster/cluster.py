@@ -12,13 +12,12 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import remove_placement_group
 
 from rlvla.cluster.actors import RolloutActor, SamplerActor
 from rlvla.cluster.dispatch import GRACE_S, Dispatcher, NoAnswerError, Watch, get_all, wait_for
 from rlvla.cluster.placement import Place, place, reserve
-from rlvla.cluster.weight_sync import sync_weights
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
 from rlvla.durable.checkpoints import require_seen, seen
 from rlvla.durable.interrupts import kept_handlers
@@ -158,9 +157,10 @@ class Cluster:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None:  # whoever failed or was interrupted may be in the midst of something and would not answer
-            self._close_actors()
-        self._end()
+        if error is None:
+            self.close()
+        else:  # whoever failed or was interrupted may be in the midst of something and would not answer
+            self._end()
 
     def _actor(self, cls: type, at: Place, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
         """Start `cls` as an actor in its place."""
@@ -213,8 +213,25 @@ class Cluster:
         return [sampler for sampler, version in serving if version != self._policy_version]
 
     def _give_weights(self, samplers: Sequence[Any]) -> None:
-        deadlines = {key: getattr(self._config, key) for key in ("learner_deadline_s", "actor_deadline_s")}
-        sync_weights(self._learners, samplers, self._policy_version, **deadlines)
+        """Load the learner's weights, or its adapter, into samplers; returns when those that fare well act with these.
+
+        One that dies meanwhile gets them when it has been started anew; one that fails or hangs does not have them
+        then, as its `status` says. Every learner rank takes part, since under ZeRO-3 each holds a share; rank 0 returns
+        a reference to the whole, which the driver passes on: it never holds the weights itself.
+
+        Raises:
+            NoAnswerError: of the learners.
+            ValueError: the weights are not those of the samplers' checkpoint.
+        """
+        changes = [learner.changes.remote() for learner in self._learners]
+        (weights,), *_ = get_all(changes, self._config.learner_deadline_s)
+        loads = [wait_for(sampler.load_weights, weights, self._policy_version) for sampler in samplers]
+        for loaded in ray.wait(loads, num_returns=len(loads), timeout=self._config.actor_deadline_s)[0]:
+            try:
+                ray.get(loaded)
+            except RayTaskError as error:
+                if isinstance(error, ValueError):
+                    raise
 
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """One learner step over all ranks; rank 0's metrics.
@@ -286,15 +303,12 @@ class Cluster:
 
     def close(self) -> None:
         """End every actor, give the reservation back, and end Ray if we started it."""
-        self._close_actors()
-        self._end()
-
-    def _close_actors(self) -> None:
         closing = [actor.close.remote() for actor in (*self._rollout_actors, *self.samplers)]
         closing += [learner.call.remote("close") for learner in self._learners]
         for closed in ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)[0]:
             with suppress(RayActorError):  # one that has died has nothing left to close
                 ray.get(closed)
+        self._end()
 
     def _end(self) -> None:
         """Kill what runs, be it in the middle of something: a rank whose peer died waits for it forever."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from multiprocessing import Pipe, reduction
@@ -35,25 +35,79 @@ class EnvPool:
     """
 
     def __init__(self, config: EnvConfig, num_envs: int, envs_per_process: int = 1) -> None:
-        self._server = _Server(config)
-        starts = range(0, num_envs, envs_per_process)
-        self._processes = [_Process(self._server, min(envs_per_process, num_envs - start)) for start in starts]
-        self.envs = [
-            EnvThread(partial(RemoteEnv, config, self._processes[i // envs_per_process], i % envs_per_process))
-            for i in range(num_envs)
-        ]
+        self._config, self._envs_per_process = config, envs_per_process
+        self._links: list[_Link | None] = [None for _ in range(0, num_envs, envs_per_process)]
+        self._lock = threading.Lock()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: Any = None
+        self._is_closed = False
+        self.envs = [EnvThread(partial(self._connect, *divmod(i, envs_per_process))) for i in range(num_envs)]
         """Each played by one episode at a time."""
+
+    def _connect(self, process: int, slot: int) -> RemoteEnv:
+        return RemoteEnv(self._config, self.link(process), slot)
+
+    def link(self, process: int) -> _Link:
+        """To the process that lives, started if there is none; raises EnvCrashError if that fails."""
+        with self._lock:
+            if self._is_closed:
+                raise EnvCrashError("the envs are closed")
+            link = self._links[process]
+            if link is None or link.is_lost:
+                link = self._links[process] = self._fork()
+            return link
+
+    def _fork(self) -> _Link:
+        """Start an env process. Raises EnvCrashError when that takes longer than a reset may."""
+        if self._server is None or self._server.poll() is not None:
+            self._start_server()
+        ours, theirs = Pipe()
+        try:
+            with theirs:
+                reduction.send_handle(self._control, theirs.fileno(), None)
+            if not ours.poll(self._config.reset_deadline_s):
+                raise TimeoutError(f"no process after {self._config.reset_deadline_s:g} s")
+            return _Link(ours.recv(), reduction.recv_handle(ours), ours)
+        except (OSError, EOFError) as error:
+            ours.close()
+            self._stop_server()
+            raise EnvCrashError(f"cannot start an env process: {type(error).__name__}: {error}") from error
+
+    def _start_server(self) -> None:
+        """The process that env processes are forked from: `rlvla.rollout.env_server`, when first needed or lost."""
+        self._stop_server()
+        self._control, theirs = Pipe()
+        with theirs:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "rlvla.rollout.env_server", str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self._control.send((self._config, self._envs_per_process))
+
+    def _stop_server(self, patience_s: float = 0.0) -> None:
+        """End it, after a while by force, and with it what it has forked."""
+        if self._server is not None:
+            self._control.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._server.wait(patience_s)
+            self._server.kill()
+            self._server.wait()
 
     def close(self) -> None:
         """End all processes, those that hang by force, and all threads; calls in flight raise EnvCrashError."""
-        for process in self._processes:
-            process.end()
+        with self._lock:
+            self._is_closed = True
+        links = [link for link in self._links if link is not None]
+        for link in links:
+            link.end()
         until = time.monotonic() + CLOSE_S + 1
-        for process in self._processes:
-            process.wait(max(0.0, until - time.monotonic()))
+        for link in links:
+            link.wait(max(0.0, until - time.monotonic()))
         for env in self.envs:
             env.close()
-        self._server.close()
+        self._stop_server(CLOSE_S)
 
 
 class RemoteEnv:
@@ -64,13 +118,12 @@ class RemoteEnv:
 
     Args:
         config: `deadline_s` and `reset_deadline_s`.
-        process: which hosts it.
+        link: to its process: in one that has been started since, it would be another env.
         slot: its index there.
     """
 
-    def __init__(self, config: EnvConfig, process: _Process, slot: int) -> None:
-        self._config, self._slot = config, slot
-        self._link = process.link()
+    def __init__(self, config: EnvConfig, link: _Link, slot: int) -> None:
+        self._config, self._call = config, partial(link.call, slot)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """See `protocols.Env`; makes the env first if there is none, which the deadline includes."""
@@ -87,120 +140,18 @@ class RemoteEnv:
     def close(self) -> None:
         """Nothing: it lives as long as its process."""
 
-    def _call(self, deadline_s: float, method: str, *args: Any, **kwargs: Any) -> Any:
-        # Of the process in which it was reset: in one that has been started since, it would be another env.
-        return self._link.call(deadline_s, self._slot, method, *args, **kwargs)
-
-
-class _Server:
-    """The process that env processes are forked from: `rlvla.rollout.env_server`, started when first needed or lost."""
-
-    def __init__(self, config: EnvConfig) -> None:
-        self._config = config
-        self._lock = threading.Lock()
-        self._sending = threading.Lock()  # apart, since a process that hangs is killed while another one starts
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: Any = None
-        self._children = itertools.count()
-
-    def fork(self, num_envs: int) -> _Link:
-        """Start an env process. Raises EnvCrashError when that takes longer than a reset may."""
-        with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._start()
-            ours, theirs = Pipe()
-            child = next(self._children)
-            try:
-                with self._sending:
-                    self._control.send((child, num_envs))
-                    reduction.send_handle(self._control, theirs.fileno(), None)
-                if not self._control.poll(self._config.reset_deadline_s):
-                    raise TimeoutError(f"no process after {self._config.reset_deadline_s:g} s")
-                return _Link(self._control.recv(), ours, kill=partial(self._kill, child))
-            except (OSError, EOFError) as error:
-                ours.close()
-                self._stop()
-                raise EnvCrashError(f"cannot start an env process: {type(error).__name__}: {error}") from error
-            finally:
-                theirs.close()
-
-    def _kill(self, child: int) -> None:
-        """End an env process, also one that is stopped, if it has not ended: with a server that is lost it has."""
-        with self._sending, contextlib.suppress(OSError):
-            self._control.send((child, 0))
-
-    def _start(self) -> None:
-        self._stop()
-        control, theirs = Pipe()
-        command = [sys.executable, "-m", "rlvla.rollout.env_server", str(theirs.fileno())]
-        paths = os.pathsep.join(path for path in sys.path if path)
-        self._process = subprocess.Popen(
-            command,
-            env={**os.environ, "PYTHONPATH": paths},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        control.send(self._config)
-        with self._sending:
-            self._control = control
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._hang_up()
-            self._process.kill()
-            self._process.wait()
-
-    def _hang_up(self) -> None:
-        with self._sending:
-            self._control.close()
-
-    def close(self) -> None:
-        """End it, with what it has forked."""
-        with self._lock:
-            if self._process is not None:
-                self._hang_up()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(CLOSE_S)
-            self._stop()
-
-
-class _Process:
-    """An env process and its successors after losses."""
-
-    def __init__(self, server: _Server, num_envs: int) -> None:
-        self._server, self._num_envs = server, num_envs
-        self._lock = threading.Lock()
-        self._link: _Link | None = None
-        self._is_closed = False
-
-    def link(self) -> _Link:
-        """To the process that lives, started if there is none; raises EnvCrashError if that fails."""
-        with self._lock:
-            if self._is_closed:
-                raise EnvCrashError("the envs are closed")
-            if self._link is None or self._link.is_lost:
-                self._link = self._server.fork(self._num_envs)
-            return self._link
-
-    def end(self) -> None:
-        """Ask it to close its envs and end."""
-        with self._lock:
-            self._is_closed = True
-            if self._link is not None:
-                self._link.end()
-
-    def wait(self, timeout_s: float) -> None:
-        """Until it has ended; it is killed when that takes longer."""
-        if self._link is not None:
-            self._link.wait(timeout_s)
-
 
 class _Link:
-    """The pipe to one env process: any number of threads may call, each waits for its own answer."""
+    """The pipe to one env process: any number of threads may call, each waits for its own answer.
 
-    def __init__(self, pid: int, pipe: Connection, kill: Callable[[], None]) -> None:
-        self._pid, self._pipe, self._end_by_force = pid, pipe, kill
+    Args:
+        pid: for messages: a number that may become somebody else's.
+        process: its file descriptor, by which it is killed.
+        pipe: ours.
+    """
+
+    def __init__(self, pid: int, process: int, pipe: Connection) -> None:
+        self._pid, self._process, self._pipe = pid, process, pipe
         self._lock = threading.Lock()
         self._sending = threading.Lock()  # its holder may wait for a process that hangs, hence not the lock to kill it
         self._ids = itertools.count()
@@ -214,7 +165,7 @@ class _Link:
         """Whether the process has ended, or has been killed and is about to."""
         return self._loss is not None
 
-    def call(self, deadline_s: float, slot: int, method: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, slot: int, deadline_s: float, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of an env and wait for what it returns; raises EnvCrashError, see `RemoteEnv`."""
         future: Future[tuple[bool, Any]] = Future()
         with self._lock:
@@ -250,7 +201,8 @@ class _Link:
         with self._lock:
             if self._loss is None:
                 self._loss = loss
-                self._end_by_force()
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    signal.pidfd_send_signal(self._process, signal.SIGKILL)
 
     def _read(self) -> None:
         """Hand each answer to who waits for it, until the process ends."""
@@ -267,5 +219,6 @@ class _Link:
             self._loss = self._loss or loss
             for future in self._waiting.values():
                 future.set_exception(self._loss)
+            os.close(self._process)
             with self._sending:
                 self._pipe.close()

@@ -14,16 +14,13 @@ import ctypes
 import faulthandler
 import inspect
 import os
-import select
 import signal
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
 from typing import Any
 
 import gymnasium
@@ -38,14 +35,6 @@ from rlvla.protocols import Env
 CLOSE_S = 5.0
 """How long the envs of a process may take to close, seconds; then it ends without."""
 _PR_SET_PDEATHSIG = 1
-
-Order = tuple[int, int]
-"""To the server: the number of a child, which no other one has had, and how many envs it is to be started with: the end
-of its pipe comes next, and its pid goes back. Or 0: it is to be killed, unless it has ended."""
-Request = tuple[int, str, tuple[Any, ...], dict[str, Any]]
-"""Message id, name of the env's method, its arguments."""
-Answer = Callable[[int, bool, Any], None]
-"""(message id, whether the call returned, what it returned or the text of what it raised)."""
 
 
 def make_env(config: EnvConfig) -> Env:
@@ -103,55 +92,23 @@ def _creator(entry_point: Any) -> Any:
 
 
 def main(descriptor: int) -> None:
-    """Load the simulator, then fork and kill children as asked, until the parent is gone.
-
-    Kill as well, since a pid is a child's for as long as nobody has reaped it: only who reaps knows for how long.
+    """Load the simulator, then fork as asked, until the parent is gone.
 
     Args:
-        descriptor: of a socket, on which the EnvConfig comes first, then orders.
+        descriptor: of a socket, on which the EnvConfig and the number of envs in a process come first, then for each
+            child its end of a pipe, on which its pid goes back, and a descriptor of its process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when we end
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # that it came is read from the pipe
-    ended, wakeup = os.pipe()
-    for end in (ended, wakeup):
-        os.set_blocking(end, False)
-    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     control = Connection(descriptor)
-    pids: dict[int, int] = {}
     with contextlib.suppress(EOFError, OSError):
-        config: EnvConfig = control.recv()
+        config, num_envs = control.recv()
         preload(config)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing is left of a child that has ended
         while True:
-            select.select([control, ended], [], [])
-            _reap(ended, pids)
-            if not control.poll():
-                continue
-            order: Order = control.recv()
-            child, num_envs = order
-            if not num_envs:
-                if child in pids:
-                    os.kill(pids[child], signal.SIGKILL)
-                continue
-            pipe = reduction.recv_handle(control)
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                control.close()
-                os.close(ended)
-                os.close(wakeup)
-                _run_child(Connection(pipe), config, num_envs)
-            os.close(pipe)
-            pids[child] = pid
-            control.send(pid)
-
-
-def _reap(ended: int, pids: dict[int, int]) -> None:
-    """Forget the children that have ended; only then may their pids become somebody else's."""
-    with contextlib.suppress(BlockingIOError):
-        os.read(ended, 4096)
-    for child, pid in list(pids.items()):
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            del pids[child]
+            with Connection(reduction.recv_handle(control)) as pipe:
+                if os.fork() == 0:
+                    control.close()
+                    _run_child(pipe, config, num_envs)
 
 
 def preload(config: EnvConfig) -> None:
@@ -175,6 +132,10 @@ def _run_child(pipe: Connection, config: EnvConfig, num_envs: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         faulthandler.enable()
         np.random.seed()  # every child has the server's state otherwise
+        process = os.pidfd_open(os.getpid())  # unlike a number, never somebody else's
+        pipe.send(os.getpid())
+        reduction.send_handle(pipe, process, None)
+        os.close(process)
         serve(pipe, config, num_envs)
         atexit._run_exitfuncs()
         status = 0
@@ -187,51 +148,39 @@ def _run_child(pipe: Connection, config: EnvConfig, num_envs: int) -> None:
 def serve(pipe: Connection, config: EnvConfig, num_envs: int) -> None:
     """Host `num_envs` envs, each with a thread, hence a GL context, of its own, until the pipe ends; then close them.
 
-    A request is (slot, *Request), an answer what `Answer` takes.
+    An env is made at its first reset, and anew at the first reset after a call that raised. A request is (slot, id,
+    method, arguments, keyword arguments), an answer (id, whether the call returned, its value or error as text).
     """
-    queues: list[SimpleQueue[Request | None]] = [SimpleQueue() for _ in range(num_envs)]
+    threads = [ThreadPoolExecutor(1) for _ in range(num_envs)]
+    envs: list[Any] = [None] * num_envs
     lock = threading.Lock()
 
     def answer(*reply: Any) -> None:
         with lock:
             pipe.send(reply)
 
-    threads = [threading.Thread(target=drive, args=(config, queue, answer), daemon=True) for queue in queues]
-    for thread in threads:
-        thread.start()
+    def call(slot: int, id_: int, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            if envs[slot] is None:
+                if method != "reset":
+                    raise RuntimeError(f"{method} before reset")
+                envs[slot] = make_env(config)
+            answer(id_, True, getattr(envs[slot], method)(*args, **kwargs))
+        except BaseException as error:  # the one intended catch: whatever a simulator raises, an exit included
+            answer(id_, False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+            close(slot)
+
+    def close(slot: int) -> None:
+        env, envs[slot] = envs[slot], None
+        if env is not None:
+            with contextlib.suppress(Exception):  # it is given up anyway
+                env.close()
+
     with contextlib.suppress(EOFError, OSError):
         while True:
             slot, *request = pipe.recv()
-            queues[slot].put((*request,))
-    for queue in queues:
-        queue.put(None)
-    end = time.monotonic() + CLOSE_S
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-
-
-def drive(config: EnvConfig, queue: SimpleQueue[Request | None], answer: Answer) -> None:
-    """Serve one env: made at its first reset, and anew at the first reset after a call that raised."""
-    env: Any = None
-    while (request := queue.get()) is not None:
-        id_, method, args, kwargs = request
-        try:
-            if env is None and method == "reset":
-                env = make_env(config)
-            if env is None:
-                raise RuntimeError(f"{method} before reset")
-            answer(id_, True, getattr(env, method)(*args, **kwargs))
-        except BaseException as error:  # the one intended catch: whatever a simulator raises, an exit included
-            answer(id_, False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-            _close(env)
-            env = None
-    _close(env)
-
-
-def _close(env: Any) -> None:
-    if env is not None:
-        with contextlib.suppress(Exception):  # it is given up anyway
-            env.close()
+            threads[slot].submit(call, slot, *request)
+    wait([thread.submit(close, slot) for slot, thread in enumerate(threads)], CLOSE_S)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rlvla.run.ledger import balance
 from rlvla.run.metrics import read_metrics
 from tests import parallel_policies
 from tests.e2e.run import recipe, running, wait_until
-from tests.unit.faulty_env import let_go, plant_in_turn
+from tests.unit.faulty_env import let_go, plant
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -28,8 +28,8 @@ def test_what_fails_is_counted_and_refilled_and_what_dies_is_begun_again(tmp_pat
     """A group of two, in one env: the first member fails twice in its second chunk, and a third takes its place."""
     faults, output = tmp_path / "faults", tmp_path / "run"
     faults.mkdir()
-    plant_in_turn(faults, "step_chunk", "go", "raise", "go", "raise")
-    plant_in_turn(faults, "reset", "go", "go", "wait", "go", "wait")  # of the second member, and of the third
+    plant(faults, "step_chunk", "go", "raise", "go", "raise")
+    plant(faults, "reset", "go", "go", "wait", "go", "wait")  # of the second member, and of the third
     config = {
         "model": str(parallel_policies.save("idefics3", tmp_path)),  # its actions are never malformed
         "output": str(output),

@@ -181,7 +181,10 @@ def test_a_cold_start_that_diverges_stops_with_what_it_was_to_learn_from(dataset
 
 @pytest.mark.parametrize(
     ("actor", "number", "asked"),
-    [("LearnerActor", signal.SIGINT, ("main", "learn")), ("SamplerActor", signal.SIGTERM, ("sync_weights", "get_all"))],
+    [
+        ("LearnerActor", signal.SIGINT, ("main", "learn")),
+        ("SamplerActor", signal.SIGTERM, ("_give_weights", "get_all")),
+    ],
     ids=["control-c-while-it-learns", "sigterm-while-it-synchronises-weights"],
 )
 def test_a_step_that_a_signal_finds_behind_its_rollout_is_finished(

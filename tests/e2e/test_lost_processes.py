@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +35,6 @@ from rlvla.config import (
     LearnerConfig,
     SamplerConfig,
 )
-from rlvla.durable.checkpoints import appear_sealed, newest_whole
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory
@@ -80,7 +79,7 @@ def wait_until_all_wait_for_envs(actors: Sequence[Any]) -> None:
     """Return when each episode of these rollout actors has asked its env for something: none asks the sampler."""
 
     def has_asked(actor: Any) -> bool:
-        return all(process._link is not None and process._link._waiting for process in actor._pool._processes)
+        return all(link is not None and link._waiting for link in actor._pool._links)
 
     while not all(ray.get([actor.__ray_call__.remote(has_asked) for actor in actors])):
         time.sleep(0.1)
@@ -205,31 +204,34 @@ def test_a_killed_actor_loses_and_repeats_nothing(
         assert len(old - set(pids(name))) == 1  # and Ray started another in its place
 
 
-def test_a_sampler_killed_between_two_rollouts_comes_back_with_the_weights_of_now(
-    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
+def break_engine(actor: Any) -> None:
+    """From now on the engine in a SamplerActor fails, as a CUDA kernel would; its process lives."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    engine: Any = SimpleNamespace(sample=fail, load_weights=fail, close=lambda: None)
+    actor._sampler = engine
+
+
+STRIKES: dict[str, Callable[[Cluster], Any]] = {
+    "killed": lambda cluster: kill(pids("SamplerActor")[0]),
+    "killed in its midst": lambda cluster: kill_in_the_midst(pids("SamplerActor")[0]),
+    "its engine fails": lambda cluster: ray.get(cluster.samplers[0].__ray_call__.remote(break_engine)),
+}
+
+
+@pytest.mark.parametrize("is_synced", [False, True], ids=["before a rollout", "at a weight sync"])
+@pytest.mark.parametrize("strike", STRIKES)
+def test_a_sampler_that_is_lost_comes_back_with_the_weights_of_now(
+    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]], strike: str, is_synced: bool
 ) -> None:
-    kill(pids("SamplerActor")[0])
+    STRIKES[strike](cluster)
+    if is_synced:
+        cluster.sync(policy_version=1)
     assert [bits(t) for t in cluster.play(jobs)] == undisturbed
-    cluster.take_resampled()
-
-
-def test_a_sampler_killed_before_a_weight_sync_gets_the_weights(
-    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
-) -> None:
-    kill(pids("SamplerActor")[0])
-    cluster.sync(policy_version=1)
-    assert [bits(t) for t in cluster.play(jobs)] == undisturbed
-    assert cluster.take_resampled() == []
-
-
-def test_a_sampler_killed_in_a_weight_sync_gets_the_weights(
-    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
-) -> None:
-    timer = kill_in_the_midst(pids("SamplerActor")[0])
-    cluster.sync(policy_version=1)
-    timer.join()
-    assert [bits(t) for t in cluster.play(jobs)] == undisturbed
-    assert cluster.take_resampled() == []
+    resampled = cluster.take_resampled()
+    assert resampled == [] or not is_synced
 
 
 def test_a_sampler_killed_while_nobody_asks_it_has_the_weights_when_somebody_does(
@@ -285,16 +287,6 @@ def test_an_actor_that_hangs_is_ended_and_loses_nothing(
     assert len(set(pids(victim)) - {stopped, *others}) == 1
 
 
-def break_engine(actor: Any) -> None:
-    """From now on the engine in a SamplerActor fails, as a CUDA kernel would; its process lives."""
-
-    def fail(*_: Any) -> None:
-        raise RuntimeError("CUDA out of memory")
-
-    engine: Any = SimpleNamespace(sample=fail, load_weights=fail, close=lambda: None)
-    actor._sampler = engine
-
-
 def test_an_engine_that_fails_in_a_rollout_loses_and_repeats_nothing(
     cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
 ) -> None:
@@ -308,45 +300,6 @@ def test_an_engine_that_fails_in_a_rollout_loses_and_repeats_nothing(
     resampled = cluster.take_resampled()
     assert 0 < len(resampled) < len(jobs)
     assert pids("SamplerActor") != [before]
-
-
-def test_an_engine_that_fails_in_a_weight_sync_is_started_anew_with_the_weights(
-    cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
-) -> None:
-    ray.get(cluster.samplers[0].__ray_call__.remote(break_engine))
-    with pytest.warns(UserWarning, match="SamplerActor .* is ended and started anew: RuntimeError: CUDA out of memory"):
-        cluster.sync(policy_version=1)
-    assert [bits(t) for t in cluster.play(jobs)] == undisturbed
-    assert cluster.take_resampled() == []
-
-
-def test_a_state_whose_parts_lie_on_two_disks_is_refused_when_it_is_written(cluster: Cluster, tmp_path: Path) -> None:
-    """The second rank's path leads to another disk, as on a node of its own."""
-    theirs = str(tmp_path / "node_b")
-
-    def lead_elsewhere(actor: Any) -> None:
-        from rlvla.cluster import cluster as module
-
-        call, seen = actor.call, module.seen
-        actor.call = lambda method, folder: call(method, Path(theirs) / folder.name)
-        setattr(module, "seen", lambda folder: seen(Path(theirs) / folder.name))  # noqa: B010
-        actor.lead_back = lambda: (setattr(actor, "call", call), setattr(module, "seen", seen))
-
-    ray.get(cluster._learners[1].__ray_call__.remote(lead_elsewhere))
-    state = tmp_path / "state/step-000001"
-    with (
-        pytest.raises(
-            OSError, match=r"rank_1.pt of learner rank 1 on 127.0.0.1 .*must be a folder that all nodes share"
-        ),
-        appear_sealed(state) as aside,
-    ):
-        cluster.save_state(aside / "learner")
-    assert not state.exists()
-    ray.get(cluster._learners[1].__ray_call__.remote(lambda actor: actor.lead_back() and None))
-    with appear_sealed(state) as aside:
-        cluster.save_state(aside / "learner")
-    assert newest_whole(state.parent) == (1, state)
-    assert {path.name for path in (state / "learner").iterdir()} == {"rank_0.pt", "rank_1.pt"}
 
 
 def test_a_killed_vllm_sampler_loses_and_repeats_nothing(
@@ -401,20 +354,23 @@ def test_a_learner_killed_in_the_middle_of_a_step_ends_the_run(cluster: Cluster,
     timer.join()
 
 
+def evaluation(model: Path) -> EvaluateConfig:
+    """Of a run whose actors are not started anew."""
+    cluster = ClusterConfig(envs_per_actor=2, max_restarts=0, sampler_cpus=0.2, rollout_cpus=0.2)
+    return EvaluateConfig(model=model, env=ENV, episode=EPISODE, sampler=SAMPLER, cluster=cluster)
+
+
 def test_an_actor_that_cannot_start_is_not_tried_again(tiny_policy: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(tiny_policy, tmp_path / "policy")
     (broken / "model.safetensors").write_bytes(b"torn")
-    config = ClusterConfig(envs_per_actor=2, sampler_cpus=0.2, rollout_cpus=0.2)
     with pytest.raises(ProcessLostError, match=r"(?s)^SamplerActor .* could not start: .*Safetensor"):
-        Cluster(EvaluateConfig(model=broken, env=ENV, episode=EPISODE, sampler=SAMPLER, cluster=config))
+        Cluster(evaluation(broken))
 
 
 def test_an_engine_that_fails_too_often_ends_the_run_with_its_own_words(tiny_policy: Path, jobs: list[Job]) -> None:
-    config = ClusterConfig(envs_per_actor=2, max_restarts=0, sampler_cpus=0.2, rollout_cpus=0.2)
-    evaluation = EvaluateConfig(model=tiny_policy, env=ENV, episode=EPISODE, sampler=SAMPLER, cluster=config)
 
     def run() -> None:
-        with Cluster(evaluation) as small:
+        with Cluster(evaluation(tiny_policy)) as small:
             ray.get(small.samplers[0].__ray_call__.remote(break_engine))
             small.play(jobs)
 
@@ -425,12 +381,10 @@ def test_an_engine_that_fails_too_often_ends_the_run_with_its_own_words(tiny_pol
 
 @pytest.mark.parametrize("victim", ["RolloutActor", "SamplerActor"])
 def test_an_actor_that_dies_too_often_ends_the_run(tiny_policy: Path, jobs: list[Job], victim: str) -> None:
-    config = ClusterConfig(envs_per_actor=2, max_restarts=0, sampler_cpus=0.2, rollout_cpus=0.2)
-    evaluation = EvaluateConfig(model=tiny_policy, env=ENV, episode=EPISODE, sampler=SAMPLER, cluster=config)
     others = pids(victim)
 
     def run() -> None:
-        with Cluster(evaluation) as small:
+        with Cluster(evaluation(tiny_policy)) as small:
             for _ in small.stream(jobs):
                 for pid in set(pids(victim)) - set(others):
                     kill(pid)

@@ -17,14 +17,8 @@ WAIT_S = 30.0
 """Of either side for the other; far beyond the deadlines of the tests."""
 
 
-def plant(folder: Path, where: str, fault: str, times: int = 1) -> None:
-    """The next `times` calls of method `where` do `fault`: wait for a `meet`, or one of `FaultyEnv._do`."""
-    for i in range(times):
-        (folder / f"{where}-{i}.fault").write_text(fault)
-
-
-def plant_in_turn(folder: Path, where: str, *faults: str) -> None:
-    """One for each call from now on; `go` lets the next one do nothing."""
+def plant(folder: Path, where: str, *faults: str) -> None:
+    """What each call of method `where` does from now on: wait for a `meet`, or one of `_suffer`; `go` does nothing."""
     for i, fault in enumerate(faults):
         (folder / f"{where}-{i}.fault").write_text(fault)
 

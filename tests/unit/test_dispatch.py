@@ -1,7 +1,8 @@
-"""What the dispatcher does with an actor that Ray cannot reach; real deaths: tests/e2e/test_lost_processes.py."""
+"""What becomes of an actor that Ray cannot reach, and of a state on two disks; real deaths: e2e/test_lost_processes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from rlvla.cluster import dispatch
+from rlvla.cluster.cluster import Cluster
 from rlvla.cluster.dispatch import Dispatcher, Watch
 
 
@@ -63,3 +65,18 @@ def test_an_actor_that_cannot_be_reached_is_ended_before_it_gets_its_jobs_again(
         assert list(dispatcher.stream([job])) == [(0, "trajectory")]
     assert deeds == ["start ['job']", "kill, no_restart=False", "ask for 60 s", "start ['job']"]
     assert dispatcher.resampled == ["job"]
+
+
+def test_a_state_whose_parts_lie_on_two_disks_is_refused_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rank_0.pt").write_bytes(b"12345")
+    cluster = Cluster.__new__(Cluster)
+    written = [("127.0.0.1", {"rank_0.pt": 5}), ("127.0.0.2", {"rank_1.pt": 5})]
+    monkeypatch.setattr(cluster, "_all_learners", lambda *_: written)
+    with pytest.raises(
+        OSError, match=r"rank_1.pt of learner rank 1 on 127.0.0.2 .*must be a folder that all nodes share"
+    ):
+        cluster.save_state(tmp_path)
+    del written[1]
+    cluster.save_state(tmp_path)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -27,11 +26,10 @@ from rlvla.rollout.env_process import EnvPool, RemoteEnv
 from rlvla.rollout.env_thread import EnvCrashError, EnvThread
 from rlvla.types import EndReason, Trajectory
 from tests.look_then_act import TASK, LookThenAct, assert_same_play, decider_of, episode, play
-from tests.unit.faulty_env import meet, plant, plant_in_turn
+from tests.unit.faulty_env import meet, plant
 
 pytestmark = pytest.mark.timeout(120)
 
-PLACES = ("reset", "step_chunk", "zoom")
 DEADLINE_S = 4.0
 """Far above what a healthy call takes on a busy machine."""
 
@@ -76,7 +74,15 @@ def pool(config: EnvConfig) -> Iterator[EnvPool]:
 
 def impatient(pool: EnvPool, config: EnvConfig) -> EnvThread:
     """The env of a pool that runs already, so that a reset needs no more than a moment."""
-    return EnvThread(partial(RemoteEnv, replace(config, reset_deadline_s=DEADLINE_S), pool._processes[0], 0))
+    return EnvThread(lambda: RemoteEnv(replace(config, reset_deadline_s=DEADLINE_S), pool.link(0), 0))
+
+
+def reset(env: EnvThread) -> None:
+    asyncio.run(env.call(lambda e: e.reset()))
+
+
+def zoom(env: EnvThread) -> None:
+    asyncio.run(env.call(lambda e: e.zoom(0, (0, 0, 9, 9))))
 
 
 def made(folder: Path, suffix: str = "made") -> list[int]:
@@ -85,8 +91,9 @@ def made(folder: Path, suffix: str = "made") -> list[int]:
     return [int(name.split("-")[0]) for name in names]
 
 
-@pytest.mark.parametrize("where", PLACES)
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize(
+    ("where", "sent"), [("reset", signal.SIGSTOP), ("step_chunk", signal.SIGKILL), ("zoom", signal.SIGSTOP)]
+)
 def test_a_process_that_is_killed_or_stops_is_replaced_and_the_episode_replayed(
     decider: Decider, config: EnvConfig, tmp_path: Path, where: str, sent: signal.Signals
 ) -> None:
@@ -115,8 +122,7 @@ def test_a_process_that_is_killed_or_stops_is_replaced_and_the_episode_replayed(
         assert len(made(tmp_path)) == len({*made(tmp_path)}) == 3
 
 
-@pytest.mark.parametrize("where", PLACES)
-@pytest.mark.parametrize("fault", ["raise", "exit"])
+@pytest.mark.parametrize(("where", "fault"), [("reset", "raise"), ("step_chunk", "exit"), ("zoom", "raise")])
 def test_an_env_that_raises_is_closed_and_made_anew(
     decider: Decider, pool: EnvPool, tmp_path: Path, where: str, fault: str
 ) -> None:
@@ -141,7 +147,7 @@ def test_after_its_attempts_an_episode_ends_as_env_error(
     decider: Decider, pool: EnvPool, tmp_path: Path, fault: str, error: str
 ) -> None:
     later = "raise" if fault == "hang" else fault  # two deadlines are enough to wait for
-    plant_in_turn(tmp_path, "step_chunk", fault, fault, later, later)
+    plant(tmp_path, "step_chunk", fault, fault, later, later)
     trajectory = play(decider, pool.envs[0], max_attempts=2)
     assert (trajectory.end, trajectory.num_crashes, trajectory.num_replays) == (EndReason.ENV_ERROR, 2, 1)
     assert re.search(error, trajectory.error, re.DOTALL)
@@ -180,82 +186,61 @@ def test_what_an_env_has_crashed_before_its_sampler_died_is_counted(
     assert (trajectory.num_crashes, trajectory.num_replays) == (1, 1)
 
 
-def test_a_neighbour_in_the_process_is_replayed_at_no_cost_of_its_own(
-    decider: Decider, config: EnvConfig, tmp_path: Path
+@pytest.mark.parametrize(("fault", "num_crashes"), [("hang", 0), ("die", 1)])
+def test_a_neighbour_in_the_process_is_replayed_at_no_cost_of_its_own_unless_either_may_have_killed_it(
+    decider: Decider, config: EnvConfig, tmp_path: Path, fault: str, num_crashes: int
 ) -> None:
-    """One of two envs in a process hangs; the other's only attempt is not taken from it."""
+    """One of two envs in a process hangs, and the other's only attempt is not taken from it; or the process dies."""
     with opened(config, num_envs=2, envs_per_process=2) as pool:
         unbroken = [play(decider, env) for env in pool.envs]
         assert len({*made(tmp_path)}) == 1
-        plant(tmp_path, "zoom", "hang")
+        plant(tmp_path, "zoom", "hang" if fault == "hang" else "wait")
 
         async def both() -> list[Trajectory]:
-            hanging = asyncio.create_task(episode(decider, pool.envs[0], 2))
+            struck = asyncio.create_task(episode(decider, pool.envs[0], 2))
             while not list(tmp_path.glob("*.taken")):
                 await asyncio.sleep(0.01)
-            plant(tmp_path, "step_chunk", "hang")  # the neighbour is in a call too when its process is killed
+            plant(tmp_path, "step_chunk", fault)  # the neighbour is in a call too when its process ends
             await asyncio.sleep(0.1 * DEADLINE_S)
-            return [await episode(decider, pool.envs[1], 1), await hanging]
+            return [await episode(decider, pool.envs[1], 1 + num_crashes), await struck]
 
-        other, hanging = asyncio.run(both())
+        other, struck = asyncio.run(both())
         assert_same_play(other, unbroken[1])
-        assert_same_play(hanging, unbroken[0])
-        assert (other.num_crashes, other.num_replays) == (0, 1)
-        assert (hanging.num_crashes, hanging.num_replays) == (1, 1)
+        assert_same_play(struck, unbroken[0])
+        assert (other.num_crashes, other.num_replays) == (num_crashes, 1)
+        assert (struck.num_crashes, struck.num_replays) == (1, 1)
         assert len({*made(tmp_path)}) == 2
-
-
-def test_envs_of_a_process_that_dies_are_each_charged_an_attempt(
-    decider: Decider, config: EnvConfig, tmp_path: Path
-) -> None:
-    """Either may have been the one that killed it."""
-    with opened(config, num_envs=2, envs_per_process=2) as pool:
-        plant(tmp_path, "zoom", "wait")
-
-        async def both() -> list[Trajectory]:
-            waiting = asyncio.create_task(episode(decider, pool.envs[0], 2))
-            while not (tmp_path / "zoom.at").exists():
-                await asyncio.sleep(0.01)
-            plant(tmp_path, "step_chunk", "die")
-            return [await episode(decider, pool.envs[1], 2), await waiting]
-
-        assert [(t.end, t.num_crashes, t.num_replays) for t in asyncio.run(both())] == [(EndReason.SUCCESS, 1, 1)] * 2
 
 
 def test_an_env_of_a_new_process_is_not_taken_for_the_one_that_was_lost(config: EnvConfig, tmp_path: Path) -> None:
     """Between two calls nobody waits for an answer that would not come."""
     with opened(config, num_envs=2, envs_per_process=2) as pool:
-        asyncio.run(pool.envs[0].call(lambda e: e.reset()))
+        reset(pool.envs[0])
         [lost] = made(tmp_path)
         os.kill(lost, signal.SIGKILL)
         with suppress(EnvCrashError):  # as long as the end of its pipe has not come
-            asyncio.run(pool.envs[1].call(lambda e: e.reset()))
-        asyncio.run(pool.envs[1].call(lambda e: e.reset()))
+            reset(pool.envs[1])
+        reset(pool.envs[1])
         with pytest.raises(EnvCrashError, match=f"the env process {lost} ended"):
-            asyncio.run(pool.envs[0].call(lambda e: e.zoom(0, (0, 0, 9, 9))))
+            zoom(pool.envs[0])
 
 
 def test_a_pid_that_has_become_somebody_elses_is_not_killed(pool: EnvPool, tmp_path: Path) -> None:
-    """What is killed is the child of the server's, not who has a number that it had."""
-    asyncio.run(pool.envs[0].call(lambda e: e.reset()))
-    link, env = pool._processes[0].link(), psutil.Process(*made(tmp_path))
+    """What is killed is the process, not who has a number that it had."""
+    reset(pool.envs[0])
+    link, env = pool.link(0), psutil.Process(*made(tmp_path))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
         link._pid = bystander.pid
         link._kill(EnvCrashError("killed"))
         assert psutil.wait_procs([env], timeout=30)[1] == []
         assert bystander.poll() is None
-        with suppress(EnvCrashError):  # of the env that is gone
-            asyncio.run(pool.envs[0].call(lambda e: e.reset()))
-        asyncio.run(pool.envs[0].call(lambda e: e.reset()))
-        link._end_by_force()  # a child that has ended: the one in its place has another number
-        asyncio.run(pool.envs[0].call(lambda e: e.zoom(0, (0, 0, 9, 9))))
 
 
 def test_an_answer_that_cannot_be_sent_is_a_crash(pool: EnvPool, tmp_path: Path) -> None:
     plant(tmp_path, "zoom", "return a function")
-    asyncio.run(pool.envs[0].call(lambda e: e.reset()))
+    reset(pool.envs[0])
     with pytest.raises(EnvCrashError, match="pickle"):
-        asyncio.run(pool.envs[0].call(lambda e: e.zoom(0, (0, 0, 9, 9))))
+        zoom(pool.envs[0])
 
 
 def server_process() -> psutil.Process:
@@ -265,7 +250,7 @@ def server_process() -> psutil.Process:
 def test_the_simulator_is_imported_once_for_all_processes(config: EnvConfig, tmp_path: Path) -> None:
     with opened(config, num_envs=2) as pool:
         for env in pool.envs:
-            asyncio.run(env.call(lambda e: e.reset()))
+            reset(env)
         assert len({*made(tmp_path)}) == 2
         assert [path.stem for path in tmp_path.glob("*.preloaded")] == [str(server_process().pid)]
 
@@ -286,12 +271,12 @@ def test_closing_closes_envs_and_kills_what_hangs(config: EnvConfig, tmp_path: P
     """It ends, though one of them never would."""
     with opened(config, num_envs=2) as pool:
         for env in pool.envs:
-            asyncio.run(env.call(lambda e: e.reset()))
+            reset(env)
         stopped, other = made(tmp_path)
         os.kill(stopped, signal.SIGSTOP)
     assert made(tmp_path, "closed") == [other]
     with pytest.raises(EnvCrashError, match="closed"):
-        asyncio.run(EnvThread(partial(RemoteEnv, config, pool._processes[0], 0)).call(lambda e: e.reset()))
+        pool.link(0)
 
 
 def test_a_child_of_a_simulator_that_lives_on_does_not_keep_the_pool_open(config: EnvConfig, tmp_path: Path) -> None:
@@ -299,7 +284,7 @@ def test_a_child_of_a_simulator_that_lives_on_does_not_keep_the_pool_open(config
     plant(tmp_path, "reset", "fork")
     plant(tmp_path, "close", "hang")
     pool = EnvPool(config, 1, 1)
-    asyncio.run(pool.envs[0].call(lambda e: e.reset()))
+    reset(pool.envs[0])
     closing = threading.Thread(target=pool.close, daemon=True)
     closing.start()
     closing.join(40)

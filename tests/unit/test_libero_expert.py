@@ -221,16 +221,5 @@ def test_the_template_looks_closely_where_the_gripper_acts(decisions: list[Decis
 
 @pytest.mark.libero
 @pytest.mark.slow
-def test_a_later_zoom_shows_what_the_decision_saw(object_env: LiberoEnv, decisions: list[Decision]) -> None:
-    whole = (0, 0, 1000, 1000)
-    object_env.reset(options={"task_id": 1, "init_state_id": 0})
-    object_env.step_chunk(decisions[0].actions)
-    now = object_env.zoom(0, whole)
-    assert np.array_equal(decisions[1].zoom(0, whole), now)
-    assert not np.array_equal(decisions[-1].zoom(0, whole), now)
-
-
-@pytest.mark.libero
-@pytest.mark.slow
 def test_a_failure_is_no_take(object_env: LiberoEnv) -> None:
     assert played(object_env, noise=3.0) is None

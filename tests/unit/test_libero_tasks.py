@@ -45,18 +45,12 @@ def test_there_are_130_tasks_in_libero_s_order() -> None:
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_splits(suite: str) -> None:
+def test_official_initial_states_and_how_they_are_split(suite: str) -> None:
     splits = load_splits(suite)
     assert not set(splits["train"]) & set(splits["evaluate"])
     assert set(splits["train"]) | set(splits["evaluate"]) == set(splits["official"]) == set(range(NUM_INIT_STATES))
-
-
-@pytest.mark.parametrize("suite", SUITES)
-def test_official_initial_states(suite: str) -> None:
-    task = load_tasks(suite)[-1]
-    states = load_init_states(task)
-    assert states.shape[0] == 50
-    assert states.dtype == np.float64
+    states = load_init_states(load_tasks(suite)[-1])
+    assert (len(states), states.dtype) == (50, np.float64)
     assert np.isfinite(states).all()
     assert len(np.unique(states, axis=0)) == 50
     assert np.ptp(states[:, 0]) == 0, "the first column is the time"

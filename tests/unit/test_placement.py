@@ -85,13 +85,6 @@ def visible() -> list[int]:
     return gpus
 
 
-class Look:
-    """An actor that says which GPUs it sees."""
-
-    def devices(self) -> list[int]:
-        return visible()
-
-
 @contextmanager
 def reserving(config: ClusterConfig, num_learners: int) -> Iterator[tuple[Placement, PlacementGroup]]:
     placement = place(config, num_learners)
@@ -100,46 +93,31 @@ def reserving(config: ClusterConfig, num_learners: int) -> Iterator[tuple[Placem
     remove_placement_group(group)
 
 
-@pytest.mark.parametrize("num", [1, 2, 4, 8])
-def test_each_learner_shares_its_gpu_with_one_sampler(eight_gpus: None, num: int) -> None:
-    """Each asks alone, in a process that is used again: a bundle has one GPU, whoever runs in the others."""
-    with reserving(ClusterConfig(num_samplers=num, **CPUS, **SHARED), num) as (placement, group):
+@pytest.mark.parametrize(
+    ("config", "num_gpus"),
+    [
+        (ClusterConfig(num_samplers=4, **CPUS, **SHARED), 4),  # each learner with one sampler
+        (ClusterConfig(sampler_gpus=2, learner_gpus=1, **CPUS), 6),  # a sampler with all that its engine spans
+    ],
+)
+def test_ray_gives_what_was_placed(eight_gpus: None, config: ClusterConfig, num_gpus: int) -> None:
+    """Each asks alone, in a process that is used again: a bundle has GPUs of its own, whoever runs in the others."""
+    with reserving(config, 4) as (placement, group):
         look = ray.remote(visible)
         samplers, learners = (
             [ray.get(look.options(**at.options(group)).remote()) for at in places]
             for places in (placement.samplers, placement.learners)
         )
-    assert samplers == learners
-    assert len({gpu for (gpu,) in learners}) == num
+    assert (samplers == learners) == (config.learner_gpus < 1)
+    assert [len(gpus) for gpus in learners] == [1] * 4
+    assert {len(gpus) for gpus in samplers} == {max(1, config.sampler_gpus)}
+    assert len({gpu for gpus in (*samplers, *learners) for gpu in gpus}) == num_gpus
 
 
-def all_at_once(placement: Placement, group: PlacementGroup) -> tuple[list[list[int]], list[list[int]]]:
-    """GPUs that each sampler and each learner sees when all run."""
-    actors: list[Any] = [
-        ray.remote(**at.options(group))(Look).remote() for at in (*placement.samplers, *placement.learners)
-    ]
-    gpus = ray.get([actor.devices.remote() for actor in actors])
-    for actor in actors:
-        ray.kill(actor)
-    return gpus[: len(placement.samplers)], gpus[len(placement.samplers) :]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_pairs_run_at_once(eight_gpus: None) -> None:
-    with reserving(ClusterConfig(num_samplers=2, **CPUS, **SHARED), 2) as reservation:
-        samplers, learners = all_at_once(*reservation)
-    assert samplers == learners
-    assert len({gpu for (gpu,) in learners}) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_sampler_sees_all_gpus_that_its_engine_spans_and_no_learners(eight_gpus: None) -> None:
-    with reserving(ClusterConfig(sampler_gpus=2, learner_gpus=1, **CPUS), 2) as reservation:
-        samplers, learners = all_at_once(*reservation)
-    assert [len(gpus) for gpus in samplers] == [2]
-    assert len({gpu for gpus in (*samplers, *learners) for gpu in gpus}) == 4
+def test_a_cluster_that_is_too_small_is_told_at_once(eight_gpus: None) -> None:
+    config = ClusterConfig(sampler_cpus=999.0)
+    with pytest.raises(ValueError, match=r"reserve 999.* cpus, the Ray cluster has 8: lower cluster"):
+        reserve(place(config, 0), config)
 
 
 def test_an_engine_that_spans_gpus_starts_its_workers_itself(tmp_path: Path) -> None:

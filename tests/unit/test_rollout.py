@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,32 +30,28 @@ def judge(group: Group) -> Group:
 
 
 class Play:
-    """Every second group is mixed; the others succeed throughout, so that they carry no signal."""
+    """Ends each episode as a function of its group's number and its member says."""
 
-    def __init__(self) -> None:
-        self.num_calls = 0
+    def __init__(self, end: Callable[[int, int], EndReason]) -> None:
+        self.end, self.waves = end, list[list[int]]()
         self._seen: dict[int, int] = {}
 
     def __call__(self, jobs: Sequence[Job]) -> list[Trajectory]:
-        self.num_calls += 1
-        return [self._one(job) for job in jobs]
-
-    def _one(self, job: Job) -> Trajectory:
-        number = self._seen.setdefault(job.task.seed, len(self._seen))
-        fails = number % 2 == 1 and job.member == 0
-        return make_trajectory(task=job.task, end=EndReason.FAILURE if fails else EndReason.SUCCESS)
-
-
-class Crashing:
-    """The simulator crashes for these members of each group."""
-
-    def __init__(self, members: Sequence[int]) -> None:
-        self.members, self.waves = members, list[list[int]]()
-
-    def __call__(self, jobs: Sequence[Job]) -> list[Trajectory]:
         self.waves.append([job.member for job in jobs])
-        ends = [EndReason.ENV_ERROR if job.member in self.members else EndReason.SUCCESS for job in jobs]
-        return [make_trajectory(task=job.task, end=end) for job, end in zip(jobs, ends, strict=True)]
+        return [make_trajectory(task=job.task, end=self.end(self._number(job), job.member)) for job in jobs]
+
+    def _number(self, job: Job) -> int:
+        return self._seen.setdefault(job.task.seed, len(self._seen))
+
+
+def crashing(*members: int) -> Play:
+    """The simulator crashes for these members of each group."""
+    return Play(lambda _, member: EndReason.ENV_ERROR if member in members else EndReason.SUCCESS)
+
+
+def half_mixed() -> Play:
+    """Every second group is mixed; the others succeed throughout, so that they carry no signal."""
+    return Play(lambda group, member: EndReason.SUCCESS if group % 2 == 0 or member else EndReason.FAILURE)
 
 
 def config(**values: int) -> GRPOConfig:
@@ -70,18 +66,14 @@ def test_the_stream_does_not_depend_on_how_it_is_read() -> None:
     assert len({task.seed for task in tasks}) == 6
     assert TaskStream(config=ENV, seed=5, position=4).take(2) == tasks[4:]
     assert TaskStream(config=ENV, seed=6).take(6) != tasks
-
-
-def test_train_states_only() -> None:
     env = make_env(ENV)
-    train = {task: env.init_state_ids(task, "train") for task in (0, 1)}
-    assert all(task.init_state_id in train[task.task_id] for task in TaskStream(config=ENV, seed=0).take(50))
+    assert all(task.init_state_id in env.init_state_ids(task.task_id, "train") for task in at_once.take(50))
     env.close()
 
 
 def test_a_group_is_refilled_by_members_of_its_own() -> None:
     tasks = TaskStream(config=ENV, seed=0).take(2)
-    play = Crashing(members=(1, 4))
+    play = crashing(1, 4)
     groups = rollout(play, tasks, group_size=4, max_refills=5)
     assert play.waves == [[0, 1, 2, 3] * 2, [4] * 2, [5] * 2]
     for group, task in zip(groups, tasks, strict=True):
@@ -93,12 +85,12 @@ def test_a_group_is_refilled_by_members_of_its_own() -> None:
 
 def test_refills_are_bounded() -> None:
     """What is missing then is left out: the group goes on with those that ended."""
-    play = Crashing(members=range(1, 99))
+    play = crashing(*range(1, 99))
     groups, sampled = collect(play, TaskStream(config=ENV, seed=0), judge, config(max_refills=2))
     assert play.waves == [[0, 1, 2] * 2, [3, 4] * 2, [5, 6] * 2]
     assert [t.advantage for t in groups[0].trajectories] == [0.0, *[None] * 6]
     assert (groups, rollout_metrics(sampled)["env_errors"]) == (sampled, 12)
-    none = Crashing(members=(0,))
+    none = crashing(0)
     groups, _ = collect(none, TaskStream(config=ENV, seed=0), judge, config(max_refills=0))
     assert (len(none.waves), len(groups[0].trajectories)) == (1, 3)
 
@@ -114,10 +106,7 @@ def test_one_reward_that_is_not_finite_costs_one_group(max_waves: int, num_left:
         bad = replace(first, reward=math.nan) if len(seen) == 2 else first
         return with_advantages(replace(group, trajectories=(bad, *others)), AdvantageConfig())
 
-    def mixed(jobs: Sequence[Job]) -> list[Trajectory]:
-        ends = (EndReason.SUCCESS, EndReason.FAILURE)
-        return [make_trajectory(task=job.task, end=ends[job.member % 2]) for job in jobs]
-
+    mixed = Play(lambda _, member: EndReason.FAILURE if member % 2 else EndReason.SUCCESS)
     groups, sampled = collect(mixed, TaskStream(config=ENV, seed=0), spoil, config(max_waves=max_waves))
     assert len(groups) == num_left
     assert all(group.has_signal for group in groups)
@@ -128,17 +117,17 @@ def test_one_reward_that_is_not_finite_costs_one_group(max_waves: int, num_left:
 
 
 def test_one_wave_keeps_every_group() -> None:
-    play = Play()
+    play = half_mixed()
     groups, sampled = collect(play, TaskStream(config=ENV, seed=0), judge, config(max_waves=1))
-    assert play.num_calls == 1
+    assert len(play.waves) == 1
     assert groups == sampled
     assert [group.has_signal for group in groups] == [False, True]
 
 
 def test_dynamic_sampling_refills_and_keeps_the_surplus() -> None:
-    stream, play = TaskStream(config=ENV, seed=0), Play()
+    stream, play = TaskStream(config=ENV, seed=0), half_mixed()
     groups, sampled = collect(play, stream, judge, config(max_waves=3))
-    assert play.num_calls == 2
+    assert len(play.waves) == 2
     assert len(sampled) == 4
     assert all(group.has_signal for group in groups)
     assert [group.task for group in groups] == [g.task for g in sampled if g.has_signal]
@@ -149,10 +138,8 @@ def test_dynamic_sampling_refills_and_keeps_the_surplus() -> None:
 
 
 def test_waves_are_bounded_and_nothing_may_be_left_to_learn_from() -> None:
-    def hopeless(jobs: Sequence[Job]) -> list[Trajectory]:
-        return [make_trajectory(task=job.task, end=EndReason.FAILURE) for job in jobs]
-
-    for play, num_played in ((hopeless, [3] * 4), (Crashing(range(99)), [6] * 4)):
+    hopeless = Play(lambda *_: EndReason.FAILURE)
+    for play, num_played in ((hopeless, [3] * 4), (crashing(*range(99)), [6] * 4)):
         stream = TaskStream(config=ENV, seed=0)
         groups, sampled = collect(play, stream, judge, config(max_waves=2, max_refills=1))
         assert groups == []

@@ -118,7 +118,7 @@ def test_a_fault_of_the_tool_is_named_and_leaves_the_env_alone(
 
 def test_a_crash_of_an_env_in_this_process_is_one_too(tiny_policy: Path, config: EnvConfig, tools: str) -> None:
     env = EnvThread(lambda: FaultyEnv(config.kwargs["folder"]))  # type: ignore[arg-type, return-value]
-    plant(Path(config.kwargs["folder"]), "zoom", "raise", times=2)
+    plant(Path(config.kwargs["folder"]), "zoom", "raise", "raise")
     assert play(tiny_policy, env, f"{tools}:wraps").num_crashes == 2
     env.close()
 

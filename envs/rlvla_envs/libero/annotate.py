@@ -1,4 +1,4 @@
-"""Templated embodied chain-of-thought for LIBERO's scripted experts: what it does next, and where it looks closely.
+"""Templated embodied chain-of-thought for scripted experts: what it does next, and where it looks closely.
 
 Key frames are the decisions during which the gripper opens or closes, as in VLA-Thinker (arXiv 2603.14523): there the
 annotator zooms on the object that this is about, with the box that privileged state projects to. All others get a
@@ -24,30 +24,25 @@ def annotate(
     margin: int = 20,
     coordinate_step: int = 10,
 ) -> Annotation:
-    """Say what the expert does at one decision, and look closely at a key frame.
+    """Say what the expert does at one decision, and look closely at a key frame, as `AnnotateConfig.annotator` has it.
 
-    Args:
-        decisions: of the episode.
-        index: of the decision to annotate.
-        timeline: of the episode.
-        rng: not used.
-        margin: around the object on each side of the zoom box, thousandths of the frame.
-        coordinate_step: grid of the coordinates it writes, thousandths of the frame; a box is rounded outwards.
+    In thousandths of the frame are `margin`, around the object on each side of the zoom box, and `coordinate_step`, the
+    grid of the coordinates it writes; a box is rounded outwards.
     """
     scene = scene_of(decisions[index])
-    segment, is_closed = timeline.segment(index), timeline.is_closed[index]
+    segment = timeline.segment(index)
     subject = next((s for i in reversed(segment) if (s := scene_of(decisions[i]).subject)), "")
     given = {
         "subtask": scene_of(decisions[segment[-1]]).intention,
         "subject": subject,
-        "gripper": "closed" if is_closed else "open",
+        "gripper": "closed" if timeline.is_closed[index] else "open",
         "next_gripper": timeline.next_switch(index) or "stay",
         "progress": round((index + 1) / len(decisions), 3),
     }
     if not timeline.is_key[index] or not scene.subject:
         return Annotation(thoughts=(scene.intention,), **given)
     box = zoom_box(next(o.box for o in scene.objects if o.name == scene.subject), margin, coordinate_step)
-    verb = "open" if is_closed else "close"
+    verb = "open" if timeline.is_closed[index] else "close"
     look = f"about to {verb} the gripper at the {scene.subject}: look closely"
     center = f"{(box[0] + box[2]) // 2} {(box[1] + box[3]) // 2}"
     return Annotation(thoughts=(look, f"{scene.subject} at {center}: {scene.intention}"), looks=((0, box),), **given)

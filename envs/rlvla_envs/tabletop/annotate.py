@@ -1,9 +1,8 @@
 """Templated embodied chain-of-thought for the tabletop expert, from the privileged scene of each decision.
 
-`annotate` is terse, for policies of a million parameters: coordinates instead of words. It is imperfect on purpose, as
+It is terse, for policies of a million parameters: coordinates instead of words. It is imperfect on purpose, as
 annotators are: it often acts before it has looked closely enough, so that the cold start teaches how to look, and
-leaves it to GRPO to find out when it pays. `explain` writes sentences, and looks once at each key frame, as
-VLA-Thinker's annotator does (arXiv 2603.14523).
+leaves it to GRPO to find out when it pays.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlvla.types import Annotation, Box, Decision, Scene, SceneObject, Timeline
+from rlvla.types import Annotation, Box, Decision, SceneObject, Timeline
 from rlvla_envs.spec import scene_of
-from rlvla_envs.tabletop.model import TABLE_SIZE
-from rlvla_envs.tabletop.scene import project
 
 
 def annotate(
@@ -32,8 +29,8 @@ def annotate(
     """Say in coordinates what to do at one decision, and at the first one find out about what.
 
     Args:
-        decisions: of the episode.
-        index: of the decision to annotate.
+        decisions: see `AnnotateConfig.annotator`.
+        index: likewise.
         timeline: not used: what has to be found out is found out at the start.
         rng: decides how closely the annotator looks.
         look_first: share of episodes in which it zooms on the first object rather than guess.
@@ -71,13 +68,9 @@ def annotate(
     return Annotation(thoughts=tuple(thoughts), looks=tuple(looks), subtask=verb, subject=target.name)
 
 
-def _center(box: Box) -> tuple[int, int]:
-    return (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
-
-
 def _point(info: SceneObject, step: int) -> tuple[int, int]:
     """The object's centre on the grid."""
-    x, y = _center(info.box)
+    x, y = (info.box[0] + info.box[2]) // 2, (info.box[1] + info.box[3]) // 2
     return round(x / step) * step, round(y / step) * step
 
 
@@ -85,53 +78,3 @@ def _square(center: tuple[int, int], side: int) -> Box:
     """The zoom box around a point, moved into the frame where needed."""
     x, y = (min(max(v - side // 2, 0), 1000 - side) for v in center)
     return x, y, x + side, y + side
-
-
-def explain(
-    decisions: Sequence[Decision],
-    index: int,
-    *,
-    timeline: Timeline,
-    rng: np.random.Generator,
-    box_side: int = 120,
-) -> Annotation:
-    """Say in sentences what the expert does at one decision; look once at a key frame.
-
-    Args:
-        decisions: of the episode.
-        index: of the decision to annotate.
-        timeline: of the episode.
-        rng: not used.
-        box_side: of the zoom box, thousandths of the frame.
-    """
-    scene = scene_of(decisions[index])
-    subject = next(o for o in scene.objects if o.name == scene.subject)
-    gripper = "closed" if timeline.is_closed[index] else "open"
-    where = _where(decisions[index], scene, subject, gripper)
-    act = f"Next: {scene.intention}."
-    thought = f"{where}. {act}"
-    given = {
-        "subtask": scene_of(decisions[timeline.segment(index)[-1]]).intention,
-        "subject": subject.name,
-        "gripper": gripper,
-        "next_gripper": timeline.next_switch(index) or "stay",
-        "progress": round((index + 1) / len(decisions), 3),
-    }
-    if not timeline.is_key[index]:
-        return Annotation(thoughts=(thought,), **given)
-    look = f"{where}. Before going on, look closely at {subject.name} to be sure of its badge."
-    verdict = f"The badge is {subject.label}, so {subject.name} is the right one. {act}"
-    box = _square(_center(subject.box), box_side)
-    return Annotation(thoughts=(look, verdict), looks=((0, box),), **given)
-
-
-def _where(decision: Decision, scene: Scene, subject: SceneObject, gripper: str) -> str:
-    """What the gripper is doing and how far it has to go, in words."""
-    bowl = next((o for o in scene.objects if o.name == "bowl"), None)
-    if bowl is not None and gripper == "closed":
-        state, aim, article = f"The gripper holds {subject.name}", bowl, "the "
-    else:
-        state, aim, article = f"The gripper is {gripper}", subject, ""
-    (x, y), (to_x, to_y) = project(decision.proprio), _center(aim.box)
-    far = float(np.hypot(x - to_x, y - to_y)) / 1000 * TABLE_SIZE * 100
-    return f"{state}, {far:.0f} cm from {article}{aim.name} and {decision.proprio[2] * 100:.0f} cm above the table"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlvla.types import Decision, Scene, SceneObject
+from rlvla.types import Decision, Scene
 from rlvla_envs.spec import Observation, decision_of, scene_of
 from rlvla_envs.tabletop.env import TabletopEnv
 from rlvla_envs.tabletop.model import BADGE_SIZE
@@ -35,18 +35,7 @@ class Step:
 def play(
     env: TabletopEnv, task_id: int, init_state_id: int, *, chunk_length: int, stride: int, rng: np.random.Generator
 ) -> list[Decision] | None:
-    """Play one episode; the expert plans `chunk_length` steps at a time.
-
-    Args:
-        env: the built-in simulator.
-        task_id: of the env's tasks.
-        init_state_id: from the train split.
-        chunk_length: K, env steps that a decision plans.
-        stride: env steps from one decision to the next, a divisor of `chunk_length`.
-        rng: not used: this expert does the same each time.
-
-    Returns:
-        Decisions with privileged scenes; None where the expert failed.
+    """Play one episode, as `AnnotateConfig.expert` has it; the same each time, whatever `rng` is.
 
     Raises:
         ValueError: `stride` does not divide `chunk_length`.
@@ -82,9 +71,8 @@ def _with_chunk(decision: Decision, steps: Sequence[Step]) -> Decision:
 def _decision(env: TabletopEnv, observation: Observation, steps: Sequence[Step]) -> Decision:
     """What is seen before these steps."""
     objects = env.scene.objects()
-    shown = (SceneObject(name=o.name, box=o.bbox, label=o.badge or "", is_target=o.is_target) for o in objects)
     subject = next(o.name for o in objects if o.is_target)
-    scene = Scene(objects=tuple(shown), subject=subject, intention=_intention(steps))
+    scene = Scene(objects=objects, subject=subject, intention=_intention(steps))
     return decision_of(env, observation, actions_of(steps), scene)
 
 

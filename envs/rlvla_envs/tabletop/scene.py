@@ -19,7 +19,7 @@ from itertools import combinations
 import mujoco
 import numpy as np
 
-from rlvla_envs.spec import Box
+from rlvla.types import SceneObject
 from rlvla_envs.tabletop.model import (
     BADGE_SIZE,
     BADGES,
@@ -105,17 +105,13 @@ def _sample_cells(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectInfo:
-    """What experts may know about an object, and the policy must find out."""
+class ObjectInfo(SceneObject):
+    """What experts may know about an object, and the policy must find out.
 
-    name: str
-    """"pad 1" or "block 3", counted left to right, then top to bottom, at the start; or "bowl"."""
-    badge: str | None
-    """Colour; None for the bowl."""
-    is_target: bool
-    """Whether the instruction names it."""
-    bbox: Box
-    """Of the badge (of the bowl: its inside) in the image, 0..1000."""
+    The name is "pad 1" or "block 3", counted left to right, then top to bottom, at the start; or "bowl". The label is
+    the colour of its badge, the box that of the badge (of the bowl: its inside).
+    """
+
     position: np.ndarray
     """[3], m: top of a pad, centre of a block, bottom of the bowl."""
 
@@ -226,7 +222,7 @@ class Scene:
         ]
         if layout.bowl is not None:
             position = np.array([layout.bowl[0] * CM, layout.bowl[1] * CM, 0.0])
-            infos.append(_info("bowl", None, False, position, BOWL_RADIUS))
+            infos.append(_info("bowl", "", False, position, BOWL_RADIUS))
         return tuple(infos)
 
     def pressed(self) -> int | None:
@@ -246,7 +242,7 @@ class Scene:
         return bool(inside and z < BOWL_HEIGHT + 0.01 and still and self.opening > BADGE_SIZE + 0.01)
 
 
-def _info(name: str, badge: str | None, is_target: bool, position: np.ndarray, half: float) -> ObjectInfo:
+def _info(name: str, badge: str, is_target: bool, position: np.ndarray, half: float) -> ObjectInfo:
     """An object that reaches `half` (m) to each side of its centre."""
     box = (*project(position + np.array([-half, half, 0])), *project(position + np.array([half, -half, 0])))
-    return ObjectInfo(name=name, badge=badge, is_target=is_target, bbox=box, position=position)
+    return ObjectInfo(name=name, label=badge, is_target=is_target, box=box, position=position)

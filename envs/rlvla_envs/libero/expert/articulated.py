@@ -71,15 +71,10 @@ def _handle(scene: Scene, joint: Joint, outward: np.ndarray) -> np.ndarray:
     return (bar.min(axis=0) + bar.max(axis=0)) / 2
 
 
-def _tilted(pointing: np.ndarray, finger_axis: np.ndarray) -> np.ndarray:
-    """The grip site's frame that points one way and closes along another, [3, 3]."""
-    return np.column_stack([finger_axis, np.cross(pointing, finger_axis), pointing])
-
-
-def _nearest_spin(rotation: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """The rotation, or the one with the fingers swapped, that is closer to the present one."""
-    swapped = rotation * [-1, -1, 1]
-    return max((rotation, swapped), key=lambda candidate: float(np.trace(candidate.T @ present)))
+def _facing(pointing: np.ndarray, finger_axis: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """The grip site's frame that points one way and closes along another, [3, 3]: of two the closer to the present."""
+    rotation = np.column_stack([finger_axis, np.cross(pointing, finger_axis), pointing])
+    return max((rotation, rotation * [-1, -1, 1]), key=lambda candidate: float(np.trace(candidate.T @ present)))
 
 
 def pull_open(hand: Hand, goal: list[str]) -> Iterator[Step]:
@@ -89,7 +84,7 @@ def pull_open(hand: Hand, goal: list[str]) -> Iterator[Step]:
     bar = _handle(scene, joint, outward)
     tilt = 1.3  # from pointing down, rad: a little less than level keeps the hand off the table
     pointing = -np.sin(tilt) * outward - np.cos(tilt) * UP
-    rotation = _nearest_spin(_tilted(pointing, np.cos(tilt) * outward - np.sin(tilt) * UP), scene.hand_rotation)
+    rotation = _facing(pointing, np.cos(tilt) * outward - np.sin(tilt) * UP, scene.hand_rotation)
     yield from hand.approach(bar - 0.10 * pointing, rotation, OPEN, rise=0.08)
     yield from hand.move("approach", bar + 0.004 * pointing, rotation, OPEN, tolerance=0.006)
     yield from hand.squeeze("grasp", CLOSED)
@@ -105,7 +100,7 @@ def _push_drawer(hand: Hand, joint: Joint) -> Iterator[Step]:
     bar = _handle(scene, joint, outward)
     tilt = 0.7  # the hand leans back, so that it stays off the handles above
     pointing = -np.sin(tilt) * outward - np.cos(tilt) * UP
-    rotation = _nearest_spin(_tilted(pointing, np.cross(UP, outward)), scene.hand_rotation)
+    rotation = _facing(pointing, np.cross(UP, outward), scene.hand_rotation)
     before = bar + 0.06 * outward
     yield from hand.approach(before, rotation, CLOSED, rise=0.15)
     way = abs(joint_position(scene, joint)) + 0.10
@@ -139,17 +134,7 @@ def _door_contact(scene: Scene, joint: Joint) -> tuple[np.ndarray, np.ndarray]:
     return np.array([*spot[:2], joint.anchor[2] + height]), outward
 
 
-def turn_on(hand: Hand, goal: list[str]) -> Iterator[Step]:
-    """Turns a knob away from its zero."""
-    yield from _turn(hand, goal, 1.0)
-
-
-def turn_off(hand: Hand, goal: list[str]) -> Iterator[Step]:
-    """Turns a knob back to its zero."""
-    yield from _turn(hand, goal, -1.0)
-
-
-def _turn(hand: Hand, goal: list[str], direction: float) -> Iterator[Step]:
+def turn(hand: Hand, goal: list[str], direction: float) -> Iterator[Step]:
     """Grasps the knob's ridge from above and turns the hand; nothing where the ridge cannot be grasped.
 
     Args:

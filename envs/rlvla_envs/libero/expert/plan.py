@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rlvla_envs.libero.expert.articulated import find_joint, joint_position, pull_open, shut, turn_off, turn_on
+from rlvla_envs.libero.expert.articulated import find_joint, joint_position, pull_open, shut, turn
 from rlvla_envs.libero.expert.motions import OPEN, Hand, Label, Step
 from rlvla_envs.libero.expert.objects import drag, is_flat, pick_and_place
 from rlvla_envs.libero.expert.scene import Scene
@@ -22,8 +23,8 @@ SKILLS: dict[str, Callable[[Hand, list[str]], Iterator[Step]]] = {
     "in": pick_and_place,
     "open": pull_open,
     "close": shut,
-    "turnon": turn_on,
-    "turnoff": turn_off,
+    "turnon": partial(turn, direction=1.0),
+    "turnoff": partial(turn, direction=-1.0),
 }
 """One attempt at a goal, by the predicate's name in LIBERO's goals."""
 NUM_TRIES = 4

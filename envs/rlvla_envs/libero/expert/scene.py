@@ -27,16 +27,15 @@ class Scene:
         self.model, self.data = env.sim.model._model, env.sim.data._data
         self._site = self.model.site(_GRIP_SITE).id
         self._fingers = [self.model.joint(f"gripper0_finger_joint{i}").qposadr[0] for i in (1, 2)]
-        parents = self.model.body_parentid
-        ancestors = [np.array([body]) for body in range(self.model.nbody)]
+        ancestors: list[set[int]] = [{0}]
         for body in range(1, self.model.nbody):  # a parent comes before its children
-            ancestors[body] = np.append(ancestors[parents[body]], body)
+            ancestors.append({body, *ancestors[self.model.body_parentid[body]]})
         solid = (self.model.geom_contype != 0) | (self.model.geom_conaffinity != 0)
         roots = set(env.obj_body_id.values())
         self._ancestors: dict[int, set[int]] = {}
         self._shapes: dict[int, np.ndarray] = {}
         for geom in np.flatnonzero(solid):
-            above = set(ancestors[self.model.geom_bodyid[geom]].tolist())
+            above = ancestors[self.model.geom_bodyid[geom]]
             if above & roots:
                 self._ancestors[int(geom)] = above
                 self._shapes[int(geom)] = self._sample(int(geom))
