@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -188,6 +189,24 @@ def test_success_ends_a_chunk(env: LiberoEnv) -> None:
     assert rewards.tolist() == [0.0] * (len(rewards) - 1) + [1.0]
     with pytest.raises(RuntimeError, match="call reset"):
         env.step(np.array(SETTLE_ACTION))
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_episodes(cropped: LiberoEnv) -> None:
+    def play(num: int) -> None:
+        for init_state_id in range(num):
+            cropped.reset(options={"task_id": 0, "init_state_id": init_state_id})
+            cropped.step_chunk(draw_actions(2))
+
+    play(3)
+    before = resident_mb()
+    play(20)
+    assert resident_mb() - before < 10
 
 
 def test_center_crop_is_bilinear_with_aligned_corners() -> None:
