@@ -40,7 +40,9 @@ def with_advantages(
     """
     takes_part = [t.takes_part(mask_context_full=mask_context_full) for t in group.trajectories]
     scored = [t for t, takes in zip(group.trajectories, takes_part, strict=True) if takes]
-    rewards = _rewards(scored)
+    if any(t.reward is None for t in scored):
+        raise ValueError("a trajectory has no reward: score the group before asking for its advantages")
+    rewards = np.array([t.reward for t in scored], np.float64)
     if not np.isfinite(rewards).all():
         return replace(group, trajectories=tuple(replace(t, advantage=None) for t in group.trajectories))
     if _is_constant(np.array([t.reward if t.signal is None else t.signal for t in scored], np.float64)):
@@ -81,12 +83,6 @@ def advantages(rewards: np.ndarray, cfg: AdvantageConfig) -> np.ndarray:
 def _is_constant(values: np.ndarray) -> bool:
     """Whether they are equal up to rounding, or none."""
     return not len(values) or bool(np.abs(values - values.mean()).max() <= _ROUNDING * np.abs(values).max())
-
-
-def _rewards(trajectories: list[Trajectory]) -> np.ndarray:
-    if any(t.reward is None for t in trajectories):
-        raise ValueError("a trajectory has no reward: score the group before asking for its advantages")
-    return np.array([t.reward for t in trajectories], np.float64)
 
 
 def _terms(trajectories: list[Trajectory], weights: Mapping[str, float] | None) -> list[tuple[float, np.ndarray]]:

@@ -129,14 +129,11 @@ def share(rows: Sequence[Row], rank: int, world: int, max_rows: int) -> list[lis
     cycle = [*range(world), *reversed(range(world))]
     mine = [row for i, row in enumerate(by_length) if cycle[i % (2 * world)] == rank]
     num_batches = math.ceil(math.ceil(len(rows) / world) / max_rows)
-    idle = _idle(mine[-1] if mine else by_length[-1])
+    idle = mine[-1] if mine else by_length[-1]
+    idle = replace(idle, loss_mask=np.zeros_like(idle.loss_mask), token_weight=0.0)
     mine += [idle] * (num_batches - len(mine))
     cuts = [i * len(mine) // num_batches for i in range(num_batches + 1)]
     return [mine[start:end] for start, end in itertools.pairwise(cuts)]
-
-
-def _idle(row: Row) -> Row:
-    return replace(row, loss_mask=np.zeros_like(row.loss_mask), token_weight=0.0)
 
 
 def to_batch(rows: Sequence[Row]) -> Batch:

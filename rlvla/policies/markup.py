@@ -46,6 +46,31 @@ class ToolCall:
     arguments: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """One value of `episode.mode`."""
+
+    thinks: bool = True
+    """Else the turn starts behind an injected `<act>`."""
+    stop: str = "</tool>"
+    """The mark that ends what is asked for, beside the action's; behind a `</think>` an `<act>` is injected."""
+    banned: tuple[str, ...] = ()
+    """Marks that cannot be sampled."""
+
+    @property
+    def acts_on_thought(self) -> bool:
+        """Whether an action follows a thought at once."""
+        return self.stop == "</think>"
+
+
+MODES = {
+    "zoom": Mode(),
+    "think": Mode(stop="</think>", banned=("<tool>",)),
+    "act": Mode(thinks=False),
+}
+"""Value of `episode.mode` -> what it means, to who decides and to who scores."""
+
+
 def parse(symbols: Sequence[str | None]) -> tuple[Span, ...]:
     """Split one generation of the policy into spans that tile it.
 
@@ -112,13 +137,11 @@ def parse_text(text: str) -> tuple[tuple[Span, str], ...]:
     """The spans of a generation given as text, each with its inner text (marks removed; MALFORMED keeps all)."""
     pieces, symbols = split_text(text)
     spans = parse(symbols)
-    return tuple((span, _inner("".join(pieces[span.start : span.end]), span.kind)) for span in spans)
-
-
-def _inner(text: str, kind: SegmentKind) -> str:
-    if kind is SegmentKind.MALFORMED:
-        return text
-    return text[text.index(">") + 1 : text.rindex("<")]
+    texts = ["".join(pieces[span.start : span.end]) for span in spans]
+    return tuple(
+        (span, text if span.kind is SegmentKind.MALFORMED else text[text.index(">") + 1 : text.rindex("<")])
+        for span, text in zip(spans, texts, strict=True)
+    )
 
 
 def parse_call(text: str) -> ToolCall | str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.core_model_loading import revert_weight_conversion
 
 from rlvla.config import LoraConfig
 from rlvla.policies.models import auto
@@ -29,19 +28,6 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     """
     model, adapter = auto.load_model(path, dtype), read_adapter(path)
     return model if adapter is None else put_on(model, adapter.config, adapter)
-
-
-def load_to_train(
-    path: Path | str,
-    dtype: torch.dtype = torch.float32,
-    *,
-    lora: LoraConfig | None = None,
-    gradient_checkpointing: bool = False,
-    token_ids: Sequence[int] = (),
-) -> Any:
-    """Load a checkpoint folder and ready it for training; see `load_model` and `prepare`."""
-    options: dict[str, Any] = {"gradient_checkpointing": gradient_checkpointing, "token_ids": token_ids}
-    return prepare(auto.load_model(path, dtype), lora=lora, start=path, **options)
 
 
 def prepare(
@@ -96,14 +82,18 @@ def unwrap(model: Any) -> Any:
 
 def base_model(model: Any) -> Any:
     """The Hugging Face model inside the wrappers of DeepSpeed, DDP and peft."""
-    bare = model.module if hasattr(model, "module") else model
+    bare = unwrap(model)
     return bare.get_base_model() if hasattr(bare, "get_base_model") else bare
+
+
+def to_device(inputs: dict[str, torch.Tensor], device: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Forward inputs where the model is, pixels in its dtype."""
+    return {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in inputs.items()}
 
 
 def has_adapter(model: Any) -> bool:
     """Whether a model, possibly wrapped, is a LoRA policy."""
-    bare = unwrap(model)
-    return hasattr(bare, "disable_adapter") and hasattr(bare, "get_base_model")
+    return hasattr(unwrap(model), "get_base_model")
 
 
 @contextlib.contextmanager
@@ -130,6 +120,8 @@ def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
     Tied weights come once, as `save_pretrained` writes them. Under ZeRO-3 gather the parameters first.
     """
+    from transformers.core_model_loading import revert_weight_conversion
+
     base = base_model(model)
     weights = _base_state(base) | _merged(base)
     for name in base.all_tied_weights_keys:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvla.policies.models import openvla
-from rlvla.policies.models.adapter import merge, require_adapter
+from rlvla.policies.models.lora import merge, require_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -61,28 +61,23 @@ def load_model(name: Path | str, dtype: torch.dtype, adapter: Path | None = None
         adapter: folder of a LoRA adapter, merged into the weights.
 
     Raises:
-        CheckpointError: an OpenVLA folder or an adapter that is not whole, or an
-            adapter of another model; the message says how.
-        OSError: see `load_config`.
-        ValueError: see `load_config`.
+        CheckpointError: an OpenVLA folder or an adapter that is not whole, or an adapter of another model.
+        OSError, ValueError: see `load_config`.
     """
     if adapter is not None:
         require_adapter(adapter)  # before a large model is read
-    model = _load_base(name, dtype)
-    if adapter is not None:
-        merge(model, adapter)
-    return model
-
-
-def _load_base(name: Path | str, dtype: torch.dtype) -> Any:
     if is_openvla(load_config(name)):
         from rlvla.policies.models.openvla.checkpoint import load_checkpoint
 
-        return load_checkpoint(_folder(name), dtype=dtype)
-    from transformers import AutoModelForImageTextToText
+        model: Any = load_checkpoint(_folder(name), dtype=dtype)
+    else:
+        from transformers import AutoModelForImageTextToText as Auto
 
-    # Left out, transformers would ask at a terminal about code, and fall back to pickles.
-    return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        # Left out, transformers would ask at a terminal about code, and fall back to pickles.
+        model = Auto.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    if adapter is not None:
+        merge(model, adapter)
+    return model
 
 
 def load_processor(name: Path | str) -> Any:
@@ -93,8 +88,7 @@ def load_processor(name: Path | str) -> Any:
 
     Raises:
         CheckpointError: see `openvla.checkpoint.load_processor`.
-        OSError: see `load_config`.
-        ValueError: see `load_config`.
+        OSError, ValueError: see `load_config`.
     """
     if is_openvla(load_config(name)):
         from rlvla.policies.models.openvla.checkpoint import load_processor

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rlvla.policies.markup import Span, parse
-from rlvla.policies.thinker.modes import Mode
+from rlvla.policies.markup import Mode, Span, parse
 from rlvla.policies.thinker.settings import Settings
 from rlvla.policies.thinker.vocabulary import Vocabulary
 from rlvla.types import SegmentKind

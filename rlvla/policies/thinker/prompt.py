@@ -139,10 +139,7 @@ class PolicyProcessor:
         pending = iter(images)
         expanded: list[int] = []
         for id_ in compact_ids:
-            if id_ == placeholder:
-                expanded += self._expansion(next(pending))
-            else:
-                expanded.append(int(id_))
+            expanded += self._expansion(next(pending)) if id_ == placeholder else [int(id_)]
         return np.array(expanded, np.int32)
 
     def pixel_inputs(self, images_per_row: Sequence[Sequence[np.ndarray]]) -> dict[str, torch.Tensor]:
@@ -189,20 +186,15 @@ class PolicyProcessor:
         return inputs | self.decoding.inputs(self.vocabulary, input_ids, is_act, num_prefix_tokens)
 
     def _expansion(self, image: np.ndarray) -> tuple[int, ...]:
+        """What the Hugging Face processor makes of the placeholder of an image of this size."""
         size = (image.shape[0], image.shape[1])
         if size not in self._expansions:
-            self._expansions[size] = self._ask_hf(size)
+            blank, text = Image.new("RGB", (size[1], size[0])), self.backbone.image_text
+            ids = self.hf_processor(text=[text], images=[blank], add_special_tokens=False)["input_ids"][0]
+            image_ids = self.vocabulary.image_ids
+            before = image_ids.index(self.vocabulary.placeholder_id)
+            self._expansions[size] = tuple(int(id_) for id_ in ids[before : len(ids) - (len(image_ids) - before - 1)])
         return self._expansions[size]
-
-    def _ask_hf(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """What the Hugging Face processor makes of the placeholder of an image of this size."""
-        blank = Image.new("RGB", (size[1], size[0]))
-        text = self.backbone.image_text
-        batch = self.hf_processor(text=[text], images=[blank], add_special_tokens=False)
-        ids = [int(id_) for id_ in batch["input_ids"][0]]
-        image_ids = self.vocabulary.image_ids
-        before = image_ids.index(self.vocabulary.placeholder_id)
-        return tuple(ids[before : len(ids) - (len(image_ids) - before - 1)])
 
     @cached_property
     def _added_tokens(self) -> re.Pattern[str]:

@@ -55,8 +55,11 @@ def call_tool(tools: Mapping[str, Plugin], observation: Observation, text: str) 
     result = tool(observation, call.arguments)
     box = parse_box(call.arguments.get("bbox"))
     if isinstance(result, str):
-        if not _is_encodable(result):
-            raise tool.wrong(result, "a text that UTF-8 can encode, this one holds half a surrogate pair")
+        try:
+            result.encode()
+        except UnicodeEncodeError:
+            expected = "a text that UTF-8 can encode, this one holds half a surrogate pair"
+            raise tool.wrong(result, expected) from None
         return result, None
     if not is_picture(result):
         raise tool.wrong(result, f"{PICTURE}, or a text")
@@ -67,11 +70,3 @@ def is_picture(value: Any) -> bool:
     """Whether this is a `PICTURE`."""
     is_array = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
     return is_array and value.shape[2] == 3 and value.size > 0
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

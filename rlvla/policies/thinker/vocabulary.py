@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlvla.policies.markup import MARKS
+from rlvla.policies.markup import MARKS, MODES
 from rlvla.policies.models.backbones import Backbone
-from rlvla.policies.thinker.modes import MODES
 
 if TYPE_CHECKING:
     import torch
@@ -120,13 +119,17 @@ def extend_vocabulary(model: Any, hf_processor: Any, num_bins: int) -> None:
         num_bins: bins per action dimension; 0 where the model has action tokens of its own.
     """
     tokenizer = hf_processor.tokenizer
-    num_rows = model.get_input_embeddings().num_embeddings
-    first = min(len(tokenizer), num_rows)
-    tokenizer.add_tokens([*MARKS, *action_tokens(num_bins)], special_tokens=True)
-    # Many checkpoints have more rows than tokens already; never shrink them.
-    model.resize_token_embeddings(max(len(tokenizer), num_rows), mean_resizing=False)
+    first = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    _add_tokens(model, tokenizer, [*MARKS, *action_tokens(num_bins)])
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         _draw_rows(layer.weight.data[: len(tokenizer)], first)
+
+
+def _add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    # Many checkpoints have more rows than tokens already; never shrink them.
+    rows = max(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _draw_rows(weight: torch.Tensor, first: int) -> None:
@@ -144,14 +147,11 @@ def add_slots(model: Any, hf_processor: Any, num_actions: int) -> None:
     Args:
         model: Hugging Face VLM; changed in place. Untied output rows of slots are never used.
         hf_processor: its processor; the tokenizer is changed in place.
-        num_actions: n.
+        num_actions: of a chunk.
     """
     tokenizer = hf_processor.tokenizer
     missing = [token for token in slot_tokens(num_actions) if token not in tokenizer.get_vocab()]
     if not missing:
         return
-    tokenizer.add_tokens(missing, special_tokens=True)
-    # Many checkpoints have more rows than tokens already; never shrink them.
-    rows = max(len(tokenizer), model.get_input_embeddings().num_embeddings)
-    model.resize_token_embeddings(rows, mean_resizing=False)
+    _add_tokens(model, tokenizer, missing)
     model.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(missing)] = 0.0

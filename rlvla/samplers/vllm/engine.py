@@ -14,6 +14,7 @@ import torch
 
 from rlvla.config import SamplerConfig
 from rlvla.durable.files import visible
+from rlvla.policies.models import auto
 from rlvla.policies.models.lora import Adapter, AdapterConfig
 from rlvla.samplers.vllm.plugin.adapter import adapter_arguments, pack_head, serve_adapter
 from rlvla.samplers.vllm.plugin.worker import ActionBlockWorker
@@ -118,33 +119,20 @@ def engine_arguments(
     }
 
 
-def least_kv_cache_mb(model: Path | str | PretrainedConfig, config: SamplerConfig, max_model_len: int) -> int:
-    """MiB of KV cache, on each GPU, that hold one context of `max_model_len` tokens and vLLM's null block."""
-    if isinstance(model, Path | str):
-        from transformers import AutoConfig
-
-        from rlvla.policies.models import openvla
-
-        openvla.register()
-        model = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    text: Any = model.get_text_config()
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    num_heads = -(-text.num_key_value_heads // config.tensor_parallel_size)
-    size = getattr(torch, config.dtype).itemsize
-    block = _block_size(config)
-    num_blocks = -(-max_model_len // block) + 1
-    return -(-2 * text.num_hidden_layers * num_heads * head_size * size * block * num_blocks >> 20)
-
-
 def require_kv_cache(model: Path | str | PretrainedConfig, config: SamplerConfig, max_model_len: int) -> None:
     """Raises ValueError, naming key and number, where the configured KV cache does not hold one context.
 
     The model is a checkpoint, or the config of one that is to be written. vLLM finds that out, too, but once it has
-    loaded the weights, and says it in keys of its own.
+    loaded the weights, and says it in keys of its own. It needs the context's blocks, and a null block, on each GPU.
     """
     if not config.kv_cache_mb:
         return
-    least = least_kv_cache_mb(model, config, max_model_len)
+    text: Any = (auto.load_config(model) if isinstance(model, Path | str) else model).get_text_config()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    num_heads = -(-text.num_key_value_heads // config.tensor_parallel_size)
+    size, block = getattr(torch, config.dtype).itemsize, _block_size(config)
+    num_blocks = -(-max_model_len // block) + 1
+    least = -(-2 * text.num_hidden_layers * num_heads * head_size * size * block * num_blocks >> 20)
     if config.kv_cache_mb < least:
         raise ValueError(
             f"sampler.kv_cache_mb is {config.kv_cache_mb}: one context of {max_model_len} tokens "

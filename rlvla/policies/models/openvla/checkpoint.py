@@ -16,7 +16,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from rlvla.policies.models.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from rlvla.policies.models.lora import WEIGHTS as ADAPTER_WEIGHTS
 from rlvla.policies.models.openvla import register
 from rlvla.policies.models.openvla.config import OpenVLAConfig
 from rlvla.policies.models.openvla.model import OpenVLAForConditionalGeneration

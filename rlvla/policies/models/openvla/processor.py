@@ -73,12 +73,7 @@ class PrismaticImageProcessor(BaseImageProcessor):
         self.tvf_normalize_params = list(tvf_normalize_params)
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Normalise the images of a batch.
-
-        Args:
-            images: B images, one for each row; or B x N_b of them, a list for each row. PIL or [H, W, 3] uint8.
-            return_tensors: `pt` or None for numpy.
-            **kwargs: ignored, as in transformers.
+        """Normalise B images, one for each row, or B x N_b of them, a list for each row; PIL or [H, W, 3] uint8.
 
         Returns:
             `pixel_values` [B, C, S, S]; of nested images [B, N, C, S, S], zeros where a row has fewer than N, and
@@ -109,14 +104,7 @@ class PrismaticImageProcessor(BaseImageProcessor):
 
 
 class PrismaticProcessor(ProcessorMixin):
-    """Tokenizer and image processor.
-
-    Args:
-        image_processor: see there.
-        tokenizer: Llama's; `<image>` is added if it is not there.
-        image_seq_len: P, tokens of one image.
-        chat_template: of prompts; None: `PROMPT_TEMPLATE`.
-    """
+    """Llama's tokenizer, to which `<image>` is added, and the image processor; `image_seq_len` is P."""
 
     def __init__(
         self,
@@ -139,13 +127,7 @@ class PrismaticProcessor(ProcessorMixin):
         return_tensors: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Encode prompts with their images, which stand where the texts have `<image>`.
-
-        Args:
-            images: those of all texts in order.
-            text: B of them.
-            return_tensors: `pt`, of texts of one length; None for lists.
-            **kwargs: to the tokenizer.
+        """Encode B prompts with the images of all of them, in order, which stand where the texts have `<image>`.
 
         Returns:
             `input_ids` [B, L], and what the image processor makes of the images of each text.
@@ -159,8 +141,6 @@ class PrismaticProcessor(ProcessorMixin):
             raise ValueError(f"{sum(counts)} image placeholders for {len(images)} images")
         pending = iter(images)
         pixels = self.image_processor([[next(pending) for _ in range(count)] for count in counts])
-        expanded = [[i for id_ in row for i in self._expand(id_)] for row in rows]
+        lengths = {self.image_token_id: self.image_seq_len}
+        expanded = [[i for id_ in row for i in [id_] * lengths.get(id_, 1)] for row in rows]
         return BatchFeature({"input_ids": expanded, **pixels}, tensor_type=return_tensors)
-
-    def _expand(self, id_: int) -> list[int]:
-        return [id_] * self.image_seq_len if id_ == self.image_token_id else [id_]
