@@ -59,7 +59,7 @@ def test_a_step_is_that_of_the_oracle(checkpoint):
     objective = torch.zeros(())
     for trajectory in group.trajectories:
         for turn in trajectory.turns:
-            logprobs = tiny.oracle(model, processor, turn)[torch.from_numpy(turn.loss_mask)]
+            logprobs = tiny.oracle(model, processor, turn)[0, torch.from_numpy(turn.loss_mask)]
             objective = objective - trajectory.advantage * (logprobs - logprobs.detach()).exp().sum() / num_tokens
     objective.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
