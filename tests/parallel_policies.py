@@ -115,8 +115,12 @@ def places(turn: Turn) -> tuple[int, int]:
     return end - NUM_ACTIONS - 1, end
 
 
-def oracle(model: Any, processor: PolicyProcessor, turn: Turn) -> torch.Tensor:
-    """One row, a mask of loops, a softmax per token: its logprob, and the entropy of what it was drawn from [2, L]."""
+def oracle(model: Any, processor: PolicyProcessor, turn: Turn, *, is_hot: bool = True) -> torch.Tensor:
+    """One row, a mask of loops, a softmax per token: its logprob, and the entropy of what it was drawn from [2, L].
+
+    At `TEMPERATURES`, or, if it is not hot, at 1.
+    """
+    heat = TEMPERATURES if is_hot else dict.fromkeys(TEMPERATURES, 1.0)
     vocabulary, length = processor.vocabulary, len(turn.token_ids)
     has_block = processor.decoding.at_once and not turn.is_malformed
     act, close = places(turn) if has_block else (length, length)
@@ -139,11 +143,11 @@ def oracle(model: Any, processor: PolicyProcessor, turn: Turn) -> torch.Tensor:
     for t in range(1, length):
         token, row = int(turn.token_ids[t]), logits[t - 1].clone()
         if act < t < close:
-            scores = (row[list(vocabulary.action_ids)] / TEMPERATURES["action_temperature"]).log_softmax(-1)
+            scores = (row[list(vocabulary.action_ids)] / heat["action_temperature"]).log_softmax(-1)
             logprob = scores[vocabulary.action_ids.index(token)]
         else:
             row[[*placeholder_ids(model.config), *vocabulary.slot_ids]] += BAN_BIAS
-            scores = (row / TEMPERATURES["temperature"]).log_softmax(-1)
+            scores = (row / heat["temperature"]).log_softmax(-1)
             logprob = scores[token]
         values.append(torch.stack([logprob, -(scores.exp() * scores).sum()]))
     return torch.stack(values, dim=1)

@@ -16,12 +16,13 @@ from rlvla.data.dataset import DatasetError, DemonstrationSet, read, write
 from rlvla.data.types import Demonstration
 from rlvla.policies.family import note_trained
 from rlvla.policies.markup import print_think, print_zoom
+from rlvla.policies.models import auto
 from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.policies.thinker.demonstrating import to_turn
 from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.vocabulary import add_slots
-from rlvla.policies.weights import load_model, load_to_train, named_weights
+from rlvla.policies.weights import load_model, named_weights, prepare
 from tests import parallel_policies as tiny
 from tests.deciding import demonstrated
 
@@ -161,7 +162,8 @@ def test_what_does_not_fit_the_codec_of_a_policy_is_named(
 
 
 def test_a_given_adapter_is_merged_into_the_checkpoint(tmp_path: Path, tiny_policy: Path) -> None:
-    adapted = load_to_train(tiny_policy, lora=LoraConfig(rank=2, target_modules=("q_proj",)))
+    lora = LoraConfig(rank=2, target_modules=("q_proj",))
+    adapted = prepare(auto.load_model(tiny_policy, torch.float32), lora=lora)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)

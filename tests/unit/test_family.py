@@ -96,7 +96,7 @@ def test_a_checkpoint_from_before_is_a_thinkers(tiny_policy: Path, tmp_path: Pat
 def test_what_this_version_does_not_serve_is_named(tiny_policy: Path, tmp_path: Path, changes, message) -> None:
     copy = shutil.copytree(tiny_policy, tmp_path / "copy")
     (copy / POLICY_FILE).write_text(json.dumps({**settings(copy), **changes}))
-    with pytest.raises(ValueError, match=rf"copy/rlvla_policy\.json: {message}"):
+    with pytest.raises(ValueError, match=rf"copy/rlvla_policy\.json: .*{message}"):
         load_policy(copy)
 
 
