@@ -61,17 +61,10 @@ def with_advantages(
 
 
 def advantages(rewards: np.ndarray, cfg: AdvantageConfig) -> np.ndarray:
-    """`A_i = (R_i - mean(R)) / (std(R) + eps)`, GRPO (arXiv 2402.03300, section 4.1.2).
+    """`A_i = (R_i - mean(R)) / (std(R) + eps)` [G] float64 of finite rewards [G], GRPO (arXiv 2402.03300, 4.1.2).
 
     Without `normalize_std` the divisor is 1, which is Dr.GRPO (arXiv 2503.20783). The standard deviation is the
     population's. Equal rewards give exactly 0: eps would otherwise blow their rounding errors up.
-
-    Args:
-        rewards: [G] float, finite.
-        cfg: `normalize_std` and `eps`.
-
-    Returns:
-        [G] float64.
     """
     rewards = np.asarray(rewards, np.float64)
     if _is_constant(rewards):

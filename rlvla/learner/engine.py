@@ -37,15 +37,9 @@ _ZERO_STATE = ("base_optimizer_state", "single_partition_of_fp32_groups", "optim
 
 
 def join(rank: int, world: int, master: str) -> torch.device:
-    """Enter the process group, over gloo on the CPU and nccl on GPUs.
+    """Enter the process group, over gloo on the CPU and nccl on GPUs; returns the device of this rank.
 
-    Args:
-        rank: of this process, 0..world - 1.
-        world: number of processes.
-        master: `host:port` where rank 0 listens; any free port for 0.
-
-    Returns:
-        The device of this rank.
+    Rank 0 listens at `master`, `host:port`; at any free port for 0.
 
     Raises:
         ValueError: `master` is no `host:port`.
@@ -60,11 +54,7 @@ def join(rank: int, world: int, master: str) -> torch.device:
 
 
 def join_launched() -> torch.device:
-    """Enter the process group of `accelerate launch` or torchrun, at the port of the launcher; alone, one of its own.
-
-    Returns:
-        The device of this rank.
-    """
+    """As `join`, of `accelerate launch` or torchrun, at the port of the launcher; alone, a group of its own."""
     if "LOCAL_RANK" not in os.environ:
         return join(0, 1, "127.0.0.1:0")
     return _enter(lambda: {"init_method": "env://"})
@@ -314,9 +304,6 @@ def _keeping_masters(trained: Mapping[str, torch.nn.Parameter]) -> Iterator[None
     """Start DeepSpeed's engine; float32 parameters of a bfloat16 model keep their bits in its float32 masters.
 
     It takes the masters from parameters that it has rounded before.
-
-    Args:
-        trained: name -> parameter.
     """
     exact = {name: p.detach().clone() for name, p in trained.items() if p.dtype == torch.float32}
     yield

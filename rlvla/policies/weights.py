@@ -20,12 +20,7 @@ _ADAPTER = re.compile(r"\.(lora_|trainable_tokens_)")
 
 
 def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
-    """Load a checkpoint folder (or hub id), its adapter on it unmerged; neither code nor pickles of it are run.
-
-    Args:
-        path: with `config.json` and safetensors, and perhaps an adapter (`rlvla.policies.models.lora`).
-        dtype: of weights and activations; an adapter is float32.
-    """
+    """Load a checkpoint folder (or hub id), its float32 adapter on it unmerged; neither code nor pickles are run."""
     model, adapter = auto.load_model(path, dtype), read_adapter(path)
     return model if adapter is None else put_on(model, adapter.config, adapter)
 
@@ -98,11 +93,9 @@ def has_adapter(model: Any) -> bool:
 
 @contextlib.contextmanager
 def holding(model: Any, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Let parameters have other values for a while: a LoRA policy is its own reference, and its own exact copy.
+    """Let parameters, by name without DeepSpeed, have other values of any dtype for a while.
 
-    Args:
-        model: possibly wrapped.
-        values: {name in the model without DeepSpeed: value}, of any dtype.
+    A LoRA policy is its own reference, and its own exact copy.
     """
     parameters = dict(unwrap(model).named_parameters())
     kept = {name: parameters[name].data for name in values}

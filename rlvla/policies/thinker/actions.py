@@ -64,13 +64,9 @@ class QuantileCodec:
     def fit(
         cls, actions: np.ndarray, num_bins: int, chunk_length: int, gripper_dim: int | None = None
     ) -> QuantileCodec:
-        """The codec of these training actions.
+        """The codec of training actions [M, A], single steps in simulator units.
 
-        Args:
-            actions: [M, A] single steps, simulator units.
-            num_bins: bins per dimension.
-            chunk_length: K.
-            gripper_dim: dimension that is open or closed; its range is [min, max], since one of the two may be rare.
+        The range of `gripper_dim`, open or closed, is [min, max], since one of the two may be rare.
 
         Raises:
             ValueError: `actions` is empty, not [M, A], or not finite; the message names the dimension.
@@ -249,15 +245,10 @@ _CODECS = {cls.kind: TypeAdapter[QuantileCodec](cls) for cls in (QuantileCodec, 
 
 
 def statistics_of(actions: np.ndarray, gripper_dim: int | None = None) -> dict[str, list[Any]]:
-    """The statistics of training actions as OpenVLA's fine-tuning writes them, `action` of a data set.
+    """The statistics of training actions [M, A] as OpenVLA's fine-tuning writes them, `action` of a data set.
 
-    Args:
-        actions: [M, A] single steps, simulator units.
-        gripper_dim: dimension that is open (-1) or closed (1) in the simulator; kept in OpenVLA's convention, and not
-            normalised (`mask`), as its LIBERO data have it. None: every dimension is.
-
-    Returns:
-        `mean`, `std`, `min`, `max`, `q01`, `q99` and `mask`, [A] each.
+    `mean`, `std`, `min`, `max`, `q01`, `q99` and `mask`, [A] each. `gripper_dim` is open at -1 and closed at 1 in the
+    simulator; it is kept in OpenVLA's convention, and not normalised (`mask`), as its LIBERO data have it.
 
     Raises:
         ValueError: an action is not finite; the message names the dimension.

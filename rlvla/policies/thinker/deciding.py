@@ -35,11 +35,7 @@ class Decider:
     ) -> Decision:
         """Sample one turn: thoughts and tool calls as mode and policy like, then one action chunk.
 
-        Args:
-            observation: what there is to see.
-            in_env: runs the tools.
-            seed: of all that is sampled in this turn.
-            memory: the thoughts before this decision; None: it is the first.
+        See `protocols.Decider`; `memory` holds the thoughts before this decision, none before the first.
         """
         started, recall = time.perf_counter(), memory or Recall()
         context = self._start(observation, recall)

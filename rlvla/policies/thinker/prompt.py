@@ -43,10 +43,7 @@ class PolicyProcessor:
     def create(cls, hf_processor: Any, settings: Settings, action_ids: Sequence[int] | None = None) -> PolicyProcessor:
         """Wrap a processor whose tokenizer knows the marks, the action tokens and, to decode in parallel, the slots.
 
-        Args:
-            hf_processor: of one of the `backbones`.
-            settings: of the policy.
-            action_ids: bin -> id, from `own_action_ids`; None: of the tokens that `extend_vocabulary` adds.
+        Action tokens are `action_ids`, from `own_action_ids`; without, those that `extend_vocabulary` adds.
 
         Raises:
             ValueError: the architecture is not supported, a token is missing, or there are more or fewer action tokens
@@ -120,14 +117,7 @@ class PolicyProcessor:
         return (vocabulary.mark_ids["<result>"], *body, vocabulary.mark_ids["</result>"])
 
     def expand(self, compact_ids: Sequence[int], images: Sequence[np.ndarray]) -> np.ndarray:
-        """Replace the i-th placeholder by the tokens of the i-th image, as vLLM does.
-
-        Args:
-            compact_ids: one placeholder id per image.
-            images: N x [H, W, 3] uint8.
-
-        Returns:
-            [L] int32.
+        """[L] int32: the i-th placeholder replaced by the tokens of the i-th image [H, W, 3] uint8, as vLLM does.
 
         Raises:
             ValueError: placeholders and images differ in number.
@@ -143,10 +133,7 @@ class PolicyProcessor:
         return np.array(expanded, np.int32)
 
     def pixel_inputs(self, images_per_row: Sequence[Sequence[np.ndarray]]) -> dict[str, torch.Tensor]:
-        """The pixels of a batch as `forward` takes them.
-
-        Args:
-            images_per_row: B x N_b x [H, W, 3] uint8.
+        """The pixels of a batch, B x N_b x [H, W, 3] uint8, as `forward` takes them.
 
         Returns:
             Idefics3: `pixel_values` [B, N, 3, H, W] and `pixel_attention_mask` [B, N, H, W], zeros where a row has

@@ -42,11 +42,7 @@ _SETTINGS = TypeAdapter(Settings)
 
 
 def parse_settings(content: bytes, name: str) -> Settings:
-    """What the file says.
-
-    Args:
-        content: JSON.
-        name: of the file, for errors.
+    """What the file `name` says.
 
     Raises:
         ValueError: it is no JSON, a key is missing or of a wrong type, or the policy is one that this version does not

@@ -15,14 +15,9 @@ PICTURE = "a uint8 array [H, W, 3], RGB (of a PIL image: np.array(image.convert(
 
 
 def zoom_in(observation: Observation, arguments: Mapping[str, Any]) -> np.ndarray | str:
-    """Look at a box of one camera's frame at native resolution.
+    """Look at a box of one camera's frame at native resolution: [H, W, 3] uint8, or what is wrong with the arguments.
 
-    Args:
-        observation: what the policy sees.
-        arguments: `{"image": camera index, "bbox": [x1, y1, x2, y2]}`, integers 0..1000.
-
-    Returns:
-        [H, W, 3] uint8, or a text that says what is wrong with the arguments.
+    These are `{"image": camera index, "bbox": [x1, y1, x2, y2]}`, integers 0..1000.
     """
     image, box = arguments.get("image"), parse_box(arguments.get("bbox"))
     if isinstance(box, str):

@@ -125,13 +125,7 @@ class Context:
 
 
 def executed(turn: Turn, actions: np.ndarray, processor: PolicyProcessor) -> Turn:
-    """A turn whose chunk the env has taken, the whole of it or its first steps; what it did not is marked.
-
-    Args:
-        turn: with one ACT segment, of a whole chunk.
-        actions: [k, A] of its K steps.
-        processor: of the policy.
-    """
+    """A turn, with one ACT segment, of whose chunk the env has taken `actions` [k, A]; what it did not is marked."""
     (index,) = (i for i, segment in enumerate(turn.segments) if segment.kind is SegmentKind.ACT)
     act = turn.segments[index]
     first = act.start + int(turn.token_ids[act.start] == processor.vocabulary.mark_ids["<act>"])

@@ -72,13 +72,7 @@ class Vocabulary:
 def build_vocabulary(
     tokenizer: Any, backbone: Backbone, actions: Sequence[int] | Sequence[str], num_slots: int
 ) -> Vocabulary:
-    """The vocabulary of a tokenizer that knows all of it.
-
-    Args:
-        tokenizer: Hugging Face's.
-        backbone: of its model.
-        actions: bin -> id, or name of a token.
-        num_slots: 0 where actions are decoded like text.
+    """The vocabulary of a Hugging Face tokenizer that knows all of it; `actions` are ids or names of tokens.
 
     Raises:
         ValueError: a token is missing; the message says what adds it.
@@ -109,14 +103,11 @@ def build_vocabulary(
 
 
 def extend_vocabulary(model: Any, hf_processor: Any, num_bins: int) -> None:
-    """Teach a pretrained VLM the markup: add its marks and the action bins as tokens, and rows for them.
+    """Teach a pretrained VLM and its processor the markup, in place: its marks and the action bins as tokens, and rows.
 
-    Args:
-        model: Hugging Face VLM; changed in place. Rows of the tokens that it gains are drawn like those of the ones it
-            knows, always the same: what lay in spare rows was never trained, and at the mean of the others, where
-            transformers starts new rows, none could be told from another.
-        hf_processor: its processor; the tokenizer is changed in place.
-        num_bins: bins per action dimension; 0 where the model has action tokens of its own.
+    Rows of new tokens are drawn like those of the ones it knows, always the same: what lay in spare rows was never
+    trained, and at the mean of the others, where transformers starts new rows, none could be told from another.
+    `num_bins` is 0 where the model has action tokens of its own.
     """
     tokenizer = hf_processor.tokenizer
     first = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
@@ -142,12 +133,9 @@ def _draw_rows(weight: torch.Tensor, first: int) -> None:
 
 
 def add_slots(model: Any, hf_processor: Any, num_actions: int) -> None:
-    """Add the slots that a policy lacks; their embeddings start at zero, which is all that OpenVLA-OFT reads.
+    """Add the slots that a policy lacks, to the model and its processor's tokenizer, in place.
 
-    Args:
-        model: Hugging Face VLM; changed in place. Untied output rows of slots are never used.
-        hf_processor: its processor; the tokenizer is changed in place.
-        num_actions: of a chunk.
+    Their embeddings start at zero, which is all that OpenVLA-OFT reads. Their untied output rows are never used.
     """
     tokenizer = hf_processor.tokenizer
     missing = [token for token in slot_tokens(num_actions) if token not in tokenizer.get_vocab()]

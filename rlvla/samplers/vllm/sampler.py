@@ -144,9 +144,7 @@ class VLLMSampler:
     def load_weights(self, weights: Adapter | Mapping[str, np.ndarray], policy_version: int) -> None:
         """Replace the weights between two requests: running ones end first, later ones see the new weights.
 
-        Args:
-            weights: {name in the Hugging Face checkpoint: array}, all of them; or the adapter of a LoRA policy.
-            policy_version: put on every output from now on.
+        They are all of `Policy.named_weights`, or the adapter of a LoRA policy.
 
         Raises:
             ValueError: names differ from the checkpoint's; nothing was loaded.

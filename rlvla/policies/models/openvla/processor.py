@@ -26,21 +26,13 @@ first line of the text is the instruction. The space at its end becomes the toke
 
 
 class PrismaticImageProcessor(BaseImageProcessor):
-    """Images -> channels of one normalised copy per tower.
+    """Images -> channels of one normalised copy per tower; arguments are keys of published files, a value per tower.
 
-    Args:
-        use_fused_vision_backbone: whether there are two towers.
-        image_resize_strategy: only `resize-naive`, which keeps no aspect ratio.
-        input_sizes: of each tower [3, S, S].
-        interpolations: of each tower; only `bicubic`.
-        means: of each tower and channel.
-        stds: of each tower and channel.
-        tvf_normalize_params: `mean` and `std` of each tower. Published files hold them beside `means` and `stds`, and
-            the published code uses them: for DINOv2 those of ImageNet, rounded to bfloat16.
-        **kwargs: other keys of published files, which say no more than these.
+    `tvf_normalize_params` stand beside `means` and `stds` there, and the published code uses them: for DINOv2 those of
+    ImageNet, rounded to bfloat16. Other keys say no more than these.
 
     Raises:
-        ValueError: another strategy or interpolation; the message names it.
+        ValueError: another strategy or interpolation than the published ones; the message names it.
     """
 
     model_input_names = ["pixel_values", "num_images"]  # noqa: RUF012 - as transformers declares it

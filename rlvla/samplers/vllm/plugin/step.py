@@ -43,11 +43,9 @@ class Step:
 
 
 def plan(runner: Any, num_scheduled: Mapping[str, int]) -> Step | None:
-    """Find the blocks in a batch; None where it has none.
+    """Find the blocks in the batch that vLLM's runner has prepared; None where it has none.
 
-    Args:
-        runner: vLLM's model runner, its batch prepared.
-        num_scheduled: request id -> tokens that this step computes.
+    `num_scheduled` has the tokens that this step computes, by request.
 
     Raises:
         ActionBlockError: a block is torn: part of it came out of the cache or is left to a later step.
@@ -79,12 +77,7 @@ def plan(runner: Any, num_scheduled: Mapping[str, int]) -> Step | None:
 
 
 def blocks_alone(step: Step, common: Any) -> Any:
-    """The description of the step's attention that vLLM's backends get, cut down to the blocks, causal no more.
-
-    Args:
-        step: with at least one row.
-        common: `CommonAttentionMetadata` of the whole batch.
-    """
+    """`CommonAttentionMetadata` of the batch, which vLLM's backends get, cut down to the blocks, causal no more."""
     device = common.seq_lens.device
     lengths = np.array([row.block.num_actions + 1 for row in step.rows], np.int32)
     starts_cpu = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
