@@ -19,7 +19,7 @@ MARKS = ("<think>", "</think>", "<tool>", "</tool>", "<result>", "</result>", "<
 
 _OPENERS = {"<think>": SegmentKind.THINK, "<tool>": SegmentKind.TOOL_CALL, "<act>": SegmentKind.ACT}
 _CLOSERS = {"<think>": "</think>", "<tool>": "</tool>", "<act>": "</act>"}
-_MARK_PATTERN = re.compile("|".join(re.escape(mark) for mark in MARKS))
+_MARK_PATTERN = re.compile(f"({'|'.join(map(re.escape, MARKS))})")
 
 MAX_CALL_TOKENS = 64
 """Tokens that a tool call may take beyond the thought before it."""
@@ -121,16 +121,8 @@ def _next_span(symbols: Sequence[str | None], start: int) -> Span:
 
 def split_text(text: str) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
     """Text -> (pieces, symbols): pieces concatenate to the text, and each symbol is its piece's mark or None."""
-    pieces: list[str] = []
-    position = 0
-    for match in _MARK_PATTERN.finditer(text):
-        if match.start() > position:
-            pieces.append(text[position : match.start()])
-        pieces.append(match.group())
-        position = match.end()
-    if position < len(text):
-        pieces.append(text[position:])
-    return tuple(pieces), tuple(piece if piece in MARKS else None for piece in pieces)
+    pieces = tuple(piece for piece in _MARK_PATTERN.split(text) if piece)
+    return pieces, tuple(piece if piece in MARKS else None for piece in pieces)
 
 
 def parse_text(text: str) -> tuple[tuple[Span, str], ...]:

@@ -77,6 +77,7 @@ def test_a_new_tiny_policy_fits_the_data(tmp_path: Path) -> None:
     demonstrations = data_set(tmp_path / "demos")
     small = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1)
     model, processor = start_policy(SFTConfig(tiny=small, num_bins=16), demonstrations)
+    assert (processor.settings.prefix_attention, processor.settings.action_decoding) == ("causal", "autoregressive")
     assert processor.codec.chunk_shape == (2, 4)
     assert processor.settings.views == tuple(image.shape[:2] for image in demonstration().images) != ()
     assert len(processor.vocabulary.action_ids) == 16
@@ -132,13 +133,6 @@ def test_a_policy_that_is_trained_further_stays_what_it_is(
     _, other = start_policy(told, demonstrations)
     assert (other.settings.prefix_attention, other.decoding.at_once) == ("causal", False)
     assert (other.codec.num_bins, other.codec.low[0]) == (16, pytest.approx(-0.98, abs=0.1))
-
-
-def test_a_model_that_is_no_policy_yet_gets_the_defaults(tmp_path: Path) -> None:
-    small = TinyModelConfig(hidden_size=64, num_layers=1, vision_layers=1)
-    _, processor = start_policy(SFTConfig(tiny=small), data_set(tmp_path / "demos"))
-    assert (processor.settings.prefix_attention, processor.settings.action_decoding) == ("causal", "autoregressive")
-    assert processor.codec.num_bins == 64
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import torch
 
 from rlvla.config import LossConfig
 from rlvla.learner import loss
-from rlvla.policies.thinker.scoring import sft_token_loss
 
 LN2 = math.log(2)
 PLAIN = LossConfig(clip_low=0.2, clip_high=0.28, kl_coef=0.0, importance_cap=0.0)
@@ -126,11 +125,6 @@ def test_nothing_off_the_mask_counts_whatever_stands_there():
     assert gradient[1] == 0
     assert gradient.isfinite().all()
     assert stats.kl[0, 1] == stats.mismatch_kl[0, 1] == stats.ratio[0, 1] == 0
-
-
-def test_sft_is_the_negative_log_likelihood_of_masked_tokens():
-    values = sft_token_loss(torch.tensor([[-1.0, -2.0, -4.0]]), torch.tensor([[False, True, True]]))
-    assert values.tolist() == [[0, 2, 4]]
 
 
 @pytest.mark.parametrize(

@@ -53,83 +53,68 @@ def fail(error: Exception) -> Callable[[], Any]:
     return answer
 
 
-def test_an_engine_that_fails_closes_its_sampler_and_says_why(tiny_policy: Path) -> None:
-    async def play() -> None:
-        sampler = actor(tiny_policy, fail(RuntimeError("CUDA out of memory")))
-        await sampler.open()
-        assert await sampler.status(60) == ("", 0)
-        with pytest.raises(RuntimeError, match="CUDA out of memory"):
-            await sampler.sample(None)  # type: ignore[arg-type]
-        assert await sampler.status(60) == ("RuntimeError: CUDA out of memory", -1)
-        assert not sampler._opened.is_set()  # who waits for it waits for its successor
-
-    asyncio.run(play())
+async def test_an_engine_that_fails_closes_its_sampler_and_says_why(tiny_policy: Path) -> None:
+    sampler = actor(tiny_policy, fail(RuntimeError("CUDA out of memory")))
+    await sampler.open()
+    assert await sampler.status(60) == ("", 0)
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        await sampler.sample(None)  # type: ignore[arg-type]
+    assert await sampler.status(60) == ("RuntimeError: CUDA out of memory", -1)
+    assert not sampler._opened.is_set()  # who waits for it waits for its successor
 
 
-def test_weights_that_do_not_load_close_a_sampler_that_served(tiny_policy: Path) -> None:
-    async def play() -> None:
-        sampler = actor(tiny_policy, lambda: None)
-        await sampler.load_weights({}, 3)
-        assert await sampler.status(60) == ("", 3)
-        sampler._sampler = Engine(fail(RuntimeError("no memory")))  # type: ignore[assignment]
-        with pytest.raises(RuntimeError, match="no memory"):
-            await sampler.load_weights({}, 4)
-        assert await sampler.status(60) == ("RuntimeError: no memory", -1)
-
-    asyncio.run(play())
+async def test_weights_that_do_not_load_close_a_sampler_that_served(tiny_policy: Path) -> None:
+    sampler = actor(tiny_policy, lambda: None)
+    await sampler.load_weights({}, 3)
+    assert await sampler.status(60) == ("", 3)
+    sampler._sampler = Engine(fail(RuntimeError("no memory")))  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="no memory"):
+        await sampler.load_weights({}, 4)
+    assert await sampler.status(60) == ("RuntimeError: no memory", -1)
 
 
-def test_a_request_that_is_wrong_is_no_fault_of_the_engine(tiny_policy: Path) -> None:
-    async def play() -> None:
-        sampler = actor(tiny_policy, fail(ValueError("too long")))
-        await sampler.open()
-        with pytest.raises(ValueError, match="too long"):
-            await sampler.sample(None)  # type: ignore[arg-type]
-        assert await sampler.status(60) == ("", 0)
-
-    asyncio.run(play())
+async def test_a_request_that_is_wrong_is_no_fault_of_the_engine(tiny_policy: Path) -> None:
+    sampler = actor(tiny_policy, fail(ValueError("too long")))
+    await sampler.open()
+    with pytest.raises(ValueError, match="too long"):
+        await sampler.sample(None)  # type: ignore[arg-type]
+    assert await sampler.status(60) == ("", 0)
 
 
-def test_an_engine_that_answers_nobody_hangs_and_a_busy_one_does_not(tiny_policy: Path) -> None:
-    async def play() -> None:
-        free = [threading.Event(), threading.Event()]
-        turn = iter(free)
-        sampler = actor(tiny_policy, lambda: next(turn).wait(30))
-        await sampler.open()
-        requests = [asyncio.create_task(sampler.sample(None)) for _ in free]  # type: ignore[arg-type]
-        await asyncio.sleep(0.3)
-        reason, version = await sampler.status(0.2)
-        assert reason == "its engine answers nobody for 0.2 s (cluster.actor_deadline_s)"
-        assert version == -1
-        free[0].set()
-        await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
-        assert await sampler.status(60) == ("", 0)  # one still waits, but the other had its answer just now
-        since = sampler._asked_since
-        free[1].set()
-        await asyncio.gather(*requests)
-        assert sampler._asked_since > since
-        await asyncio.sleep(0.3)
-        assert await sampler.status(0.2) == ("", 0)  # nobody asks
-
-    asyncio.run(play())
+async def test_an_engine_that_answers_nobody_hangs_and_a_busy_one_does_not(tiny_policy: Path) -> None:
+    free = [threading.Event(), threading.Event()]
+    turn = iter(free)
+    sampler = actor(tiny_policy, lambda: next(turn).wait(30))
+    await sampler.open()
+    requests = [asyncio.create_task(sampler.sample(None)) for _ in free]  # type: ignore[arg-type]
+    await asyncio.sleep(0.3)
+    reason, version = await sampler.status(0.2)
+    assert reason == "its engine answers nobody for 0.2 s (cluster.actor_deadline_s)"
+    assert version == -1
+    free[0].set()
+    await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+    assert await sampler.status(60) == ("", 0)  # one still waits, but the other had its answer just now
+    since = sampler._asked_since
+    free[1].set()
+    await asyncio.gather(*requests)
+    assert sampler._asked_since > since
+    await asyncio.sleep(0.3)
+    assert await sampler.status(0.2) == ("", 0)  # nobody asks
 
 
-def test_a_thread_says_how_long_it_has_been_in_a_call() -> None:
-    async def play() -> None:
-        free = threading.Event()
-        env = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
-        assert env.busy_s == 0
-        call = asyncio.create_task(env.call(lambda _: free.wait(30)))
-        await asyncio.sleep(0.2)
-        assert env.busy_s > 0.1
-        free.set()
-        assert await call
-        assert env.busy_s == 0
-
-    asyncio.run(play())
+async def test_a_thread_says_how_long_it_has_been_in_a_call() -> None:
+    free = threading.Event()
+    env = EnvThread(lambda: None)  # type: ignore[arg-type, return-value]
+    assert env.busy_s == 0
+    call = asyncio.create_task(env.call(lambda _: free.wait(30)))
+    await asyncio.sleep(0.2)
+    assert env.busy_s > 0.1
+    free.set()
+    assert await call
+    assert env.busy_s == 0
 
 
-def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(
+async def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = tiny.save("idefics3", tmp_path)
@@ -148,15 +133,15 @@ def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(
         seed=0,
     )
     with pytest.raises(SamplerClosedError, match="waits for its weights"):
-        asyncio.run(actor.sample(request))
-    asyncio.run(actor.open())
-    before = asyncio.run(actor.sample(request))
+        await actor.sample(request)
+    await actor.open()
+    before = await actor.sample(request)
     weights = {name: -tensor.numpy() for name, tensor in named_weights(load_model(checkpoint))}
-    asyncio.run(actor.load_weights(weights, 7))
-    after = asyncio.run(actor.sample(request))
-    asyncio.run(actor.close())
+    await actor.load_weights(weights, 7)
+    after = await actor.sample(request)
+    await actor.close()
     assert (before.policy_version, after.policy_version) == (0, 7)
     assert (before.logprobs != after.logprobs).all()
     # float32 would give other digits: the logits of bfloat16 weights have 8 bits
-    exact = asyncio.run(TransformersSampler(checkpoint).sample(request))
+    exact = await TransformersSampler(checkpoint).sample(request)
     assert 0 < np.abs(before.logprobs - exact.logprobs).max() < 0.1

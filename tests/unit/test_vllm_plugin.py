@@ -35,12 +35,6 @@ def test_draws_over_seeds_follow_the_softmax_at_the_temperature(temperature: flo
     assert torch.allclose(logprobs, expected.log()[bins], atol=1e-6)
 
 
-def test_draws_within_a_block_are_independent() -> None:
-    pairs = torch.stack([uniforms(seed, 2) for seed in range(4000)])
-    cells = (pairs * 4).long()
-    assert chi_square(cells[:, 0] * 4 + cells[:, 1], torch.full((16,), 1 / 16)) < 37.7  # 0.999, 15 degrees of freedom
-
-
 @pytest.mark.parametrize(("uniform", "bin_"), [(0.0, 0), (0.4999, 0), (0.5001, 1), (0.75001, 2), (1 - 2**-53, 3)])
 def test_a_uniform_number_picks_the_bin_it_falls_into(uniform: float, bin_: int) -> None:
     bins, _ = draw(P.log()[None], torch.ones(1), torch.tensor([uniform], dtype=torch.float64))

@@ -30,14 +30,9 @@ class HybridAttentionError(RuntimeError):
 def hybrid_mask(model: Any, block_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
     """The mask as the model's attention takes it, built by transformers.
 
-    Args:
-        model: Hugging Face VLM, possibly wrapped.
-        block_ids: [B, L] int; 0: causal; equal numbers in a row: tokens that see each other, besides all before them.
-        attention_mask: [B, L], 0 on padding, which nothing sees.
-
-    Returns:
-        sdpa: [B, 1, L, L] bool, True where a token (third axis) sees another (fourth); eager: the same to be added to
-        the scores, 0 or the least number; flex_attention: a BlockMask.
+    For sdpa [B, 1, L, L] bool, True where a token (third axis) sees another (fourth); for eager the same to be added to
+    the scores, 0 or the least number; for flex_attention a BlockMask. Of `block_ids` [B, L] 0 is causal, equal numbers
+    in a row are tokens that see each other, besides all before them; `attention_mask` [B, L] is 0 on padding.
 
     Raises:
         ValueError: another attention, which would ignore the mask; the message says where it is chosen.

@@ -177,9 +177,8 @@ class Thinker:
         self, model: Any, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor, first: int = 1
     ) -> torch.Tensor:
         """See `family.Policy`: the negative log-likelihood."""
-        from rlvla.policies.thinker.scoring import sft_token_loss, token_logprobs
-
-        return sft_token_loss(token_logprobs(model, inputs, first=first)[0], mask)
+        logprobs, _ = self.logprobs(model, inputs, first=first)
+        return torch.where(mask, -logprobs, 0.0)
 
     def draw(
         self, model: Any, request: SampleRequest, generator: torch.Generator

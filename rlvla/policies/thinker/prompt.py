@@ -186,17 +186,13 @@ class PolicyProcessor:
     @cached_property
     def _added_tokens(self) -> re.Pattern[str]:
         tokens = sorted(self.hf_processor.tokenizer.get_added_vocab(), key=len, reverse=True)
-        return re.compile("|".join(re.escape(token) for token in tokens))
+        return re.compile(f"({'|'.join(map(re.escape, tokens))})")
 
     def _encode_apart(self, text: str) -> tuple[int, ...]:
         """Ids of a text whose pieces between special tokens are encoded one by one."""
-        ids: list[int] = []
-        start = 0
-        for match in self._added_tokens.finditer(text):
-            ids += self.vocabulary.encode(text[start : match.start()])
-            ids.append(self.hf_processor.tokenizer.convert_tokens_to_ids(match.group()))
-            start = match.end()
-        return (*ids, *self.vocabulary.encode(text[start:]))
+        one, several = self.hf_processor.tokenizer.convert_tokens_to_ids, self.vocabulary.encode
+        pieces = enumerate(self._added_tokens.split(text))  # every second one is a special token
+        return tuple(id_ for i, piece in pieces for id_ in ([one(piece)] if i % 2 else several(piece)))
 
     def _plain(self, text: str) -> str:
         """Text that cannot turn into marks or image placeholders, whoever wrote it (the policy may have)."""
