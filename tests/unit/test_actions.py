@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from rlvla.policies.thinker.actions import BinCodec, QuantileCodec, read_codec
+from rlvla.policies.thinker.actions import BinCodec, QuantileCodec, read_codec, statistics_of
 
 
 def codec(**changes) -> QuantileCodec:
@@ -58,8 +58,9 @@ def test_constant_dimension_round_trips_exactly():
 def test_non_finite_actions_name_the_dimension(bad):
     with pytest.raises(ValueError, match="dimension 1"):
         codec().encode(np.array([[0.0, bad]]))
-    with pytest.raises(ValueError, match="dimension 1"):
-        QuantileCodec.fit(np.array([[0.0, bad]]), 4, 1)
+    for fit in (lambda actions: QuantileCodec.fit(actions, 4, 1), statistics_of):
+        with pytest.raises(ValueError, match="dimension 1"):
+            fit(np.array([[0.0, bad]]))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from rlvla.data.types import Demonstration
 from rlvla.policies.markup import MARKS, ToolCall, parse_call, parse_text
 from rlvla.policies.models import auto
 from rlvla.policies.models.openvla.checkpoint import load_checkpoint
-from rlvla.policies.thinker.actions import BinCodec, statistics_of
+from rlvla.policies.thinker.actions import BinCodec
 from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.policies.thinker.policy import Thinker, save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
@@ -142,16 +142,6 @@ def test_a_gripper_from_0_to_1_has_no_place_among_openvla_s_action_tokens(
         start_policy(config(openvla, demos, statistics_key=key), demos)
     cfg = replace(config(openvla, demos, statistics_key="demonstrations"), gripper_dim=None)
     assert start_policy(cfg, demos)[1].codec.gripper_dim is None
-
-
-def test_statistics_by_hand() -> None:
-    stats = statistics_of(np.array([[0.0, -1.0], [2.0, 1.0]]), gripper_dim=1)
-    assert (stats["mean"], stats["std"]) == ([1.0, 0.5], [1.0, 0.5])
-    assert (stats["min"], stats["max"], stats["mask"]) == ([0.0, 0.0], [2.0, 1.0], [True, False])
-    assert np.allclose([stats["q01"], stats["q99"]], [[0.02, 0.01], [1.98, 0.99]])
-    assert statistics_of(np.zeros((1, 2)))["mask"] == [True, True]
-    with pytest.raises(ValueError, match="dimension 1"):
-        statistics_of(np.array([[0.0, np.nan]]))
 
 
 @pytest.mark.parametrize(
