@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig
-from rlvla.policies.family import load_policy
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
@@ -89,7 +88,8 @@ def score(model: Any, processor: PolicyProcessor, turns: list[Turn], **changes: 
     episode = EpisodeConfig(**{**tiny.TEMPERATURES, **changes})
     inputs = tiny.inputs(processor, *turns)
     with torch.no_grad():
-        both = torch.stack(Thinker(processor).logprobs(model, inputs, episode, first=2, with_entropy=True))
+        both: Any = Thinker(processor).logprobs(model, inputs, episode, first=2, with_entropy=True)
+    both = torch.stack(both)
     return [both[:, row, : len(turn.token_ids)][:, mask(turn)] for row, turn in enumerate(turns)]
 
 
@@ -185,7 +185,7 @@ def test_flex_attention_agrees(mutual):
 
 
 async def test_a_request_must_say_how_long_its_prompt_is(mutual):
-    sampler, processor = TransformersSampler(mutual), load_policy(mutual).processor
+    sampler, processor = TransformersSampler(mutual), PolicyProcessor.load(mutual)
     for num_prefix_tokens in (0, 10_000):
         with pytest.raises(ValueError, match=f"num_prefix_tokens is {num_prefix_tokens}, the context has"):
             await sampler.sample(replace(request(processor), num_prefix_tokens=num_prefix_tokens))
