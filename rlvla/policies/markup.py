@@ -72,15 +72,10 @@ MODES = {
 
 
 def parse(symbols: Sequence[str | None]) -> tuple[Span, ...]:
-    """Split one generation of the policy into spans that tile it.
+    """Split one generation of the policy into spans that tile it; the last is a TOOL_CALL, an ACT or MALFORMED.
 
-    Grammar: `[<think>..</think>] (<tool>..</tool> | <act>..</act>)`, nothing between, nothing after.
-
-    Args:
-        symbols: for each token (or character run) its mark, or None when it is not a mark.
-
-    Returns:
-        At least one span; the last is a TOOL_CALL, an ACT or MALFORMED.
+    Grammar: `[<think>..</think>] (<tool>..</tool> | <act>..</act>)`, nothing between, nothing after. Of each token (or
+    character run) there is its mark, or None when it is not a mark.
     """
     spans: list[Span] = []
     position = 0

@@ -33,14 +33,10 @@ def prepare(
     token_ids: Sequence[int] = (),
     start: Path | str = "",
 ) -> Any:
-    """Add what training needs to a model in memory.
+    """Add what training needs to a Hugging Face VLM in memory.
 
-    Args:
-        model: Hugging Face VLM.
-        lora: if given, freeze the model and put a float32 adapter on its language model; starts as the identity.
-        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
-        token_ids: tokens whose rows of the embeddings and of the head an adapter trains whole; `Vocabulary.own_ids`.
-        start: checkpoint that the model is from: its adapter, if it has one, is trained further.
+    With `lora` the model is frozen under a float32 adapter of its language model, which starts as the identity, or as
+    that of the checkpoint `start`; it trains rows of the embeddings and of the head whole, those of `token_ids`.
 
     Raises:
         CheckpointError: that adapter is another one than `lora`; the message says what to do.

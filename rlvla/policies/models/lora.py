@@ -158,12 +158,9 @@ def require_lora(checkpoint: Path | str, lora: LoraConfig | None) -> None:
 
 
 def put_on(model: Any, config: AdapterConfig, adapter: Adapter | None = None) -> Any:
-    """The model under a peft adapter in float32, which alone is trained; a new one changes nothing yet.
+    """The Hugging Face VLM under a peft adapter in float32, which alone is trained; a new one changes nothing yet.
 
-    Args:
-        model: Hugging Face VLM, no adapter on it; frozen.
-        config: its rows may be more than the adapter's.
-        adapter: where it goes on.
+    Rows of the config may be more than those of the adapter where it goes on.
     """
     import peft
 
@@ -235,13 +232,9 @@ def _state(wrapped: Any) -> dict[str, Any]:
 
 
 def merge(model: Any, folder: Path) -> None:
-    """Add an adapter to the weights, in place; what is trained of them stays as it was.
+    """Add an adapter (see `require_adapter`) to the weights of the Hugging Face VLM that it was trained on, in place.
 
-    Warns where rounding to the weights' dtype loses it on most of them.
-
-    Args:
-        model: Hugging Face VLM that the adapter was trained on.
-        folder: the adapter; see `require_adapter`.
+    What is trained of them stays as it was. Warns where rounding to the weights' dtype loses it on most of them.
 
     Raises:
         CheckpointError: weights of the adapter do not belong to the model, or lack, or tear apart what the model ties

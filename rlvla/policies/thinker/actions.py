@@ -173,17 +173,11 @@ class BinCodec(QuantileCodec):
         gripper_dim: int | None = None,
         kind: StatisticsKind = "bounds_q99",
     ) -> BinCodec:
-        """The codec of a data set that a checkpoint was trained on.
+        """The codec of a data set that a checkpoint was trained on, by its key, or of the only one that there is.
 
-        Args:
-            norm_stats: `norm_stats` of its config.json or content of its dataset_statistics.json; of each data set
-                `action` with `q01` and `q99` [A], or `min` and `max` [A], and `mask` [A], False where a dimension is
-                not normalised.
-            key: data set; None: the only one that there is.
-            num_bins: edges, OpenVLA's `n_action_bins`.
-            chunk_length: K.
-            gripper_dim: see the class.
-            kind: which of the statistics -1 and 1 stand for.
+        `norm_stats` are those of its config.json or dataset_statistics.json: of each data set `action` with `q01` and
+        `q99` [A], or `min` and `max` [A], and `mask` [A], False where a dimension is not normalised. `num_bins` are
+        edges, OpenVLA's `n_action_bins`.
 
         Raises:
             ValueError: there is no such data set or statistic, the message names those that there are; or they are of

@@ -156,9 +156,10 @@ class PolicyProcessor:
         """Everything but the pixels that scoring tokens takes.
 
         Args:
-            input_ids: [B, L], image placeholders expanded.
+            input_ids: [B, L], image placeholders expanded, real action tokens in it.
             attention_mask: [B, L], 0 on padding.
-            is_act: [B, L] bool, True on ACT segments; a policy that decodes actions in parallel needs it.
+            is_act: [B, L] bool, True on ACT segments, which hold action tokens and, unless it was injected, the
+                `<act>`; a policy that decodes actions in parallel needs it.
             num_prefix_tokens: [B] int, tokens of each prompt; one whose prompts are bidirectional needs it.
 
         Returns:

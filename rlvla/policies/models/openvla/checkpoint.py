@@ -35,11 +35,7 @@ _NORM_STATS = TypeAdapter(dict[str, Any] | None)
 
 
 def load_checkpoint(path: Path | str, *, dtype: torch.dtype = torch.float32) -> OpenVLAForConditionalGeneration:
-    """Load a published folder, every weight of it and nothing else.
-
-    Args:
-        path: with `config.json` and safetensors.
-        dtype: of weights and activations.
+    """Load a published folder, with `config.json` and safetensors: every weight of it and nothing else.
 
     Raises:
         CheckpointError: no weights, or weights that are missing, unknown, of another shape or no floats; the message

@@ -87,16 +87,10 @@ class OpenVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         num_images: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Embed tokens, and patches in the place of placeholders.
+        """Embed tokens [B, L], and patches in the place of placeholders, `image_token_id` P times for each image.
 
-        Args:
-            input_ids: [B, L], `image_token_id` P times in a row for each image.
-            pixel_values: [B, N, C, S, S]; [B, C, S, S] for one image in each row; None: no images, placeholders then
-                are words like others. C is 3 per tower.
-            num_images: [B], how many of its N images a row has, the others are padding; None: all.
-
-        Returns:
-            [B, L, D].
+        `pixel_values` are [B, N, C, S, S], or [B, C, S, S] for one image in each row, C 3 per tower; None: placeholders
+        are words like others. `num_images` [B] says how many of its N a row has, the others are padding; None: all.
 
         Raises:
             ValueError: a row has placeholders for another number of images than it has; the message names the row.

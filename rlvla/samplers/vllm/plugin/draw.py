@@ -12,15 +12,10 @@ def uniforms(seed: int, num_actions: int) -> torch.Tensor:
 
 
 def draw(logits: torch.Tensor, temperatures: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one bin per row by inverting the cumulative distribution.
-
-    Args:
-        logits: [m, bins].
-        temperatures: [m] float; 0 is greedy.
-        uniforms: [m] float64 in [0, 1).
+    """Draw one bin per row of logits [m, bins] by inverting the cumulative distribution at uniforms [m] in [0, 1).
 
     Returns:
-        bins [m] int64; their log-probabilities [m] float32 under the softmax at the temperature, at 1 where greedy.
+        bins [m] int64; their log-probabilities [m] float32 under the softmax at the temperature [m], at 1 where 0, greedy.
     """
     is_greedy = temperatures == 0
     scaled = logits.float() / torch.where(is_greedy, 1.0, temperatures)[:, None]

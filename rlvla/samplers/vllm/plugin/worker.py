@@ -46,15 +46,9 @@ class ActionBlockWorker:
 
 
 class ActionBlockServer:
-    """Wraps one model runner.
+    """Wraps one of vLLM's model runners; raises ActionBlockError where it cannot serve action blocks.
 
-    Args:
-        runner: vLLM's.
-        bidirectional: the tokens of a block see each other.
-        action_ids: bin -> token id, what actions are drawn from.
-
-    Raises:
-        ActionBlockError: it cannot serve action blocks.
+    Their tokens see each other if they are bidirectional; actions are drawn from `action_ids`, bin -> token id.
     """
 
     def __init__(self, runner: Any, bidirectional: bool, action_ids: list[int]) -> None:
