@@ -122,8 +122,9 @@ def assert_agrees(attention: str, checkpoint: Path, processor: PolicyProcessor, 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.6, 0.0])
 async def test_the_transformers_sampler_says_what_the_learner_says(sampler, model, processor, temperature):
-    turn = await tiny.sampled_turn(sampler, processor, temperature)
-    assert tiny.mismatch(model, processor, [turn], temperature) < 1e-4
+    turn = await tiny.sampled_turn(sampler, processor, temperature, mode="think")
+    assert tiny.mismatch(model, processor, [turn], temperature, mode="think") < 1e-4
+    assert tiny.mismatch(model, processor, [turn], temperature, mode="zoom") > 1e-4  # nothing was banned there
     # Qwen-VL keeps by how much the pictures of the last prompt shifted the positions behind them.
     blind = await sampler.sample(request(processor, num_images=0))
     layout = [(SegmentKind.PROMPT, len(blind.context_ids)), (SegmentKind.THINK, len(blind.token_ids))]

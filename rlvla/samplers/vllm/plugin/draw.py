@@ -15,7 +15,7 @@ def draw(logits: torch.Tensor, temperatures: torch.Tensor, uniforms: torch.Tenso
     """Draw one bin per row of logits [m, bins] by inverting the cumulative distribution at uniforms [m] in [0, 1).
 
     Returns:
-        bins [m] int64; their log-probabilities [m] float32 under the softmax at the temperature [m], at 1 where 0, greedy.
+        bins [m] int64; their logprobs [m] float32 at the temperatures [m]; 0 is greedy, with logprobs at 1.
     """
     is_greedy = temperatures == 0
     scaled = logits.float() / torch.where(is_greedy, 1.0, temperatures)[:, None]
