@@ -115,7 +115,6 @@ def test_how_the_step_is_computed_does_not_matter(checkpoint, usual, options):
     "options",
     [
         {},
-        {"zero_stage": 2},
         {"zero_stage": 3},
         {"dtype": "bfloat16"},
         {"dtype": "bfloat16", "zero_stage": 3},
