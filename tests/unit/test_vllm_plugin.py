@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.samplers.vllm.plugin.draw import draw, uniforms
 from rlvla.samplers.vllm.plugin.request import EXTRA_ARG, ActionBlock
-from rlvla.samplers.vllm.plugin.step import ActionBlockError, plan
+from rlvla.samplers.vllm.plugin.step import ActionBlockError, draw, plan, uniforms
 
 P = torch.tensor([0.5, 0.25, 0.125, 0.125, 0.0])
 """Of the bins."""

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 
 from rlvla.samplers.vllm.plugin import register
-from rlvla.samplers.vllm.plugin.draw import draw, uniforms
-from rlvla.samplers.vllm.plugin.step import ActionBlockError, Step, blocks_alone, plan
+from rlvla.samplers.vllm.plugin.step import ActionBlockError, Step, blocks_alone, draw, plan, uniforms
 
 LOGIT_ROWS = 1024
 """Rows whose logits are over the whole vocabulary at a time, before they are cut down to the bins: memory."""
