@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rlvla.config import ActionDecoding, EpisodeConfig
+from rlvla.data.types import Demonstration
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.models import auto
 from rlvla.policies.models.backbones import own_action_ids, placeholder_ids
@@ -23,7 +24,7 @@ from rlvla.policies.thinker.settings import PrefixAttention, Settings
 from rlvla.policies.thinker.vocabulary import add_slots, extend_vocabulary
 from rlvla.protocols import BAN_BIAS, SampleOutput, Sampler, SampleRequest
 from rlvla.testing import make_turn
-from rlvla.types import SegmentKind, Turn
+from rlvla.types import Segment, SegmentKind, Turn
 from tests import openvla_checkpoints as published
 from tests import tiny_checkpoints
 
@@ -84,24 +85,24 @@ def turn(
     processor: PolicyProcessor, *, num_zooms: int = 1, seed: int = 0, thought: str = THOUGHT, is_open: bool = False
 ) -> Turn:
     """(Thought, zoom, crop)*, thought, `<act>`, random actions, `</act>`; `is_open`: the `<act>` was injected."""
-    vocabulary = processor.vocabulary
-    images = [image(seed + i) for i in range(1 + num_zooms)]
     bins = np.random.default_rng(seed).integers(0, NUM_BINS, NUM_ACTIONS)
-    actions = [vocabulary.action_ids[i] for i in bins]
-    opening, closing = ([vocabulary.mark_ids[name]] for name in ("<act>", "</act>"))
-    kind = SegmentKind
-    parts: list[tuple[SegmentKind, Sequence[int]]] = [
-        (kind.PROMPT, processor.expand(processor.prompt_ids(INSTRUCTION, 1), images[:1]).tolist())
-    ]
-    for i in range(num_zooms):
-        parts += [(kind.THINK, vocabulary.encode(thought)), (kind.TOOL_CALL, vocabulary.encode(ZOOM))]
-        result = processor.expand(processor.result_ids(image=True), [images[1 + i]])
-        parts.append((kind.TOOL_RESULT, result.tolist()))
-    parts.append((kind.THINK, vocabulary.encode(thought)))
-    parts += [(kind.PROMPT, opening), (kind.ACT, actions)] if is_open else [(kind.ACT, opening + actions)]
-    parts.append((kind.PROMPT, closing))
-    ids = [id_ for _, part in parts for id_ in part]
-    return make_turn([(k, len(part)) for k, part in parts], token_ids=ids, images=images, sampler_logprob=-3.0)
+    demonstration = Demonstration(
+        instruction=INSTRUCTION,
+        images=(image(seed),),
+        proprio=np.zeros(1, np.float32),
+        texts=(*[thought + ZOOM] * num_zooms, thought),
+        crops=tuple(image(seed + 1 + i) for i in range(num_zooms)),
+        actions=processor.codec.decode(bins),
+    )
+    turn = Thinker(processor).to_turn(demonstration)
+    segments = list(turn.segments)
+    if is_open:
+        place = [segment.kind for segment in segments].index(SegmentKind.ACT)
+        act = segments[place]
+        opening = Segment(kind=SegmentKind.PROMPT, start=act.start, end=act.start + 1)
+        segments[place : place + 1] = [opening, replace(act, start=opening.end)]
+    turn = replace(turn, segments=tuple(segments))
+    return replace(turn, sampler_logprobs=np.where(turn.loss_mask, -3.0, 0.0).astype(np.float32))
 
 
 def inputs(processor: PolicyProcessor, *turns: Turn) -> dict[str, torch.Tensor]:

@@ -6,38 +6,26 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from rlvla.config import SFTConfig
-from rlvla.data.types import Demonstration
 from rlvla.learner.collate import to_row
 from rlvla.learner.sft import SFTTrainer
-from rlvla.policies.markup import print_think, print_zoom
-from rlvla.policies.thinker.demonstrating import to_turn
+from rlvla.policies.markup import print_think
 from rlvla.policies.thinker.policy import Thinker
 from tests import parallel_policies as tiny
 
-
-def demonstration(seed: int) -> Demonstration:
-    """Of two lengths, every other one with a zoom."""
-    looks = (print_think("it is red") + print_zoom(0, (0, 5, 100, 200)),) * (seed % 2)
-    return Demonstration(
-        instruction=tiny.INSTRUCTION,
-        images=(tiny.image(seed),),
-        proprio=np.zeros(1, np.float32),
-        texts=(*looks, print_think("the pad at 200, 350 is red" if seed < 2 else "press it")),
-        crops=(tiny.image(10 + seed),) * len(looks),
-        actions=np.random.default_rng(seed).uniform(-1, 2, (tiny.CHUNK_LENGTH, 2)).astype(np.float32),
-    )
+THOUGHTS = [
+    print_think(text) for text in ("the pad at 200, 350 is red", "it is red", "press it", "it is red. press it")
+]
 
 
 @pytest.mark.parametrize("architecture", ["idefics3", "qwen2_5_vl", "openvla"])
 def test_loss_and_gradient_are_those_of_a_row_at_a_time(tmp_path, architecture):
     model, processor = tiny.build(architecture, tmp_path)
     reference = copy.deepcopy(model)
-    turns = [to_turn(processor, demonstration(i)) for i in range(4)]
+    turns = [tiny.turn(processor, num_zooms=i % 2, seed=i, thought=thought) for i, thought in enumerate(THOUGHTS)]
     expected = torch.zeros(())
     for turn in turns:
         logprobs, _ = tiny.oracle(reference, processor, turn, is_hot=False)
