@@ -74,17 +74,15 @@ class Learner:
         except RuntimeError:
             self._engine.close()  # else this process could join no group any more
             raise
-        self._reference = self._load_reference()
+        self._reference: Any = None
+        if (
+            self._cfg.lora is None and self._loss_cfg.kl_coef != 0
+        ):  # else a copy of the adapter will do, or no term asks
+            model = self._policy.load_model(cfg.model, DTYPES[self._cfg.dtype])
+            self._reference = model.to(self._device).eval().requires_grad_(False)
         self._start = self._engine.copy() if self._cfg.lora is not None and cfg.loss.kl_coef else {}
         self._num_steps = 0
         self._num_updates = 0
-
-    def _load_reference(self) -> Any:
-        """A frozen copy of the initial policy, unless a copy of the adapter will do, or no term asks for it."""
-        if self._cfg.lora is not None or self._loss_cfg.kl_coef == 0:
-            return None
-        model = self._policy.load_model(self._run.model, DTYPES[self._cfg.dtype])
-        return model.to(self._device).eval().requires_grad_(False)
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
         """Learn from one round of rollout.

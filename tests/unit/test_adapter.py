@@ -32,23 +32,15 @@ def train_adapter(model: Path, folder: Path) -> Any:
     return adapted
 
 
-@pytest.fixture(scope="module", params=parallel_policies.ARCHITECTURES)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
-    """(model, adapter, the two in memory)."""
-    path = tmp_path_factory.mktemp(request.param)
-    model = parallel_policies.save(request.param, path)
-    return model, path / "adapter", train_adapter(model, path / "adapter")
-
-
 def trained_of(model: Any) -> dict[str, bool]:
     """Name of a parameter -> whether it is trained."""
     return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
-def test_an_adapter_is_merged_into_every_kind_of_model_that_trains_on(
-    trained: tuple[Path, Path, Any],
-) -> None:
-    path, adapter, adapted = trained
+@pytest.mark.parametrize("architecture", parallel_policies.ARCHITECTURES)
+def test_an_adapter_is_merged_into_every_kind_of_model_that_trains_on(architecture: str, tmp_path: Path) -> None:
+    path, adapter = parallel_policies.save(architecture, tmp_path), tmp_path / "adapter"
+    adapted = train_adapter(path, adapter)
     merged, base = auto.load_model(path, torch.float32, adapter), auto.load_model(path, torch.float32)
     ours, expected = dict(named_weights(merged)), dict(named_weights(adapted))
     assert ours.keys() == expected.keys()
