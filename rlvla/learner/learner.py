@@ -75,9 +75,7 @@ class Learner:
             self._engine.close()  # else this process could join no group any more
             raise
         self._reference: Any = None
-        if (
-            self._cfg.lora is None and self._loss_cfg.kl_coef != 0
-        ):  # else a copy of the adapter will do, or no term asks
+        if self._cfg.lora is None and self._loss_cfg.kl_coef != 0:  # else a copy of the adapter will do, or none
             model = self._policy.load_model(cfg.model, DTYPES[self._cfg.dtype])
             self._reference = model.to(self._device).eval().requires_grad_(False)
         self._start = self._engine.copy() if self._cfg.lora is not None and cfg.loss.kl_coef else {}
