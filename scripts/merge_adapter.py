@@ -14,8 +14,7 @@ import tyro
 
 from rlvla.durable.checkpoints import appear_sealed
 from rlvla.policies.models import auto
-from rlvla.policies.models.adapter import merge_down
-from rlvla.policies.models.lora import read_config
+from rlvla.policies.models.lora import merge_down, read_config
 from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import base_model, load_model

@@ -237,14 +237,8 @@ def write_published(
         "means": [[0.485, 0.456, 0.406], [0.5, 0.5, 0.5]][-len(normalize) :],
         "stds": [[0.229, 0.224, 0.225], [0.5, 0.5, 0.5]][-len(normalize) :],
         "processor_class": "PrismaticProcessor",
-        "tvf_crop_params": [{"output_size": [IMAGE_SIZE, IMAGE_SIZE]} for _ in normalize],
         "tvf_do_letterbox": False,
-        "tvf_letterbox_fill": None,
         "tvf_normalize_params": normalize,
-        "tvf_resize_params": [
-            {"antialias": True, "interpolation": 3, "max_size": None, "size": [IMAGE_SIZE, IMAGE_SIZE]}
-            for _ in normalize
-        ],
         "use_fused_vision_backbone": is_fused,
     }
     (path / "preprocessor_config.json").write_text(json.dumps(preprocessor))

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlvla.config import ActionDecoding
+from rlvla.config import ActionDecoding, EpisodeConfig
+from rlvla.data.types import Demonstration
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.models import auto
 from rlvla.policies.models.backbones import own_action_ids, placeholder_ids
@@ -21,9 +22,9 @@ from rlvla.policies.thinker.policy import Thinker, save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.settings import PrefixAttention, Settings
 from rlvla.policies.thinker.vocabulary import add_slots, extend_vocabulary
-from rlvla.protocols import BAN_BIAS, Sampler, SampleRequest
+from rlvla.protocols import BAN_BIAS, SampleOutput, Sampler, SampleRequest
 from rlvla.testing import make_turn
-from rlvla.types import SegmentKind, Turn
+from rlvla.types import Segment, SegmentKind, Turn
 from tests import openvla_checkpoints as published
 from tests import tiny_checkpoints
 
@@ -84,29 +85,24 @@ def turn(
     processor: PolicyProcessor, *, num_zooms: int = 1, seed: int = 0, thought: str = THOUGHT, is_open: bool = False
 ) -> Turn:
     """(Thought, zoom, crop)*, thought, `<act>`, random actions, `</act>`; `is_open`: the `<act>` was injected."""
-    vocabulary = processor.vocabulary
-    images = [image(seed + i) for i in range(1 + num_zooms)]
     bins = np.random.default_rng(seed).integers(0, NUM_BINS, NUM_ACTIONS)
-    actions = [vocabulary.action_ids[i] for i in bins]
-    opening, closing = ([vocabulary.mark_ids[name]] for name in ("<act>", "</act>"))
-    kind = SegmentKind
-    parts: list[tuple[SegmentKind, Sequence[int]]] = [
-        (kind.PROMPT, processor.expand(processor.prompt_ids(INSTRUCTION, 1), images[:1]).tolist())
-    ]
-    for i in range(num_zooms):
-        parts += [(kind.THINK, vocabulary.encode(thought)), (kind.TOOL_CALL, vocabulary.encode(ZOOM))]
-        result = processor.expand(processor.result_ids(image=True), [images[1 + i]])
-        parts.append((kind.TOOL_RESULT, result.tolist()))
-    parts.append((kind.THINK, vocabulary.encode(thought)))
-    parts += [(kind.PROMPT, opening), (kind.ACT, actions)] if is_open else [(kind.ACT, opening + actions)]
-    parts.append((kind.PROMPT, closing))
-    ids = [id_ for _, part in parts for id_ in part]
-    return make_turn([(k, len(part)) for k, part in parts], token_ids=ids, images=images, sampler_logprob=-3.0)
-
-
-def causally(processor: PolicyProcessor) -> PolicyProcessor:
-    """The same, but for a prompt that does not see itself."""
-    return replace(processor, settings=replace(processor.settings, prefix_attention="causal"))
+    demonstration = Demonstration(
+        instruction=INSTRUCTION,
+        images=(image(seed),),
+        proprio=np.zeros(1, np.float32),
+        texts=(*[thought + ZOOM] * num_zooms, thought),
+        crops=tuple(image(seed + 1 + i) for i in range(num_zooms)),
+        actions=processor.codec.decode(bins),
+    )
+    turn = Thinker(processor).to_turn(demonstration)
+    segments = list(turn.segments)
+    if is_open:
+        place = [segment.kind for segment in segments].index(SegmentKind.ACT)
+        act = segments[place]
+        opening = Segment(kind=SegmentKind.PROMPT, start=act.start, end=act.start + 1)
+        segments[place : place + 1] = [opening, replace(act, start=opening.end)]
+    turn = replace(turn, segments=tuple(segments))
+    return replace(turn, sampler_logprobs=np.where(turn.loss_mask, -3.0, 0.0).astype(np.float32))
 
 
 def inputs(processor: PolicyProcessor, *turns: Turn) -> dict[str, torch.Tensor]:
@@ -120,10 +116,12 @@ def places(turn: Turn) -> tuple[int, int]:
     return end - NUM_ACTIONS - 1, end
 
 
-def oracle(
-    model: Any, processor: PolicyProcessor, turn: Turn, entropy: bool = False, banned_ids: Sequence[int] = ()
-) -> torch.Tensor:
-    """One row, a mask of loops, a softmax per token: its logprob [L], or the entropy of what it was drawn from."""
+def oracle(model: Any, processor: PolicyProcessor, turn: Turn, *, is_hot: bool = True) -> torch.Tensor:
+    """One row, a mask of loops, a softmax per token: its logprob, and the entropy of what it was drawn from [2, L].
+
+    At `TEMPERATURES`, or, if it is not hot, at 1.
+    """
+    heat = TEMPERATURES if is_hot else dict.fromkeys(TEMPERATURES, 1.0)
     vocabulary, length = processor.vocabulary, len(turn.token_ids)
     has_block = processor.decoding.at_once and not turn.is_malformed
     act, close = places(turn) if has_block else (length, length)
@@ -136,25 +134,39 @@ def oracle(
         [k <= q or (q in mutual and k in mutual) or (q < end and k < end) for k in range(length)] for q in range(length)
     ]
     ids = torch.from_numpy(fed).long()[None]
-    causal = causally(processor).forward_inputs(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
-    extra = processor.pixel_inputs([turn.images]) | {k: causal[k] for k in causal.keys() & {"mm_token_type_ids"}}
-    if "image_grid_thw" in extra:
-        extra["position_ids"], _ = model.model.get_rope_index(
-            ids, extra["mm_token_type_ids"], image_grid_thw=extra["image_grid_thw"]
-        )
+    extra: dict[str, Any] = processor.pixel_inputs([turn.images])
+    if processor.backbone.is_flat:  # Qwen-VL derives positions from a mask of two axes
+        extra["mm_token_type_ids"] = (ids == vocabulary.placeholder_id).int()
+        grid = {"image_grid_thw": extra["image_grid_thw"], "attention_mask": torch.ones_like(ids)}
+        extra["position_ids"], _ = model.model.get_rope_index(ids, extra["mm_token_type_ids"], **grid)
     logits = model(input_ids=ids, attention_mask=torch.tensor(sees)[None, None], **extra).logits[0]
-    values = [torch.zeros(())]
+    values = [torch.zeros(2)]
     for t in range(1, length):
         token, row = int(turn.token_ids[t]), logits[t - 1].clone()
         if act < t < close:
-            scores = (row[list(vocabulary.action_ids)] / TEMPERATURES["action_temperature"]).log_softmax(-1)
-            value = scores[vocabulary.action_ids.index(token)]
+            scores = (row[list(vocabulary.action_ids)] / heat["action_temperature"]).log_softmax(-1)
+            logprob = scores[vocabulary.action_ids.index(token)]
         else:
-            row[[*placeholder_ids(model.config), *vocabulary.slot_ids, *banned_ids]] += BAN_BIAS
-            scores = (row / TEMPERATURES["temperature"]).log_softmax(-1)
-            value = scores[token]
-        values.append(-(scores.exp() * scores).sum() if entropy else value)
-    return torch.stack(values)
+            row[[*placeholder_ids(model.config), *vocabulary.slot_ids]] += BAN_BIAS
+            scores = (row / heat["temperature"]).log_softmax(-1)
+            logprob = scores[token]
+        values.append(torch.stack([logprob, -(scores.exp() * scores).sum()]))
+    return torch.stack(values, dim=1)
+
+
+def mismatch(
+    model: Any, processor: PolicyProcessor, turns: Sequence[Turn], temperature: float = 1.0, **more: Any
+) -> float:
+    """Largest |sampler - learner| logprob of what was sampled, nats; `more` of `EpisodeConfig`.
+
+    At temperature 0 both mean 1; actions at half of it, unless it is said.
+    """
+    episode = EpisodeConfig(temperature=temperature or 1.0, **{"action_temperature": temperature / 2 or 1.0, **more})
+    with torch.no_grad():
+        logprobs, _ = Thinker(processor).logprobs(model, inputs(processor, *turns), episode)
+    rows = [row[: len(turn.token_ids)].numpy() for row, turn in zip(logprobs, turns, strict=True)]
+    apart = [np.abs(row - turn.sampler_logprobs)[turn.loss_mask] for row, turn in zip(rows, turns, strict=True)]
+    return float(np.concatenate(apart).max())
 
 
 async def sampled_turn(
@@ -162,48 +174,44 @@ async def sampled_turn(
     processor: PolicyProcessor,
     temperature: float,
     *,
-    action_temperature: float | None = None,
     num_cameras: int = 1,
+    num_zooms: int = 1,
     mode: str = "zoom",
 ) -> Turn:
-    """Text, the result of a zoom, text; of a parallel policy also actions, at half the temperature by default.
+    """(Text, the result of a zoom)*, text; of a parallel policy also actions, at half the temperature.
 
     What the mode bans is banned.
     """
-    marks, images, kind = processor.vocabulary.mark_ids, [image(7 + i) for i in range(num_cameras + 1)], SegmentKind
+    marks, images, kind = processor.vocabulary.mark_ids, [image(7 + i) for i in range(num_cameras)], SegmentKind
     compact = list(processor.prompt_ids(INSTRUCTION, num_cameras))
-    text = SampleRequest(
-        prompt_ids=tuple(compact),
-        images=tuple(images[:-1]),
-        stop_ids=(),
-        max_tokens=12,
-        temperature=temperature,
-        seed=3,
-        banned_ids=processor.vocabulary.banned_ids(mode),
-        num_prefix_tokens=len(processor.expand(compact, images[:-1])),
-    )
-    first = await sampler.sample(text)
-    result = processor.result_ids(image=True)
-    compact += [*first.token_ids.tolist(), *result]
-    text = replace(text, prompt_ids=tuple(compact), images=tuple(images), seed=4)
-    last = await sampler.sample(text)
-    parts: list[tuple[SegmentKind, Any, Any]] = [
-        (kind.PROMPT, first.context_ids, None),
-        (kind.THINK, first.token_ids, first.logprobs),
-        (kind.TOOL_RESULT, processor.expand(result, images[-1:]), None),
-        (kind.THINK, last.token_ids, last.logprobs),
-    ]
+    prompt = processor.expand(compact, images)
+    parts: list[tuple[SegmentKind, Any, Any]] = [(kind.PROMPT, prompt, None)]
+    asked: dict[str, Any] = {"stop_ids": (), "num_prefix_tokens": len(prompt)}
+
+    async def ask(kind: SegmentKind, **changes: Any) -> SampleOutput:
+        request = SampleRequest(prompt_ids=tuple(compact), images=tuple(images), seed=len(parts), **asked, **changes)
+        output = await sampler.sample(request)
+        assert output.context_ids.tolist() == np.concatenate([ids for _, ids, _ in parts]).tolist()
+        compact.extend(output.token_ids.tolist())
+        parts.append((kind, output.token_ids, output.logprobs))
+        return output
+
+    banned = processor.vocabulary.banned_ids(mode)
+    for i in range(num_zooms + 1):
+        if i:
+            images.append(image(7 + len(images)))
+            result = processor.result_ids(image=True)
+            compact += result
+            parts.append((kind.TOOL_RESULT, processor.expand(result, images[-1:]), None))
+        await ask(kind.THINK, max_tokens=12, temperature=temperature, banned_ids=banned)
     if processor.decoding.at_once:
-        compact += [*last.token_ids.tolist(), marks["<act>"]]
-        action_temperature = temperature / 2 if action_temperature is None else action_temperature
-        block = replace(text, prompt_ids=tuple(compact), temperature=action_temperature)
-        last = await sampler.sample(replace(block, num_actions=processor.decoding.num_actions))
-        assert set(last.token_ids.tolist()) <= set(processor.vocabulary.action_ids)
-        parts += [(kind.PROMPT, [marks["<act>"]], None), (kind.ACT, last.token_ids, last.logprobs)]
-    ids = np.concatenate([part for _, part, _ in parts])
-    assert last.context_ids.tolist() == ids[: len(ids) - len(last.token_ids)].tolist()
+        compact.append(marks["<act>"])
+        parts.append((kind.PROMPT, [marks["<act>"]], None))
+        num_actions = processor.decoding.num_actions
+        drawn = await ask(kind.ACT, max_tokens=12, temperature=temperature / 2, num_actions=num_actions)
+        assert set(drawn.token_ids.tolist()) <= set(processor.vocabulary.action_ids)
     parts.append((kind.PROMPT, [marks["</act>"]], None))
-    ids = [*ids.tolist(), marks["</act>"]]
-    turn = make_turn([(k, len(part)) for k, part, _ in parts], token_ids=ids, images=images)
+    ids = np.concatenate([part for _, part, _ in parts])
+    turn = make_turn([(k, len(part)) for k, part, _ in parts], token_ids=ids.tolist(), images=images)
     logprobs = [np.zeros(len(part)) if scores is None else scores for _, part, scores in parts]
     return replace(turn, sampler_logprobs=np.concatenate(logprobs).astype(np.float32))

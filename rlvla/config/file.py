@@ -29,6 +29,7 @@ GONE: dict[str, tuple[Any, str]] = {
     "plan.view_size": (256, _ENV_TELLS),
     "plan.action_size": (7, _ENV_TELLS),
     "plan.max_env_steps": (520, _ENV_TELLS),
+    "sampler.block_size": (32, "blocks of the KV cache are of 32 tokens"),
     "carry_thought": (False, "prompts no longer show the thought before; measured, it gained nothing: leave it out"),
 }
 """Key that went -> its default, which says nothing, and why it went or what to do instead."""

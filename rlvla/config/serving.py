@@ -24,8 +24,6 @@ class SamplerConfig:
     """KV cache, MiB; 0 leaves it to `gpu_memory_utilization` (GPU)."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.45
     """Share of GPU memory when `kv_cache_mb` is 0; 0.45 leaves room for a colocated learner."""
-    block_size: PositiveInt = 32
-    """Tokens of a KV block; prefix caching works in whole blocks, and vLLM's CPU attention in multiples of 32."""
     enforce_eager: bool = True
     """False: compile and capture CUDA graphs (GPU)."""
     tensor_parallel_size: PositiveInt = 1

@@ -40,7 +40,9 @@ def with_advantages(
     """
     takes_part = [t.takes_part(mask_context_full=mask_context_full) for t in group.trajectories]
     scored = [t for t, takes in zip(group.trajectories, takes_part, strict=True) if takes]
-    rewards = _rewards(scored)
+    if any(t.reward is None for t in scored):
+        raise ValueError("a trajectory has no reward: score the group before asking for its advantages")
+    rewards = np.array([t.reward for t in scored], np.float64)
     if not np.isfinite(rewards).all():
         return replace(group, trajectories=tuple(replace(t, advantage=None) for t in group.trajectories))
     if _is_constant(np.array([t.reward if t.signal is None else t.signal for t in scored], np.float64)):
@@ -59,17 +61,10 @@ def with_advantages(
 
 
 def advantages(rewards: np.ndarray, cfg: AdvantageConfig) -> np.ndarray:
-    """`A_i = (R_i - mean(R)) / (std(R) + eps)`, GRPO (arXiv 2402.03300, section 4.1.2).
+    """`A_i = (R_i - mean(R)) / (std(R) + eps)` [G] float64 of finite rewards [G], GRPO (arXiv 2402.03300, 4.1.2).
 
     Without `normalize_std` the divisor is 1, which is Dr.GRPO (arXiv 2503.20783). The standard deviation is the
     population's. Equal rewards give exactly 0: eps would otherwise blow their rounding errors up.
-
-    Args:
-        rewards: [G] float, finite.
-        cfg: `normalize_std` and `eps`.
-
-    Returns:
-        [G] float64.
     """
     rewards = np.asarray(rewards, np.float64)
     if _is_constant(rewards):
@@ -81,12 +76,6 @@ def advantages(rewards: np.ndarray, cfg: AdvantageConfig) -> np.ndarray:
 def _is_constant(values: np.ndarray) -> bool:
     """Whether they are equal up to rounding, or none."""
     return not len(values) or bool(np.abs(values - values.mean()).max() <= _ROUNDING * np.abs(values).max())
-
-
-def _rewards(trajectories: list[Trajectory]) -> np.ndarray:
-    if any(t.reward is None for t in trajectories):
-        raise ValueError("a trajectory has no reward: score the group before asking for its advantages")
-    return np.array([t.reward for t in trajectories], np.float64)
 
 
 def _terms(trajectories: list[Trajectory], weights: Mapping[str, float] | None) -> list[tuple[float, np.ndarray]]:

@@ -113,30 +113,21 @@ def minibatches(rows: Sequence[Row], num_trajectories: int, rng: np.random.Gener
 
 
 def share(rows: Sequence[Row], rank: int, world: int, max_rows: int) -> list[list[Row]]:
-    """One rank's micro-batches of a minibatch: rows of like length together, as many on each rank.
+    """One rank's micro-batches of a minibatch, `max_rows` at most in each, of like length; as many on each rank.
 
     Longest first, rows are dealt there and back (0 1 2 2 1 0 ..), which balances tokens and differs by one row at
     most. A rank that is short of rows repeats its shortest with no token to learn: all ranks must run forward and
     backward equally often.
-
-    Args:
-        rows: of the minibatch, the same on every rank; not empty.
-        rank: 0..world - 1.
-        world: number of ranks.
-        max_rows: in one micro-batch.
     """
     by_length = sorted(rows, key=lambda row: row.num_tokens, reverse=True)
     cycle = [*range(world), *reversed(range(world))]
     mine = [row for i, row in enumerate(by_length) if cycle[i % (2 * world)] == rank]
     num_batches = math.ceil(math.ceil(len(rows) / world) / max_rows)
-    idle = _idle(mine[-1] if mine else by_length[-1])
+    idle = mine[-1] if mine else by_length[-1]
+    idle = replace(idle, loss_mask=np.zeros_like(idle.loss_mask), token_weight=0.0)
     mine += [idle] * (num_batches - len(mine))
     cuts = [i * len(mine) // num_batches for i in range(num_batches + 1)]
     return [mine[start:end] for start, end in itertools.pairwise(cuts)]
-
-
-def _idle(row: Row) -> Row:
-    return replace(row, loss_mask=np.zeros_like(row.loss_mask), token_weight=0.0)
 
 
 def to_batch(rows: Sequence[Row]) -> Batch:

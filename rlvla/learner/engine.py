@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed import comm
 from deepspeed.ops import __compatible_ops__ as compatible_ops
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from transformers.utils import logging as hf_logging
 
 from rlvla.config import LearnerConfig
 from rlvla.durable.random_state import random_state, set_random_state
-from rlvla.learner.master_weights import keeping_masters, masters
 from rlvla.policies.family import Policy
 from rlvla.policies.models.lora import Adapter, take
 from rlvla.policies.weights import has_adapter, holding
@@ -37,15 +37,9 @@ _ZERO_STATE = ("base_optimizer_state", "single_partition_of_fp32_groups", "optim
 
 
 def join(rank: int, world: int, master: str) -> torch.device:
-    """Enter the process group, over gloo on the CPU and nccl on GPUs.
+    """Enter the process group, over gloo on the CPU and nccl on GPUs; returns the device of this rank.
 
-    Args:
-        rank: of this process, 0..world - 1.
-        world: number of processes.
-        master: `host:port` where rank 0 listens; any free port for 0.
-
-    Returns:
-        The device of this rank.
+    Rank 0 listens at `master`, `host:port`; at any free port for 0.
 
     Raises:
         ValueError: `master` is no `host:port`.
@@ -60,11 +54,7 @@ def join(rank: int, world: int, master: str) -> torch.device:
 
 
 def join_launched() -> torch.device:
-    """Enter the process group of `accelerate launch` or torchrun, at the port of the launcher; alone, one of its own.
-
-    Returns:
-        The device of this rank.
-    """
+    """As `join`, of `accelerate launch` or torchrun, at the port of the launcher; alone, a group of its own."""
     if "LOCAL_RANK" not in os.environ:
         return join(0, 1, "127.0.0.1:0")
     return _enter(lambda: {"init_method": "env://"})
@@ -120,7 +110,7 @@ class Engine:
         self._adamw = torch.optim.AdamW(
             self._trained.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
         )
-        with keeping_masters(self._trained):
+        with _keeping_masters(self._trained):
             self._deepspeed: Any = deepspeed.initialize(
                 model=model, optimizer=self._adamw, config=deepspeed_config(cfg), dist_init_required=False
             )[0]
@@ -185,7 +175,7 @@ class Engine:
     def gathered(self) -> Iterator[Any]:
         """The model with whole weights on rank 0, of an adapter the float32 ones; every rank must enter."""
         module = self._deepspeed.module
-        exact = masters(self._trained) if has_adapter(module) else {}
+        exact = _masters(self._trained) if has_adapter(module) else {}
         with (
             deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self._stage == 3),
             holding(module, exact),
@@ -217,7 +207,9 @@ class Engine:
         """Write trained weights, optimizer, random state and the caller's counters, one file per rank."""
         folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {"world": self.world, "zero_stage": self._stage}
-        state |= {"random": _random_state(), "counters": counters}
+        state |= {"random": random_state(), "counters": counters}
+        if torch.cuda.is_available():
+            state["random"]["cuda"] = torch.cuda.get_rng_state()
         if self._stage == 3:
             state["trained"] = {}  # the optimizer's float32 shares are the weights
         else:
@@ -251,18 +243,16 @@ class Engine:
         with torch.no_grad():
             for name, weight in state["trained"].items():
                 self._trained[name].copy_(weight)
-        self._load_optimizer(state["optimizer"])
-        _set_random_state(state["random"])
-        return state["counters"]
-
-    def _load_optimizer(self, saved: dict[str, Any]) -> None:
         optimizer = self._deepspeed.optimizer
         if self._clips_here:
-            optimizer.load_state_dict(saved)
-            return
-        # The rest (layout, loss scaler objects) is as at construction; DeepSpeed picks this rank's entry.
-        by_rank = {self.rank: {**optimizer.state_dict(), **saved}}
-        optimizer.load_state_dict(by_rank, load_optimizer_states=True, load_from_fp32_weights=True)
+            optimizer.load_state_dict(state["optimizer"])
+        else:  # the rest (layout, loss scaler objects) is as at construction; DeepSpeed picks this rank's entry
+            by_rank = {self.rank: {**optimizer.state_dict(), **state["optimizer"]}}
+            optimizer.load_state_dict(by_rank, load_optimizer_states=True, load_from_fp32_weights=True)
+        set_random_state(state["random"])
+        if "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"])
+        return state["counters"]
 
     def close(self) -> None:
         """Leave the process group."""
@@ -309,14 +299,20 @@ def _state_file(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank}.pt"
 
 
-def _random_state() -> dict[str, Any]:
-    state = random_state()
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+@contextlib.contextmanager
+def _keeping_masters(trained: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
+    """Start DeepSpeed's engine; float32 parameters of a bfloat16 model keep their bits in its float32 masters.
+
+    It takes the masters from parameters that it has rounded before.
+    """
+    exact = {name: p.detach().clone() for name, p in trained.items() if p.dtype == torch.float32}
+    yield
+    for name, value in exact.items():
+        if trained[name].dtype != torch.float32:
+            safe_set_full_fp32_param(trained[name], value.to(trained[name].device))
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
-    set_random_state(state)
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
+def _masters(trained: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Name -> float32 value, which the optimizer updates; not of ZeRO-3. Every rank must call."""
+    full = {name: safe_get_full_fp32_param(p) for name, p in trained.items()}
+    return {name: trained[name].detach() if value is None else value for name, value in full.items()}

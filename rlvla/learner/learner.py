@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +74,13 @@ class Learner:
         except RuntimeError:
             self._engine.close()  # else this process could join no group any more
             raise
-        self._reference = self._load_reference()
+        self._reference: Any = None
+        if self._cfg.lora is None and self._loss_cfg.kl_coef != 0:  # else a copy of the adapter will do, or none
+            model = self._policy.load_model(cfg.model, DTYPES[self._cfg.dtype])
+            self._reference = model.to(self._device).eval().requires_grad_(False)
         self._start = self._engine.copy() if self._cfg.lora is not None and cfg.loss.kl_coef else {}
         self._num_steps = 0
         self._num_updates = 0
-
-    def _load_reference(self) -> Any:
-        """A frozen copy of the initial policy, unless a copy of the adapter will do, or no term asks for it."""
-        if self._cfg.lora is not None or self._loss_cfg.kl_coef == 0:
-            return None
-        model = self._policy.load_model(self._run.model, DTYPES[self._cfg.dtype])
-        return model.to(self._device).eval().requires_grad_(False)
 
     def step(self, groups: Sequence[Group]) -> dict[str, float]:
         """Learn from one round of rollout.
@@ -101,20 +97,16 @@ class Learner:
         self._num_steps += 1
         if not rows:
             return {"num_rows": 0.0, "num_tokens": 0.0, "skipped_updates": 0.0}
-        totals = _Totals()
         minibatches = self._minibatches(rows)
         is_single_update = len(minibatches) == 1
         if not is_single_update:  # before the first update, since old means before it
             minibatches = [
                 [self._scored(b, self._inputs(b), with_old=True) for b in batches] for batches in minibatches
             ]
-        for batches in minibatches:
-            self._update(batches, totals, scored=not is_single_update)
-        return totals.metrics(self._engine) | self._speed(rows, started)
-
-    def _speed(self, rows: Sequence[Row], started: float) -> dict[str, float]:
+        made = [update for batches in minibatches if (update := self._update(batches, scored=not is_single_update))]
+        metrics = {"skipped_updates": float(len(minibatches) - len(made))} | self._measured(made)
         elapsed = time.perf_counter() - started
-        return {
+        return metrics | {
             "num_rows": float(len(rows)),
             "num_tokens": float(sum(row.num_sampled_tokens for row in rows)),
             "tokens_per_s": sum(row.num_tokens for row in rows) * self._run.num_epochs / elapsed,
@@ -156,27 +148,31 @@ class Learner:
                 batch = replace(batch, ref_logprobs=score(self._engine.model))
         return replace(batch, old_logprobs=score(self._engine.model)) if with_old else batch
 
-    def _update(self, batches: Sequence[Batch], totals: _Totals, *, scored: bool) -> None:
-        """One optimizer step over this rank's micro-batches of a minibatch."""
+    def _update(self, batches: Sequence[Batch], *, scored: bool) -> _Update | None:
+        """One optimizer step over this rank's micro-batches of a minibatch; None where it was skipped."""
         objective = torch.zeros((), dtype=torch.float64, device=self._device)
+        sums: dict[str, torch.Tensor] = {}
+        ratios: list[torch.Tensor] = []
         for i, batch in enumerate(batches):
             inputs = self._inputs(batch)
             if not scored:
                 batch = self._scored(batch, inputs, with_old=False)
-            value = self._micro_batch_loss(batch.to(self._device), inputs, totals)
+            value, ratio, measured = self._micro_batch_loss(batch.to(self._device), inputs)
             objective += value.detach()
+            sums = {name: number + sums.get(name, 0) for name, number in measured.items()}
+            ratios.append(ratio)
             self._engine.backward(poisoned(value), is_last=i == len(batches) - 1)
-        objective = self._engine.total(objective)
         lr = learning_rate(self._cfg, self._num_updates, self._total_steps)
-        grad_norm = self._engine.step(lr)
+        total, grad_norm = float(self._engine.total(objective)), self._engine.step(lr)
         if not math.isfinite(grad_norm):
-            totals.skip_update()
-            return
+            return None
         self._num_updates += 1
-        totals.add_update(float(objective), grad_norm, lr)
+        return _Update(objective=total, grad_norm=grad_norm, lr=lr, sums=sums, ratio=torch.stack(ratios).max())
 
-    def _micro_batch_loss(self, batch: Batch, inputs: Mapping[str, torch.Tensor], totals: _Totals) -> torch.Tensor:
-        """This micro-batch's summand of the objective."""
+    def _micro_batch_loss(
+        self, batch: Batch, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """This micro-batch's summand of the objective, its largest ratio, and sums over its sampled tokens by name."""
         logprobs, entropy = self._policy.logprobs(
             self._engine.model,
             inputs,
@@ -197,8 +193,40 @@ class Learner:
             mask=batch.loss_mask,
             cfg=self._loss_cfg,
         )
-        totals.add_tokens(batch, stats, entropy.detach())
-        return (token_loss * batch.weights).sum()
+        mask = batch.loss_mask
+        per_token = {
+            "kl": stats.kl,
+            "entropy": entropy.detach() * mask,
+            "clip_fraction_low": stats.is_clipped_low,
+            "clip_fraction_high": stats.is_clipped_high,
+            "mismatch_kl": stats.mismatch_kl,
+            "tokens": mask,
+        }
+        for kind in _KINDS:
+            of_kind = mask & (batch.segment_kind == collate.KINDS.index(kind))
+            per_token |= {f"kl/{kind}": stats.kl * of_kind, f"tokens/{kind}": of_kind}
+        sums = {name: values.sum(dtype=torch.float64) for name, values in per_token.items()}
+        return (token_loss * batch.weights).sum(), stats.ratio.max().double(), sums
+
+    def _measured(self, updates: Sequence[_Update]) -> dict[str, float]:
+        """Means over all ranks; without an update there is nothing to average."""
+        if not updates:
+            return {}
+        names = updates[0].sums.keys()
+        of_rank = torch.stack([torch.stack([update.sums[name] for update in updates]).sum() for name in names])
+        sums = dict(zip(names, self._engine.total(of_rank).tolist(), strict=True))
+        ratio = torch.stack([update.ratio for update in updates]).max()
+        metrics = {
+            "loss": float(np.mean([update.objective for update in updates])),
+            "ratio_max": float(self._engine.total(ratio, largest=True)),
+            "grad_norm": float(np.mean([update.grad_norm for update in updates])),
+            "lr": updates[-1].lr,
+        }
+        kinds = [f"/{kind}" for kind in _KINDS if sums[f"tokens/{kind}"]]
+        kl = {f"kl{kind}": sums[f"kl{kind}"] / sums[f"tokens{kind}"] for kind in ("", *kinds)}
+        means = ("entropy", "clip_fraction_low", "clip_fraction_high", "mismatch_kl")
+        metrics |= {name: sums[name] / sums["tokens"] for name in means}
+        return metrics | (kl if self._loss_cfg.kl_coef else {})
 
     def weights(self) -> dict[str, np.ndarray]:
         """{Hugging Face name: float32 array}, LoRA merged, on rank 0, empty on the others; every rank must call."""
@@ -229,71 +257,15 @@ class Learner:
 _KINDS = [kind for kind in SegmentKind if kind.is_sampled]
 
 
-class _Totals:
-    """Sums of a step's measurements on this rank, by name; the same names in the same order on every rank."""
+@dataclass(frozen=True, kw_only=True)
+class _Update:
+    """One optimizer step that was made, as this rank measured it."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._ratios: list[torch.Tensor] = []
-        self._has_kl = False
-        self._updates: list[tuple[float, float, float]] = []
-        self._num_skipped = 0
-        self._begin_update()
-
-    def _begin_update(self) -> None:
-        """What an update measures counts once it is made."""
-        self._new_sums: dict[str, torch.Tensor] = {}
-        self._new_ratios: list[torch.Tensor] = []
-
-    def add_tokens(self, batch: Batch, stats: loss.TokenStats, entropy: torch.Tensor) -> None:
-        """Add the sampled tokens of a micro-batch."""
-        mask = batch.loss_mask
-        per_token = {
-            "kl": stats.kl,
-            "entropy": entropy * mask,
-            "clip_fraction_low": stats.is_clipped_low,
-            "clip_fraction_high": stats.is_clipped_high,
-            "mismatch_kl": stats.mismatch_kl,
-            "tokens": mask,
-        }
-        for kind in _KINDS:
-            of_kind = mask & (batch.segment_kind == collate.KINDS.index(kind))
-            per_token |= {f"kl/{kind}": stats.kl * of_kind, f"tokens/{kind}": of_kind}
-        _add(self._new_sums, {name: values.sum(dtype=torch.float64) for name, values in per_token.items()})
-        self._new_ratios.append(stats.ratio.max().double())
-        self._has_kl |= batch.ref_logprobs is not None
-
-    def add_update(self, objective: float, grad_norm: float, lr: float) -> None:
-        """Add one optimizer step, and the tokens since the last one."""
-        _add(self._sums, self._new_sums)
-        self._ratios += self._new_ratios
-        self._updates.append((objective, grad_norm, lr))
-        self._begin_update()
-
-    def skip_update(self) -> None:
-        """Count an optimizer step that was not made; its tokens were not learned from."""
-        self._num_skipped += 1
-        self._begin_update()
-
-    def metrics(self, engine: Engine) -> dict[str, float]:
-        """Means over all ranks; without an update there is nothing to average."""
-        if not self._updates:
-            return {"skipped_updates": float(self._num_skipped)}
-        sums = dict(zip(self._sums, engine.total(torch.stack([*self._sums.values()])).tolist(), strict=True))
-        objectives, grad_norms, lrs = zip(*self._updates, strict=True)
-        metrics = {
-            "loss": float(np.mean(objectives)),
-            "ratio_max": float(engine.total(torch.stack(self._ratios).max(), largest=True)),
-            "grad_norm": float(np.mean(grad_norms)),
-            "lr": lrs[-1],
-            "skipped_updates": float(self._num_skipped),
-        }
-        means = ("entropy", "clip_fraction_low", "clip_fraction_high", "mismatch_kl", *(["kl"] if self._has_kl else []))
-        metrics |= {name: sums[name] / sums["tokens"] for name in means}
-        kinds = [kind for kind in _KINDS if self._has_kl and sums[f"tokens/{kind}"]]
-        return metrics | {f"kl/{kind}": sums[f"kl/{kind}"] / sums[f"tokens/{kind}"] for kind in kinds}
-
-
-def _add(sums: dict[str, torch.Tensor], more: Mapping[str, torch.Tensor]) -> None:
-    for name, value in more.items():
-        sums[name] = sums.get(name, 0) + value
+    objective: float
+    """Of all ranks, as are the next two."""
+    grad_norm: float
+    lr: float
+    sums: Mapping[str, torch.Tensor]
+    """Over this rank's sampled tokens, by name; the same names in the same order on every rank."""
+    ratio: torch.Tensor
+    """The largest."""

@@ -129,14 +129,7 @@ def token_weights(
     `token`: 1 / sampled tokens in the minibatch (DAPO). `trajectory`: 1 / (trajectories * sampled tokens of the
     token's trajectory, over all its turns) (GRPO). `constant`: 1 / (trajectories * constant_length) (Dr.GRPO).
 
-    Args:
-        num_tokens: [B] int, sampled tokens of each row, at least 1.
-        trajectory: [B] int, which trajectory each row belongs to; any numbering.
-        average: `token`, `trajectory` or `constant`.
-        constant_length: tokens, for `constant`.
-
-    Returns:
-        [B] float64.
+    [B] float64, from the sampled tokens of each row [B], at least 1, and its trajectory [B], in any numbering.
 
     Raises:
         ValueError: another average.

@@ -19,7 +19,7 @@ MARKS = ("<think>", "</think>", "<tool>", "</tool>", "<result>", "</result>", "<
 
 _OPENERS = {"<think>": SegmentKind.THINK, "<tool>": SegmentKind.TOOL_CALL, "<act>": SegmentKind.ACT}
 _CLOSERS = {"<think>": "</think>", "<tool>": "</tool>", "<act>": "</act>"}
-_MARK_PATTERN = re.compile("|".join(re.escape(mark) for mark in MARKS))
+_MARK_PATTERN = re.compile(f"({'|'.join(map(re.escape, MARKS))})")
 
 MAX_CALL_TOKENS = 64
 """Tokens that a tool call may take beyond the thought before it."""
@@ -46,16 +46,36 @@ class ToolCall:
     arguments: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """One value of `episode.mode`."""
+
+    thinks: bool = True
+    """Else the turn starts behind an injected `<act>`."""
+    stop: str = "</tool>"
+    """The mark that ends what is asked for, beside the action's; behind a `</think>` an `<act>` is injected."""
+    banned: tuple[str, ...] = ()
+    """Marks that cannot be sampled."""
+
+    @property
+    def acts_on_thought(self) -> bool:
+        """Whether an action follows a thought at once."""
+        return self.stop == "</think>"
+
+
+MODES = {
+    "zoom": Mode(),
+    "think": Mode(stop="</think>", banned=("<tool>",)),
+    "act": Mode(thinks=False),
+}
+"""Value of `episode.mode` -> what it means, to who decides and to who scores."""
+
+
 def parse(symbols: Sequence[str | None]) -> tuple[Span, ...]:
-    """Split one generation of the policy into spans that tile it.
+    """Split one generation of the policy into spans that tile it; the last is a TOOL_CALL, an ACT or MALFORMED.
 
-    Grammar: `[<think>..</think>] (<tool>..</tool> | <act>..</act>)`, nothing between, nothing after.
-
-    Args:
-        symbols: for each token (or character run) its mark, or None when it is not a mark.
-
-    Returns:
-        At least one span; the last is a TOOL_CALL, an ACT or MALFORMED.
+    Grammar: `[<think>..</think>] (<tool>..</tool> | <act>..</act>)`, nothing between, nothing after. Of each token (or
+    character run) there is its mark, or None when it is not a mark.
     """
     spans: list[Span] = []
     position = 0
@@ -96,29 +116,19 @@ def _next_span(symbols: Sequence[str | None], start: int) -> Span:
 
 def split_text(text: str) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
     """Text -> (pieces, symbols): pieces concatenate to the text, and each symbol is its piece's mark or None."""
-    pieces: list[str] = []
-    position = 0
-    for match in _MARK_PATTERN.finditer(text):
-        if match.start() > position:
-            pieces.append(text[position : match.start()])
-        pieces.append(match.group())
-        position = match.end()
-    if position < len(text):
-        pieces.append(text[position:])
-    return tuple(pieces), tuple(piece if piece in MARKS else None for piece in pieces)
+    pieces = tuple(piece for piece in _MARK_PATTERN.split(text) if piece)
+    return pieces, tuple(piece if piece in MARKS else None for piece in pieces)
 
 
 def parse_text(text: str) -> tuple[tuple[Span, str], ...]:
     """The spans of a generation given as text, each with its inner text (marks removed; MALFORMED keeps all)."""
     pieces, symbols = split_text(text)
     spans = parse(symbols)
-    return tuple((span, _inner("".join(pieces[span.start : span.end]), span.kind)) for span in spans)
-
-
-def _inner(text: str, kind: SegmentKind) -> str:
-    if kind is SegmentKind.MALFORMED:
-        return text
-    return text[text.index(">") + 1 : text.rindex("<")]
+    texts = ["".join(pieces[span.start : span.end]) for span in spans]
+    return tuple(
+        (span, text if span.kind is SegmentKind.MALFORMED else text[text.index(">") + 1 : text.rindex("<")])
+        for span, text in zip(spans, texts, strict=True)
+    )
 
 
 def parse_call(text: str) -> ToolCall | str:

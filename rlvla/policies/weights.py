@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.core_model_loading import revert_weight_conversion
 
 from rlvla.config import LoraConfig
 from rlvla.policies.models import auto
@@ -21,27 +20,9 @@ _ADAPTER = re.compile(r"\.(lora_|trainable_tokens_)")
 
 
 def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
-    """Load a checkpoint folder (or hub id), its adapter on it unmerged; neither code nor pickles of it are run.
-
-    Args:
-        path: with `config.json` and safetensors, and perhaps an adapter (`rlvla.policies.models.lora`).
-        dtype: of weights and activations; an adapter is float32.
-    """
+    """Load a checkpoint folder (or hub id), its float32 adapter on it unmerged; neither code nor pickles are run."""
     model, adapter = auto.load_model(path, dtype), read_adapter(path)
     return model if adapter is None else put_on(model, adapter.config, adapter)
-
-
-def load_to_train(
-    path: Path | str,
-    dtype: torch.dtype = torch.float32,
-    *,
-    lora: LoraConfig | None = None,
-    gradient_checkpointing: bool = False,
-    token_ids: Sequence[int] = (),
-) -> Any:
-    """Load a checkpoint folder and ready it for training; see `load_model` and `prepare`."""
-    options: dict[str, Any] = {"gradient_checkpointing": gradient_checkpointing, "token_ids": token_ids}
-    return prepare(auto.load_model(path, dtype), lora=lora, start=path, **options)
 
 
 def prepare(
@@ -52,14 +33,10 @@ def prepare(
     token_ids: Sequence[int] = (),
     start: Path | str = "",
 ) -> Any:
-    """Add what training needs to a model in memory.
+    """Add what training needs to a Hugging Face VLM in memory.
 
-    Args:
-        model: Hugging Face VLM.
-        lora: if given, freeze the model and put a float32 adapter on its language model; starts as the identity.
-        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
-        token_ids: tokens whose rows of the embeddings and of the head an adapter trains whole; `Vocabulary.own_ids`.
-        start: checkpoint that the model is from: its adapter, if it has one, is trained further.
+    With `lora` the model is frozen under a float32 adapter of its language model, which starts as the identity, or as
+    that of the checkpoint `start`; it trains rows of the embeddings and of the head whole, those of `token_ids`.
 
     Raises:
         CheckpointError: that adapter is another one than `lora`; the message says what to do.
@@ -96,23 +73,25 @@ def unwrap(model: Any) -> Any:
 
 def base_model(model: Any) -> Any:
     """The Hugging Face model inside the wrappers of DeepSpeed, DDP and peft."""
-    bare = model.module if hasattr(model, "module") else model
+    bare = unwrap(model)
     return bare.get_base_model() if hasattr(bare, "get_base_model") else bare
+
+
+def to_device(inputs: dict[str, torch.Tensor], device: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Forward inputs where the model is, pixels in its dtype."""
+    return {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in inputs.items()}
 
 
 def has_adapter(model: Any) -> bool:
     """Whether a model, possibly wrapped, is a LoRA policy."""
-    bare = unwrap(model)
-    return hasattr(bare, "disable_adapter") and hasattr(bare, "get_base_model")
+    return hasattr(unwrap(model), "get_base_model")
 
 
 @contextlib.contextmanager
 def holding(model: Any, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Let parameters have other values for a while: a LoRA policy is its own reference, and its own exact copy.
+    """Let parameters, by name without DeepSpeed, have other values of any dtype for a while.
 
-    Args:
-        model: possibly wrapped.
-        values: {name in the model without DeepSpeed: value}, of any dtype.
+    A LoRA policy is its own reference, and its own exact copy.
     """
     parameters = dict(unwrap(model).named_parameters())
     kept = {name: parameters[name].data for name in values}
@@ -130,6 +109,8 @@ def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
     Tied weights come once, as `save_pretrained` writes them. Under ZeRO-3 gather the parameters first.
     """
+    from transformers.core_model_loading import revert_weight_conversion
+
     base = base_model(model)
     weights = _base_state(base) | _merged(base)
     for name in base.all_tied_weights_keys:

@@ -56,12 +56,7 @@ class TransformersSampler:
         return await asyncio.to_thread(self._sample, request)
 
     def load_weights(self, weights: Adapter | Mapping[str, np.ndarray], policy_version: int) -> None:
-        """Replace the weights between two requests.
-
-        Args:
-            weights: {name in the Hugging Face checkpoint: array}, all of them; see `Policy.named_weights`. Or
-                the adapter of a LoRA policy, which stays beside the checkpoint's weights, unmerged.
-            policy_version: put on every output from now on.
+        """Replace the weights between two requests: all of `Policy.named_weights`, or an adapter, kept unmerged.
 
         Raises:
             ValueError: names differ from the checkpoint's; nothing was loaded.

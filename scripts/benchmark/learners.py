@@ -41,7 +41,7 @@ from rlvla.learner import collate, loss
 from rlvla.learner.collate import Batch, Row
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.weights import load_model, load_to_train
+from rlvla.policies.weights import load_model
 from rlvla.types import Group, SegmentKind
 
 
@@ -127,9 +127,8 @@ class PaddedLearner(_Baseline):
 
     def __init__(self, cfg: GRPOConfig) -> None:
         super().__init__(cfg)
-        checkpoints = cfg.learner.gradient_checkpointing
-        model = load_to_train(cfg.model, self._dtype, lora=cfg.learner.lora, gradient_checkpointing=checkpoints)
-        self._train(model.train(checkpoints))
+        model = self._policy.load_to_train(cfg.model, cfg.learner)
+        self._train(model.train(cfg.learner.gradient_checkpointing))
         self._reference = None
         if cfg.loss.kl_coef:
             self._reference = load_model(cfg.model, self._dtype).to(self._device).eval().requires_grad_(False)
@@ -209,7 +208,7 @@ class _TRLLearner(_Baseline):
         from trl import GRPOTrainer
 
         self._trainer: Any = GRPOTrainer(
-            model=load_to_train(cfg.model, self._dtype),
+            model=load_model(cfg.model, self._dtype),
             args=_arguments(cfg, folder),
             reward_funcs=lambda **_: [],
             train_dataset=datasets.Dataset.from_list([{"prompt": "none"}] * cfg.group_size),

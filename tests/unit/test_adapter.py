@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from rlvla.config import LoraConfig
 from rlvla.policies.models import auto
 from rlvla.policies.models.openvla.checkpoint import CheckpointError
-from rlvla.policies.weights import load_to_train, named_weights, prepare
+from rlvla.policies.weights import named_weights, prepare
 from tests import parallel_policies
 
 LORA = LoraConfig(rank=2, alpha=4.0)
@@ -24,7 +24,7 @@ LORA = LoraConfig(rank=2, alpha=4.0)
 def train_adapter(model: Path, folder: Path) -> Any:
     """A model under an adapter that acts, and peft's files of the adapter in `folder`."""
     torch.manual_seed(0)
-    adapted = load_to_train(model, lora=LORA)
+    adapted = prepare(auto.load_model(model, torch.float32), lora=LORA)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -32,23 +32,15 @@ def train_adapter(model: Path, folder: Path) -> Any:
     return adapted
 
 
-@pytest.fixture(scope="module", params=parallel_policies.ARCHITECTURES)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
-    """(model, adapter, the two in memory)."""
-    path = tmp_path_factory.mktemp(request.param)
-    model = parallel_policies.save(request.param, path)
-    return model, path / "adapter", train_adapter(model, path / "adapter")
-
-
 def trained_of(model: Any) -> dict[str, bool]:
     """Name of a parameter -> whether it is trained."""
     return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
-def test_an_adapter_is_merged_into_every_kind_of_model_that_trains_on(
-    trained: tuple[Path, Path, Any],
-) -> None:
-    path, adapter, adapted = trained
+@pytest.mark.parametrize("architecture", parallel_policies.ARCHITECTURES)
+def test_an_adapter_is_merged_into_every_kind_of_model_that_trains_on(architecture: str, tmp_path: Path) -> None:
+    path, adapter = parallel_policies.save(architecture, tmp_path), tmp_path / "adapter"
+    adapted = train_adapter(path, adapter)
     merged, base = auto.load_model(path, torch.float32, adapter), auto.load_model(path, torch.float32)
     ours, expected = dict(named_weights(merged)), dict(named_weights(adapted))
     assert ours.keys() == expected.keys()
@@ -95,32 +87,19 @@ def adapter_with_a_head(model: Path, folder: Path, modules: list[str], **options
     return adapted
 
 
-@pytest.fixture(scope="module", params=["openvla", "qwen3_vl"])
-def with_a_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
-    """(model whose head is not tied, adapter with a head, the two in memory)."""
-    path = tmp_path_factory.mktemp(request.param)
-    model = parallel_policies.save(request.param, path)
-    return model, path / "adapter", adapter_with_a_head(model, path / "adapter", ["lm_head"])
-
-
-def test_a_module_that_an_adapter_replaces_is_taken_and_trains_on(with_a_head: tuple[Path, Path, Any]) -> None:
-    path, adapter, adapted = with_a_head
+@pytest.mark.parametrize("architecture", ["openvla", "qwen3_vl"])  # whose heads are not tied
+def test_a_module_that_an_adapter_replaces_is_taken_and_trains_on(architecture: str, tmp_path: Path) -> None:
+    path, adapter = parallel_policies.save(architecture, tmp_path), tmp_path / "adapter"
+    adapted = adapter_with_a_head(path, adapter, ["lm_head"])
     merged, base = auto.load_model(path, torch.float32, adapter), auto.load_model(path, torch.float32)
     (head,) = (weight for name, weight in adapted.named_parameters() if "modules_to_save" in name)
     assert torch.equal(merged.get_output_embeddings().weight, head)
     assert any(torch.equal(weight, head) for _, weight in named_weights(merged))
     assert trained_of(merged) == trained_of(base)
-
-
-def test_an_adapter_without_the_module_that_it_replaces_is_refused_by_name(
-    with_a_head: tuple[Path, Path, Any], tmp_path: Path
-) -> None:
-    path, adapter, _ = with_a_head
-    torn = shutil.copytree(adapter, tmp_path / "torn")
-    weights = load_file(torn / "adapter_model.safetensors")
-    save_file({name: w for name, w in weights.items() if "lm_head" not in name}, torn / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match=r"torn/adapter_model\.safetensors: 1 weights missing: .*lm_head\.weight"):
-        auto.load_model(path, torch.float32, torn)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({n: w for n, w in weights.items() if "lm_head" not in n}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: 1 weights missing: .*lm_head\.weight"):
+        auto.load_model(path, torch.float32, adapter)
 
 
 @pytest.mark.parametrize("modules", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]], ids=str)

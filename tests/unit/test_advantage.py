@@ -49,17 +49,24 @@ def test_equal_rewards_give_exactly_zero(reward, combine):
     assert not group.has_signal
 
 
-def test_a_crashed_simulator_takes_no_part():
-    crashed = make_trajectory(end=EndReason.ENV_ERROR)
-    members = (make_trajectory(reward=1.0), crashed, make_trajectory(reward=0.0))
-    group = with_advantages(Group(task=TASK, trajectories=members), EXACT)
-    assert given(group) == [1.0, None, -1.0]
+CRASHED = make_trajectory(end=EndReason.ENV_ERROR)
+FULL = make_trajectory(end=EndReason.CONTEXT_FULL, reward=math.nan)
+"""Masked: its reward may be anything."""
+SUCCESS, FAILURE = (make_trajectory(reward=reward, reward_terms={"success": reward}) for reward in (1.0, 0.0))
 
 
-def test_a_group_of_crashes_has_no_advantages():
-    group = Group(task=TASK, trajectories=(make_trajectory(end=EndReason.ENV_ERROR),) * 2)
-    for combine in ("sum_first", "normalize_first"):
-        assert given(with_advantages(group, AdvantageConfig(combine=combine))) == [None, None]
+@pytest.mark.parametrize("combine", ["sum_first", "normalize_first"])
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ((SUCCESS, CRASHED, FAILURE), [1.0, None, -1.0]),
+        ((CRASHED, CRASHED), [None, None]),
+        ((FULL, SUCCESS, FAILURE), [0.0, 1.0, -1.0]),
+    ],
+)
+def test_what_was_cut_short_takes_no_part(combine, members, expected):
+    group = Group(task=TASK, trajectories=members)
+    assert given(with_advantages(group, AdvantageConfig(eps=0.0, combine=combine))) == expected
 
 
 def test_terms_normalised_by_themselves_are_added_with_their_weights():
@@ -123,12 +130,6 @@ def test_a_reward_that_is_not_finite_drops_its_group(value, combine):
     assert given(group) == [None, None]
     assert group.is_dropped
     assert not group.has_signal
-
-
-def test_a_reward_of_a_masked_trajectory_may_be_anything():
-    full = make_trajectory(end=EndReason.CONTEXT_FULL, reward=math.nan)
-    members = (full, make_trajectory(reward=1.0), make_trajectory(reward=0.0))
-    assert given(with_advantages(Group(task=TASK, trajectories=members), EXACT)) == [0.0, 1.0, -1.0]
 
 
 def test_a_term_without_weight_does_not_count_whatever_it_is():

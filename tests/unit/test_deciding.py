@@ -12,7 +12,7 @@ import torch
 from rlvla.config import EpisodeConfig, GRPOConfig
 from rlvla.data.types import Demonstration
 from rlvla.policies.markup import print_zoom
-from rlvla.policies.thinker.decoding import block_ids, feed_slots
+from rlvla.policies.thinker.decoding import block_ids
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.turn_context import Recall, executed
 from rlvla.protocols import Decision
@@ -235,9 +235,3 @@ def test_blocks_are_the_actions_and_the_mark_before_them(parallel):
         parallel.forward_inputs(ids, torch.ones_like(ids), is_act)
     with pytest.raises(ValueError, match="need is_act"):
         parallel.forward_inputs(ids, torch.ones_like(ids))
-
-
-def test_each_action_of_every_block_is_fed_a_slot_of_its_own():
-    is_slot = torch.tensor([[0, 0, 1, 1, 0, 0, 1, 1], [0, 1, 1, 0, 0, 0, 1, 1]]).bool()
-    fed = feed_slots(torch.arange(16).view(2, 8), is_slot, torch.tensor([100, 101]))
-    assert fed.tolist() == [[0, 1, 100, 101, 4, 5, 100, 101], [8, 100, 101, 11, 12, 13, 100, 101]]

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.config import SFTConfig, from_yaml
-from rlvla.config.file import ConfigError
+from rlvla.config import SFTConfig
 from rlvla.policies import family
 from rlvla.policies.family import POLICY_FILE, load_policy, note_trained, read_trained
 from rlvla.policies.thinker.policy import Thinker
@@ -96,16 +95,8 @@ def test_a_checkpoint_from_before_is_a_thinkers(tiny_policy: Path, tmp_path: Pat
 def test_what_this_version_does_not_serve_is_named(tiny_policy: Path, tmp_path: Path, changes, message) -> None:
     copy = shutil.copytree(tiny_policy, tmp_path / "copy")
     (copy / POLICY_FILE).write_text(json.dumps({**settings(copy), **changes}))
-    with pytest.raises(ValueError, match=rf"copy/rlvla_policy\.json: {message}"):
+    with pytest.raises(ValueError, match=rf"copy/rlvla_policy\.json: .*{message}"):
         load_policy(copy)
-
-
-def test_a_config_that_carries_thoughts_is_told_that_this_is_gone(tmp_path: Path) -> None:
-    (tmp_path / "sft.yaml").write_text("carry_thought: true\n")
-    with pytest.raises(
-        ConfigError, match=r"carry_thought: this key is gone: prompts no longer show the thought before"
-    ):
-        from_yaml(SFTConfig, tmp_path / "sft.yaml")
 
 
 def test_settings_of_another_kind_are_named(tmp_path: Path) -> None:

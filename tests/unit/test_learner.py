@@ -16,7 +16,7 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.scoring import token_logprobs
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import BAN_BIAS
-from rlvla.types import EndReason, Group, SegmentKind
+from rlvla.types import EndReason, Group
 from tests.learning import LOSS, learn, make_groups, make_learner, poison
 
 LORA = LoraConfig(rank=4)
@@ -93,24 +93,6 @@ def test_later_steps_leave_the_reference(usual):
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_good_tokens_become_likelier_than_bad_ones(checkpoint, learner):
-    groups = make_groups(checkpoint)
-    good, bad = (t.turns[0] for t in groups[0].trajectories if t.advantage)
-    processor = PolicyProcessor.load(checkpoint)
-
-    def logprob(turn) -> float:
-        ids = torch.from_numpy(turn.token_ids).long()[None]
-        inputs = processor.forward_inputs(ids, torch.ones_like(ids)) | processor.pixel_inputs([turn.images])
-        with torch.no_grad():
-            logprobs, _ = token_logprobs(learner._engine.model, inputs)
-        return float(logprobs[0, turn.loss_mask].mean())
-
-    before = logprob(good) - logprob(bad)
-    for _ in range(3):
-        learner.step(groups)
-    assert logprob(good) - logprob(bad) > before + 0.1
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -133,7 +115,6 @@ def test_how_the_step_is_computed_does_not_matter(checkpoint, usual, options):
     "options",
     [
         {},
-        {"zero_stage": 2},
         {"zero_stage": 3},
         {"dtype": "bfloat16"},
         {"dtype": "bfloat16", "zero_stage": 3},
@@ -281,11 +262,6 @@ def test_only_the_update_that_is_not_finite_is_skipped(checkpoint):
     assert all(math.isfinite(value) for value in metrics.values())
     assert any(not np.array_equal(weight, before[name]) for name, weight in one_by_one.weights().items())
     one_by_one.close()
-
-
-def test_kl_is_told_apart_by_kind(usual):
-    kinds = (SegmentKind.THINK, SegmentKind.TOOL_CALL, SegmentKind.ACT)
-    assert {name for name in usual[0] if name.startswith("kl/")} == {f"kl/{kind}" for kind in kinds}
 
 
 def test_a_state_that_does_not_fit_is_refused(checkpoint, learner, tmp_path):

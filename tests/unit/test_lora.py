@@ -15,13 +15,14 @@ import merge_adapter
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig
 from rlvla.data.dataset import read, write
 from rlvla.learner.sft import SFTTrainer
+from rlvla.policies.family import load_policy
 from rlvla.policies.models import auto
-from rlvla.policies.models.lora import Adapter, read_adapter, take
+from rlvla.policies.models.lora import read_adapter, take
 from rlvla.policies.models.openvla.shards import CheckpointError
 from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.policies.thinker.policy import Thinker, save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.weights import load_model, load_to_train, named_weights
+from rlvla.policies.weights import load_model, named_weights, prepare
 from rlvla.run.identity import of_policy
 from rlvla.samplers.local import TransformersSampler
 from tests import examples
@@ -45,42 +46,29 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with an adapter that acts, of which no entry is a bfloat16."""
-    path, processor = tmp_path_factory.mktemp("trained") / "policy", PolicyProcessor.load(start)
-    model = load_to_train(start, torch.bfloat16, lora=LORA, token_ids=processor.vocabulary.own_ids)
-    move(model)
-    save_policy(model, processor, path)
-    return path
-
-
-def move(model: Any) -> None:
+    path, model = tmp_path_factory.mktemp("trained") / "policy", to_train(start, dtype="bfloat16")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    load_policy(start).save(model, path)
+    return path
 
 
-def adapter_at(path: Path) -> Adapter:
-    adapter = read_adapter(path)
-    assert adapter is not None
-    return adapter
-
-
-def changes(learner: Any) -> Adapter:
-    sent = learner.changes()
-    assert isinstance(sent, Adapter)
-    return sent
+def to_train(path: Path, lora: LoraConfig | None = LORA, **options: Any) -> Any:
+    return load_policy(path).load_to_train(path, LearnerConfig(lora=lora, **options))
 
 
 def test_small_updates_of_a_bfloat16_policy_add_up(trained: Path, tmp_path: Path) -> None:
     num_steps = 8
     learner = make_learner(trained, LossConfig(kl_coef=0.0), lora=LORA, dtype="bfloat16", lr=SMALL)
     rounded = {name: p.clone() for name, p in learner._engine.model.module.named_parameters() if "lora_A" in name}
-    before = changes(learner).weights
-    assert all(np.array_equal(weight, before[name]) for name, weight in adapter_at(trained).weights.items())
+    before = learner.changes().weights
+    assert all(np.array_equal(weight, before[name]) for name, weight in read_adapter(trained).weights.items())
     for _ in range(num_steps):
         learner.step(make_groups(trained))
-    after = changes(learner).weights
+    after = learner.changes().weights
     learner.save(tmp_path)
     now = dict(learner._engine.model.module.named_parameters())
     same = [float((now[name] == value).float().mean()) for name, value in rounded.items()]
@@ -88,7 +76,7 @@ def test_small_updates_of_a_bfloat16_policy_add_up(trained: Path, tmp_path: Path
     assert np.mean(same) > 0.85  # the forward's bfloat16 copies of A, far from zero, have hardly moved yet
     moved = np.concatenate([np.abs(after[n] - before[n]).ravel() for n in before if "lora_A" in n])
     assert np.median(moved) > 3 * SMALL  # a step moves by about the learning rate
-    assert all(np.array_equal(weight, after[name]) for name, weight in adapter_at(tmp_path).weights.items())
+    assert all(np.array_equal(weight, after[name]) for name, weight in read_adapter(tmp_path).weights.items())
     base, kept = auto.load_model(tmp_path, torch.bfloat16), auto.load_model(trained, torch.bfloat16)
     assert all(torch.equal(weight, base.state_dict()[name]) for name, weight in kept.state_dict().items())
 
@@ -97,14 +85,9 @@ def test_a_checkpoints_adapter_is_trained_further_and_is_the_reference(start: Pa
     learner, groups = make_learner(trained, lora=LORA), make_groups(trained)
     assert learner.step(groups)["kl"] == 0
     assert learner.step(groups)["kl"] > 0
-    sent = changes(learner)
+    sent = learner.changes()
     learner.close()
-    bare = make_learner(start, lora=LORA)
-    bare_weights = bare.weights()
-    bare.close()
-    model = load_model(trained)
-    assert any(not np.array_equal(w.detach().numpy(), bare_weights[n]) for n, w in named_weights(model))
-    before = adapter_at(trained)
+    before = read_adapter(trained)
     assert 0 < max(np.abs(sent.weights[name] - weight).max() for name, weight in before.weights.items()) < 0.01
     vocabulary = PolicyProcessor.load(start).vocabulary  # whose every row of the markup learns
     ((ids, rows),), ((_, old),) = sent.rows().values(), before.rows().values()
@@ -123,16 +106,16 @@ def test_a_checkpoints_adapter_is_trained_further_and_is_the_reference(start: Pa
 )
 def test_another_adapter_than_the_checkpoints_is_refused(trained: Path, lora: LoraConfig | None, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        load_to_train(trained, lora=lora)
+        to_train(trained, lora)
 
 
 async def test_the_transformers_sampler_serves_what_it_is_sent_unmerged(start: Path, trained: Path) -> None:
     """In bfloat16: an update that a merge would lose whole moves what the sampler says as it moves the learner."""
     sampler, base = TransformersSampler(start, torch.bfloat16), load_model(start, torch.bfloat16)
-    small = take(load_to_train(start, torch.bfloat16, lora=LORA))
+    small = take(to_train(start, dtype="bfloat16"))
     for name, weight in small.weights.items():
         if "lora_B" in name:
-            weight[:] = 1e-5 * np.sign(adapter_at(trained).weights[name])
+            weight[:] = 1e-5 * np.sign(read_adapter(trained).weights[name])
     sampler.load_weights(small, 1)
     kept = dict(named_weights(base))
     merged = {name: w for name, w in named_weights(sampler._model) if not torch.equal(w, kept[name].float())}
@@ -145,30 +128,28 @@ async def test_the_transformers_sampler_serves_what_it_is_sent_unmerged(start: P
 def test_the_checksum_of_a_policy_covers_its_adapter(trained: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(trained, tmp_path / "copy")
     assert of_policy(copy) == of_policy(trained)
-    adapter = adapter_at(copy)
+    adapter = read_adapter(copy)
     name = next(iter(adapter.weights))
     adapter.weights[name] += 1e-7
     adapter.write(copy / "adapter")
     assert of_policy(copy) != of_policy(trained)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"peft_type": "LORA"}', r"adapter_config\.json is not as rlvla writes it \(r: Field required"),
-        ("[", "is not as rlvla writes it"),
-    ],
-)
-def test_a_strange_adapter_is_refused_by_name(trained: Path, tmp_path: Path, content: str, message: str) -> None:
+def test_a_strange_adapter_is_refused_by_name(trained: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(trained, tmp_path / "copy")
-    (copy / "adapter" / "adapter_config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=message):
+    config, weights = (copy / "adapter" / f"adapter_{name}" for name in ("config.json", "model.safetensors"))
+    good = config.read_bytes()
+    config.write_text('{"peft_type": "LORA"}')
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json is not as rlvla writes it \(r: Field required"):
         load_model(copy)
-    shutil.copy(trained / "adapter" / "adapter_config.json", copy / "adapter")
-    (copy / "adapter" / "adapter_model.safetensors").write_bytes(b"half")
+    config.write_text("[")
+    with pytest.raises(CheckpointError, match="is not as rlvla writes it"):
+        load_model(copy)
+    config.write_bytes(good)
+    weights.write_bytes(b"half")
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is damaged"):
         load_model(copy)
-    (copy / "adapter" / "adapter_config.json").unlink()
+    config.unlink()
     with pytest.raises(CheckpointError, match=r"holds no adapter_config\.json"):
         load_model(copy)
 
@@ -180,7 +161,7 @@ def test_a_merged_checkpoint_says_what_is_lost(
     merge_adapter.main(trained, tmp_path / "exact", dtype="float32")
     assert "rounding left 0.0% of the adapted weights" in capsys.readouterr().out
     expected = dict(named_weights(load_model(trained)))
-    merged = dict(named_weights(load_to_train(tmp_path / "exact")))
+    merged = dict(named_weights(load_model(tmp_path / "exact")))
     torch.testing.assert_close(merged, expected, atol=1e-6, rtol=0)
     with pytest.raises(FileExistsError, match=f"{trained} exists: name a new folder"):
         merge_adapter.main(trained, trained)
@@ -188,7 +169,7 @@ def test_a_merged_checkpoint_says_what_is_lost(
 
 def test_merging_an_adapter_that_rounding_loses_warns(start: Path, tmp_path: Path) -> None:
     """Somebody else's, named as `adapter` of a cold start."""
-    model = load_to_train(start, torch.bfloat16, lora=LORA)
+    model = prepare(auto.load_model(start, torch.bfloat16), lora=LORA)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.constant_(parameter, 1e-5)
@@ -201,9 +182,9 @@ def test_merging_an_adapter_that_rounding_loses_warns(start: Path, tmp_path: Pat
 
 def test_an_adapter_goes_on_with_more_rows(trained: Path) -> None:
     """Such as those of slots, which a further cold start adds."""
-    ((ids, rows),) = adapter_at(trained).rows().values()
+    ((ids, rows),) = read_adapter(trained).rows().values()
     new = max(set(range(20)) - {*ids})
-    model = load_to_train(trained, lora=LORA, token_ids=[*ids, new])
+    model = prepare(auto.load_model(trained, torch.float32), lora=LORA, token_ids=[*ids, new], start=trained)
     ((more, theirs),) = take(model).rows().values()
     assert more == sorted([*ids, new])
     assert np.array_equal(theirs[[more.index(id_) for id_ in ids]], rows)
@@ -234,7 +215,7 @@ def test_a_cold_start_goes_on_with_the_adapter_of_its_checkpoint(
     for step in range(cfg.num_steps):
         trainer.step(step)
     trainer.save(tmp_path / "last")
-    first, last = adapter_at(tmp_path / "first").weights, adapter_at(tmp_path / "last").weights
-    assert all(np.array_equal(weight, first[name]) for name, weight in adapter_at(trained).weights.items())
+    first, last = read_adapter(tmp_path / "first").weights, read_adapter(tmp_path / "last").weights
+    assert all(np.array_equal(weight, first[name]) for name, weight in read_adapter(trained).weights.items())
     moved = np.concatenate([np.abs(last[n] - first[n]).ravel() for n in first if "lora_A" in n])
     assert SMALL < np.median(moved) < 4 * SMALL

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rlvla.policies.markup import MAX_CALL_CHARS, ToolCall, parse, parse_box, parse_call, parse_text, print_zoom
+from rlvla.policies.markup import MAX_CALL_CHARS, parse, parse_box, parse_call, parse_text, print_zoom
 from rlvla.policies.thinker.vocabulary import Vocabulary
 from rlvla.types import SegmentKind
 
@@ -53,12 +53,6 @@ def test_the_right_part_before_a_malformed_one_is_kept() -> None:
     assert (rest.start, rest.end, raw) == (3, 4, "oops")
 
 
-def test_parse_call() -> None:
-    assert parse_call('{"name": "zoom_in", "arguments": {"image": 0}}') == ToolCall(
-        name="zoom_in", arguments={"image": 0}
-    )
-
-
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -75,11 +69,6 @@ def test_parse_call() -> None:
 )
 def test_calls_that_are_wrong_say_why(text: str, error: str) -> None:
     assert parse_call(text) == error
-
-
-def test_parse_box() -> None:
-    assert parse_box([0, 0, 1000, 1000]) == (0, 0, 1000, 1000)
-    assert parse_box([100, 200, 110, 210]) == (100, 200, 110, 210)
 
 
 @pytest.mark.parametrize("value", [None, "0 0 9 9", [1, 2, 3], [0, 0, 1.5, 9], [0, 0, True, 500], (0, 0, 50, 50)])

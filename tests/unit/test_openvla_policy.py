@@ -22,9 +22,8 @@ from rlvla.data.types import Demonstration
 from rlvla.policies.markup import MARKS, ToolCall, parse_call, parse_text
 from rlvla.policies.models import auto
 from rlvla.policies.models.openvla.checkpoint import load_checkpoint
-from rlvla.policies.thinker.actions import BinCodec, statistics_of
+from rlvla.policies.thinker.actions import BinCodec
 from rlvla.policies.thinker.cold_start import start_policy
-from rlvla.policies.thinker.demonstrating import to_turn
 from rlvla.policies.thinker.policy import Thinker, save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.vocabulary import add_slots, extend_vocabulary, slot_tokens
@@ -145,16 +144,6 @@ def test_a_gripper_from_0_to_1_has_no_place_among_openvla_s_action_tokens(
     assert start_policy(cfg, demos)[1].codec.gripper_dim is None
 
 
-def test_statistics_by_hand() -> None:
-    stats = statistics_of(np.array([[0.0, -1.0], [2.0, 1.0]]), gripper_dim=1)
-    assert (stats["mean"], stats["std"]) == ([1.0, 0.5], [1.0, 0.5])
-    assert (stats["min"], stats["max"], stats["mask"]) == ([0.0, 0.0], [2.0, 1.0], [True, False])
-    assert np.allclose([stats["q01"], stats["q99"]], [[0.02, 0.01], [1.98, 0.99]])
-    assert statistics_of(np.zeros((1, 2)))["mask"] == [True, True]
-    with pytest.raises(ValueError, match="dimension 1"):
-        statistics_of(np.array([[0.0, np.nan]]))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -258,16 +247,6 @@ def test_marks_are_one_token_wherever_they_stand_and_text_is_read_as_meant(
     assert (think.kind, said.strip()) == (SegmentKind.THINK, "look 100 200")
     assert tool.kind is SegmentKind.TOOL_CALL
     assert parse_call(call) == ToolCall(name="zoom_in", arguments={"image": 0, "bbox": [0, 5, 100, 200]})
-
-
-def test_a_demonstration_trains_the_published_action_tokens(
-    processor: PolicyProcessor, demos: DemonstrationSet
-) -> None:
-    turn = to_turn(processor, demos[0])
-    (act,) = (segment for segment in turn.segments if segment.kind is SegmentKind.ACT)
-    ids = turn.token_ids[act.start + 1 : act.end].tolist()
-    assert ids == [published.NUM_WORDS - 1 - symbol for symbol in processor.codec.encode(demos[0].actions)]
-    assert min(ids) >= published.NUM_WORDS - 256
 
 
 def test_a_hub_id_is_found_in_the_cache(openvla: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

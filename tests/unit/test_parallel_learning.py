@@ -1,8 +1,7 @@
-"""Cold start and learner of a policy that decodes its actions in parallel: one forward for thought and action."""
+"""The learner of a policy that decodes its actions in parallel: one forward for thought and action."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig, TinyModelConfig
-from rlvla.data.dataset import read, write
-from rlvla.data.types import Demonstration
+from rlvla.config import LoraConfig, LossConfig
 from rlvla.learner.learner import Learner
-from rlvla.learner.sft import SFTTrainer
-from rlvla.policies.markup import print_think, print_zoom
-from rlvla.policies.thinker.cold_start import start_policy
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.turn_context import Recall, executed
 from rlvla.policies.weights import load_model
-from rlvla.samplers.local import TransformersSampler
 from rlvla.testing import TASK, make_trajectory
-from rlvla.types import EndReason, Group, SegmentKind
+from rlvla.types import Group
 from tests import learning
 from tests import parallel_policies as tiny
-from tests.deciding import decided
-from tests.learning import first_of_its_process
 
 LOSS = LossConfig(kl_coef=0.1, average="token", importance_cap=0.0)
 
@@ -59,7 +49,7 @@ def test_a_step_is_that_of_the_oracle(checkpoint):
     objective = torch.zeros(())
     for trajectory in group.trajectories:
         for turn in trajectory.turns:
-            logprobs = tiny.oracle(model, processor, turn)[torch.from_numpy(turn.loss_mask)]
+            logprobs = tiny.oracle(model, processor, turn)[0, torch.from_numpy(turn.loss_mask)]
             objective = objective - trajectory.advantage * (logprobs - logprobs.detach()).exp().sum() / num_tokens
     objective.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -71,29 +61,7 @@ def test_a_step_is_that_of_the_oracle(checkpoint):
     assert metrics["kl"] == metrics["kl/act"] == 0
 
 
-def test_what_was_not_executed_moves_nothing(checkpoint):
-    """Other actions behind the end of an episode, and the step is the same to the last bit."""
-    processor = PolicyProcessor.load(checkpoint)
-    steps = []
-    for last_bin in (0, 3):
-        turn = tiny.turn(processor, num_zooms=1, seed=0)
-        turn = executed(turn, turn.actions[:1], processor)
-        start, end = turn.of_kind(SegmentKind.ACT)[0].unexecuted
-        token_ids = turn.token_ids.copy()
-        token_ids[start:end] = processor.vocabulary.action_ids[last_bin]
-        turn = replace(turn, token_ids=token_ids)
-        learner = make_learner(checkpoint)
-        metrics = learner.step([Group(task=TASK, trajectories=(make_trajectory([turn], advantage=1.0),))])
-        learner.close()
-        assert metrics["num_tokens"] == turn.num_sampled_tokens - (end - start)
-        steps.append([metrics[name] for name in ("loss", "grad_norm", "mismatch_kl", "entropy", "ratio_max")])
-    assert end - start == tiny.NUM_ACTIONS - processor.codec.chunk_shape[1]
-    assert steps[0] == steps[1]
-
-
-@pytest.mark.parametrize(
-    "options", [{"micro_batch_rows": 8}, {"zero_stage": 3}, {"gradient_checkpointing": True}], ids=str
-)
+@pytest.mark.parametrize("options", [{"micro_batch_rows": 8}, {"gradient_checkpointing": True}], ids=str)
 def test_how_the_step_is_computed_does_not_matter(checkpoint, options):
     group = make_group(PolicyProcessor.load(checkpoint))
     results = []
@@ -109,14 +77,6 @@ def test_how_the_step_is_computed_does_not_matter(checkpoint, options):
         np.testing.assert_allclose(others[name], weight, rtol=0, atol=5e-5, err_msg=name)
 
 
-def test_with_lora_the_reference_decodes_in_parallel_too(checkpoint):
-    learner = make_learner(checkpoint, lora=LoraConfig(rank=2))
-    group = make_group(PolicyProcessor.load(checkpoint))
-    assert learner.step([group])["kl"] == 0
-    assert 0 < learner.step([group])["kl/act"] < 1
-    learner.close()
-
-
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["all", "lora"])
 def test_slots_are_learned_with_all_weights_and_with_lora(checkpoint, lora):
     processor = PolicyProcessor.load(checkpoint)
@@ -127,9 +87,8 @@ def test_slots_are_learned_with_all_weights_and_with_lora(checkpoint, lora):
     learner.close()
     before = load_model(checkpoint).get_input_embeddings().weight[list(processor.vocabulary.slot_ids)]
     moved = np.abs(after - before.detach().numpy()).max(1)
-    assert (
-        moved[:-1] > 1e-4
-    ).all()  # the last slot scores nothing, and the only one before `</act>`, which is injected
+    # The last slot scores nothing, and the only one before `</act>`, which is injected.
+    assert (moved[:-1] > 1e-4).all()
 
 
 def test_a_learner_whose_mask_is_ignored_does_not_start(checkpoint, monkeypatch):
@@ -144,70 +103,3 @@ def test_a_learner_whose_mask_is_ignored_does_not_start(checkpoint, monkeypatch)
     monkeypatch.setattr(Thinker, "load_to_train", load_deaf)
     with pytest.raises(HybridAttentionError, match="not bidirectional"):
         make_learner(checkpoint)
-
-
-def demonstrations() -> list[Demonstration]:
-    """Four views, each with a thought, half of them with a zoom, and a chunk of its own."""
-    demos = []
-    for i in range(4):
-        actions = np.random.default_rng(i).uniform(-1, 1, (3, 2)).astype(np.float32)
-        last = print_think(f"press {i}00 200")
-        texts = (print_think("look 100 200") + print_zoom(0, (0, 5, 100, 200)), last) if i % 2 else (last,)
-        demos.append(
-            Demonstration(
-                instruction="press the red pad",
-                images=(np.full((64, 64, 3), 80 * i, np.uint8),),
-                proprio=np.zeros(4, np.float32),
-                texts=texts,
-                crops=(np.full((64, 64, 3), 10 + 60 * i, np.uint8),) * (i % 2),
-                actions=actions,
-            )
-        )
-    return demos
-
-
-@pytest.mark.long
-def test_a_cold_start_overfits_and_its_episodes_teach_the_learner(tmp_path, monkeypatch):
-    """With all that is bidirectional: prompts and actions."""
-    first_of_its_process(monkeypatch)
-    demos = demonstrations()
-    write(tmp_path / "demos", [[demo] for demo in demos * 2], robot="test", fps=1.0, suites=("new",))
-    cfg = SFTConfig(
-        dataset=tmp_path / "demos",
-        tiny=TinyModelConfig(hidden_size=64, num_layers=2, vision_layers=1),
-        num_bins=16,
-        gripper_dim=None,
-        num_steps=150,
-        batch_size=8,
-        learner=LearnerConfig(lr=3e-3, warmup_steps=10, schedule="cosine"),
-        action_decoding="parallel",
-        prefix_attention="bidirectional",
-    )
-    data = read(cfg.dataset)
-    model, processor = start_policy(cfg, data)
-    trainer = SFTTrainer(cfg, model, Thinker(processor), data)
-    losses = [trainer.step(step)["loss"] for step in range(cfg.num_steps)]
-    assert losses[0] > 2
-    assert losses[-1] < 0.05
-    trainer.save(tmp_path / "policy")
-    assert PolicyProcessor.load(tmp_path / "policy").settings.prefix_attention == "bidirectional"
-
-    sampler = TransformersSampler(tmp_path / "policy")
-    for demo in demos:
-        decision = decided(processor, sampler, demo, temperature=0.0)
-        assert [s.text for s in decision.turn.of_kind(SegmentKind.THINK)][-1] in demo.texts[-1]
-        np.testing.assert_array_equal(decision.actions, processor.codec.decode(processor.codec.encode(demo.actions)))
-
-    sampled = [decided(processor, sampler, demos[1], seed=seed, **tiny.TEMPERATURES) for seed in range(4)]
-    recall = Recall().after(sampled[1].turn, think_every=2)
-    sampled.append(decided(processor, sampler, demos[1], seed=4, memory=recall, **tiny.TEMPERATURES))
-    assert any(segment.is_reused for segment in sampled[-1].turn.segments)
-    trajectories = [
-        make_trajectory([decision.turn], end=EndReason.SUCCESS, advantage=(-1.0) ** i)
-        for i, decision in enumerate(sampled)
-    ]
-    learner = make_learner(tmp_path / "policy")
-    metrics = learner.step([Group(task=TASK, trajectories=tuple(trajectories))])
-    learner.close()
-    assert metrics["mismatch_kl"] < 1e-6
-    assert metrics["num_rows"] == 5

@@ -18,6 +18,7 @@ from rlvla.plugins import PluginError
 from rlvla.rollout.collect import Job
 from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_thread import EnvThread
+from rlvla.rollout.tasks import most_images
 from rlvla.types import EndReason, Trajectory
 from tests import look_then_act
 from tests.look_then_act import TASK, LookThenAct, assert_same_play, decider_of
@@ -174,3 +175,8 @@ def test_an_env_that_hangs_keeps_no_other_episode_waiting(
     ended = stream(tiny_policy, replace(config, deadline_s=4.0), f"{tools}:looks", 5, monkeypatch)
     assert {index for index, _ in ended} == set(range(5))
     assert [(t.end, t.num_crashes) for _, t in ended] == [(EndReason.SUCCESS, 0)] * 4 + [(EndReason.SUCCESS, 1)]
+
+
+def test_a_context_holds_a_view_of_each_camera_and_a_crop_of_each_call() -> None:
+    config = EnvConfig(id="lab/Faulty-v0", imports=("tests.unit.faulty_env",), kwargs={"num_cameras": 2})
+    assert most_images(config, EpisodeConfig(max_tool_calls=3)) == 5

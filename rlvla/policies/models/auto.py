@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvla.policies.models import openvla
-from rlvla.policies.models.adapter import merge, require_adapter
+from rlvla.policies.models.lora import merge, require_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +20,7 @@ _PUBLISHED = ("*.json", "*.safetensors", "tokenizer.model")
 
 
 def load_config(name: Path | str) -> Any:
-    """The `config.json` of a checkpoint.
-
-    Args:
-        name: folder or hub id.
+    """The `config.json` of a checkpoint, by folder or hub id.
 
     Raises:
         OSError: there is none; the message is transformers'.
@@ -53,48 +50,34 @@ def make_config(values: Mapping[str, Any]) -> Any:
 
 
 def load_model(name: Path | str, dtype: torch.dtype, adapter: Path | None = None) -> Any:
-    """A vision-language model with its weights, on the CPU.
-
-    Args:
-        name: folder or hub id.
-        dtype: of weights and activations.
-        adapter: folder of a LoRA adapter, merged into the weights.
+    """A vision-language model, by folder or hub id, on the CPU, the LoRA adapter of a folder merged into its weights.
 
     Raises:
-        CheckpointError: an OpenVLA folder or an adapter that is not whole, or an
-            adapter of another model; the message says how.
-        OSError: see `load_config`.
-        ValueError: see `load_config`.
+        CheckpointError: an OpenVLA folder or an adapter that is not whole, or an adapter of another model.
+        OSError, ValueError: see `load_config`.
     """
     if adapter is not None:
         require_adapter(adapter)  # before a large model is read
-    model = _load_base(name, dtype)
+    if is_openvla(load_config(name)):
+        from rlvla.policies.models.openvla.checkpoint import load_checkpoint
+
+        model: Any = load_checkpoint(_folder(name), dtype=dtype)
+    else:
+        from transformers import AutoModelForImageTextToText as Auto
+
+        # Left out, transformers would ask at a terminal about code, and fall back to pickles.
+        model = Auto.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     if adapter is not None:
         merge(model, adapter)
     return model
 
 
-def _load_base(name: Path | str, dtype: torch.dtype) -> Any:
-    if is_openvla(load_config(name)):
-        from rlvla.policies.models.openvla.checkpoint import load_checkpoint
-
-        return load_checkpoint(_folder(name), dtype=dtype)
-    from transformers import AutoModelForImageTextToText
-
-    # Left out, transformers would ask at a terminal about code, and fall back to pickles.
-    return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-
-
 def load_processor(name: Path | str) -> Any:
-    """The processor that belongs to a model: tokenizer and image processor.
-
-    Args:
-        name: folder or hub id.
+    """The processor that belongs to a model, by folder or hub id: tokenizer and image processor.
 
     Raises:
         CheckpointError: see `openvla.checkpoint.load_processor`.
-        OSError: see `load_config`.
-        ValueError: see `load_config`.
+        OSError, ValueError: see `load_config`.
     """
     if is_openvla(load_config(name)):
         from rlvla.policies.models.openvla.checkpoint import load_processor
@@ -106,13 +89,7 @@ def load_processor(name: Path | str) -> Any:
 
 
 def save_model(model: Any, path: Path | str, weights: Mapping[str, Any]) -> None:
-    """Write config and weights into a folder that the functions above read; an OpenVLA one in the published layout.
-
-    Args:
-        model: Hugging Face VLM, no adapter on it.
-        path: folder.
-        weights: {name in the model: tensor}, in the place of its own.
-    """
+    """Write a model's config, and weights in the place of its own; an OpenVLA folder in the published layout."""
     model.save_pretrained(path, state_dict=weights)
     if is_openvla(model.config):
         from rlvla.policies.models.openvla.checkpoint import write_norm_stats

@@ -1,6 +1,6 @@
-"""The adapter of a LoRA policy, beside the weights that it adapts, in peft's format.
+"""The adapter of a LoRA policy, beside the weights that it adapts, in peft's format; and others', merged; safetensors.
 
-An adapter is float32, whatever the weights are: what training changes of a bfloat16 weight is mostly smaller than the
+Ours is float32, whatever the weights are: what training changes of a bfloat16 weight is mostly smaller than the
 weight's last bit, so that a merge would lose it.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,9 +17,9 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rlvla.config import LoraConfig
-from rlvla.policies.models.adapter import CONFIG, WEIGHTS, require_adapter
 from rlvla.policies.models.openvla.shards import CheckpointError, require_none
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FOLDER = "adapter"
 """Of a checkpoint: its adapter. transformers and vLLM, which look at the folder above alone, read the weights that the
 adapter belongs to."""
@@ -28,6 +29,8 @@ _ROWS = ".token_adapter.trainable_tokens_delta"
 """How the name of a layer's trained rows ends, in peft's files."""
 _PREFIX = "base_model.model."
 """How each name in peft's files begins."""
+_LOST = 0.5
+"""Share of the adapted weights that a merge may leave as they were, without a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,13 @@ class Adapter:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: torch.from_numpy(weight) for name, weight in self.weights.items()}, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+
+
+def require_adapter(folder: Path) -> None:
+    """Raises CheckpointError naming the file that a folder lacks."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"adapter: {folder} holds no {name}; pickled adapters are not read")
 
 
 def read_config(checkpoint: Path | str) -> AdapterConfig | None:
@@ -148,12 +158,9 @@ def require_lora(checkpoint: Path | str, lora: LoraConfig | None) -> None:
 
 
 def put_on(model: Any, config: AdapterConfig, adapter: Adapter | None = None) -> Any:
-    """The model under a peft adapter in float32, which alone is trained; a new one changes nothing yet.
+    """The Hugging Face VLM under a peft adapter in float32, which alone is trained; a new one changes nothing yet.
 
-    Args:
-        model: Hugging Face VLM, no adapter on it; frozen.
-        config: its rows may be more than the adapter's.
-        adapter: where it goes on.
+    Rows of the config may be more than those of the adapter where it goes on.
     """
     import peft
 
@@ -222,3 +229,73 @@ def _state(wrapped: Any) -> dict[str, Any]:
     import peft
 
     return peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+
+
+def merge(model: Any, folder: Path) -> None:
+    """Add an adapter (see `require_adapter`) to the weights of the Hugging Face VLM that it was trained on, in place.
+
+    What is trained of them stays as it was. Warns where rounding to the weights' dtype loses it on most of them.
+
+    Raises:
+        CheckpointError: weights of the adapter do not belong to the model, or lack, or tear apart what the model ties
+            together; the message names them.
+        ValueError: peft finds no layer for the adapter, or cannot read its config.
+        RuntimeError: a weight has another shape; the message is torch's.
+    """
+    import peft
+    from safetensors.torch import load_file
+
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    wrapped = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(str(folder)))
+    weights = load_file(folder / WEIGHTS)
+    where = f"adapter: {folder / WEIGHTS}"
+    require_none(where, {"missing": _replaced(wrapped) - weights.keys()})  # else peft would raise a KeyError
+    result = peft.set_peft_model_state_dict(wrapped, weights)
+    # peft lists every weight of the base among the missing ones.
+    missing = [name for name in result.missing_keys if ".lora_" in name]
+    require_none(where, {"missing": missing, "unknown": result.unexpected_keys})
+    unchanged = merge_down(wrapped)
+    _require_tied(model, folder)
+    if unchanged > _LOST:
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        warnings.warn(
+            f"adapter: rounding to {dtype} leaves {unchanged:.0%} of the weights that {folder} adapts as they were, so "
+            "that little of it is left: set learner.dtype to float32",
+            stacklevel=2,
+        )
+    for name, parameter in model.named_parameters():  # peft froze them
+        parameter.requires_grad_(name in trained)
+
+
+def merge_down(wrapped: Any) -> float:
+    """Merge and take the adapter off; the share of the adapted weights that rounding left as they were."""
+    from peft.tuners.lora import LoraLayer
+
+    num_adapted = num_unchanged = 0
+    layers: list[Any] = [module for module in wrapped.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        weight, delta = layer.get_base_layer().weight.detach(), layer.get_delta_weight("default")
+        num_adapted += int((delta != 0).sum())
+        num_unchanged += int(((delta != 0) & (weight + delta.to(weight.dtype) == weight)).sum())
+    wrapped.merge_and_unload()
+    return num_unchanged / max(1, num_adapted)
+
+
+def _replaced(wrapped: Any) -> set[str]:
+    """Names in the adapter's file of weights that it holds whole, in the place of the model's (`modules_to_save`)."""
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    wrappers = {name: m for name, m in wrapped.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)}
+    return {f"{name}.{key}" for name, m in wrappers.items() for key in m.adapter_state_dict_load_map("default")}
+
+
+def _require_tied(model: Any, folder: Path) -> None:
+    """Raises CheckpointError where the adapter has replaced one of two weights that the model has as one."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    for name, other in model.all_tied_weights_keys.items():
+        if weights[name] is not weights[other]:
+            raise CheckpointError(
+                f"adapter: modules_to_save of {folder / CONFIG} replace {name} or {other}, which this model ties "
+                "together: one of the two would be lost; train the adapter with peft's ensure_weight_tying, or without "
+                "them"
+            )

@@ -31,16 +31,9 @@ _MAX_POSITIONS = 4096
 
 
 def build_tiny(cfg: TinyModelConfig, corpus: Sequence[str], num_bins: int, seed: int) -> tuple[Any, Any]:
-    """A model with random weights and its processor.
+    """A Hugging Face model in float32 with random weights, and its processor.
 
-    Args:
-        cfg: architecture and sizes.
-        corpus: texts to train the tokenizer on; every number in them becomes one token.
-        num_bins: action tokens to add.
-        seed: of the weights.
-
-    Returns:
-        (Hugging Face model in float32, Hugging Face processor).
+    The tokenizer is trained on the corpus, of which every number becomes one token, and knows `num_bins` action tokens.
 
     Raises:
         ValueError: sizes that do not divide; the message names the keys.

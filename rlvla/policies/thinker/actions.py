@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -33,6 +32,10 @@ _MAX_ACTION = float(np.finfo(np.float32).max)
 class QuantileCodec:
     """Symbols over the range of the training actions."""
 
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    kind: str = "quantile"
+    """Its name in a checkpoint."""
     low: tuple[float, ...]
     """[A] 1st percentile of each dimension, simulator units; the gripper's: its smallest value."""
     high: tuple[float, ...]
@@ -61,13 +64,9 @@ class QuantileCodec:
     def fit(
         cls, actions: np.ndarray, num_bins: int, chunk_length: int, gripper_dim: int | None = None
     ) -> QuantileCodec:
-        """The codec of these training actions.
+        """The codec of training actions [M, A], single steps in simulator units.
 
-        Args:
-            actions: [M, A] single steps, simulator units.
-            num_bins: bins per dimension.
-            chunk_length: K.
-            gripper_dim: dimension that is open or closed; its range is [min, max], since one of the two may be rare.
+        The range of `gripper_dim`, open or closed, is [min, max], since one of the two may be rare.
 
         Raises:
             ValueError: `actions` is empty, not [M, A], or not finite; the message names the dimension.
@@ -120,18 +119,6 @@ class QuantileCodec:
             raise ValueError(f"symbols range {symbols.min()}..{symbols.max()}, bins 0..{self.num_bins - 1}")
         return self._to_actions(symbols.reshape(self.chunk_shape)).astype(np.float32)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> QuantileCodec:
-        """Inverse of `to_dict`; raises ValueError naming the fields that are missing, unknown or of a wrong type."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if wrong := names.symmetric_difference(fields):
-            raise ValueError(f"codec fields missing or unknown: {', '.join(sorted(wrong))}")
-        return _adapter(cls).validate_python(dict(fields))
-
     def _to_bins(self, actions: np.ndarray) -> np.ndarray:
         """[K, A] simulator units, finite -> [K, A] bins."""
         low, width = self._bins(self.num_bins)
@@ -173,6 +160,8 @@ class BinCodec(QuantileCodec):
     the last dimension as it is (openvla-oft experiments/robot/robot_utils.py).
     """
 
+    kind: str = "openvla"
+
     @classmethod
     def from_norm_stats(
         cls,
@@ -184,17 +173,11 @@ class BinCodec(QuantileCodec):
         gripper_dim: int | None = None,
         kind: StatisticsKind = "bounds_q99",
     ) -> BinCodec:
-        """The codec of a data set that a checkpoint was trained on.
+        """The codec of a data set that a checkpoint was trained on, by its key, or of the only one that there is.
 
-        Args:
-            norm_stats: `norm_stats` of its config.json or content of its dataset_statistics.json; of each data set
-                `action` with `q01` and `q99` [A], or `min` and `max` [A], and `mask` [A], False where a dimension is
-                not normalised.
-            key: data set; None: the only one that there is.
-            num_bins: edges, OpenVLA's `n_action_bins`.
-            chunk_length: K.
-            gripper_dim: see the class.
-            kind: which of the statistics -1 and 1 stand for.
+        `norm_stats` are those of its config.json or dataset_statistics.json: of each data set `action` with `q01` and
+        `q99` [A], or `min` and `max` [A], and `mask` [A], False where a dimension is not normalised. `num_bins` are
+        edges, OpenVLA's `n_action_bins`.
 
         Raises:
             ValueError: there is no such data set or statistic, the message names those that there are; or they are of
@@ -252,23 +235,14 @@ class _Statistics:
 _STATISTICS = TypeAdapter(_Statistics)
 _ROW = TypeAdapter(tuple[float, ...])
 _MASK = TypeAdapter(tuple[bool, ...])
-
-
-@cache
-def _adapter(cls: type[QuantileCodec]) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+_CODECS = {cls.kind: TypeAdapter[QuantileCodec](cls) for cls in (QuantileCodec, BinCodec)}
 
 
 def statistics_of(actions: np.ndarray, gripper_dim: int | None = None) -> dict[str, list[Any]]:
-    """The statistics of training actions as OpenVLA's fine-tuning writes them, `action` of a data set.
+    """The statistics of training actions [M, A] as OpenVLA's fine-tuning writes them, `action` of a data set.
 
-    Args:
-        actions: [M, A] single steps, simulator units.
-        gripper_dim: dimension that is open (-1) or closed (1) in the simulator; kept in OpenVLA's convention, and not
-            normalised (`mask`), as its LIBERO data have it. None: every dimension is.
-
-    Returns:
-        `mean`, `std`, `min`, `max`, `q01`, `q99` and `mask`, [A] each.
+    `mean`, `std`, `min`, `max`, `q01`, `q99` and `mask`, [A] each. `gripper_dim` is open at -1 and closed at 1 in the
+    simulator; it is kept in OpenVLA's convention, and not normalised (`mask`), as its LIBERO data have it.
 
     Raises:
         ValueError: an action is not finite; the message names the dimension.
@@ -285,26 +259,18 @@ def statistics_of(actions: np.ndarray, gripper_dim: int | None = None) -> dict[s
     return {name: row.tolist() for name, row in rows.items()} | {"mask": mask}
 
 
-_KINDS: dict[str, type[QuantileCodec]] = {"quantile": QuantileCodec, "openvla": BinCodec}
-"""Name in a checkpoint -> codec."""
-
-
-def codec_to_dict(codec: QuantileCodec) -> dict[str, Any]:
-    """JSON-able: `kind` and the codec's fields."""
-    return {"kind": next(kind for kind, cls in _KINDS.items() if type(codec) is cls), **codec.to_dict()}
-
-
-def codec_from_dict(fields: Mapping[str, Any]) -> QuantileCodec:
-    """Inverse of `codec_to_dict`; without a `kind` it is a QuantileCodec.
+def read_codec(fields: Any) -> Any:
+    """A codec from its fields, without a `kind` a QuantileCodec; what is no mapping stays as it is.
 
     Raises:
-        ValueError: the kind is unknown, or fields are missing or unknown; the message names them.
+        ValueError: the kind is unknown, or fields are missing, unknown or of a wrong type; the message names them.
     """
-    rest = dict(fields)
-    kind = rest.pop("kind", "quantile")
-    if kind not in _KINDS:
-        raise ValueError(f"the action codec is of kind {kind!r}; known are {', '.join(_KINDS)}")
-    return _KINDS[kind].from_dict(rest)
+    if not isinstance(fields, Mapping):
+        return fields
+    kind = fields.get("kind", QuantileCodec.kind)
+    if kind not in _CODECS:
+        raise ValueError(f"the action codec is of kind {kind!r}; known are {', '.join(_CODECS)}")
+    return _CODECS[kind].validate_python(dict(fields))
 
 
 def _openvla_gripper(actions: np.ndarray, gripper: int) -> np.ndarray:

@@ -13,8 +13,7 @@ import numpy as np
 
 from rlvla.config import EpisodeConfig
 from rlvla.plugins import Plugin, wrong
-from rlvla.policies.markup import MAX_CALL_TOKENS, Span
-from rlvla.policies.thinker.modes import MODES, Mode
+from rlvla.policies.markup import MAX_CALL_TOKENS, MODES, Mode, Span
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import PICTURE, call_tool, is_picture
 from rlvla.policies.thinker.turn_context import Context, Recall, executed
@@ -36,24 +35,12 @@ class Decider:
     ) -> Decision:
         """Sample one turn: thoughts and tool calls as mode and policy like, then one action chunk.
 
-        Args:
-            observation: what there is to see.
-            in_env: runs the tools.
-            seed: of all that is sampled in this turn.
-            memory: the thoughts before this decision; None: it is the first.
+        See `protocols.Decider`; `memory` holds the thoughts before this decision, none before the first.
         """
         started, recall = time.perf_counter(), memory or Recall()
         context = self._start(observation, recall)
         actions, end = await self._grow(context, observation, in_env, seed)
-        turn = Turn(
-            token_ids=np.array(context.token_ids, np.int32),
-            sampler_logprobs=np.array(context.logprobs, np.float32),
-            segments=tuple(context.segments),
-            images=tuple(context.images),
-            actions=np.zeros((0, 0), np.float32) if actions is None else actions,
-            policy_version=context.policy_version,
-            latency_s=time.perf_counter() - started,
-        )
+        turn = context.turn(actions, time.perf_counter() - started)
         return Decision(
             turn=turn, actions=actions, end=end, memory=recall.after(turn, think_every=self.config.think_every)
         )
@@ -74,7 +61,7 @@ class Decider:
         num_calls = 0
         for generation in itertools.count():
             room = config.max_turn_tokens - len(context.token_ids)
-            if decoding.at_once and self._is_open(context):
+            if decoding.at_once and context.ends_in("<act>"):
                 return await self._act_at_once(context, room, derive_seed(seed, generation))
             if room <= 0:
                 break
@@ -83,7 +70,7 @@ class Decider:
             last = segments[-1]
             if last.kind is SegmentKind.THINK:
                 context.add_output(output, segments)
-                self._put_mark(context, "<act>")
+                context.add_mark("<act>")
                 continue
             if last.kind is SegmentKind.ACT and decoding.at_once:
                 context.add_output(output, segments)
@@ -102,28 +89,16 @@ class Decider:
                 result, box = await in_env(partial(self._use_tool, observation, last.text))
             segments[-1] = replace(last, box=box, error=result if isinstance(result, str) else "")
             context.add_output(output, segments)
-            self._add_result(context, result)
+            context.add_result(result)
         return None, EndReason.CONTEXT_FULL
 
     def _start(self, observation: Observation, recall: Recall) -> Context:
-        ids = list(self.processor.prompt_ids(observation.instruction, len(observation.images)))
-        context = Context(compact_ids=ids, images=list(observation.images))
-        context.add_context(self.processor.expand(ids, context.images), SegmentKind.PROMPT, observation.instruction)
+        context = Context.begin(self.processor, observation.instruction, observation.images)
         if recall.reuses:
             context.add_reused(recall.thought)
         if recall.reuses or not self._mode.thinks:
-            self._put_mark(context, "<act>")
+            context.add_mark("<act>")
         return context
-
-    def _put_mark(self, context: Context, name: str) -> None:
-        """Put a mark there in the policy's place: behind an `<act>` nothing but the action is left to it."""
-        mark = self.processor.vocabulary.mark_ids[name]
-        context.compact_ids.append(mark)
-        context.add_context(np.array([mark]), SegmentKind.PROMPT)
-
-    def _is_open(self, context: Context) -> bool:
-        """Whether an `<act>` is the last token."""
-        return context.ends_in(self.processor.vocabulary.mark_ids["<act>"])
 
     def _request(self, context: Context, room: int, seed: int) -> SampleRequest:
         config, vocabulary, decoding = self.config, self.processor.vocabulary, self.processor.decoding
@@ -135,7 +110,7 @@ class Decider:
             temperature=config.temperature,
             seed=seed,
             banned_ids=vocabulary.banned_ids(config.mode),
-            num_prefix_tokens=context.num_prefix_tokens,
+            num_prefix_tokens=context.segments[0].end,
         )
 
     async def _act_at_once(self, context: Context, room: int, seed: int) -> tuple[np.ndarray | None, EndReason | None]:
@@ -147,15 +122,13 @@ class Decider:
                 error = "the turn has no room for an action"
                 context.segments[-1] = replace(last, kind=SegmentKind.MALFORMED, error=error)
             return None, EndReason.CONTEXT_FULL
-        request = SampleRequest(
-            prompt_ids=tuple(context.compact_ids),
-            images=tuple(context.images),
+        request = replace(
+            self._request(context, num_actions, seed),
             stop_ids=(),
             max_tokens=num_actions,
             temperature=config.temperature if config.action_temperature is None else config.action_temperature,
-            seed=seed,
+            banned_ids=(),
             num_actions=num_actions,
-            num_prefix_tokens=context.num_prefix_tokens,
         )
         output = await self.sampler.sample(request)
         bins = vocabulary.bins(output.token_ids.tolist())
@@ -167,14 +140,14 @@ class Decider:
         text = vocabulary.decode(output.token_ids.tolist())
         end = len(context.token_ids) + num_actions
         context.add_output(output, [Segment(kind=SegmentKind.ACT, start=start, end=end, text=text)])
-        self._put_mark(context, "</act>")
+        context.add_mark("</act>")
         return self.processor.codec.decode(np.array(bins)), None
 
     def _segments(self, context: Context, output: SampleOutput) -> list[Segment]:
         """The spans of a generation as segments, at their place in the turn."""
         vocabulary, config = self.processor.vocabulary, self.config
         token_ids, before = output.token_ids.tolist(), len(context.token_ids)
-        is_open = self._is_open(context)
+        is_open = context.ends_in("<act>")
         segments = []
         for span in self.processor.decoding.spans(vocabulary.symbols(token_ids), is_open=is_open, mode=self._mode):
             error, kind = span.error, span.kind
@@ -220,15 +193,6 @@ class Decider:
         finally:
             if crashes:
                 raise crashes[0]
-
-    def _add_result(self, context: Context, result: np.ndarray | str) -> None:
-        is_image = not isinstance(result, str)
-        ids = self.processor.result_ids(image=is_image, text="" if is_image else result)
-        new_images = [np.array(result)] if is_image else []  # a tool may draw its next picture into the same array
-        context.compact_ids += ids
-        context.images += new_images
-        expanded = self.processor.expand(ids, new_images)
-        context.add_context(expanded, SegmentKind.TOOL_RESULT, "" if is_image else result)
 
     def _act(self, context: Context, last: Segment) -> tuple[np.ndarray | None, EndReason | None]:
         """The actions of a turn whose text has ended."""

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rlvla.policies.markup import Span, parse
-from rlvla.policies.thinker.modes import Mode
+from rlvla.policies.markup import Mode, Span, parse
 from rlvla.policies.thinker.settings import Settings
 from rlvla.policies.thinker.vocabulary import Vocabulary
 from rlvla.types import SegmentKind
@@ -73,12 +72,9 @@ class Decoding:
         return 1 if self.at_once else self.num_actions + 2
 
     def spans(self, symbols: Sequence[str | None], *, is_open: bool, mode: Mode) -> tuple[Span, ...]:
-        """The spans of a generation; marks that we put before it, or will behind it, are none of its tokens.
+        """The spans of a generation (see `parse`), before which an `<act>` may stand (`is_open`).
 
-        Args:
-            symbols: of its tokens; see `parse`.
-            is_open: an `<act>` stands before it.
-            mode: of the episode.
+        Marks that we put before it, or will behind it, are none of its tokens.
         """
         if self.at_once and symbols[-1] == "<act>":
             return tuple(replace(s, end=min(s.end, len(symbols))) for s in parse((*symbols, "</act>")))
@@ -98,16 +94,8 @@ class Decoding:
     ) -> dict[str, torch.Tensor]:
         """What `scoring.token_logprobs` needs beside an autoregressive policy's inputs; the model sees none of it.
 
-        Args:
-            vocabulary: of the policy.
-            input_ids: [B, L], real action tokens in it.
-            is_act: [B, L] bool, True on ACT segments, which hold action tokens and, unless it was injected, the
-                `<act>`; needed where actions are drawn at once.
-            num_prefix_tokens: [B] int, tokens of each prompt; needed where they see each other.
-
-        Returns:
-            With slots: `is_slot` [B, L] bool, True on action tokens; `action_ids` [bins]; `slot_ids` [n]. Of a hybrid
-            policy: `block_ids` [B, L].
+        With slots: `is_slot` [B, L] bool, True on action tokens; `action_ids` [bins]; `slot_ids` [n]. Of a hybrid
+        policy: `block_ids` [B, L]. Arguments are those of `PolicyProcessor.forward_inputs`.
 
         Raises:
             ValueError: what is needed is missing, or a token of an ACT segment is neither `<act>` nor an action.
@@ -136,14 +124,9 @@ class Decoding:
 
 
 def block_ids(is_slot: torch.Tensor) -> torch.Tensor:
-    """Which tokens see each other where chunks are bidirectional.
+    """Which tokens see each other where chunks are bidirectional, [B, L] int64, from `is_slot` of `Decoding.inputs`.
 
-    Args:
-        is_slot: [B, L] bool, see `Decoding.inputs`.
-
-    Returns:
-        [B, L] int64, 0 where attention is causal, equal numbers above `PROMPT_BLOCK` where it is mutual: on an `<act>`
-        and the actions behind it.
+    0 where attention is causal, equal numbers above `PROMPT_BLOCK` on an `<act>` and the actions behind it.
     """
     is_block = is_slot.clone()
     is_block[:, :-1] |= is_slot[:, 1:]  # the `<act>` before them, in an ACT segment or, injected, in a PROMPT one

@@ -15,7 +15,7 @@ from rlvla.policies.models.backbones import placeholder_ids
 from rlvla.policies.thinker.hybrid_mask import model_inputs
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.scoring import next_logits
-from rlvla.policies.weights import base_model
+from rlvla.policies.weights import base_model, to_device
 from rlvla.protocols import BAN_BIAS, SampleRequest
 
 Drawn = tuple[list[int], list[float]]
@@ -53,11 +53,6 @@ def _inputs(
     inputs = processor.forward_inputs(input_ids, torch.ones_like(input_ids), is_act, num_prefix_tokens)
     base = base_model(model)
     return to_device(inputs | processor.pixel_inputs([request.images]), base.device, base.dtype)
-
-
-def to_device(inputs: dict[str, torch.Tensor], device: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Forward inputs where the model is, pixels in its dtype."""
-    return {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in inputs.items()}
 
 
 def _text(

@@ -30,14 +30,9 @@ class HybridAttentionError(RuntimeError):
 def hybrid_mask(model: Any, block_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
     """The mask as the model's attention takes it, built by transformers.
 
-    Args:
-        model: Hugging Face VLM, possibly wrapped.
-        block_ids: [B, L] int; 0: causal; equal numbers in a row: tokens that see each other, besides all before them.
-        attention_mask: [B, L], 0 on padding, which nothing sees.
-
-    Returns:
-        sdpa: [B, 1, L, L] bool, True where a token (third axis) sees another (fourth); eager: the same to be added to
-        the scores, 0 or the least number; flex_attention: a BlockMask.
+    For sdpa [B, 1, L, L] bool, True where a token (third axis) sees another (fourth); for eager the same to be added to
+    the scores, 0 or the least number; for flex_attention a BlockMask. Of `block_ids` [B, L] 0 is causal, equal numbers
+    in a row are tokens that see each other, besides all before them; `attention_mask` [B, L] is 0 on padding.
 
     Raises:
         ValueError: another attention, which would ignore the mask; the message says where it is chosen.
@@ -56,17 +51,11 @@ def hybrid_mask(model: Any, block_ids: torch.Tensor, attention_mask: torch.Tenso
 
 
 def model_inputs(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What the model's forward takes, out of what `PolicyProcessor.forward_inputs` gives.
+    """What the model's forward takes, out of what `PolicyProcessor.forward_inputs` gives, and the pixels.
 
-    Args:
-        model: Hugging Face VLM, possibly wrapped.
-        inputs: with `input_ids` and `attention_mask` [B, L], where there are slots `is_slot` [B, L] and `slot_ids` [n],
-            of a hybrid policy `block_ids` [B, L], and the pixels.
-
-    Returns:
-        `input_ids` with slots in the place of actions, and where tokens see ones behind them the mask of `hybrid_mask`
-        as `attention_mask`; then also, for models that lay positions out by the padding [B, L], which that mask no
-        longer tells, `position_ids`.
+    `input_ids` with slots in the place of actions, and where tokens see ones behind them the mask of `hybrid_mask` as
+    `attention_mask`; then also, for models that lay positions out by the padding, which that mask no longer tells,
+    `position_ids`.
     """
     padding = inputs["attention_mask"]
     fed = {name: tensor for name, tensor in inputs.items() if name not in _OURS}
@@ -92,10 +81,6 @@ def check_hybrid(model: Any, processor: PolicyProcessor) -> None:
     Peers that patch their library's attention lose half of their success where the patch silently does not act.
     Another last token of a block, the prompt or the actions, must move the logits at those before it in the block, but
     nothing before the block; another token behind a block must move nothing in or before it. Every rank must call.
-
-    Args:
-        model: of a hybrid policy, possibly wrapped, on its device.
-        processor: its own.
 
     Raises:
         HybridAttentionError: it does not; the message says what failed, and by how much.

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from rlvla.config import EpisodeConfig, LearnerConfig, SFTConfig, TinyModelConfig
 from rlvla.data.types import Demonstration
+from rlvla.policies import weights as vlm
 from rlvla.policies.family import EngineNeeds
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.models import auto
@@ -24,8 +26,6 @@ from rlvla.protocols import Sampler, SampleRequest
 from rlvla.types import SegmentKind, Turn
 
 if TYPE_CHECKING:
-    import torch
-
     from rlvla.data.dataset import DemonstrationSet
 
 
@@ -35,7 +35,7 @@ _CORPUS = (f"{print_think('look 100 200')}{print_zoom(0, (0, 5, 10, 20))}",)
 
 @dataclass(frozen=True)
 class Thinker:
-    """A `family.Policy`. What needs torch is imported where it is used: a rollout process has no model."""
+    """A `family.Policy`. What needs a model is imported where it is used: a rollout process has none."""
 
     processor: PolicyProcessor
 
@@ -94,21 +94,15 @@ class Thinker:
 
     def load_model(self, folder: Path | str, dtype: torch.dtype) -> Any:
         """See `family.Policy`."""
-        from rlvla.policies import weights
-
-        return weights.load_model(folder, dtype)
+        return vlm.load_model(folder, dtype)
 
     def load_to_train(self, folder: Path | str, learner: LearnerConfig) -> Any:
         """See `family.Policy`."""
-        import torch
-
         return self.prepare(auto.load_model(folder, getattr(torch, learner.dtype)), learner, folder)
 
     def prepare(self, model: Any, learner: LearnerConfig, start: Path | str = "") -> Any:
         """See `family.Policy`; an adapter trains the rows of the markup's tokens whole."""
-        from rlvla.policies import weights
-
-        return weights.prepare(
+        return vlm.prepare(
             model,
             lora=learner.lora,
             gradient_checkpointing=learner.gradient_checkpointing,
@@ -129,15 +123,11 @@ class Thinker:
 
     def named_weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """See `family.Policy`."""
-        from rlvla.policies import weights
-
-        return weights.named_weights(model)
+        return vlm.named_weights(model)
 
     def with_weights(self, model: Any, weights: Mapping[str, torch.Tensor]) -> Any:
         """See `family.Policy`."""
-        from rlvla.policies.weights import with_weights
-
-        return with_weights(model, weights)
+        return vlm.with_weights(model, weights)
 
     def to_turn(self, demonstration: Demonstration) -> Turn:
         """See `family.Policy`."""
@@ -147,10 +137,6 @@ class Thinker:
 
     def inputs(self, turns: Sequence[Turn], device: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """See `family.Policy`."""
-        import torch
-
-        from rlvla.policies.thinker.drawing import to_device
-
         shape = len(turns), max(len(turn.token_ids) for turn in turns)
         input_ids = np.full(shape, self.processor.hf_processor.tokenizer.pad_token_id or 0, np.int64)
         attention_mask, is_act = np.zeros(shape, np.int64), np.zeros(shape, bool)
@@ -165,7 +151,7 @@ class Thinker:
             torch.from_numpy(is_act),
             torch.tensor([turn.num_prefix_tokens for turn in turns]),
         )
-        return to_device(inputs | self.processor.pixel_inputs([turn.images for turn in turns]), device, dtype)
+        return vlm.to_device(inputs | self.processor.pixel_inputs([turn.images for turn in turns]), device, dtype)
 
     def logprobs(
         self,
@@ -191,9 +177,8 @@ class Thinker:
         self, model: Any, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor, first: int = 1
     ) -> torch.Tensor:
         """See `family.Policy`: the negative log-likelihood."""
-        from rlvla.policies.thinker.scoring import sft_token_loss, token_logprobs
-
-        return sft_token_loss(token_logprobs(model, inputs, first=first)[0], mask)
+        logprobs, _ = self.logprobs(model, inputs, first=first)
+        return torch.where(mask, -logprobs, 0.0)
 
     def draw(
         self, model: Any, request: SampleRequest, generator: torch.Generator
@@ -215,9 +200,7 @@ def require_action_temperature(config: EpisodeConfig, processor: PolicyProcessor
 
 def save_policy(model: Any, processor: PolicyProcessor, path: Path | str) -> None:
     """Write a checkpoint folder that `load_model`, the samplers and `PolicyProcessor.load` read."""
-    from rlvla.policies import weights
-
-    weights.save_weights(model, path)
+    vlm.save_weights(model, path)
     processor.save(path)
 
 
@@ -241,8 +224,6 @@ class ThinkerFamily:
 
     def sketch(self, tiny: TinyModelConfig, num_bins: int | None) -> tuple[Any, Thinker]:
         """See `family.Family`."""
-        import torch
-
         from rlvla.policies.models.tiny_vlm import build_tiny
 
         num_bins = num_bins or NUM_BINS

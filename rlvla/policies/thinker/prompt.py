@@ -43,10 +43,7 @@ class PolicyProcessor:
     def create(cls, hf_processor: Any, settings: Settings, action_ids: Sequence[int] | None = None) -> PolicyProcessor:
         """Wrap a processor whose tokenizer knows the marks, the action tokens and, to decode in parallel, the slots.
 
-        Args:
-            hf_processor: of one of the `backbones`.
-            settings: of the policy.
-            action_ids: bin -> id, from `own_action_ids`; None: of the tokens that `extend_vocabulary` adds.
+        Action tokens are `action_ids`, from `own_action_ids`; without, those that `extend_vocabulary` adds.
 
         Raises:
             ValueError: the architecture is not supported, a token is missing, or there are more or fewer action tokens
@@ -120,14 +117,7 @@ class PolicyProcessor:
         return (vocabulary.mark_ids["<result>"], *body, vocabulary.mark_ids["</result>"])
 
     def expand(self, compact_ids: Sequence[int], images: Sequence[np.ndarray]) -> np.ndarray:
-        """Replace the i-th placeholder by the tokens of the i-th image, as vLLM does.
-
-        Args:
-            compact_ids: one placeholder id per image.
-            images: N x [H, W, 3] uint8.
-
-        Returns:
-            [L] int32.
+        """[L] int32: the i-th placeholder replaced by the tokens of the i-th image [H, W, 3] uint8, as vLLM does.
 
         Raises:
             ValueError: placeholders and images differ in number.
@@ -139,17 +129,11 @@ class PolicyProcessor:
         pending = iter(images)
         expanded: list[int] = []
         for id_ in compact_ids:
-            if id_ == placeholder:
-                expanded += self._expansion(next(pending))
-            else:
-                expanded.append(int(id_))
+            expanded += self._expansion(next(pending)) if id_ == placeholder else [int(id_)]
         return np.array(expanded, np.int32)
 
     def pixel_inputs(self, images_per_row: Sequence[Sequence[np.ndarray]]) -> dict[str, torch.Tensor]:
-        """The pixels of a batch as `forward` takes them.
-
-        Args:
-            images_per_row: B x N_b x [H, W, 3] uint8.
+        """The pixels of a batch, B x N_b x [H, W, 3] uint8, as `forward` takes them.
 
         Returns:
             Idefics3: `pixel_values` [B, N, 3, H, W] and `pixel_attention_mask` [B, N, H, W], zeros where a row has
@@ -172,9 +156,10 @@ class PolicyProcessor:
         """Everything but the pixels that scoring tokens takes.
 
         Args:
-            input_ids: [B, L], image placeholders expanded.
+            input_ids: [B, L], image placeholders expanded, real action tokens in it.
             attention_mask: [B, L], 0 on padding.
-            is_act: [B, L] bool, True on ACT segments; a policy that decodes actions in parallel needs it.
+            is_act: [B, L] bool, True on ACT segments, which hold action tokens and, unless it was injected, the
+                `<act>`; a policy that decodes actions in parallel needs it.
             num_prefix_tokens: [B] int, tokens of each prompt; one whose prompts are bidirectional needs it.
 
         Returns:
@@ -189,35 +174,26 @@ class PolicyProcessor:
         return inputs | self.decoding.inputs(self.vocabulary, input_ids, is_act, num_prefix_tokens)
 
     def _expansion(self, image: np.ndarray) -> tuple[int, ...]:
+        """What the Hugging Face processor makes of the placeholder of an image of this size."""
         size = (image.shape[0], image.shape[1])
         if size not in self._expansions:
-            self._expansions[size] = self._ask_hf(size)
+            blank, text = Image.new("RGB", (size[1], size[0])), self.backbone.image_text
+            ids = self.hf_processor(text=[text], images=[blank], add_special_tokens=False)["input_ids"][0]
+            image_ids = self.vocabulary.image_ids
+            before = image_ids.index(self.vocabulary.placeholder_id)
+            self._expansions[size] = tuple(int(id_) for id_ in ids[before : len(ids) - (len(image_ids) - before - 1)])
         return self._expansions[size]
-
-    def _ask_hf(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """What the Hugging Face processor makes of the placeholder of an image of this size."""
-        blank = Image.new("RGB", (size[1], size[0]))
-        text = self.backbone.image_text
-        batch = self.hf_processor(text=[text], images=[blank], add_special_tokens=False)
-        ids = [int(id_) for id_ in batch["input_ids"][0]]
-        image_ids = self.vocabulary.image_ids
-        before = image_ids.index(self.vocabulary.placeholder_id)
-        return tuple(ids[before : len(ids) - (len(image_ids) - before - 1)])
 
     @cached_property
     def _added_tokens(self) -> re.Pattern[str]:
         tokens = sorted(self.hf_processor.tokenizer.get_added_vocab(), key=len, reverse=True)
-        return re.compile("|".join(re.escape(token) for token in tokens))
+        return re.compile(f"({'|'.join(map(re.escape, tokens))})")
 
     def _encode_apart(self, text: str) -> tuple[int, ...]:
         """Ids of a text whose pieces between special tokens are encoded one by one."""
-        ids: list[int] = []
-        start = 0
-        for match in self._added_tokens.finditer(text):
-            ids += self.vocabulary.encode(text[start : match.start()])
-            ids.append(self.hf_processor.tokenizer.convert_tokens_to_ids(match.group()))
-            start = match.end()
-        return (*ids, *self.vocabulary.encode(text[start:]))
+        one, several = self.hf_processor.tokenizer.convert_tokens_to_ids, self.vocabulary.encode
+        pieces = enumerate(self._added_tokens.split(text))  # every second one is a special token
+        return tuple(id_ for i, piece in pieces for id_ in ([one(piece)] if i % 2 else several(piece)))
 
     def _plain(self, text: str) -> str:
         """Text that cannot turn into marks or image placeholders, whoever wrote it (the policy may have)."""

@@ -93,8 +93,3 @@ def _score(
         return logprobs, torch.zeros_like(logprobs)
     with torch.set_grad_enabled(entropy_grad):
         return logprobs, log_normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
-
-
-def sft_token_loss(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each token [B, L]; 0 with gradient exactly 0 off the mask."""
-    return torch.where(mask, -logprobs, logprobs.new_zeros(()))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from rlvla.config import ActionDecoding
 from rlvla.policies.family import POLICY_FILE
-from rlvla.policies.thinker.actions import QuantileCodec, codec_from_dict, codec_to_dict
+from rlvla.policies.thinker.actions import QuantileCodec, read_codec
 
 NAME = "thinker"
 """Of the family."""
@@ -20,9 +20,9 @@ PrefixAttention = Literal["causal", "bidirectional"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of one policy."""
+    """Of one policy; defaults are what checkpoints without the key were trained with."""
 
-    codec: QuantileCodec
+    codec: Annotated[QuantileCodec, BeforeValidator(read_codec)]
     """Actions <-> bins."""
     trained_suites: tuple[str, ...] = ()
     """Suites on whose train initial states it has learned."""
@@ -35,60 +35,30 @@ class Settings:
 
     def to_json(self) -> str:
         """Content of the file."""
-        fields = {
-            "family": NAME,
-            "codec": codec_to_dict(self.codec),
-            "trained_suites": sorted(set(self.trained_suites)),
-            "action_decoding": self.action_decoding,
-            "prefix_attention": self.prefix_attention,
-            "views": [list(view) for view in self.views],
-        }
-        return json.dumps(fields, indent=2) + "\n"
+        return json.dumps({"family": NAME, **asdict(self)}, indent=2) + "\n"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stored:
-    """The file's keys; defaults are what checkpoints without the key were trained with."""
-
-    codec: dict[str, Any]
-    family: str = NAME
-    carry_thought: bool = False
-    trained_suites: tuple[str, ...] = ()
-    action_decoding: ActionDecoding = "autoregressive"
-    prefix_attention: PrefixAttention = "causal"
-    views: tuple[tuple[int, int], ...] = ()
-
-
-_STORED = TypeAdapter(_Stored)
+_SETTINGS = TypeAdapter(Settings)
 
 
 def parse_settings(content: bytes, name: str) -> Settings:
-    """What the file says.
-
-    Args:
-        content: JSON.
-        name: of the file, for errors.
+    """What the file `name` says.
 
     Raises:
         ValueError: it is no JSON, a key is missing or of a wrong type, or the policy is one that this version does not
             serve; the message names file and key.
     """
     try:
-        stored = _STORED.validate_json(content)
+        settings = _SETTINGS.validate_json(content)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
         raise ValueError(f"{name}: not a policy's settings: {wrong}") from None
-    if stored.carry_thought:
+    if json.loads(content).get("carry_thought"):
         raise ValueError(
             f"{name}: carry_thought is true: prompts that show the last thought are gone; rlvla 0.1.0 serves this "
             "checkpoint, or train anew from its model"
         )
-    try:
-        codec = codec_from_dict(stored.codec)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    fields = {key: getattr(stored, key) for key in ("trained_suites", "action_decoding", "prefix_attention", "views")}
-    return Settings(codec=codec, **fields)
+    return settings
 
 
 def read_settings(path: Path | str) -> Settings | None:

@@ -15,14 +15,9 @@ PICTURE = "a uint8 array [H, W, 3], RGB (of a PIL image: np.array(image.convert(
 
 
 def zoom_in(observation: Observation, arguments: Mapping[str, Any]) -> np.ndarray | str:
-    """Look at a box of one camera's frame at native resolution.
+    """Look at a box of one camera's frame at native resolution: [H, W, 3] uint8, or what is wrong with the arguments.
 
-    Args:
-        observation: what the policy sees.
-        arguments: `{"image": camera index, "bbox": [x1, y1, x2, y2]}`, integers 0..1000.
-
-    Returns:
-        [H, W, 3] uint8, or a text that says what is wrong with the arguments.
+    These are `{"image": camera index, "bbox": [x1, y1, x2, y2]}`, integers 0..1000.
     """
     image, box = arguments.get("image"), parse_box(arguments.get("bbox"))
     if isinstance(box, str):
@@ -55,8 +50,11 @@ def call_tool(tools: Mapping[str, Plugin], observation: Observation, text: str) 
     result = tool(observation, call.arguments)
     box = parse_box(call.arguments.get("bbox"))
     if isinstance(result, str):
-        if not _is_encodable(result):
-            raise tool.wrong(result, "a text that UTF-8 can encode, this one holds half a surrogate pair")
+        try:
+            result.encode()
+        except UnicodeEncodeError:
+            expected = "a text that UTF-8 can encode, this one holds half a surrogate pair"
+            raise tool.wrong(result, expected) from None
         return result, None
     if not is_picture(result):
         raise tool.wrong(result, f"{PICTURE}, or a text")
@@ -67,11 +65,3 @@ def is_picture(value: Any) -> bool:
     """Whether this is a `PICTURE`."""
     is_array = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
     return is_array and value.shape[2] == 3 and value.size > 0
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

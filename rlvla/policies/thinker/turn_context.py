@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,14 +21,6 @@ class Thought:
     text: str = ""
     """Without the marks."""
 
-    @classmethod
-    def last_of(cls, turn: Turn) -> Thought:
-        """The turn's last thought."""
-        thoughts = turn.of_kind(SegmentKind.THINK)
-        if not thoughts:
-            return cls()
-        return cls(token_ids=turn.token_ids[thoughts[-1].start : thoughts[-1].end], text=thoughts[-1].text)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
@@ -41,14 +34,12 @@ class Recall:
     """Before this one."""
 
     def after(self, turn: Turn, *, think_every: int) -> Recall:
-        """What the next decision knows.
-
-        Args:
-            turn: of this decision.
-            think_every: see `EpisodeConfig`.
-        """
-        num_decisions = self.num_decisions + 1
-        thought = self.thought if self.reuses else Thought.last_of(turn)
+        """What the next decision knows, `turn` being of this one; `think_every` as in `EpisodeConfig`."""
+        num_decisions, thought = self.num_decisions + 1, self.thought
+        if not self.reuses:
+            thought = Thought()
+            for said in turn.of_kind(SegmentKind.THINK)[-1:]:
+                thought = Thought(token_ids=turn.token_ids[said.start : said.end], text=said.text)
         return Recall(thought=thought, reuses=num_decisions % think_every != 0, num_decisions=num_decisions)
 
 
@@ -56,58 +47,85 @@ class Recall:
 class Context:
     """A turn while it grows: compact ids for the sampler, expanded ids and segments for the learner."""
 
-    compact_ids: list[int]
-    images: list[np.ndarray]
+    processor: PolicyProcessor
+    compact_ids: list[int] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     policy_version: int = 0
 
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Of the prompt, which is the first segment."""
-        return self.segments[0].end
+    @classmethod
+    def begin(cls, processor: PolicyProcessor, instruction: str, images: Sequence[np.ndarray]) -> Context:
+        """With the prompt alone, which is the first segment."""
+        context = cls(processor=processor)
+        context._add(processor.prompt_ids(instruction, len(images)), SegmentKind.PROMPT, instruction, images)
+        return context
 
-    def ends_in(self, id_: int) -> bool:
+    def ends_in(self, mark: str) -> bool:
         """Whether this is the last token."""
-        return self.compact_ids[-1] == id_
+        return self.compact_ids[-1] == self.processor.vocabulary.mark_ids[mark]
 
-    def add_context(self, ids: np.ndarray, kind: SegmentKind, text: str = "") -> None:
-        """Append tokens that we, not the policy, put there."""
-        start = len(self.token_ids)
-        self.token_ids += ids.tolist()
-        self.logprobs += [0.0] * len(ids)
-        self.segments.append(Segment(kind=kind, start=start, end=len(self.token_ids), text=text))
+    def add_mark(self, mark: str) -> None:
+        """Put a mark there in the policy's place: behind an `<act>` nothing but the action is left to it."""
+        self._add([self.processor.vocabulary.mark_ids[mark]], SegmentKind.PROMPT)
 
     def add_reused(self, thought: Thought) -> None:
         """Append a thought of an earlier decision, as context; nothing where it had none."""
         if len(thought.token_ids):
-            self.compact_ids += thought.token_ids.tolist()
-            self.add_context(thought.token_ids, SegmentKind.PROMPT, thought.text)
+            self._add(thought.token_ids.tolist(), SegmentKind.PROMPT, thought.text)
             self.segments[-1] = replace(self.segments[-1], is_reused=True)
 
-    def add_output(self, output: SampleOutput, segments: list[Segment]) -> None:
-        """Append what the policy sampled; raises RuntimeError if the sampler saw another context than we keep."""
+    def add_result(self, result: np.ndarray | str) -> None:
+        """Append what a tool returned."""
+        if isinstance(result, str):
+            self._add(self.processor.result_ids(image=False, text=result), SegmentKind.TOOL_RESULT, result)
+        else:  # copied, since a tool may draw its next picture into the same array
+            self._add(self.processor.result_ids(image=True), SegmentKind.TOOL_RESULT, "", [np.array(result)])
+
+    def _add(
+        self, compact_ids: Sequence[int], kind: SegmentKind, text: str = "", images: Sequence[np.ndarray] = ()
+    ) -> None:
+        """Append tokens that we, not the policy, put there."""
+        ids, start = self.processor.expand(compact_ids, images).tolist(), len(self.token_ids)
+        self.compact_ids += compact_ids
+        self.images += images
+        self.token_ids += ids
+        self.logprobs += [0.0] * len(ids)
+        self.segments.append(Segment(kind=kind, start=start, end=len(self.token_ids), text=text))
+
+    def add_said(self, token_ids: Sequence[int], logprobs: Sequence[float], segments: Sequence[Segment]) -> None:
+        """Append what the policy says; the segments are at their place in the turn."""
+        self.compact_ids += token_ids
+        self.token_ids += token_ids
+        self.logprobs += logprobs
+        self.segments += segments
+
+    def add_output(self, output: SampleOutput, segments: Sequence[Segment]) -> None:
+        """Append what was sampled; raises RuntimeError if the sampler saw another context than we keep."""
         if output.context_ids.tolist() != self.token_ids:
             raise RuntimeError(
                 f"the sampler expanded the context to {len(output.context_ids)} tokens, the processor to "
                 f"{len(self.token_ids)}: the checkpoint's processor and the sampler disagree"
             )
-        self.compact_ids += output.token_ids.tolist()
-        self.token_ids += output.token_ids.tolist()
-        self.logprobs += output.logprobs.tolist()
-        self.segments += segments
+        self.add_said(output.token_ids.tolist(), output.logprobs.tolist(), segments)
         self.policy_version = output.policy_version
+
+    def turn(self, actions: np.ndarray | None, latency_s: float = 0.0) -> Turn:
+        """What it has become; actions are [K, A], or None where there are none."""
+        return Turn(
+            token_ids=np.array(self.token_ids, np.int32),
+            sampler_logprobs=np.array(self.logprobs, np.float32),
+            segments=tuple(self.segments),
+            images=tuple(self.images),
+            actions=np.zeros((0, 0), np.float32) if actions is None else actions,
+            policy_version=self.policy_version,
+            latency_s=latency_s,
+        )
 
 
 def executed(turn: Turn, actions: np.ndarray, processor: PolicyProcessor) -> Turn:
-    """A turn whose chunk the env has taken, the whole of it or its first steps; what it did not is marked.
-
-    Args:
-        turn: with one ACT segment, of a whole chunk.
-        actions: [k, A] of its K steps.
-        processor: of the policy.
-    """
+    """A turn, with one ACT segment, of whose chunk the env has taken `actions` [k, A]; what it did not is marked."""
     (index,) = (i for i, segment in enumerate(turn.segments) if segment.kind is SegmentKind.ACT)
     act = turn.segments[index]
     first = act.start + int(turn.token_ids[act.start] == processor.vocabulary.mark_ids["<act>"])

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlvla.policies.markup import MARKS
+from rlvla.policies.markup import MARKS, MODES
 from rlvla.policies.models.backbones import Backbone
-from rlvla.policies.thinker.modes import MODES
 
 if TYPE_CHECKING:
     import torch
@@ -73,13 +72,7 @@ class Vocabulary:
 def build_vocabulary(
     tokenizer: Any, backbone: Backbone, actions: Sequence[int] | Sequence[str], num_slots: int
 ) -> Vocabulary:
-    """The vocabulary of a tokenizer that knows all of it.
-
-    Args:
-        tokenizer: Hugging Face's.
-        backbone: of its model.
-        actions: bin -> id, or name of a token.
-        num_slots: 0 where actions are decoded like text.
+    """The vocabulary of a Hugging Face tokenizer that knows all of it; `actions` are ids or names of tokens.
 
     Raises:
         ValueError: a token is missing; the message says what adds it.
@@ -110,23 +103,24 @@ def build_vocabulary(
 
 
 def extend_vocabulary(model: Any, hf_processor: Any, num_bins: int) -> None:
-    """Teach a pretrained VLM the markup: add its marks and the action bins as tokens, and rows for them.
+    """Teach a pretrained VLM and its processor the markup, in place: its marks and the action bins as tokens, and rows.
 
-    Args:
-        model: Hugging Face VLM; changed in place. Rows of the tokens that it gains are drawn like those of the ones it
-            knows, always the same: what lay in spare rows was never trained, and at the mean of the others, where
-            transformers starts new rows, none could be told from another.
-        hf_processor: its processor; the tokenizer is changed in place.
-        num_bins: bins per action dimension; 0 where the model has action tokens of its own.
+    Rows of new tokens are drawn like those of the ones it knows, always the same: what lay in spare rows was never
+    trained, and at the mean of the others, where transformers starts new rows, none could be told from another.
+    `num_bins` is 0 where the model has action tokens of its own.
     """
     tokenizer = hf_processor.tokenizer
-    num_rows = model.get_input_embeddings().num_embeddings
-    first = min(len(tokenizer), num_rows)
-    tokenizer.add_tokens([*MARKS, *action_tokens(num_bins)], special_tokens=True)
-    # Many checkpoints have more rows than tokens already; never shrink them.
-    model.resize_token_embeddings(max(len(tokenizer), num_rows), mean_resizing=False)
+    first = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    _add_tokens(model, tokenizer, [*MARKS, *action_tokens(num_bins)])
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         _draw_rows(layer.weight.data[: len(tokenizer)], first)
+
+
+def _add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    # Many checkpoints have more rows than tokens already; never shrink them.
+    rows = max(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _draw_rows(weight: torch.Tensor, first: int) -> None:
@@ -139,19 +133,13 @@ def _draw_rows(weight: torch.Tensor, first: int) -> None:
 
 
 def add_slots(model: Any, hf_processor: Any, num_actions: int) -> None:
-    """Add the slots that a policy lacks; their embeddings start at zero, which is all that OpenVLA-OFT reads.
+    """Add the slots that a policy lacks, to the model and its processor's tokenizer, in place.
 
-    Args:
-        model: Hugging Face VLM; changed in place. Untied output rows of slots are never used.
-        hf_processor: its processor; the tokenizer is changed in place.
-        num_actions: n.
+    Their embeddings start at zero, which is all that OpenVLA-OFT reads. Their untied output rows are never used.
     """
     tokenizer = hf_processor.tokenizer
     missing = [token for token in slot_tokens(num_actions) if token not in tokenizer.get_vocab()]
     if not missing:
         return
-    tokenizer.add_tokens(missing, special_tokens=True)
-    # Many checkpoints have more rows than tokens already; never shrink them.
-    rows = max(len(tokenizer), model.get_input_embeddings().num_embeddings)
-    model.resize_token_embeddings(rows, mean_resizing=False)
+    _add_tokens(model, tokenizer, missing)
     model.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(missing)] = 0.0

@@ -14,12 +14,17 @@ import torch
 
 from rlvla.config import SamplerConfig
 from rlvla.durable.files import visible
+from rlvla.policies.models import auto
 from rlvla.policies.models.lora import Adapter, AdapterConfig
 from rlvla.samplers.vllm.plugin.adapter import adapter_arguments, pack_head, serve_adapter
 from rlvla.samplers.vllm.plugin.worker import ActionBlockWorker
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+_BLOCK = 32
+"""Tokens of a KV block: prefix caching works in whole blocks, and vLLM's CPU attention in multiples of 32."""
 
 
 class WorkerExtension(ActionBlockWorker):
@@ -85,7 +90,7 @@ def engine_arguments(
     parallel_actions: bool,
     adapter: AdapterConfig | None = None,
 ) -> dict[str, Any]:
-    """Arguments of the engine; on the CPU blocks are rounded up to multiples of 32, and prompts are never cut."""
+    """Arguments of the engine; on the CPU prompts are never cut."""
     special: dict[str, Any] = {} if adapter is None else adapter_arguments(adapter)
     if parallel_actions:
         special["enable_chunked_prefill"] = False  # would tear the blocks of actions
@@ -101,7 +106,7 @@ def engine_arguments(
         "max_num_seqs": config.max_num_seqs,
         "kv_cache_memory_bytes": (config.kv_cache_mb << 20) or None,
         "gpu_memory_utilization": config.gpu_memory_utilization,
-        "block_size": _block_size(config),
+        "block_size": _BLOCK,
         "enable_prefix_caching": True,
         # Prompts are kept ready in `PromptRenderer`; vLLM's own cache would grow to gigabytes, and is never asked.
         "mm_processor_cache_gb": 0,
@@ -118,43 +123,25 @@ def engine_arguments(
     }
 
 
-def least_kv_cache_mb(model: Path | str | PretrainedConfig, config: SamplerConfig, max_model_len: int) -> int:
-    """MiB of KV cache, on each GPU, that hold one context of `max_model_len` tokens and vLLM's null block."""
-    if isinstance(model, Path | str):
-        from transformers import AutoConfig
-
-        from rlvla.policies.models import openvla
-
-        openvla.register()
-        model = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    text: Any = model.get_text_config()
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    num_heads = -(-text.num_key_value_heads // config.tensor_parallel_size)
-    size = getattr(torch, config.dtype).itemsize
-    block = _block_size(config)
-    num_blocks = -(-max_model_len // block) + 1
-    return -(-2 * text.num_hidden_layers * num_heads * head_size * size * block * num_blocks >> 20)
-
-
 def require_kv_cache(model: Path | str | PretrainedConfig, config: SamplerConfig, max_model_len: int) -> None:
     """Raises ValueError, naming key and number, where the configured KV cache does not hold one context.
 
     The model is a checkpoint, or the config of one that is to be written. vLLM finds that out, too, but once it has
-    loaded the weights, and says it in keys of its own.
+    loaded the weights, and says it in keys of its own. It needs the context's blocks, and a null block, on each GPU.
     """
     if not config.kv_cache_mb:
         return
-    least = least_kv_cache_mb(model, config, max_model_len)
+    text: Any = (auto.load_config(model) if isinstance(model, Path | str) else model).get_text_config()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    num_heads = -(-text.num_key_value_heads // config.tensor_parallel_size)
+    num_tokens = (-(-max_model_len // _BLOCK) + 1) * _BLOCK
+    size = getattr(torch, config.dtype).itemsize
+    least = -(-2 * text.num_hidden_layers * num_heads * head_size * size * num_tokens >> 20)
     if config.kv_cache_mb < least:
         raise ValueError(
             f"sampler.kv_cache_mb is {config.kv_cache_mb}: one context of {max_model_len} tokens "
             f"(episode.max_turn_tokens) alone needs {least}, and each further one that runs at the same time as much"
         )
-
-
-def _block_size(config: SamplerConfig) -> int:
-    """Tokens of a KV block."""
-    return config.block_size if torch.cuda.is_available() else -(-config.block_size // 32) * 32
 
 
 def weight_names(model: Path) -> frozenset[str]:

@@ -21,11 +21,7 @@ from rlvla.protocols import SampleRequest
 class PromptRenderer:
     """What vLLM's renderer makes of a prompt up to its last image is kept; all behind it is text, token for token.
 
-    Args:
-        engine: vLLM's `LLMEngine`.
-        placeholder_id: of an image in `SampleRequest.prompt_ids`.
-        capacity: prompts that are kept, the ones asked for last.
-        slot_ids: put behind a prompt whose actions are drawn.
+    The `capacity` prompts asked for last are kept. `slot_ids` are put behind a prompt whose actions are drawn.
     """
 
     def __init__(self, engine: Any, placeholder_id: int, capacity: int, slot_ids: Sequence[int] = ()) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from rlvla.config import LoraConfig, SamplerConfig
-from rlvla.policies.family import EngineNeeds, load_policy
+from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter, adapter_config, read_adapter
 from rlvla.protocols import BAN_BIAS, SampleOutput, SampleRequest
 from rlvla.samplers.vllm.engine import (
@@ -87,13 +87,16 @@ class VLLMSampler:
         seed: int = 0,
         lora: LoraConfig | None = None,
     ) -> None:
-        self._needs = _needs(model)
+        policy = load_policy(model)
+        if reason := policy.refuses("vllm"):
+            raise SamplerError(f"{model}: {reason}")
+        self._needs = policy.engine_needs(model)
         self._weight_names = weight_names(Path(model))
         self._adapter = read_adapter(model)
         self._adapter_config = self._adapter.config if self._adapter else lora and adapter_config(lora)
         self._lora_request: Any = None
         require_kv_cache(model, config, max_model_len)
-        parallel_actions = bool(self._needs.slot_ids)
+        parallel_actions = self._needs.draws_at_once
         set_environment(config.threads, parallel_actions)
         self.num_context_tokens = 0
         """Of all requests so far."""
@@ -144,9 +147,7 @@ class VLLMSampler:
     def load_weights(self, weights: Adapter | Mapping[str, np.ndarray], policy_version: int) -> None:
         """Replace the weights between two requests: running ones end first, later ones see the new weights.
 
-        Args:
-            weights: {name in the Hugging Face checkpoint: array}, all of them; or the adapter of a LoRA policy.
-            policy_version: put on every output from now on.
+        They are all of `Policy.named_weights`, or the adapter of a LoRA policy.
 
         Raises:
             ValueError: names differ from the checkpoint's; nothing was loaded.
@@ -205,7 +206,7 @@ class VLLMSampler:
         self._logit_bias = dict.fromkeys(self._needs.never_ids, BAN_BIAS)
         if self._adapter is not None:
             self._receive(engine, self._adapter)
-        if self._needs.slot_ids:
+        if self._needs.draws_at_once:
             try:
                 bidirectional = self._needs.slots_see_each_other
                 action_ids = list(self._needs.action_ids)
@@ -355,11 +356,3 @@ class VLLMSampler:
             failure = SamplerError(f"the vLLM engine failed: {error}")
             failure.__cause__ = error
             future.set_exception(failure)
-
-
-def _needs(model: Path | str) -> EngineNeeds:
-    """What a checkpoint's policy needs; raises SamplerError where vLLM cannot serve it."""
-    policy = load_policy(model)
-    if reason := policy.refuses("vllm"):
-        raise SamplerError(f"{model}: {reason}")
-    return policy.engine_needs(model)

@@ -16,7 +16,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from rlvla.policies.models.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from rlvla.policies.models.lora import WEIGHTS as ADAPTER_WEIGHTS
 from rlvla.policies.models.openvla import register
 from rlvla.policies.models.openvla.config import OpenVLAConfig
 from rlvla.policies.models.openvla.model import OpenVLAForConditionalGeneration
@@ -35,11 +35,7 @@ _NORM_STATS = TypeAdapter(dict[str, Any] | None)
 
 
 def load_checkpoint(path: Path | str, *, dtype: torch.dtype = torch.float32) -> OpenVLAForConditionalGeneration:
-    """Load a published folder, every weight of it and nothing else.
-
-    Args:
-        path: with `config.json` and safetensors.
-        dtype: of weights and activations.
+    """Load a published folder, with `config.json` and safetensors: every weight of it and nothing else.
 
     Raises:
         CheckpointError: no weights, or weights that are missing, unknown, of another shape or no floats; the message

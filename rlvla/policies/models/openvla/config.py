@@ -114,13 +114,10 @@ class OpenVLAConfig(PreTrainedConfig):
     vision_backbone_id: str = "dinosiglip-vit-so-224px"
     """Names the towers where `timm_model_ids` does not."""
     llm_backbone_id: str = "llama2-7b-pure"
-    """Kept for export."""
     arch_specifier: str = "no-align+fused-gelu-mlp"
-    """Kept for export."""
     hf_llm_id: str | None = None
-    """Kept for export."""
     output_projector_states: bool = False
-    """Kept for export."""
+    """These four are kept for export."""
     use_fused_vision_backbone: bool | None = None
     """Whether there are two towers; None: as `timm_model_ids` has it."""
     timm_model_ids: list[str] | None = None

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rlvla.policies.models.openvla.config import OpenVLAConfig
-from rlvla.policies.models.openvla.vision import LayerScale, PoolingHead, Projector, VisionBackbone, VisionTransformer
+from rlvla.policies.models.openvla.vision import Projector, VisionBackbone, VisionTransformer
 
 
 class OpenVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -88,16 +87,10 @@ class OpenVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         num_images: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Embed tokens, and patches in the place of placeholders.
+        """Embed tokens [B, L], and patches in the place of placeholders, `image_token_id` P times for each image.
 
-        Args:
-            input_ids: [B, L], `image_token_id` P times in a row for each image.
-            pixel_values: [B, N, C, S, S]; [B, C, S, S] for one image in each row; None: no images, placeholders then
-                are words like others. C is 3 per tower.
-            num_images: [B], how many of its N images a row has, the others are padding; None: all.
-
-        Returns:
-            [B, L, D].
+        `pixel_values` are [B, N, C, S, S], or [B, C, S, S] for one image in each row, C 3 per tower; None: placeholders
+        are words like others. `num_images` [B] says how many of its N a row has, the others are padding; None: all.
 
         Raises:
             ValueError: a row has placeholders for another number of images than it has; the message names the row.
@@ -126,25 +119,10 @@ class OpenVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Score the next tokens.
+        """Llama's output, `logits` [B, L, vocabulary]; arguments and errors as of `embed` and of Llama.
 
-        Args:
-            input_ids: see `embed`.
-            attention_mask: [B, L], 0 on padding, for causal attention; or what the language model's attention takes as
-                it is: for SDPA [B, 1, L, L], True where a token (third axis) sees another (fourth), for eager attention
-                the same added to the scores (0 or minus infinity), for flex-attention its block mask.
-            pixel_values: see `embed`.
-            num_images: see `embed`.
-            position_ids: [B, L]; None: 0, 1, 2 ...
-            past_key_values: cache of the tokens before.
-            logits_to_keep: see transformers.
-            **kwargs: to Llama, such as `use_cache`.
-
-        Returns:
-            Llama's output; `logits` [B, L, vocabulary].
-
-        Raises:
-            ValueError: see `embed`.
+        `attention_mask` may be what Llama's attention takes as it is, too: for SDPA [B, 1, L, L], True where a token
+        (third axis) sees another (fourth), for eager attention the same added to the scores, for flex its block mask.
         """
         return self.language_model(
             inputs_embeds=self.embed(input_ids, pixel_values, num_images),
@@ -154,19 +132,6 @@ class OpenVLAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        std = self.config.get_text_config().initializer_range
-        if isinstance(module, VisionTransformer):
-            for parameter in (module.pos_embed, module.cls_token, module.reg_token):
-                if parameter is not None:
-                    init.normal_(parameter, std=std)
-        elif isinstance(module, PoolingHead):
-            init.normal_(module.latent, std=std)
-        elif isinstance(module, LayerScale):
-            # DINOv2 starts its pretraining at 1e-5. Towers that are not loaded are small ones, whose blocks shall act.
-            init.ones_(module.scale_factor)
 
 
 def _check_images(num_placeholders: torch.Tensor, num_images: torch.Tensor, num_patches: int) -> None:

@@ -26,21 +26,13 @@ first line of the text is the instruction. The space at its end becomes the toke
 
 
 class PrismaticImageProcessor(BaseImageProcessor):
-    """Images -> channels of one normalised copy per tower.
+    """Images -> channels of one normalised copy per tower; arguments are keys of published files, a value per tower.
 
-    Args:
-        use_fused_vision_backbone: whether there are two towers.
-        image_resize_strategy: only `resize-naive`, which keeps no aspect ratio.
-        input_sizes: of each tower [3, S, S].
-        interpolations: of each tower; only `bicubic`.
-        means: of each tower and channel.
-        stds: of each tower and channel.
-        tvf_normalize_params: `mean` and `std` of each tower. Published files hold them beside `means` and `stds`, and
-            the published code uses them: for DINOv2 those of ImageNet, rounded to bfloat16.
-        **kwargs: other keys of published files, which say no more than these.
+    `tvf_normalize_params` stand beside `means` and `stds` there, and the published code uses them: for DINOv2 those of
+    ImageNet, rounded to bfloat16. Other keys say no more than these.
 
     Raises:
-        ValueError: another strategy or interpolation; the message names it.
+        ValueError: another strategy or interpolation than the published ones; the message names it.
     """
 
     model_input_names = ["pixel_values", "num_images"]  # noqa: RUF012 - as transformers declares it
@@ -73,12 +65,7 @@ class PrismaticImageProcessor(BaseImageProcessor):
         self.tvf_normalize_params = list(tvf_normalize_params)
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Normalise the images of a batch.
-
-        Args:
-            images: B images, one for each row; or B x N_b of them, a list for each row. PIL or [H, W, 3] uint8.
-            return_tensors: `pt` or None for numpy.
-            **kwargs: ignored, as in transformers.
+        """Normalise B images, one for each row, or B x N_b of them, a list for each row; PIL or [H, W, 3] uint8.
 
         Returns:
             `pixel_values` [B, C, S, S]; of nested images [B, N, C, S, S], zeros where a row has fewer than N, and
@@ -109,14 +96,7 @@ class PrismaticImageProcessor(BaseImageProcessor):
 
 
 class PrismaticProcessor(ProcessorMixin):
-    """Tokenizer and image processor.
-
-    Args:
-        image_processor: see there.
-        tokenizer: Llama's; `<image>` is added if it is not there.
-        image_seq_len: P, tokens of one image.
-        chat_template: of prompts; None: `PROMPT_TEMPLATE`.
-    """
+    """Llama's tokenizer, to which `<image>` is added, and the image processor; `image_seq_len` is P."""
 
     def __init__(
         self,
@@ -139,13 +119,7 @@ class PrismaticProcessor(ProcessorMixin):
         return_tensors: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Encode prompts with their images, which stand where the texts have `<image>`.
-
-        Args:
-            images: those of all texts in order.
-            text: B of them.
-            return_tensors: `pt`, of texts of one length; None for lists.
-            **kwargs: to the tokenizer.
+        """Encode B prompts with the images of all of them, in order, which stand where the texts have `<image>`.
 
         Returns:
             `input_ids` [B, L], and what the image processor makes of the images of each text.
@@ -159,8 +133,6 @@ class PrismaticProcessor(ProcessorMixin):
             raise ValueError(f"{sum(counts)} image placeholders for {len(images)} images")
         pending = iter(images)
         pixels = self.image_processor([[next(pending) for _ in range(count)] for count in counts])
-        expanded = [[i for id_ in row for i in self._expand(id_)] for row in rows]
+        lengths = {self.image_token_id: self.image_seq_len}
+        expanded = [[i for id_ in row for i in [id_] * lengths.get(id_, 1)] for row in rows]
         return BatchFeature({"input_ids": expanded, **pixels}, tensor_type=return_tensors)
-
-    def _expand(self, id_: int) -> list[int]:
-        return [id_] * self.image_seq_len if id_ == self.image_token_id else [id_]

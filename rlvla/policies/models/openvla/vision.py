@@ -119,17 +119,7 @@ class VisionTransformer(nn.Module):
         self.attn_pool = PoolingHead(size, config.intermediate_size) if config.has_pooling_head else None
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode images.
-
-        Args:
-            pixels: [B, 3, S, S], normalised.
-
-        Returns:
-            [B, P, D].
-
-        Raises:
-            ValueError: images of another size than the position embeddings'.
-        """
+        """[B, 3, S, S] normalised -> [B, P, D]; raises ValueError where S is not the position embeddings'."""
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(f"pixel_values are {list(pixels.shape[-2:])}, this tower takes {self.image_size} squared")
         # Positions are of patches alone (timm's `no_embed_class`); class token first, then the registers.
@@ -156,13 +146,7 @@ class VisionBackbone(nn.Module):
         self.fused_featurizer = VisionTransformer(towers[1]) if len(towers) == 2 else None
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode images.
-
-        Args:
-            pixel_values: [B, 3 per tower, S, S]; each tower has its own normalisation of the same image.
-
-        Returns:
-            [B, P, D], D the sum of the towers'.
+        """[B, 3 per tower, S, S], the same image normalised for each -> [B, P, D], D the sum of the towers'.
 
         Raises:
             ValueError: another number of channels.

@@ -48,15 +48,7 @@ class ActionBlock:
 
 
 def take_actions(engine: Any, keys: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Fetch what was drawn for requests that have finished.
-
-    Args:
-        engine: vLLM's `LLMEngine`.
-        keys: of their blocks.
-
-    Returns:
-        Token ids [n] int32 and log-probabilities [n] float32 of each.
-    """
+    """What vLLM's engine drew for requests that have finished: token ids [n] int32 and logprobs [n] float32 of each."""
     # Every worker has drawn the same. Bytes, since an array does not survive vLLM's transport between processes.
     drawn: list[tuple[bytes, bytes]] = engine.collective_rpc("take_drawn", args=(keys,))[0] if keys else []
     return [(np.frombuffer(ids, np.int32).copy(), np.frombuffer(p, np.float32).copy()) for ids, p in drawn]

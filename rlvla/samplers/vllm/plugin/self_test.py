@@ -34,9 +34,8 @@ def check_bidirectional(engine: Any, *, avoid: Collection[int]) -> None:
     cache. Prefix and block are each longer than a cache block, so that a block that came out of the prefix cache would
     be noticed too.
 
-    Args:
-        engine: vLLM's `LLMEngine`, nothing in flight; its prefix cache is emptied, and it draws from other ids.
-        avoid: token ids that stand for pixels, or may be embedded alike.
+    Nothing may be in flight; the engine's prefix cache is emptied, and it draws from other ids. `avoid` are token ids
+    that stand for pixels, or may be embedded alike.
 
     Raises:
         ActionBlockError: the last slot or the prefix makes no difference at `<act>`, or the last slot one before it.

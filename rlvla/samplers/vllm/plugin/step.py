@@ -1,4 +1,7 @@
-"""The action blocks among the tokens of one step of vLLM's engine."""
+"""The action blocks among the tokens of one step of vLLM's engine: where they lie, and how actions are drawn.
+
+The same numbers on every device, whatever else is in the batch.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +46,9 @@ class Step:
 
 
 def plan(runner: Any, num_scheduled: Mapping[str, int]) -> Step | None:
-    """Find the blocks in a batch; None where it has none.
+    """Find the blocks in the batch that vLLM's runner has prepared; None where it has none.
 
-    Args:
-        runner: vLLM's model runner, its batch prepared.
-        num_scheduled: request id -> tokens that this step computes.
+    `num_scheduled` has the tokens that this step computes, by request.
 
     Raises:
         ActionBlockError: a block is torn: part of it came out of the cache or is left to a later step.
@@ -79,12 +80,7 @@ def plan(runner: Any, num_scheduled: Mapping[str, int]) -> Step | None:
 
 
 def blocks_alone(step: Step, common: Any) -> Any:
-    """The description of the step's attention that vLLM's backends get, cut down to the blocks, causal no more.
-
-    Args:
-        step: with at least one row.
-        common: `CommonAttentionMetadata` of the whole batch.
-    """
+    """`CommonAttentionMetadata` of the batch, which vLLM's backends get, cut down to the blocks, causal no more."""
     device = common.seq_lens.device
     lengths = np.array([row.block.num_actions + 1 for row in step.rows], np.int32)
     starts_cpu = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
@@ -108,3 +104,27 @@ def blocks_alone(step: Step, common: Any) -> Any:
         _num_computed_tokens_cache=None,
         _token_to_req_indices_cache=None,
     )
+
+
+def uniforms(seed: int, num_actions: int) -> torch.Tensor:
+    """[n] float64 in [0, 1), of a generator on the CPU, so that a seed means the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(num_actions, generator=generator, dtype=torch.float64)
+
+
+def draw(logits: torch.Tensor, temperatures: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one bin per row of logits [m, bins] by inverting the cumulative distribution at uniforms [m] in [0, 1).
+
+    Returns:
+        bins [m] int64; their logprobs [m] float32 at the temperatures [m]; 0 is greedy, with logprobs at 1.
+    """
+    is_greedy = temperatures == 0
+    scaled = logits.float() / torch.where(is_greedy, 1.0, temperatures)[:, None]
+    logprobs = scaled.log_softmax(-1)
+    cumulative = logprobs.double().exp().cumsum(-1)
+    # The sum is 1 but for rounding. The first bin whose cumulative probability exceeds the target is never one of
+    # probability 0; rounding alone could put the target at the very end.
+    target = (uniforms * cumulative[:, -1])[:, None]
+    drawn = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    bins = torch.where(is_greedy, logprobs.argmax(-1), drawn)
+    return bins, logprobs.gather(-1, bins[:, None])[:, 0]

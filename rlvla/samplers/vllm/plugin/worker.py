@@ -19,8 +19,7 @@ import numpy as np
 import torch
 
 from rlvla.samplers.vllm.plugin import register
-from rlvla.samplers.vllm.plugin.draw import draw, uniforms
-from rlvla.samplers.vllm.plugin.step import ActionBlockError, Step, blocks_alone, plan
+from rlvla.samplers.vllm.plugin.step import ActionBlockError, Step, blocks_alone, draw, plan, uniforms
 
 LOGIT_ROWS = 1024
 """Rows whose logits are over the whole vocabulary at a time, before they are cut down to the bins: memory."""
@@ -46,15 +45,9 @@ class ActionBlockWorker:
 
 
 class ActionBlockServer:
-    """Wraps one model runner.
+    """Wraps one of vLLM's model runners; raises ActionBlockError where it cannot serve action blocks.
 
-    Args:
-        runner: vLLM's.
-        bidirectional: the tokens of a block see each other.
-        action_ids: bin -> token id, what actions are drawn from.
-
-    Raises:
-        ActionBlockError: it cannot serve action blocks.
+    Their tokens see each other if they are bidirectional; actions are drawn from `action_ids`, bin -> token id.
     """
 
     def __init__(self, runner: Any, bidirectional: bool, action_ids: list[int]) -> None:
