@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from rlvla.policies.models.openvla.checkpoint import load_checkpoint
+from rlvla.policies.models.openvla.config import TowerConfig
+from rlvla.policies.models.openvla.vision import VisionTransformer
 from tests import openvla_checkpoints as published
 
 TOLERANCE = 1e-5  # of features and logits of about 1, float32
@@ -90,6 +92,23 @@ def last_but_one(model: Any, pixels: torch.Tensor, num_prefix: int) -> torch.Ten
     return model(pixels, output_hidden_states=True).hidden_states[-2][:, num_prefix:]
 
 
+WIDER = {"hidden_size": 96, "intermediate_size": 192, "num_layers": 5, "num_attention_heads": 6, "image_size": 56}
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "siglip"])
+@torch.no_grad()
+def test_a_tower_of_more_heads_and_patches_gives_the_features_of_transformers_own(kind):
+    tower = {**(published.DINOV2 if kind == "dinov2" else published.SIGLIP), **WIDER}
+    weights = part(published.random_weights(published.tower_shapes("", tower)), ".")
+    ours = VisionTransformer(TowerConfig.from_dict(tower)).eval()
+    ours.load_state_dict(weights)
+    pixels = torch.randn(3, 3, tower["image_size"], tower["image_size"], generator=torch.Generator().manual_seed(1))
+    reference = dinov2(weights, tower) if kind == "dinov2" else siglip(weights, tower)
+    expected = last_but_one(reference, pixels, 5 if kind == "dinov2" else 0)
+    assert expected.std() > 0.3
+    assert (ours(pixels) - expected).abs().max() < TOLERANCE
+
+
 def compose(weights: Weights, *, is_fused: bool) -> tuple[LlamaForCausalLM, Callable[[torch.Tensor], torch.Tensor]]:
     """(the language model, [M, C, S, S] pixels -> [M, P, D] embeddings of their patches)."""
     llama_config = LlamaConfig(vocab_size=published.NUM_ROWS, pad_token_id=published.NUM_WORDS, **published.TEXT)
@@ -141,3 +160,13 @@ def test_images_are_their_patches_among_the_words(both, places):
     expected = llama(inputs_embeds=joined[None]).logits
     assert expected.std() > 0.3
     assert (logits - expected).abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+def test_half_precision_follows_the_language_model_and_the_towers(openvla):
+    whole, half = load_checkpoint(openvla), load_checkpoint(openvla, dtype=torch.bfloat16)
+    ids = torch.tensor([[whole.config.image_token_id] * published.NUM_PATCHES + [50, 60, 70, 80]])
+    inputs = {"input_ids": ids, "pixel_values": pixels(whole, 1)}
+    logits = half(**inputs).logits
+    assert logits.dtype == torch.bfloat16
+    assert (whole(**inputs).logits - logits.float()).abs().max() < 0.1

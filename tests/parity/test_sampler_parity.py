@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # nats, float32
 MAX_MODEL_LEN = 384
 BLOCK = 32  # tokens of a cache block
 POLICIES = {
-    **{name: (name, {}) for name in tiny.ARCHITECTURES},
+    **{name: (name, {}) for name in (*tiny.ARCHITECTURES, "openvla_siglip")},
     "idefics3": ("idefics3", {"chunk_length": 28}),  # 56 actions: more than a cache block
     "causal": ("qwen2_5_vl", {"action_decoding": "parallel_causal"}),
     "words": ("idefics3", {"action_decoding": "autoregressive"}),
