@@ -65,7 +65,7 @@ class EnvCrashError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decided:
     """A finished turn and what it leads to."""
 
     turn: Turn
@@ -84,7 +84,7 @@ InEnv = Callable[[Callable[[], Any]], Awaitable[Any]]
 class Decider(Protocol):
     """Makes the decisions of episodes; any number of them at once, each with a memory of its own."""
 
-    async def decide(self, observation: Observation, in_env: InEnv, *, seed: int, memory: Any = None) -> Decision:
+    async def decide(self, observation: Observation, in_env: InEnv, *, seed: int, memory: Any = None) -> Decided:
         """Sample one turn.
 
         Args:

@@ -10,7 +10,7 @@ from rlvla.config import EpisodeConfig
 from rlvla.data.types import Demonstration
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.protocols import Decision, Sampler
+from rlvla.protocols import Decided, Sampler
 from rlvla.testing import ScriptedSampler
 from rlvla.types import Observation
 
@@ -28,7 +28,7 @@ def decided(
     seed: int = 0,
     memory: Any = None,
     **config: Any,
-) -> Decision:
+) -> Decided:
     """A decision on what a demonstration saw; every zoom shows its first crop, or its first view."""
     decider = Thinker(processor).decider(sampler, EpisodeConfig(**config))
     crop = (*seen.crops, seen.images[0])[0]
@@ -45,7 +45,7 @@ def scripted(processor: PolicyProcessor, answers: Sequence[str | Sequence[int]])
     return ScriptedSampler(script=script, expand=processor.expand)
 
 
-def demonstrated(processor: PolicyProcessor, demo: Demonstration) -> Decision:
+def demonstrated(processor: PolicyProcessor, demo: Demonstration) -> Decided:
     """The decision of a sampler that says what a demonstration says."""
     vocabulary, marks = processor.vocabulary, processor.vocabulary.mark_ids
     ids = [vocabulary.action_ids[bin_] for bin_ in processor.codec.encode(demo.actions)]

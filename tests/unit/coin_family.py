@@ -15,7 +15,7 @@ from torch import nn
 
 from rlvla.config import EpisodeConfig, LearnerConfig
 from rlvla.policies.family import POLICY_FILE
-from rlvla.protocols import Decision, InEnv, Sampler, SampleRequest
+from rlvla.protocols import Decided, InEnv, Sampler, SampleRequest
 from rlvla.types import Observation, Segment, SegmentKind, Turn
 
 MOVES = np.eye(4, dtype=np.float32)
@@ -38,7 +38,7 @@ class CoinDecider:
 
     sampler: Sampler
 
-    async def decide(self, observation: Observation, in_env: InEnv, *, seed: int, memory: Any = None) -> Decision:
+    async def decide(self, observation: Observation, in_env: InEnv, *, seed: int, memory: Any = None) -> Decided:
         request = SampleRequest(
             prompt_ids=(), images=observation.images, stop_ids=(), max_tokens=1, temperature=1.0, seed=seed
         )
@@ -51,7 +51,7 @@ class CoinDecider:
             actions=MOVES[output.token_ids],
             policy_version=output.policy_version,
         )
-        return Decision(turn=turn, actions=turn.actions, memory=(memory or 0) + 1)
+        return Decided(turn=turn, actions=turn.actions, memory=(memory or 0) + 1)
 
     def executed(self, turn: Turn, actions: np.ndarray) -> Turn:
         return replace(turn, actions=actions)

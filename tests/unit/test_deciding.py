@@ -15,7 +15,7 @@ from rlvla.policies.markup import print_zoom
 from rlvla.policies.thinker.decoding import block_ids
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.turn_context import Recall, executed
-from rlvla.protocols import Decision
+from rlvla.protocols import Decided
 from rlvla.testing import ScriptedSampler
 from rlvla.types import EndReason, SegmentKind
 from rlvla_reward.format import is_well_formed
@@ -63,18 +63,18 @@ def says(processor: PolicyProcessor, text: str) -> list[list[int]]:
 
 def play(
     processor: PolicyProcessor, *texts: str, memory: Recall | None = None, **config: Any
-) -> tuple[Decision, ScriptedSampler]:
+) -> tuple[Decided, ScriptedSampler]:
     sampler = scripted(processor, [answer for text in texts for answer in says(processor, text)])
     return decided(processor, sampler, SEEN, memory=memory, **config), sampler
 
 
-def kinds(decision: Decision) -> list[SegmentKind]:
+def kinds(decision: Decided) -> list[SegmentKind]:
     """Without the `</act>` that is injected behind a block."""
     found = [segment.kind for segment in decision.turn.segments]
     return found[:-1] if found[-1] is KIND.PROMPT and decision.actions is not None else found
 
 
-def learned(processor: PolicyProcessor, decision: Decision) -> str:
+def learned(processor: PolicyProcessor, decision: Decided) -> str:
     """What is trained on."""
     text = processor.vocabulary.decode(decision.turn.token_ids[decision.turn.loss_mask].tolist())
     actions = "".join(f"<act_{bin_}>" for bin_ in BINS)

@@ -17,7 +17,7 @@ from rlvla.policies.markup import MAX_CALL_TOKENS, MODES, Mode, Span
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import PICTURE, call_tool, is_picture
 from rlvla.policies.thinker.turn_context import Context, Recall, executed
-from rlvla.protocols import Decision, EnvCrashError, InEnv, SampleOutput, Sampler, SampleRequest
+from rlvla.protocols import Decided, EnvCrashError, InEnv, SampleOutput, Sampler, SampleRequest
 from rlvla.types import Box, EndReason, Observation, Segment, SegmentKind, Turn, derive_seed
 
 
@@ -32,7 +32,7 @@ class Decider:
 
     async def decide(
         self, observation: Observation, in_env: InEnv, *, seed: int, memory: Recall | None = None
-    ) -> Decision:
+    ) -> Decided:
         """Sample one turn: thoughts and tool calls as mode and policy like, then one action chunk.
 
         See `protocols.Decider`; `memory` holds the thoughts before this decision, none before the first.
@@ -41,7 +41,7 @@ class Decider:
         context = self._start(observation, recall)
         actions, end = await self._grow(context, observation, in_env, seed)
         turn = context.turn(actions, time.perf_counter() - started)
-        return Decision(
+        return Decided(
             turn=turn, actions=actions, end=end, memory=recall.after(turn, think_every=self.config.think_every)
         )
 
