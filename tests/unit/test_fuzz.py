@@ -14,9 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import checkpoints
-import files
 import target
+import targets
 from rlvla.annotation import schema
 from rlvla.config.file import parse_yaml
 from rlvla.data.read_video import decode
@@ -54,19 +53,19 @@ def test_a_few_runs_of_every_target_find_nothing(name: str) -> None:
 
 
 def reads_openvla(data: bytes) -> bool:
-    checkpoints.openvla(data)
+    targets.openvla(data)
     config = load_config(target.FOLDER / "openvla")
     stats = read_norm_stats(target.FOLDER / "openvla", config)
     return config.num_patches == 256 and stats is not None and list(stats) == ["push"]
 
 
 def reads_weights(data: bytes) -> bool:
-    checkpoints.safetensors(data)
-    return len(read_weights(target.FOLDER / "safetensors", checkpoints.WEIGHTS)) == 2
+    targets.safetensors(data)
+    return len(read_weights(target.FOLDER / "safetensors", targets.WEIGHTS)) == 2
 
 
 def reads_frames(data: bytes) -> bool:
-    files.video(data)
+    targets.video(data)
     return [frame.shape for _, frame in decode(target.FOLDER / "video.mp4")] == [(32, 32, 3)] * 3
 
 
