@@ -28,7 +28,7 @@ from strikes import FAULTS, ROOT, SoakRun
 from verdict import chart, judge, memory_slopes, unexplained_ends
 
 STEPS = (
-    *("--config", str(ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"), "--num-steps", "1000000", "--save-every", "1"),
+    *("--num-steps", "1000000", "--save-every", "1"),
     *("--groups-per-step", "4", "--group-size", "4", "--minibatch-trajectories", "16", "--learner.lr", "1e-5"),
     *("--env.deadline-s", "10", "--env.reset-deadline-s", "60", "--cluster.max-restarts", "1000"),
     *("--cluster.envs-per-actor", "16", "--cluster.envs-per-process", "4"),
@@ -46,6 +46,7 @@ MAX_UNEXPLAINED = 3
 def main(
     *,
     model: Path,
+    config: Path = ROOT / "recipes/configs/grpo_tiny_tabletop.yaml",
     minutes: float = 60.0,
     calm: float = 30.0,
     every: float = 60.0,
@@ -56,6 +57,7 @@ def main(
 
     Args:
         model: checkpoint to go on from, such as the demo's SFT.
+        config: of GRPO; `STEPS` overrides it.
         minutes: with faults.
         calm: minutes without faults behind those.
         every: seconds between faults, on average.
@@ -65,7 +67,8 @@ def main(
     if output.exists():
         raise SystemExit(f"{output} exists: move it away, or name another folder with --output")
     output.mkdir(parents=True)
-    soak = Soak(run=SoakRun(flags=(*STEPS, "--model", str(model)), output=output), rng=random.Random(seed), every=every)
+    flags = ("--config", str(config), *STEPS, "--model", str(model))
+    soak = Soak(run=SoakRun(flags=flags, output=output), rng=random.Random(seed), every=every)
     try:
         soak.go(60 * minutes, 60 * calm)
     finally:  # whatever broke off, what there is says why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +71,18 @@ def test_the_ratio_is_of_medians_of_rounds_that_alternated() -> None:
     measured[libero_env.HEADLINE] = rounds((2.0,), (0.4,), same_states=False, same_frames=False)
     result = libero_env.summarise(measured, chunks=2)
     assert (result["same_states"], result["same_frames"]) == (False, False)
+
+
+@pytest.mark.long
+@pytest.mark.libero
+def test_our_env_is_compared_with_liberos_own(
+    libero_assets: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One of the configurations; 0 says that states and frames were the same."""
+    headline = {libero_env.HEADLINE: libero_env.CONFIGURATIONS[libero_env.HEADLINE]}
+    monkeypatch.setattr(libero_env, "CONFIGURATIONS", headline)
+    assert libero_env.main(rounds=1, chunks=1, output=tmp_path / "result.json") == 0
+    assert json.loads((tmp_path / "result.json").read_text())["env_vs_default"] > 0
 
 
 def test_wrong_options() -> None:
