@@ -61,6 +61,8 @@ def markup(data: bytes) -> None:
         assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
         assert spans[-1].end == len(sequence)
         assert all((span.kind is SegmentKind.MALFORMED) == bool(span.error) for span in spans)
+        assert all(span.kind is SegmentKind.THINK for span in spans[:-1])
+        assert spans[-1].kind in (SegmentKind.TOOL_CALL, SegmentKind.ACT, SegmentKind.MALFORMED)
     assert len(parse_text(text)) == len(parse(symbols))
 
 
