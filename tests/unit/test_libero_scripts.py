@@ -99,7 +99,7 @@ def test_wrong_options() -> None:
             main()
 
 
-def test_only_states_that_were_not_tuned_on_count_and_held_out_ones_apart() -> None:
+def test_states_that_were_not_tuned_on_count_apart_and_held_out_ones_too() -> None:
     states = [*range(10), 40, 41]
     tasks = {
         name: {str(i): {"success": i not in failed, "env_steps": 9} for i in states}
@@ -107,8 +107,10 @@ def test_only_states_that_were_not_tuned_on_count_and_held_out_ones_apart() -> N
     }
     assert check_libero_expert.NUM_TUNED_STATES == 5
     only_tuned = {"c": {"0": {"success": True, "env_steps": 9}}}
-    rows = check_libero_expert.unseen({"libero_goal": tasks, "libero_90": only_tuned}).splitlines()[2:]
-    assert rows == [
-        "| libero_goal | 5 to 9 | 2 | 9 of 10 | 90.0 % | 59.6 to 98.2 |",
-        "| libero_goal | 40 to 41 | 2 | 3 of 4 | 75.0 % | 30.1 to 95.4 |",
+    rows = check_libero_expert.table({"libero_goal": tasks, "libero_90": only_tuned}).splitlines()[2:]
+    assert rows[1:4] == [
+        "| libero_goal | new | 2 | 9 of 10 | 90.0 % | 59.6 to 98.2 |",
+        "| libero_goal | held out | 2 | 3 of 4 | 75.0 % | 30.1 to 95.4 |",
+        "| libero_goal | all | 2 | 21 of 24 | 87.5 % | 69.0 to 95.7 |",
     ]
+    assert [row.split(" | ")[1] for row in rows[4:]] == ["tuned", "all"]
