@@ -66,7 +66,6 @@ ON_LIBERO: dict[str, Sequence[str]] = {
 }
 ELSEWHERE = {
     "audit.py": ".ci/run",  # by `make audit`, before the tests
-    "benchmark/actions.py": "tests/e2e/test_scripts.py",
     "benchmark/annotation_server.py": "scripts/benchmark/annotate.py",
     "benchmark/grpo.py": "tests/e2e/test_scripts.py",
     "benchmark/libero_env.py": "tests/unit/test_libero_scripts.py",
@@ -151,13 +150,3 @@ def test_the_benchmark_measures_everything_and_writes_it_down(demo: Path, config
     # Both rollouts played the same episodes with the same policy, so that neither got through them by giving up.
     assert result["rollout"]["decisions_per_trajectory"] >= 1
     assert result["lockstep"]["decisions_per_trajectory"] >= 1
-
-
-def test_a_chunk_takes_one_step_in_parallel_and_one_a_token_otherwise(tmp_path: Path) -> None:
-    flags = ("--hidden-size", "64", "--num-layers", "1", "--concurrency", "1", "2", "--rounds", "2")
-    printed = script("scripts/benchmark/actions.py", *flags, "--output", tmp_path / "result.json")
-    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert [row["requests"] for row in rows] == [1, 2]
-    assert (rows[0]["parallel"]["steps"], rows[0]["autoregressive"]["steps"]) == (1, 56)
-    for row in rows:
-        assert f"{row['autoregressive']['p50_ms'] / row['parallel']['p50_ms']:.1f}x" in printed
