@@ -33,12 +33,6 @@ def licence(package: metadata.Distribution) -> str:
     return (about.get("License") or "").strip().partition("\n")[0] or "not declared"
 
 
-def licences() -> list[tuple[str, str, str]]:
-    """(name, version, licence) of every installed package, by name."""
-    found = {package.metadata["Name"].lower(): package for package in metadata.distributions()}
-    return [(name, package.version, licence(package)) for name, package in sorted(found.items())]
-
-
 def vulnerabilities(command: Sequence[str]) -> str:
     """What pip-audit finds, as Markdown, or why it found nothing out.
 
@@ -71,22 +65,16 @@ def vulnerabilities(command: Sequence[str]) -> str:
     return said + "\n".join(["\n| package | finding | fixed in |\n|---|---|---|", *rows]) if rows else said
 
 
-def report() -> str:
-    """The whole page."""
-    found = vulnerabilities(PIP_AUDIT)
-    rows = "\n".join(f"| {name} | {version} | {text.replace('|', '/')} |" for name, version, text in licences())
-    return (
-        f"# Audit of the installed packages\n\n## Vulnerabilities\n\n{found}\n\n"
-        f"## Licences\n\n| package | version | licence |\n|---|---|---|\n{rows}\n"
-    )
-
-
 def main(*, output: Path = Path("outputs/audit.md")) -> None:
     """Write the report."""
+    found = vulnerabilities(PIP_AUDIT)
+    packages = {package.metadata["Name"].lower(): package for package in metadata.distributions()}
+    rows = (f"| {name} | {p.version} | {licence(p).replace('|', '/')} |" for name, p in sorted(packages.items()))
+    lines = ["# Audit of the installed packages\n", f"## Vulnerabilities\n\n{found}\n"]
+    lines += ["## Licences\n", "| package | version | licence |", "|---|---|---|", *rows]
     output.parent.mkdir(parents=True, exist_ok=True)
-    page = report()
-    output.write_text(page)
-    print(f"{output}: {page.split('## Vulnerabilities')[1].strip().splitlines()[0]}")
+    output.write_text("\n".join(lines) + "\n")
+    print(f"{output}: {found.splitlines()[0]}")
 
 
 if __name__ == "__main__":

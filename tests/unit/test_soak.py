@@ -120,7 +120,7 @@ def run(tmp_path):
         assert run.driver.is_running()
         time.sleep(0.05)
     yield run
-    for process in run.known.values():
+    for process in run.known:
         if process.is_running():
             process.kill()
     run.driver.wait()
@@ -142,7 +142,7 @@ def test_an_orphan_of_an_earlier_driver_is_found_when_its_time_is_over(run, monk
     run.kill()
     run.start()
     assert run.orphans() == []
-    run.leaving = [(until - 3600.0, process) for until, process in run.leaving]
+    run.known = {process: until - 3600.0 for process, until in run.known.items()}
     assert ["import pathlib" in name for name in run.orphans()] == [True]
 
 
