@@ -24,6 +24,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,25 +188,17 @@ def check_range(version: str | None, requirements: Sequence[str], name: str, who
     return fail(name, f"{version} is outside {whose} range {wanted.specifier}", f"pip install '{wanted}'")
 
 
-def check_room(subject: str, available: int | None, wanted: int, advice: str) -> Finding:
+def check_room(subject: str, available: int, wanted: int, advice: str) -> Finding:
     """Bytes available against bytes wanted; too few warn, because small runs need less."""
-    if available is None:
-        return warn(subject, "could not be measured", advice)
     message = f"{available / GIB:.1f} GiB free"
     if available >= wanted:
         return ok(subject, message)
     return warn(subject, f"{message}, below {wanted / GIB:.0f} GiB", advice)
 
 
-def available_memory(meminfo: str, cgroup_max: str = "max", cgroup_current: str = "0") -> int | None:
+def left_by_container(available: int, most: str, current: str) -> int:
     """Bytes that new processes can use: the kernel's estimate, or what the container's limit leaves."""
-    line = next((line for line in meminfo.splitlines() if line.startswith("MemAvailable:")), None)
-    if line is None:
-        return None
-    available = int(line.split()[1]) * 1024
-    if cgroup_max.strip().isdigit():
-        available = min(available, int(cgroup_max) - int(cgroup_current))
-    return available
+    return min(available, int(most) - int(current)) if most.strip().isdigit() else available
 
 
 def judge_import(subject: str, probe: Probe) -> Finding:
@@ -307,12 +300,12 @@ def check_versions(has_gpu: bool) -> list[Finding]:
 
 def check_machine() -> list[Finding]:
     """Memory, shared memory, disk."""
-    memory = available_memory(
-        read_if_there("/proc/meminfo", ""),
+    memory = left_by_container(
+        psutil.virtual_memory().available,
         read_if_there("/sys/fs/cgroup/memory.max", "max"),
         read_if_there("/sys/fs/cgroup/memory.current", "0"),
     )
-    shm = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None
+    shm = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
     disk = shutil.disk_usage(ROOT).free
     return [
         check_room("memory", memory, 6 * GIB, "end other work, or lower cluster.envs_per_actor"),
