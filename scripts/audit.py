@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -24,7 +25,7 @@ TIMEOUT_S = 300
 
 def licence(package: metadata.Distribution) -> str:
     """What a package declares: an SPDX expression, else its classifiers, else the first line of the free text."""
-    about = package.metadata
+    about: Any = package.metadata  # a message, with more methods than it is typed with
     if expression := about.get("License-Expression"):
         return expression
     classifiers = [text.split(" :: ")[-1] for text in about.get_all("Classifier", []) if text.startswith("License ::")]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from json import dumps, loads
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import tyro
@@ -33,7 +33,7 @@ from rlvla_envs.libero.tasks import HORIZONS, NUM_INIT_STATES, SUITES, load_init
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETTLE_STEPS = 10
 """`num_steps_wait` of OpenVLA-OFT's run_libero_eval.py."""
-Suite = Literal[*SUITES]
+Suite: TypeAlias = Literal[*SUITES]  # pyright: ignore[reportInvalidTypeForm]
 NUM_TUNED_STATES = 5
 """The experts were tuned on states 0 to 4 of each task."""
 PACKAGES = ("hf-libero", "robosuite", "mujoco", "numpy")

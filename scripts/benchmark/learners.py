@@ -197,7 +197,7 @@ class _TRLLearner(_Baseline):
 
         super().__init__(cfg)
         warnings.filterwarnings("ignore", category=UserWarning, module="trl")  # its own vLLM is not used
-        from trl import GRPOTrainer
+        from trl.trainer.grpo_trainer import GRPOTrainer
 
         self._trainer: Any = GRPOTrainer(
             model=self._policy.load_model(cfg.model, self._dtype),
@@ -265,9 +265,9 @@ def _prompt_length(row: Row) -> int:
 
 
 def _arguments(cfg: GRPOConfig, folder: str) -> Any:
-    import trl
+    from trl.trainer.grpo_config import GRPOConfig as Arguments
 
-    return trl.GRPOConfig(
+    return Arguments(
         output_dir=folder,
         per_device_train_batch_size=cfg.group_size,
         num_generations=cfg.group_size,

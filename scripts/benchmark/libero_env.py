@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import tyro
@@ -41,7 +41,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 HEADLINE = "ours_one_camera"
 """`env_vs_default`: one camera, as in the paper, and the official frame to the bit."""
-Suite = Literal[*SUITES]
+Suite: TypeAlias = Literal[*SUITES]  # pyright: ignore[reportInvalidTypeForm]
 
 
 def main(
