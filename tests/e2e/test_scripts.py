@@ -41,7 +41,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 COMMANDS: dict[str, Sequence[str]] = {
-    "ablation.py": ("--demo", "{demo}", "--configs", "{configs}"),
     "benchmark/annotate.py": (
         *("--sides", "16", "--frames", "20", "--repeats", "1", "--concurrency", "1", "2", "--latency", "0.01"),
         *("--seconds", "0.1", "--episodes", "1", "--output", "{out}/result.json", "--chart", "{out}/chart.svg"),
@@ -65,6 +64,7 @@ ON_LIBERO: dict[str, Sequence[str]] = {
     ),
 }
 ELSEWHERE = {
+    "ablation.py": "tests/unit/test_ablation.py",
     "audit.py": ".ci/run",  # by `make audit`, before the tests
     "benchmark/annotation_server.py": "scripts/benchmark/annotate.py",
     "benchmark/grpo.py": "tests/e2e/test_scripts.py",
