@@ -58,7 +58,7 @@ def main(
     Args:
         model: checkpoint to go on from, such as the demo's SFT.
         config: of GRPO; `STEPS` overrides it.
-        minutes: with faults.
+        minutes: with faults, from the first step on.
         calm: minutes without faults behind those.
         every: seconds between faults, on average.
         seed: of the faults.
@@ -107,13 +107,16 @@ class Soak:
     """None while the run starts up: a fault is to meet a step."""
 
     def go(self, seconds: float, calm_s: float) -> None:
-        """Strike for `seconds`, let it run for `calm_s` more, then end the run as a preemption does."""
-        began = self.run.began
-        end = began + seconds + calm_s
+        """From the first step on strike for `seconds`, let it run for `calm_s` more, then end it as a preemption."""
         self._start()
+        began, has_begun = time.monotonic() + STALL_S, False
         with tqdm(total=round(seconds + calm_s), unit="s", desc="soak", mininterval=5) as bar:
-            while (now := time.monotonic()) < end and len(unexplained_ends(self.events)) < MAX_UNEXPLAINED:
-                bar.update(round(now - began) - bar.n)
+            while (now := time.monotonic()) < began + seconds + calm_s:
+                if len(unexplained_ends(self.events)) >= MAX_UNEXPLAINED:
+                    break
+                if self.lines and not has_begun:
+                    began, has_begun = now, True
+                bar.update(max(0, round(now - began) - bar.n))
                 time.sleep(LOOK_S)
                 self._look()
                 if now < began + seconds and self.next_fault is not None and now > self.next_fault:
