@@ -10,7 +10,6 @@ import io
 import json
 import math
 import re
-import struct
 from itertools import islice
 from typing import Any
 
@@ -76,12 +75,11 @@ _OBSERVATION = Observation(
 )
 
 
-@target(_CALL, b'{"image": 0, "bbox": [0, 0, 100, 100]}', b"\x10\x00\x10\x00\xff\x02\xff\x02", max_bytes=1200)
+@target(_CALL, b'{"image": 0, "bbox": [0, 0, 100, 100]}', max_bytes=1200)
 def calls(data: bytes) -> None:
     """A call is run, or refused with a text that a tokenizer takes; a box is then sound."""
     text = _text(data)
-    boxed = json.dumps({"name": "zoom_in", "arguments": {"image": len(data) % 3 - 1, "bbox": _integers(data)}})
-    for call in (text, f'{{"name": "zoom_in", "arguments": {text}}}', boxed):
+    for call in (text, f'{{"name": "zoom_in", "arguments": {text}}}'):
         parsed = parse_call(call)
         assert isinstance(parsed, ToolCall) or parsed.startswith("error: ")
         result, box = call_tool(TOOLS, _OBSERVATION, call)
@@ -95,11 +93,6 @@ def calls(data: bytes) -> None:
             x1, y1, x2, y2 = box
             assert 0 <= x1 < x2 <= 1000
             assert 0 <= y1 < y2 <= 1000
-
-
-def _integers(data: bytes) -> list[int]:
-    """Four of them from 8 bytes, mostly near the range of a box; any number of them from fewer."""
-    return [value % 1200 - 100 for (value,) in struct.iter_unpack("<H", data[: len(data) // 2 * 2][:8])]
 
 
 _CONFIGS = {cls: TypeAdapter(cls) for cls in (GRPOConfig, EvaluateConfig)}
