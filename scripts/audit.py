@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -24,19 +25,13 @@ TIMEOUT_S = 300
 
 def licence(package: metadata.Distribution) -> str:
     """What a package declares: an SPDX expression, else its classifiers, else the first line of the free text."""
-    about = package.metadata
+    about: Any = package.metadata  # a message, with more methods than it is typed with
     if expression := about.get("License-Expression"):
         return expression
     classifiers = [text.split(" :: ")[-1] for text in about.get_all("Classifier", []) if text.startswith("License ::")]
     if classifiers:
         return ", ".join(classifiers)
     return (about.get("License") or "").strip().partition("\n")[0] or "not declared"
-
-
-def licences() -> list[tuple[str, str, str]]:
-    """(name, version, licence) of every installed package, by name."""
-    found = {package.metadata["Name"].lower(): package for package in metadata.distributions()}
-    return [(name, package.version, licence(package)) for name, package in sorted(found.items())]
 
 
 def vulnerabilities(command: Sequence[str]) -> str:
@@ -71,22 +66,16 @@ def vulnerabilities(command: Sequence[str]) -> str:
     return said + "\n".join(["\n| package | finding | fixed in |\n|---|---|---|", *rows]) if rows else said
 
 
-def report() -> str:
-    """The whole page."""
-    found = vulnerabilities(PIP_AUDIT)
-    rows = "\n".join(f"| {name} | {version} | {text.replace('|', '/')} |" for name, version, text in licences())
-    return (
-        f"# Audit of the installed packages\n\n## Vulnerabilities\n\n{found}\n\n"
-        f"## Licences\n\n| package | version | licence |\n|---|---|---|\n{rows}\n"
-    )
-
-
 def main(*, output: Path = Path("outputs/audit.md")) -> None:
     """Write the report."""
+    found = vulnerabilities(PIP_AUDIT)
+    packages = {package.metadata["Name"].lower(): package for package in metadata.distributions()}
+    rows = (f"| {name} | {p.version} | {licence(p).replace('|', '/')} |" for name, p in sorted(packages.items()))
+    lines = ["# Audit of the installed packages\n", f"## Vulnerabilities\n\n{found}\n"]
+    lines += ["## Licences\n", "| package | version | licence |", "|---|---|---|", *rows]
     output.parent.mkdir(parents=True, exist_ok=True)
-    page = report()
-    output.write_text(page)
-    print(f"{output}: {page.split('## Vulnerabilities')[1].strip().splitlines()[0]}")
+    output.write_text("\n".join(lines) + "\n")
+    print(f"{output}: {found.splitlines()[0]}")
 
 
 if __name__ == "__main__":

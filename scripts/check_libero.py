@@ -17,10 +17,9 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import psutil
@@ -32,25 +31,10 @@ from rlvla_envs.libero.camera import CAMERAS
 from rlvla_envs.libero.env import LiberoEnv
 from rlvla_envs.libero.tasks import NUM_INIT_STATES, SUITES
 
-Suite = Literal[*SUITES]
+Suite: TypeAlias = Literal[*SUITES]  # pyright: ignore[reportInvalidTypeForm]
 CHUNK = np.tile(np.array([0.2, 0.1, -0.2, 0, 0, 0.1, -1]), (8, 1))
 MIN_CONTRAST = 5.0
 """Standard deviation of a picture, grey levels of 255; LIBERO's are at 40 and more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """One task."""
-
-    suite: str
-    task_id: int
-    name: str
-    seconds: float
-    """Build, reset, steps and pictures, wall time."""
-    error: str
-    """What is wrong, or an empty string."""
-    resident_mb: int
-    """Of this process after it."""
 
 
 def fault(env: LiberoEnv, task_id: int, init_state_id: int) -> str:
@@ -73,22 +57,19 @@ def fault(env: LiberoEnv, task_id: int, init_state_id: int) -> str:
     return f"flat pictures: contrast {flat}" if flat else ""
 
 
-def check(env: LiberoEnv, task_id: int, init_state_id: int = 0) -> Checked:
-    """Tries one task. A simulator may fail in any way, and the others shall still be tried."""
+def check(env: LiberoEnv, task_id: int, init_state_id: int = 0) -> dict[str, Any]:
+    """Tries one task: seconds of wall time, what is wrong, MB of this process after it.
+
+    A simulator may fail in any way, and the others shall still be tried.
+    """
     start = time.perf_counter()
     try:
         error = fault(env, task_id, init_state_id)
     except Exception as caught:
         error = f"{type(caught).__name__}: {caught}"
-    seconds = time.perf_counter() - start
-    return Checked(
-        suite=env.suite,
-        task_id=task_id,
-        name=env.task_names[task_id],
-        seconds=round(seconds, 2),
-        error=error,
-        resident_mb=psutil.Process().memory_info().rss >> 20,
-    )
+    seconds = round(time.perf_counter() - start, 2)
+    told = {"suite": env.suite, "task_id": task_id, "name": env.task_names[task_id], "seconds": seconds}
+    return {**told, "error": error, "resident_mb": psutil.Process().memory_info().rss >> 20}
 
 
 def draw(tasks: Sequence[int], num: int) -> list[tuple[int, int]]:
@@ -113,22 +94,23 @@ def main(
     if min(*tasks, resets, 0) < 0:
         raise SystemExit("--tasks and --resets: need 0 or more")
     check_assets(find_assets(), contents=True)
-    results: list[Checked] = []
+    results: list[dict[str, Any]] = []
     for suite in suites:
         env = LiberoEnv(suite, cameras=CAMERAS)
         chosen = [task for task in tasks or range(len(env.task_names)) if task < len(env.task_names)]
         bar = tqdm(draw(chosen, resets), desc=suite, unit="reset", dynamic_ncols=True)
         for task_id, init_state_id in bar:
-            results.append(check(env, task_id, init_state_id))
-            bar.set_postfix(resident_mb=results[-1].resident_mb)
-            if results[-1].error:
-                tqdm.write(f"{suite} {task_id} {results[-1].name}: {results[-1].error}", file=sys.stderr)
+            result = check(env, task_id, init_state_id)
+            results.append(result)
+            bar.set_postfix(resident_mb=result["resident_mb"])
+            if result["error"]:
+                tqdm.write(f"{suite} {task_id} {result['name']}: {result['error']}", file=sys.stderr)
         env.close()
     if json:
-        json.write_text(dumps([asdict(result) for result in results], indent=2) + "\n")
+        json.write_text(dumps(results, indent=2) + "\n")
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(f"resident memory: {peak_mb} MB at most", file=sys.stderr)
-    num_passed = sum(not result.error for result in results)
+    num_passed = sum(not result["error"] for result in results)
     print(f"{num_passed}/{len(results)}")
     return int(num_passed < len(results) or not results)
 

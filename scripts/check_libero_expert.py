@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from json import dumps, loads
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import tyro
@@ -33,7 +33,7 @@ from rlvla_envs.libero.tasks import HORIZONS, NUM_INIT_STATES, SUITES, load_init
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETTLE_STEPS = 10
 """`num_steps_wait` of OpenVLA-OFT's run_libero_eval.py."""
-Suite = Literal[*SUITES]
+Suite: TypeAlias = Literal[*SUITES]  # pyright: ignore[reportInvalidTypeForm]
 NUM_TUNED_STATES = 5
 """The experts were tuned on states 0 to 4 of each task."""
 PACKAGES = ("hf-libero", "robosuite", "mujoco", "numpy")
@@ -76,43 +76,42 @@ def run(suite: str, tasks: Sequence[int], states: range, trials: Trials, file: P
 
 
 def table(trials: Trials) -> str:
-    """Markdown: one line a suite, then one a task."""
-    lines = ["| suite | tasks | trials | successes | rate |", "|---|---|---|---|---|"]
-    for suite, tasks in trials.items():
-        outcomes = [trial["success"] for task in tasks.values() for trial in task.values()]
-        if outcomes:
-            rate = f"{np.mean(outcomes):.1%}".replace("%", " %")
-            lines.append(f"| {suite} | {len(tasks)} | {len(outcomes)} | {sum(outcomes)} | {rate} |")
-    for suite, tasks in trials.items():
-        lines += ["", f"## {suite}", "", "| task | success | env steps |", "|---|---|---|"]
-        for name, task in tasks.items():
-            steps = [trial["env_steps"] for trial in task.values() if trial["success"]]
-            mean = f"{np.mean(steps):.0f}" if steps else ""
-            lines.append(f"| {name.replace('_', ' ')} | {len(steps)}/{len(task)} | {mean} |")
-    return "\n".join(lines) + "\n"
-
-
-def unseen(trials: Trials) -> str:
-    """Markdown: by suite, the states that nobody looked at while the experts were written."""
+    """Markdown: a line for each suite's states that the experts were tuned on, others, held-out ones, and all."""
     lines = ["| suite | states | tasks | successes | rate | Wilson 95 % |", "|---|---|---|---|---|---|"]
     for suite, tasks in trials.items():
         held_out = load_splits(suite)["evaluate"]
-        for states in (range(NUM_TUNED_STATES, held_out.start), held_out):
-            played = [(int(i), t["success"]) for task in tasks.values() for i, t in task.items() if int(i) in states]
-            if not played:
-                continue
-            ids, outcomes = zip(*played, strict=True)
-            low, high = wilson_interval(sum(outcomes), len(outcomes))
-            num_tasks = sum(any(int(i) in states for i in task) for task in tasks.values())
-            lines.append(
-                f"| {suite} | {min(ids)} to {max(ids)} | {num_tasks} | {sum(outcomes)} of {len(outcomes)} "
-                f"| {100 * np.mean(outcomes):.1f} % | {100 * low:.1f} to {100 * high:.1f} |"
-            )
+        tuned, others = range(NUM_TUNED_STATES), range(NUM_TUNED_STATES, held_out.start)
+        for what, states in {
+            "tuned": tuned,
+            "new": others,
+            "held out": held_out,
+            "all": range(NUM_INIT_STATES),
+        }.items():
+            counted = {
+                name: [t["success"] for i, t in task.items() if int(i) in states] for name, task in tasks.items()
+            }
+            if outcomes := [success for of_task in counted.values() for success in of_task]:
+                low, high = (100 * bound for bound in wilson_interval(sum(outcomes), len(outcomes)))
+                lines.append(
+                    f"| {suite} | {what} | {sum(map(bool, counted.values()))} | {sum(outcomes)} of {len(outcomes)} "
+                    f"| {100 * np.mean(outcomes):.1f} % | {low:.1f} to {high:.1f} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def tasks_table(tasks: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Markdown: a line a task."""
+    lines = ["| task | success | env steps |", "|---|---|---|"]
+    for name, task in tasks.items():
+        steps = [trial["env_steps"] for trial in task.values() if trial["success"]]
+        mean = f"{np.mean(steps):.0f}" if steps else ""
+        lines.append(f"| {name.replace('_', ' ')} | {len(steps)}/{len(task)} | {mean} |")
     return "\n".join(lines) + "\n"
 
 
 def document(trials: Trials) -> str:
-    """The table with what a reader has to know about it."""
+    """The tables with what a reader has to know about them."""
+    by_task = "\n".join(f"## {suite}\n\n{tasks_table(tasks)}" for suite, tasks in trials.items())
     return f"""# Scripted experts on LIBERO
 
 Privileged state, official initial states, official horizons (220, 280, 300, 520, 400 env steps for spatial,
@@ -120,14 +119,10 @@ object, goal, 10, 90) after {SETTLE_STEPS} settle steps; success is LIBERO's own
 Env steps are the mean over successes. Written by `python scripts/check_libero_expert.py`, with the trials and the
 versions in [libero_expert.json](libero_expert.json).
 
-## States never looked at while tuning
+The experts were tuned on states 0 to {NUM_TUNED_STATES - 1} of each task; nobody looked at the others while tuning.
 
-The experts were tuned on states 0 to {NUM_TUNED_STATES - 1} of each task. On others, those of the held-out split apart:
-
-{unseen(trials)}
-## All trials
-
-{table(trials)}"""
+{table(trials)}
+{by_task}"""
 
 
 def main(
@@ -158,7 +153,7 @@ def main(
         print(error, file=sys.stderr)
         return 1
     json.with_suffix(".md").write_text(document(trials))
-    print(table(trials))
+    print(document(trials))
     return 0
 
 

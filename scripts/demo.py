@@ -66,27 +66,18 @@ def main(*, output: Path = ROOT / "outputs/demo", seed: int = 0, configs: Path =
     recipe("grpo", configs, "--model", str(start), "--output", f"{output}/grpo", *flags)
     results["grpo"] = rate(trained, "grpo")
     results["grpo_no_zoom"] = rate(trained, "grpo_no_zoom", "--episode.mode", "think")
-    summary = {**results, "minutes": round((time.perf_counter() - started) / 60, 1), "seed": seed}
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    report(output)
-
-
-def report(output: Path) -> None:
-    """Print the result and write the page."""
-    summary = json.loads((output / "summary.json").read_text())
+    minutes = round((time.perf_counter() - started) / 60, 1)
+    (output / "summary.json").write_text(json.dumps({**results, "minutes": minutes, "seed": seed}, indent=2) + "\n")
     print()
-    for name in ("sft", "grpo", "grpo_no_zoom"):
-        r = summary[name]
+    for name, r in results.items():
         print(
             f"{name:14s} success {100 * r['rate']:5.1f} %  "
             f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}] (Wilson 95 %, {r['num_trials']} held-out states)"
         )
     page = output / "report.html"
     folders = [output, output / "sft", output / "grpo", *sorted(output.glob("evaluate_*"))]
-    subprocess.run(
-        [sys.executable, str(ROOT / "scripts/report.py"), *map(str, folders), "--output", str(page)], check=True
-    )
-    print(f"{summary['minutes']} minutes; look at {page}")
+    subprocess.run([sys.executable, str(ROOT / "scripts/report.py"), *folders, "--output", page], check=True)
+    print(f"{minutes} minutes; look at {page}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,26 +14,12 @@ _LOOK_COLOURS = ("#ffd60a", "#4cc9f0", "#ff70a6", "#80ed99")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outline:
-    """A box over a picture."""
-
-    index: int
-    """Of the look, from 0."""
-    corners: Box
-
-    @property
-    def colour(self) -> str:
-        """Of the look."""
-        return look_colour(self.index)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """An image [H, W, 3] uint8 with boxes over it."""
+    """An image [H, W, 3] uint8 with boxes over it, by the index of their look."""
 
     image: np.ndarray
     caption: str
-    boxes: Sequence[Outline] = ()
+    boxes: Mapping[int, Box] = field(default_factory=dict)
     colour: str = "var(--line)"
     """Of the border, in CSS."""
 
@@ -69,9 +55,7 @@ def views(cameras: Sequence[np.ndarray], looks: Sequence[tuple[int, Box | None]]
         Picture(
             image=image,
             caption="policy view" if len(cameras) == 1 else f"camera {camera}",
-            boxes=[
-                Outline(index=i, corners=box) for i, (of, box) in enumerate(looks) if of == camera and box is not None
-            ],
+            boxes={i: box for i, (of, box) in enumerate(looks) if of == camera and box is not None},
         )
         for camera, image in enumerate(cameras)
     ]

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from rlvla.pictures import to_png
 from rlvla.report import markdown
+from rlvla.report.decision import look_colour
 
 
 def render(template: str, **values: Any) -> str:
@@ -41,5 +42,6 @@ _ENVIRONMENT.filters |= {
     "code": markdown.code,
     "fenced": markdown.fenced,
     "percent": markdown.percent,
+    "look_colour": look_colour,
     "comma": "{:,}".format,
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from rlvla.report.decision import Picture
+from rlvla.report.decision import Picture, look_colour
 
 Views = Sequence[Picture]
 """What one decision saw: the picture of each camera."""
@@ -74,10 +74,9 @@ def _draw(view: Picture) -> Image.Image:
     how = Image.Resampling.NEAREST if height < HEIGHT else Image.Resampling.BOX
     picture = Image.fromarray(view.image).resize(size, how)
     draw = ImageDraw.Draw(picture)
-    for box in view.boxes:
-        x1, y1, x2, y2 = box.corners
+    for index, (x1, y1, x2, y2) in view.boxes.items():
         place = [x1 * size[0] / 1000, y1 * size[1] / 1000, x2 * size[0] / 1000 - 1, y2 * size[1] / 1000 - 1]
-        for margin, ink, line in ((1, "#000000", 4), (0, box.colour, 2)):
+        for margin, ink, line in ((1, "#000000", 4), (0, look_colour(index), 2)):
             left, top = place[0] - margin, place[1] - margin
             draw.rectangle(
                 (left, top, max(left, place[2] + margin), max(top, place[3] + margin)), outline=ink, width=line

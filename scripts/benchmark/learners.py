@@ -24,12 +24,12 @@ All count the same tokens: those of the turns that were played, context included
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,9 @@ from measuring import Run
 from rlvla.config import GRPOConfig
 from rlvla.learner import collate, loss
 from rlvla.learner.collate import Batch, Row
+from rlvla.policies.thinker.drawing import to_device
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.weights import load_model
 from rlvla.types import Group, SegmentKind
 
 
@@ -77,13 +77,14 @@ def widen_inputs(inputs: Mapping[str, torch.Tensor], length: int) -> dict[str, t
 class _Baseline:
     """What both have in common."""
 
+    _model: Any
+
     def __init__(self, cfg: GRPOConfig) -> None:
         self._cfg = cfg
         self._dtype = getattr(torch, cfg.learner.dtype)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._policy = Thinker(PolicyProcessor.load(cfg.model))
         self._processor = self._policy.processor
-        self._pad_id = self._processor.hf_processor.tokenizer.pad_token_id or 0
 
     def _train(self, model: Any) -> None:
         learner = self._cfg.learner
@@ -105,11 +106,8 @@ class _Baseline:
         torch.nn.utils.clip_grad_norm_(self._trained, self._cfg.learner.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return Run(
-            seconds=time.perf_counter() - started,
-            counts={"tokens": sum(row.num_tokens for row in live)},
-            facts={"rows": len(rows)},
-        )
+        seconds = time.perf_counter() - started
+        return Run(seconds=seconds, counts={"tokens": sum(row.num_tokens for row in live)}, facts={"rows": len(rows)})
 
     def _backward(self, rows: Sequence[Row], *length: int) -> None:
         raise NotImplementedError
@@ -118,20 +116,16 @@ class _Baseline:
         size = self._cfg.learner.micro_batch_rows
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    def _moved(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {n: t.to(self._device, self._dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
-
 
 class PaddedLearner(_Baseline):
     """Policy, reference and optimizer of the plain loop."""
 
     def __init__(self, cfg: GRPOConfig) -> None:
         super().__init__(cfg)
-        model = self._policy.load_to_train(cfg.model, cfg.learner)
-        self._train(model.train(cfg.learner.gradient_checkpointing))
+        self._train(self._policy.load_to_train(cfg.model, cfg.learner).train(cfg.learner.gradient_checkpointing))
         self._reference = None
         if cfg.loss.kl_coef:
-            self._reference = load_model(cfg.model, self._dtype).to(self._device).eval().requires_grad_(False)
+            self._reference = self._policy.load_model(cfg.model, self._dtype).to(self._device).eval()
 
     def run_padded(self, groups: Sequence[Group], horizon: int) -> Run:
         """One step over the whole horizon of every trajectory, all rows at the longest length that is admitted."""
@@ -178,7 +172,7 @@ class PaddedLearner(_Baseline):
 def measure_trl(
     cfg: GRPOConfig, measure: Callable[[Callable[[Sequence[Group]], Run]], list[Run]]
 ) -> tuple[list[Run], str]:
-    """Measure, if TRL is there and takes our rows.
+    """Measure, if TRL is there.
 
     Args:
         cfg: as ours.
@@ -187,14 +181,12 @@ def measure_trl(
     Returns:
         (runs, "") or ([], the reason why there are none).
     """
+    if find_spec("trl") is None:
+        return [], "trl is not installed: make setup"
     if cfg.learner.lora is not None:
         return [], "learner.lora is set: only full fine-tuning is compared"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return measure(_TRLLearner(cfg, folder).run), ""
-    except Exception as error:  # TRL's internals move with its versions; the other measurements stand
-        logging.getLogger(__name__).warning("TRL failed", exc_info=error)
-        return [], f"TRL failed: {type(error).__name__}: {error}"
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(_TRLLearner(cfg, folder).run), ""
 
 
 class _TRLLearner(_Baseline):
@@ -205,10 +197,10 @@ class _TRLLearner(_Baseline):
 
         super().__init__(cfg)
         warnings.filterwarnings("ignore", category=UserWarning, module="trl")  # its own vLLM is not used
-        from trl import GRPOTrainer
+        from trl.trainer.grpo_trainer import GRPOTrainer
 
         self._trainer: Any = GRPOTrainer(
-            model=load_model(cfg.model, self._dtype),
+            model=self._policy.load_model(cfg.model, self._dtype),
             args=_arguments(cfg, folder),
             reward_funcs=lambda **_: [],
             train_dataset=datasets.Dataset.from_list([{"prompt": "none"}] * cfg.group_size),
@@ -249,7 +241,8 @@ class _TRLLearner(_Baseline):
     def _inputs(self, rows: Sequence[Row], prompt_length: int, completion_length: int) -> dict[str, Any]:
         """What `compute_loss` takes."""
         shape = (len(rows), prompt_length + completion_length)
-        ids, mask, tool_mask = np.full(shape, self._pad_id), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        pad_id = self._processor.hf_processor.tokenizer.pad_token_id or 0
+        ids, mask, tool_mask = np.full(shape, pad_id), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for i, row in enumerate(rows):
             start = prompt_length - _prompt_length(row)
             place = slice(start, start + row.num_tokens)
@@ -263,7 +256,8 @@ class _TRLLearner(_Baseline):
         extra = self._processor.forward_inputs(tensors["ids"], tensors["mask"], no_acts)
         inputs |= {name: extra[name] for name in ("mm_token_type_ids",) if name in extra}
         advantages = torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=self._device)
-        return self._moved(inputs) | {"advantages": advantages, "num_images": [len(row.turn.images) for row in rows]}
+        moved = to_device(inputs, self._device, self._dtype)
+        return {**moved, "advantages": advantages, "num_images": [len(row.turn.images) for row in rows]}
 
 
 def _prompt_length(row: Row) -> int:
@@ -271,9 +265,9 @@ def _prompt_length(row: Row) -> int:
 
 
 def _arguments(cfg: GRPOConfig, folder: str) -> Any:
-    import trl
+    from trl.trainer.grpo_config import GRPOConfig as Arguments
 
-    return trl.GRPOConfig(
+    return Arguments(
         output_dir=folder,
         per_device_train_batch_size=cfg.group_size,
         num_generations=cfg.group_size,

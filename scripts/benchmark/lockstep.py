@@ -33,6 +33,7 @@ from measuring import Run
 from ours import rollout_run
 from rlvla.config import GRPOConfig
 from rlvla.policies.models.backbones import placeholder_ids
+from rlvla.policies.thinker.drawing import to_device
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.scoring import next_logits
@@ -130,7 +131,7 @@ class LockstepBatch:
         limits = torch.tensor([r.max_tokens if i in live else 0 for i, r in enumerate(requests)], device=self._device)
         request, length = requests[live[0]], ids.shape[1]
         sequences = self._model.generate(
-            **self._to_device({name: inputs[name] for name in known if name in inputs}, requests),
+            **self._fed({name: inputs[name] for name in known if name in inputs}, requests),
             generation_config=self._generation_config(request, int(limits.max())),
             stopping_criteria=StoppingCriteriaList([_RowsEnd(request.stop_ids, limits, length)]),
         )
@@ -149,7 +150,7 @@ class LockstepBatch:
         ids, mask = self._pad([np.concatenate([context, any_actions]) for context in contexts], left=False)
         columns = torch.arange(ids.shape[1])[None]
         is_act = (columns >= first) & (columns < first + num_actions)
-        inputs = self._to_device(self.processor.forward_inputs(ids, mask, is_act), requests)
+        inputs = self._fed(self.processor.forward_inputs(ids, mask, is_act), requests)
         logits = next_logits(self._model, inputs)[:, :, action_ids]  # of the tokens from column 1 on
         logits = logits[is_act[:, 1:].to(self._device)]
         if temperature := requests[0].temperature:
@@ -170,11 +171,10 @@ class LockstepBatch:
             mask[i, place] = 1
         return ids, mask
 
-    def _to_device(self, inputs: dict[str, torch.Tensor], requests: Sequence[SampleRequest]) -> dict[str, torch.Tensor]:
-        """Inputs and the pixels of the requests' images, where the model is."""
-        inputs = inputs | self.processor.pixel_inputs([request.images for request in requests])
-        dtype = self._model.dtype
-        return {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in inputs.items()}
+    def _fed(self, inputs: dict[str, torch.Tensor], requests: Sequence[SampleRequest]) -> dict[str, torch.Tensor]:
+        """Inputs with the pixels of the requests' images."""
+        pixels = self.processor.pixel_inputs([request.images for request in requests])
+        return to_device(inputs | pixels, self._device, self._model.dtype)
 
     def _generation_config(self, request: SampleRequest, max_tokens: int) -> GenerationConfig:
         never = (*placeholder_ids(self._model.config), *request.banned_ids, *self.processor.vocabulary.slot_ids)

@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
 from rlvla.durable.provenance import provenance
@@ -50,12 +49,6 @@ def medians(runs: Sequence[Run]) -> dict[str, Any]:
         **{f"{name}_per_s": median(run.counts[name] / run.seconds for run in runs) for name in runs[0].counts},
         **{name: sum(run.facts[name] for run in runs) / len(runs) for name in runs[0].facts},
     }
-
-
-def latencies(seconds: Sequence[float]) -> dict[str, float]:
-    """`p50_ms`, `p95_ms` and `mean_ms`."""
-    ms = 1000 * np.array(seconds)
-    return {"p50_ms": float(np.median(ms)), "p95_ms": float(np.quantile(ms, 0.95)), "mean_ms": float(ms.mean())}
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:

@@ -1,22 +1,19 @@
-"""What thinking and looking cost a decision, mode by mode, and what vLLM saves a rollout over plain transformers.
+"""What thinking and looking cost a decision, mode by mode.
 
 python scripts/benchmark/modes.py [--model outputs/demo/grpo/checkpoint ...] [--output modes_benchmark.json]
 
-For each checkpoint, greedy, on train initial states of the config's tasks (nothing is said of success):
+For each checkpoint the time from the observation to the decoded actions (`Turn.latency_s`), greedy, one decision at a
+time in vLLM, with `episode.mode` act, think and zoom, and zoom with `episode.think_every` 2 to 4. Nothing is said of
+success.
 
-- decision: time from the observation to the decoded actions (`Turn.latency_s`), one decision at a time in vLLM, with
-  `episode.mode` act, think and zoom, and zoom with `episode.think_every` 2 to 4. Each decision meets the next initial
-  state: a reused thought speaks of another scene, which changes where the action goes and not how long it takes. No
-  state is met twice: vLLM would have its prompt in the prefix cache. Behind an injected `<act>` exactly as many
-  tokens are sampled as a chunk has, whatever the policy makes of it.
-- rollout: the same episodes, `cluster.envs_per_actor` of them at once, with the vLLM sampler and with the
-  TransformersSampler, which serves one request at a time.
+Each decision meets the next train initial state of the config's tasks: a reused thought speaks of another scene, which
+changes where the action goes and not how long it takes. No state is met twice: vLLM would have its prompt in the prefix
+cache. Behind an injected `<act>` exactly as many tokens are sampled as a chunk has, whatever the policy makes of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +22,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from measuring import ROOT, checkpoint_name, latencies, set_environment, table, write_result
+from measuring import ROOT, checkpoint_name, set_environment, table, write_result
 from rlvla.config import EpisodeConfig, EvaluateConfig, load
 from rlvla.policies.thinker.deciding import Decider
 from rlvla.policies.thinker.policy import Thinker
@@ -33,9 +30,9 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, Sampler, SampleRequest
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.env_thread import EnvThread
-from rlvla.rollout.episode import observe, run_episode
+from rlvla.rollout.episode import observe
 from rlvla.rollout.tasks import TaskStream, most_images
-from rlvla.types import SegmentKind, TaskSpec, Trajectory, Turn
+from rlvla.types import SegmentKind, TaskSpec, Turn
 
 PAPER_RATIO = 1.19
 """Of thought and zoom to no thought, in time (VLA-Thinker, arXiv 2603.14523)."""
@@ -47,7 +44,6 @@ def main(
     config: Path = ROOT / "recipes/configs/evaluate_tiny_tabletop.yaml",
     num_decisions: int = 24,
     rounds: int = 4,
-    num_trajectories: int = 48,
     seed: int = 0,
     output: Path | None = None,
 ) -> None:
@@ -58,57 +54,38 @@ def main(
         config: evaluation config: env, limits, sampler.
         num_decisions: of each mode in a round.
         rounds: that count, behind one that warms up.
-        num_trajectories: of the rollout.
         seed: of initial states.
         output: also write the result here, as JSON.
     """
     set_environment()
-    if min(num_decisions, rounds, num_trajectories) < 1:
-        raise SystemExit("--num-decisions, --rounds and --num-trajectories: need at least 1 each")
+    if min(num_decisions, rounds) < 1:
+        raise SystemExit("--num-decisions and --rounds: need at least 1 each")
     cfg = load(EvaluateConfig, ["--config", str(config)])
-    names = [checkpoint_name(one) for one in model]
     policies = []
-    for name, one in zip(names, model, strict=True):
-        rollout, decision = measure(one, cfg, num_decisions, rounds, num_trajectories, seed)
-        policies.append({"model": name, "decision": decision, "rollout": rollout})
-        print(f"\n{render(policies[-1])}", flush=True)
+    for name, folder in [(checkpoint_name(folder), folder) for folder in model]:
+        decision = measure(folder, cfg, rounds=rounds, num_decisions=num_decisions, seed=seed)
+        policies.append({"model": name, "decision": decision})
+        print(f"\n{name}\n{render(decision)}", flush=True)
     print(f"\nthe paper's zoom to act: {PAPER_RATIO}")
     facts = {"num_decisions": num_decisions, "rounds": rounds, "seed": seed, "tasks": list(cfg.env.tasks)}
-    facts |= {"envs_at_once": cfg.cluster.envs_per_actor, "paper_zoom_to_act": PAPER_RATIO}
-    write_result({"policies": policies, **facts}, output, cfg.sampler.threads)
+    write_result({"policies": policies, **facts, "paper_zoom_to_act": PAPER_RATIO}, output, cfg.sampler.threads)
 
 
-def measure(
-    model: Path, cfg: EvaluateConfig, num_decisions: int, rounds: int, num_trajectories: int, seed: int
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Rollout and decisions; the TransformersSampler comes first, before vLLM sets this process up for itself."""
-    import torch
-    import transformers
-
-    from rlvla.samplers.local import TransformersSampler
+def measure(model: Path, cfg: EvaluateConfig, **counts: int) -> dict[str, dict[str, float]]:
+    """`measure_decisions` of a checkpoint in vLLM, with ratios."""
     from rlvla.samplers.vllm.sampler import VLLMSampler
 
-    transformers.utils.logging.disable_progress_bar()  # of loading weights
-    torch.set_num_threads(cfg.sampler.threads)  # as vLLM's
-    processor = PolicyProcessor.load(model)
-    stream = TaskStream(config=cfg.env, seed=seed + 1)
-    first, tasks = stream.take(2), stream.take(num_trajectories)
-    plain = TransformersSampler(model, getattr(torch, cfg.sampler.dtype))
-    asyncio.run(measure_rollout(plain, processor, cfg, first))
-    slow = asyncio.run(measure_rollout(plain, processor, cfg, tasks))
     sampler = VLLMSampler(
         model,
         cfg.sampler,
         max_images=most_images(cfg.env, cfg.episode),
         max_model_len=cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster`
-        seed=seed,
+        seed=counts["seed"],
     )
-    asyncio.run(measure_rollout(sampler, processor, cfg, first))
-    fast = asyncio.run(measure_rollout(sampler, processor, cfg, tasks))
-    counts = {"rounds": rounds, "num_decisions": num_decisions, "seed": seed}
-    decisions = asyncio.run(measure_decisions(sampler, processor, cfg, modes(cfg.episode), **counts))
+    processor = PolicyProcessor.load(model)
+    measured = asyncio.run(measure_decisions(sampler, processor, cfg, modes(cfg.episode), **counts))
     sampler.close()
-    return compare_rollouts(fast, slow), with_ratios(decisions)
+    return with_ratios(measured)
 
 
 def modes(episode: EpisodeConfig) -> dict[str, EpisodeConfig]:
@@ -131,32 +108,10 @@ def with_ratios(decisions: Mapping[str, dict[str, float]]) -> dict[str, dict[str
     }
 
 
-Played = tuple[float, Sequence[Trajectory]]
-"""Seconds, and trajectories in the order of their tasks."""
-
-
-def compare_rollouts(vllm: Played, transformers: Played) -> dict[str, float]:
-    """Trajectories a second of both, their ratio, and how many trajectories agree in every token."""
-    num = len(vllm[1])
-    tokens = [
-        [[turn.token_ids.tolist() for turn in t.turns] for t in trajectories]
-        for _, trajectories in (vllm, transformers)
-    ]
-    return {
-        "num_trajectories": num,
-        "vllm_per_s": num / vllm[0],
-        "transformers_per_s": num / transformers[0],
-        "ratio": transformers[0] / vllm[0],
-        "num_same": sum(a == b for a, b in zip(*tokens, strict=True)),
-    }
-
-
-def render(policy: Mapping[str, Any]) -> str:
-    """One policy, to read."""
+def render(decision: Mapping[str, Mapping[str, float]]) -> str:
+    """The modes, to read."""
     head = ["p50_ms", "p95_ms", "mean_ms", "mean_to_act", "sampled_tokens", "zooms", "num_decisions"]
-    rows = [[name, *(mode[key] for key in head)] for name, mode in policy["decision"].items()]
-    rollout = table([(key, value) for key, value in policy["rollout"].items()])
-    return f"{policy['model']}\n{table([['mode', *head], *rows])}\nrollout\n{rollout}"
+    return table([["mode", *head], *([name, *(mode[key] for key in head)] for name, mode in decision.items())])
 
 
 @dataclass(kw_only=True)
@@ -235,35 +190,16 @@ def summarise(name: str, turns: Sequence[Turn]) -> dict[str, float]:
     acted = [turn for turn in turns if len(turn.actions)]
     if not acted:
         raise SystemExit(f"no decision in mode {name!r} ended in an action: train the policy for longer")
+    ms = [1000 * turn.latency_s for turn in acted]
     return {
         "num_decisions": len(acted),
         "num_malformed": len(turns) - len(acted),
-        **latencies([turn.latency_s for turn in acted]),
+        "p50_ms": float(np.median(ms)),
+        "p95_ms": float(np.quantile(ms, 0.95)),
+        "mean_ms": float(np.mean(ms)),
         "sampled_tokens": float(np.mean([turn.num_sampled_tokens for turn in acted])),
         "zooms": float(np.mean([len(turn.of_kind(SegmentKind.TOOL_CALL)) for turn in acted])),
     }
-
-
-async def measure_rollout(
-    sampler: Sampler, processor: PolicyProcessor, cfg: EvaluateConfig, tasks: Sequence[TaskSpec]
-) -> tuple[float, list[Trajectory]]:
-    """Seconds that the episodes take, and their trajectories in the tasks' order; envs are made before."""
-    decider = Thinker(processor).decider(sampler, cfg.episode)
-    envs = [EnvThread(lambda: make_env(cfg.env)) for _ in range(min(cfg.cluster.envs_per_actor, len(tasks)))]
-    await asyncio.gather(*(env.call(lambda e: e.reset(seed=0)) for env in envs))
-    pending = iter(enumerate(tasks))
-    played: dict[int, Trajectory] = {}
-
-    async def drive(env: EnvThread) -> None:
-        for index, task in pending:
-            played[index] = await run_episode(decider, env, task, member=0)
-
-    started = time.perf_counter()
-    await asyncio.gather(*(drive(env) for env in envs))
-    seconds = time.perf_counter() - started
-    for env in envs:
-        env.close()
-    return seconds, [played[index] for index in range(len(tasks))]
 
 
 if __name__ == "__main__":

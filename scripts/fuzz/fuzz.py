@@ -6,7 +6,7 @@ python scripts/fuzz/fuzz.py markup --replay outputs/fuzz/markup.bin
 
 Atheris makes the inputs and steers them by coverage. A target ends at its first finding: an exception, a crash, more
 than `--limit-s` or more than `--memory-mb` for one input. The input is kept, and the exit status is 1. Targets are in
-`texts.py`, `files.py` and `checkpoints.py`.
+`targets.py`.
 
 Many targets write files: with `TMPDIR` on a RAM disk they run many times faster.
 """

@@ -14,7 +14,7 @@ MAX_ADDRESS_BYTES = 32 << 30
 
 def main(name: str, memory_mb: str, output: str, *options: str) -> None:
     """Does not return: libFuzzer ends the process."""
-    with atheris.instrument_imports(include=["rlvla"]):
+    with atheris.instrument_imports(include=["rlvla"]):  # pyright: ignore[reportAttributeAccessIssue]
         from targets import TARGETS, WORDS
 
         target = TARGETS[name]

@@ -28,7 +28,7 @@ from strikes import FAULTS, ROOT, SoakRun
 from verdict import chart, judge, memory_slopes, unexplained_ends
 
 STEPS = (
-    *("--config", str(ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"), "--num-steps", "1000000", "--save-every", "1"),
+    *("--num-steps", "1000000", "--save-every", "1"),
     *("--groups-per-step", "4", "--group-size", "4", "--minibatch-trajectories", "16", "--learner.lr", "1e-5"),
     *("--env.deadline-s", "10", "--env.reset-deadline-s", "60", "--cluster.max-restarts", "1000"),
     *("--cluster.envs-per-actor", "16", "--cluster.envs-per-process", "4"),
@@ -46,6 +46,7 @@ MAX_UNEXPLAINED = 3
 def main(
     *,
     model: Path,
+    config: Path = ROOT / "recipes/configs/grpo_tiny_tabletop.yaml",
     minutes: float = 60.0,
     calm: float = 30.0,
     every: float = 60.0,
@@ -56,7 +57,8 @@ def main(
 
     Args:
         model: checkpoint to go on from, such as the demo's SFT.
-        minutes: with faults.
+        config: of GRPO; `STEPS` overrides it.
+        minutes: with faults, from the first step on.
         calm: minutes without faults behind those.
         every: seconds between faults, on average.
         seed: of the faults.
@@ -65,7 +67,8 @@ def main(
     if output.exists():
         raise SystemExit(f"{output} exists: move it away, or name another folder with --output")
     output.mkdir(parents=True)
-    soak = Soak(run=SoakRun(flags=(*STEPS, "--model", str(model)), output=output), rng=random.Random(seed), every=every)
+    flags = ("--config", str(config), *STEPS, "--model", str(model))
+    soak = Soak(run=SoakRun(flags=flags, output=output), rng=random.Random(seed), every=every)
     try:
         soak.go(60 * minutes, 60 * calm)
     finally:  # whatever broke off, what there is says why
@@ -104,13 +107,16 @@ class Soak:
     """None while the run starts up: a fault is to meet a step."""
 
     def go(self, seconds: float, calm_s: float) -> None:
-        """Strike for `seconds`, let it run for `calm_s` more, then end the run as a preemption does."""
-        began = self.run.began
-        end = began + seconds + calm_s
+        """From the first step on strike for `seconds`, let it run for `calm_s` more, then end it as a preemption."""
         self._start()
+        began, has_begun = time.monotonic() + STALL_S, False
         with tqdm(total=round(seconds + calm_s), unit="s", desc="soak", mininterval=5) as bar:
-            while (now := time.monotonic()) < end and len(unexplained_ends(self.events)) < MAX_UNEXPLAINED:
-                bar.update(round(now - began) - bar.n)
+            while (now := time.monotonic()) < began + seconds + calm_s:
+                if len(unexplained_ends(self.events)) >= MAX_UNEXPLAINED:
+                    break
+                if self.lines and not has_begun:
+                    began, has_begun = now, True
+                bar.update(max(0, round(now - began) - bar.n))
                 time.sleep(LOOK_S)
                 self._look()
                 if now < began + seconds and self.next_fault is not None and now > self.next_fault:

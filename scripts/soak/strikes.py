@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -48,10 +49,8 @@ class SoakRun:
     output: Path
     driver: psutil.Popen = None  # type: ignore[assignment]
     """Of the last start."""
-    known: dict[int, psutil.Process] = field(default_factory=dict)
-    """Every process of the present driver that was ever seen, by pid."""
-    leaving: list[tuple[float, psutil.Process]] = field(default_factory=list)
-    """Those of earlier drivers, with the time by which they must have ended."""
+    known: dict[psutil.Process, float] = field(default_factory=dict)
+    """Every process that was seen, and the time by which it must have ended: infinity while its driver lives."""
     samples: list[Sample] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
@@ -69,7 +68,7 @@ class SoakRun:
             for process in (self.driver, *self.driver.children(recursive=True)):
                 with suppress(psutil.Error):  # it has just ended
                     roles[self._role(process)].append(process)
-                    self.known[process.pid] = process
+                    self.known.setdefault(process, math.inf)
         return roles
 
     def _role(self, process: psutil.Process) -> str:
@@ -117,23 +116,24 @@ class SoakRun:
         Args:
             wait: for those whose time is not over yet; those of the present driver, which has ended, are among them.
         """
+        now = time.monotonic()
         if wait:
             self._let_go()
-            psutil.wait_procs([process for _, process in self.leaving], EXIT_S)
-        now = time.monotonic()
-        late = [process for until, process in self.leaving if (wait or now > until) and process.is_running()]
-        self.leaving = [(until, process) for until, process in self.leaving if not wait and now <= until]
+            psutil.wait_procs(list(self.known), EXIT_S)
+            now = math.inf
         names = []
-        for process in late:
+        for process in [process for process, until in self.known.items() if now >= until]:
+            del self.known[process]
             with suppress(psutil.Error):  # it has just ended
-                names.append(" ".join(process.cmdline())[:120])
-                process.kill()
+                if process.is_running():
+                    names.append(" ".join(process.cmdline())[:120])
+                    process.kill()
         return names
 
     def _let_go(self) -> None:
+        """The driver has ended: what it had started may live on for a while."""
         until = time.monotonic() + EXIT_S
-        self.leaving += [(until, process) for process in self.known.values()]
-        self.known = {}
+        self.known = {process: min(late, until) for process, late in self.known.items()}
 
 
 def own_mib(process: psutil.Process) -> float:

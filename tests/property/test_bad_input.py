@@ -61,6 +61,7 @@ HUGE: dict[str, Callable[[], Any]] = {
     "a thought of a megabyte": lambda: parse_text(print_think("a" * 1_000_000) + "<act>0</act>"),
     "ten thousand calls": lambda: parse_text('<tool>{"name": "zoom_in"}</tool>' * 10_000),
     "a hundred thousand marks": lambda: parse_text("<think>" * 100_000),
+    "marks that are none": lambda: parse_text("<think>" + "< /think> <tool " * 100_000),
     "a call of a megabyte": lambda: parse_call("[" * 1_000_000),
     "an answer of a megabyte": lambda: schema.read('{"thought": "' + "a" * 1_000_000, is_key=False, num_images=1),
     "an answer of a megabyte of brackets": lambda: schema.read("[" * 1_000_000, is_key=False, num_images=1),

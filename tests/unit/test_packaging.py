@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import torchvision_cpu_hook as hook
-from doctor_checks import read_lock
+from doctor import read_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"

@@ -355,12 +355,6 @@ def test_what_cannot_be_planned_is_an_error(tmp_path: Path) -> None:
         plan_file("evaluate_tiny_tabletop", "--num-trials", "1001")
 
 
-@pytest.mark.libero
-def test_a_policy_of_another_env_is_an_error(tiny_policy: Path, libero_assets: Path) -> None:
-    with pytest.raises(ValueError, match="have 4 dimensions, those of the env 7"):
-        plan_file("evaluate_tiny_libero-object", "--model", str(tiny_policy))
-
-
 @pytest.mark.parametrize("size", [(64, 64), (32, 64), (48, 32)])
 def test_the_formula_for_pictures_is_that_of_the_processor(size: tuple[int, int]) -> None:
     model, processor = tiny_model("qwen2_5_vl")

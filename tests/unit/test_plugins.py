@@ -64,15 +64,13 @@ def test_an_error_while_a_plugin_is_imported_is_named(
         assert isinstance(e.value.__cause__, cause or ModuleNotFoundError)
 
 
-def test_an_interrupt_is_no_error_of_a_plugin(tmp_path: Path) -> None:
+def test_an_interrupt_is_no_error_of_a_plugin_and_an_error_has_one_name(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):
         resolve(f"{tmp_path}/slow.py:f")
     with pytest.raises(KeyboardInterrupt), naming("a plugin"):
         raise KeyboardInterrupt
-
-
-def test_what_was_named_once_is_not_named_again() -> None:
+    # What was named once is not named again.
     with pytest.raises(PluginError, match=r"^inner raised KeyError: 1 "), naming("outer"), naming("inner"):
         raise KeyError(1)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import report
 from rlvla.report import video as report_video
-from rlvla.report.decision import Outline, Picture
+from rlvla.report.decision import Picture
 from rlvla.report.episodes import ShownEpisode, shown
 from rlvla.report.video import HEIGHT, MAX_BYTES, MAX_FRAMES, Video, Views, animation
 from rlvla.types import Box, Turn
@@ -21,7 +21,7 @@ from tests.examples import act, think, trajectory, turn, zoom
 
 def view(grey: int = 0, size: int = 64, boxes: Sequence[Box] = ()) -> Picture:
     image = np.full((size, size, 3), grey, np.uint8)
-    return Picture(image=image, caption="", boxes=[Outline(index=0, corners=box) for box in boxes])
+    return Picture(image=image, caption="", boxes=dict(enumerate(boxes)))
 
 
 def played(turns: Sequence[Views]) -> Video:

@@ -32,14 +32,6 @@ def test_success_is_one_for_success_only(end: EndReason) -> None:
     assert success(trajectory(end=end)) == (1.0 if end is EndReason.SUCCESS else 0.0)
 
 
-@pytest.mark.parametrize("end", EndReason)
-@pytest.mark.parametrize("name", rlvla_reward.BUILTIN)
-def test_every_builtin_is_between_0_and_1_for_every_end(name: str, end: EndReason) -> None:
-    fn = rlvla_reward.BUILTIN[name]
-    assert 0.0 <= fn(trajectory([good_turn()], end)) <= 1.0
-    assert 0.0 <= fn(trajectory([], end)) <= 1.0
-
-
 def test_format_counts_well_formed_turns() -> None:
     turns = [
         good_turn(),
@@ -89,20 +81,11 @@ def test_any_kind_of_number_is_a_reward(tmp_path: Path, value: str) -> None:
     assert scored.reward == 1.0
 
 
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("raise KeyError('lost')", "KeyError: 'lost'"),
-        ("return None", "returned NoneType: wanted is a number"),
-        ("return '1.0'", "returned str"),
-    ],
-)
-def test_a_plugin_that_fails_stops_the_run_and_is_named(tmp_path: Path, body: str, message: str) -> None:
-    reward = rlvla_reward.build([term("success"), term(plugin(tmp_path, body), name="smooth")])
-    with pytest.raises(RewardError, match=message) as caught:
+def test_a_plugin_that_fails_stops_the_run_and_is_named(tmp_path: Path) -> None:
+    """With what it was called at; the other ways to fail are in test_plugin_kinds."""
+    reward = rlvla_reward.build([term("success"), term(plugin(tmp_path, "return '1.0'"), name="smooth")])
+    with pytest.raises(RewardError, match=r"'smooth'.*mine\.py:mine.*task tabletop 0, initial state 7.*returned str"):
         reward.score(group(trajectory()))
-    for part in ("'smooth'", "mine.py:mine", "task tabletop 0, initial state 7"):
-        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -166,32 +149,20 @@ def test_a_declaration_that_says_neither_is_named_when_the_reward_is_built(tmp_p
         rlvla_reward.build([term(f"{tmp_path}/mine.py:mine")])
 
 
-def test_wrong_kwargs_are_found_when_the_reward_is_built(tmp_path: Path) -> None:
-    spec = plugin(tmp_path, "return scale")
-    with pytest.raises(RewardError, match=r"mine\.py:mine.*unexpected keyword argument 'scael'.*scale=1\.0"):
-        rlvla_reward.build([term(spec, kwargs={"scael": 2})])
-    with pytest.raises(RewardError, match="unexpected keyword argument 'x'"):
-        rlvla_reward.build([term("success", kwargs={"x": 1})])
-
-
-def test_terms_that_cannot_be_built_are_named() -> None:
-    with pytest.raises(RewardError, match="two reward terms are named 'success'"):
-        rlvla_reward.build([term("success"), term("success")])
-    with pytest.raises(RewardError, match="'victory': there is no built-in of that name, only success, format"):
-        rlvla_reward.build([term("victory")])
-    with pytest.raises(RewardError, match="not callable"):
-        rlvla_reward.build([term("math:pi")])
-    with pytest.raises(RewardError, match="reward is empty"):
-        rlvla_reward.build([])
-    with pytest.raises(PluginError, match="no_such_module"):
-        rlvla_reward.build([term("no_such_module:f")])
-
-
-def test_same_named_plugins_can_be_renamed() -> None:
-    assert rlvla_reward.build([term("success"), term("success", name="again")]).weights == {
-        "success": 1.0,
-        "again": 1.0,
-    }
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ([term("success"), term("success")], "two reward terms are named 'success'"),
+        ([term("victory")], "'victory': there is no built-in of that name, only success, format"),
+        ([term("math:pi")], "float is not callable"),
+        ([], "reward is empty: name at least one term"),
+        ([term("no_such_module:f")], "no_such_module"),
+        ([term("success", kwargs={"scael": 2})], "'success'.*unexpected keyword argument 'scael'.*scael="),
+    ],
+)
+def test_terms_that_cannot_be_built_are_named(terms: list[RewardTermConfig], message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        rlvla_reward.build(terms)
 
 
 def test_a_function_without_a_signature_is_tried_at_the_first_call() -> None:

@@ -52,16 +52,16 @@ def lose_a_step(folder):
     (folder / "metrics.jsonl").write_text(lines[1] + "\n")
 
 
-def start_another(folder):
-    with (folder / "started.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 1, "batch": 1, "ids": ["x"]}) + "\n")
+def added(name, text):
+    def damage(folder):
+        with (folder / name).open("a") as file:
+            file.write(text)
+
+    return damage
 
 
-def cut_the_last_line_short(folder):
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "sam')
-
-
+start_another = added("started.jsonl", '{"step": 1, "batch": 1, "ids": ["x"]}\n')
+cut_the_last_line_short = added("metrics.jsonl", '{"step": 2, "sam')
 KILLED, ENDED = {"second": 1.0, "fault": "driver killed"}, {"second": 2.0, "fault": "ended", "code": -9}
 ORPHANED = {**END, "orphans": ["ray::SamplerActor"]}
 
@@ -120,7 +120,7 @@ def run(tmp_path):
         assert run.driver.is_running()
         time.sleep(0.05)
     yield run
-    for process in run.known.values():
+    for process in run.known:
         if process.is_running():
             process.kill()
     run.driver.wait()
@@ -137,12 +137,11 @@ def test_an_orphan_is_found_and_killed(run, monkeypatch):
     assert run.orphans() == []
 
 
-def test_an_orphan_of_an_earlier_driver_is_found_when_its_time_is_over(run, monkeypatch):
-    monkeypatch.setattr(strikes, "EXIT_S", 3600.0)
+def test_an_orphan_of_an_earlier_driver_is_found_when_its_time_is_over(run):
     run.kill()
     run.start()
     assert run.orphans() == []
-    run.leaving = [(until - 3600.0, process) for until, process in run.leaving]
+    run.known = {process: until - strikes.EXIT_S for process, until in run.known.items()}
     assert ["import pathlib" in name for name in run.orphans()] == [True]
 
 

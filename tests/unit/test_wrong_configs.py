@@ -232,10 +232,7 @@ def test_what_does_not_go_together_is_told_by_run_and_dry_run(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"codec": None},
-            r"rlvla_policy\.json: not a policy's settings: codec Field required",
-        ),  # else test_bad_checkpoints
+        ({"codec": None}, r"rlvla_policy\.json: not a policy's settings: codec Field required"),  # test_bad_checkpoints
         ({"prefix_attention": "bidirectional"}, r"set\s+sampler\.backend to transformers"),
         ({"action_decoding": "parallel"}, r"the tokenizer has no token '<slot_0>'"),
     ],
