@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
-import os
-import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import load_env_creator
 
-from rlvla_envs.spec import EnvContractError, resize
+from rlvla_envs.check_states import (
+    check_apart,
+    check_other_process,
+    check_seeds,
+    check_state,
+    check_states_differ,
+    check_tasks_differ,
+)
+from rlvla_envs.probe import (
+    BOX,
+    NUM_STEPS,
+    actions,
+    arrays,
+    as_bytes,
+    differences,
+    look,
+    require,
+    require_value_error,
+    start,
+)
+from rlvla_envs.spec import resize
 
 _MAX_STEPS_TO_LIMIT = (1000, 100)
 """Longer episodes of the first task, and of the others, are not run to their end: that takes minutes in some envs."""
@@ -29,23 +43,6 @@ _TURNS = {
     "mirrored": np.s_[:, ::-1],
     "with red and blue swapped": np.s_[:, :, ::-1],
 }
-_NUM_SEEDS = 16
-_MAX_STEPS = 100
-"""That two states which look alike are followed for."""
-_NUM_STATES = 4
-"""Of each split that are compared with each other."""
-_OTHER_PROCESS = """
-import importlib, os, pickle, sys
-module, name, kwargs = pickle.load(sys.stdin.buffer)
-from rlvla_envs.check import fingerprint
-print(fingerprint(getattr(importlib.import_module(module), name)(**kwargs)), flush=True)
-os._exit(0)
-"""
-"""Ends without what the simulator says or does at its end: some print, some crash."""
-_PUT_BACK = "put back all that the future and the pictures depend on"
-_BOX = (250, 250, 750, 750)
-"""To zoom into."""
-_NUM_STEPS = 4
 
 
 def check_contract(env: Any, twin: Any | None = None) -> None:
@@ -62,15 +59,15 @@ def check_contract(env: Any, twin: Any | None = None) -> None:
         _check_splits(env, task_id)
         _check_reset(env, task_id)
         _check_steps(env, task_id)
-        _check_state(env, task_id)
-        _check_states_differ(env, task_id)
+        check_state(env, task_id)
+        check_states_differ(env, task_id)
         _check_limit(env, task_id)
-    _check_seeds(env)
-    _check_tasks_differ(env)
+    check_seeds(env)
+    check_tasks_differ(env)
     _check_pictures(env)
     _check_arrays(env)
     if twin is not None:
-        _check_apart(env, twin)
+        check_apart(env, twin)
         check_other_process(twin)
 
 
@@ -159,7 +156,7 @@ def _check_reset(env: Any, task_id: int) -> None:
 
 def _check_steps(env: Any, task_id: int) -> None:
     """Single steps have the right types, and a chunk does what single steps do."""
-    chunk = actions(env, _NUM_STEPS)
+    chunk = actions(env, NUM_STEPS)
     instruction = start(env, task_id)["instruction"]
     rewards = []
     is_over = False
@@ -216,7 +213,7 @@ def _check_chunk_ends_at_success(env: Any, task_id: int) -> None:
 
     env.step = succeed
     try:
-        env.step_chunk(actions(env, _NUM_STEPS))
+        env.step_chunk(actions(env, NUM_STEPS))
     finally:
         del env.step
     require(
@@ -238,174 +235,6 @@ def _check_limit(env: Any, task_id: int) -> None:
     require(ended, f"max_env_steps: task {task_id}: {told}, not True after max_env_steps = {limit}")
 
 
-def _check_seeds(env: Any) -> None:
-    """The seed, and nothing else, draws what `options` leaves out."""
-    drawn: dict[int, bytes] = {}
-    for seed in (0, 0, 1, 0, *range(2, _NUM_SEEDS)):
-        if seed > 1 and len(set(drawn.values())) > 1:
-            return
-        env.reset(seed=seed)
-        state = env.get_state().tobytes()
-        require(
-            drawn.setdefault(seed, state) == state,
-            f"reset: the same seed ({seed}) draws different initial states: draw from self.np_random, which "
-            "super().reset(seed=seed) seeds",
-        )
-    require(
-        len(set(drawn.values())) > 1 or len(env.init_state_ids(0, "train")) == 1,
-        f"reset: {_NUM_SEEDS} seeds draw one and the same initial state: draw the init_state_id that `options` leaves "
-        "out from self.np_random",
-    )
-
-
-def _check_states_differ(env: Any, task_id: int) -> None:
-    """`init_state_id` places something, and what is held out is not what is trained on."""
-    train, evaluate = (_some(env.init_state_ids(task_id, split)) for split in ("train", "evaluate"))
-    looks = {id_: look(env, start(env, task_id, id_)) for id_ in (*train, *evaluate)}
-    alike = [
-        (one, other)
-        for one, other in combinations(sorted(looks), 2)
-        if looks[one] == looks[other] and _goes_on_alike(env, (task_id, one), (task_id, other))
-    ]
-    first = next(iter(looks))
-    num_like_first = 1 + sum(first in pair for pair in alike)
-    require(
-        num_like_first < len(looks),
-        f"reset: init_state_id does nothing: states {sorted(looks)} of task {task_id} look alike and go on alike; make "
-        "the state of options['init_state_id']",
-    )
-    for pair in alike:
-        trained, held_out = sorted(pair, key=evaluate.__contains__)
-        require(
-            (trained in evaluate) == (held_out in evaluate),
-            f"init_state_ids: state {held_out} of evaluate is state {trained} of train under another id "
-            f"(task {task_id}): hold states out that differ",
-        )
-
-
-def _check_tasks_differ(env: Any) -> None:
-    """`task_id` chooses something."""
-    first = look(env, start(env, 0))
-    for task_id in range(1, len(env.task_names)):
-        is_alike = look(env, start(env, task_id)) == first
-        require(
-            not (is_alike and _goes_on_alike(env, (0, None), (task_id, None))),
-            f"reset: task_id does nothing: tasks 0 and {task_id} look alike, go on alike, and have the same "
-            "instruction; start the task of options['task_id']",
-        )
-
-
-def _check_state(env: Any, task_id: int) -> None:
-    """Saving, going on, and restoring in the midst of an episode replays bit for bit, from wherever the env is."""
-    elsewhere = [(task_id, int(env.init_state_ids(task_id, "train")[-1]))]
-    if task_id == 0 and len(env.task_names) > 1:
-        elsewhere.append((1, int(env.init_state_ids(1, "train")[0])))
-    for place in elsewhere:
-        _check_restoring(env, task_id, place)
-
-
-def _check_restoring(env: Any, task_id: int, elsewhere: tuple[int, int]) -> None:
-    first, rest = np.split(actions(env, _NUM_STEPS), [1])
-    start(env, task_id)
-    obs, _, terminated, truncated, info = env.step_chunk(first)
-    if terminated or truncated or info["is_success"]:
-        return
-    saved = env.get_state()
-    kept = saved.copy()
-    before = look(env, obs)
-    require(
-        np.array_equal(env.get_state(), kept),
-        "zoom or native_frames: looking changes the state; leave it as it is, or restore it",
-    )
-    after = env.step_chunk(rest)[0]
-    state = np.array(env.get_state())
-    there = look(env, after)
-    require(np.array_equal(saved, kept), "get_state: its array changes when the env goes on; return a copy")
-    start(env, *elsewhere)
-    env.set_state(saved)
-    restored = np.array_equal(env.get_state(), kept)
-    require(restored, "set_state: get_state does not return what was set")
-    differ = [name for name in differences(look(env, obs), before) if name not in ("images", "proprio")]
-    require(not differ, f"set_state: {', '.join(differ)} differ from when the state was saved; {_PUT_BACK}")
-    again = env.step_chunk(rest)[0]
-    require(np.array_equal(env.get_state(), state), f"set_state: the replay differs in the state; {_PUT_BACK}")
-    differ = differences(look(env, again), there)
-    require(not differ, f"set_state: the replay differs in {', '.join(differ)}; {_PUT_BACK}")
-    require(np.array_equal(saved, kept), "set_state: writes into the array that it was given; take a copy")
-
-
-def _check_apart(env: Any, twin: Any) -> None:
-    """Two envs in one process, as rollouts have them: the ids fix the state in both, and none moves the other."""
-    ids = env.init_state_ids(0, "train")
-    before = look(env, start(env, 0, int(ids[0])))
-    state = np.array(env.get_state())
-    start(twin, 0, int(ids[-1]))
-    twin.step_chunk(actions(twin, _NUM_STEPS))
-    moved = not np.array_equal(env.get_state(), state)
-    require(
-        not moved, "reset: another env of the same class moves this one: keep the state in the env, not in its class"
-    )
-    differ = differences(look(twin, start(twin, 0, int(ids[0]))), before)
-    require(not differ, f"reset: the same ids give two envs different states, as {', '.join(differ)} show")
-    require(np.array_equal(twin.get_state(), state), "reset: the same ids give two envs different states, by get_state")
-
-
-def check_other_process(env: Any) -> None:
-    """The ids fix the state in another process, too: members of one group are played in several.
-
-    Not looked at where another process cannot make the env alike: of a class in a script or in a function, or with an
-    argument that cannot be sent.
-    """
-    entry_point = env.spec.entry_point
-    make: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    name = getattr(make, "__qualname__", "")
-    if not name.isidentifier() or make.__module__ == "__main__":
-        return
-    try:
-        told = pickle.dumps((make.__module__, name, dict(env.spec.kwargs)))
-    except (pickle.PicklingError, AttributeError, TypeError):
-        return
-    done = subprocess.run(
-        [sys.executable, "-c", _OTHER_PROCESS],
-        input=told,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-            "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2",
-        },
-        capture_output=True,
-        check=False,
-    )
-    error = done.stderr.decode(errors="replace").strip()[-2000:]
-    require(done.returncode == 0, f"the constructor or reset fails in a process of its own: {error}")
-    require(
-        done.stdout.decode().split()[-1] == fingerprint(env),
-        "reset: the same ids give another state in another process: hash() of a text differs between processes, and so "
-        "may the order of a set; derive the state from the ids alone (zlib.crc32 of a name)",
-    )
-
-
-def fingerprint(env: Any) -> str:
-    """Of what the first train state of the first task is, pictures left out."""
-    observation = start(env, 0)
-    parts = (np.array(env.get_state()).tobytes(), observation["proprio"].tobytes(), observation["instruction"].encode())
-    return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _some(ids: Any) -> list[int]:
-    """Up to `_NUM_STATES`, from the first to the last."""
-    return sorted({int(ids[round(place)]) for place in np.linspace(0, len(ids) - 1, _NUM_STATES)})
-
-
-def _goes_on_alike(env: Any, *places: tuple[int, int | None]) -> bool:
-    """Whether the same actions lead to the same from two starts; the state itself may hold their ids."""
-    seen = []
-    for place in places:
-        start(env, *place)
-        seen.append(look(env, env.step_chunk(actions(env, min(env.max_env_steps(place[0]), _MAX_STEPS)))[0]))
-    return seen[0] == seen[1]
-
-
 def _check_pictures(env: Any) -> None:
     """Native frames and zooms are of the right type and show the images' field of view."""
     obs = start(env, 0)
@@ -415,7 +244,7 @@ def _check_pictures(env: Any) -> None:
     for index, frame in enumerate(frames):
         fits = frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3
         require(fits, f"native_frames[{index}]: {frame.dtype} {frame.shape}, not uint8 [H,W,3]")
-        crop = env.zoom(index, _BOX)
+        crop = env.zoom(index, BOX)
         require(
             crop.dtype == np.uint8 and crop.shape == (height, width, 3),
             f"zoom: {crop.dtype} {crop.shape}, not uint8 {(height, width, 3)}",
@@ -442,7 +271,7 @@ def _check_arrays(env: Any) -> None:
     """Each array that the env returns is the caller's: what comes later is not drawn into it."""
     moments = []
     obs = start(env, 0)
-    for move in (actions(env, 1), actions(env, _NUM_STEPS), None):
+    for move in (actions(env, 1), actions(env, NUM_STEPS), None):
         seen = arrays(env, obs)
         moments.append((seen, as_bytes(seen)))
         obs = start(env, 0, int(env.init_state_ids(0, "train")[-1])) if move is None else _moved(env, move)
@@ -463,54 +292,3 @@ def _check_arrays(env: Any) -> None:
 def _moved(env: Any, move: np.ndarray) -> Any:
     obs, _, terminated, truncated, info = env.step_chunk(move)
     return start(env, 0) if terminated or truncated or info["is_success"] else obs
-
-
-def arrays(env: Any, obs: Any) -> dict[str, np.ndarray]:
-    """The env's own arrays of what is seen now, of which `obs` is the observation, by their names in messages."""
-    frames = {f"native_frames[{i}]": frame for i, frame in enumerate(env.native_frames())}
-    return {"images": obs["images"], "proprio": obs["proprio"], **frames, "zoom": env.zoom(0, _BOX)}
-
-
-def as_bytes(seen: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """What arrays hold now."""
-    return {name: np.ascontiguousarray(array).tobytes() for name, array in seen.items()}
-
-
-def look(env: Any, obs: Any) -> dict[str, bytes]:
-    """All that is seen now, as it is now: equal to another look where nothing tells the two moments apart."""
-    return as_bytes(arrays(env, obs)) | {"the instruction": obs["instruction"].encode()}
-
-
-def differences(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
-    """Names of what differs between two looks."""
-    return [name for name in one if one[name] != other[name]]
-
-
-def start(env: Any, task_id: int, init_state_id: int | None = None, seed: int | None = None) -> Any:
-    """The observation of a reset, by default to the first train state."""
-    if init_state_id is None:
-        init_state_id = int(env.init_state_ids(task_id, "train")[0])
-    return env.reset(seed=seed, options={"task_id": task_id, "init_state_id": init_state_id})[0]
-
-
-def actions(env: Any, num: int) -> np.ndarray:
-    """[num, A] reproducible actions; the middle of the box where it is unbounded."""
-    space = env.action_space
-    low, high = (np.clip(limit, -1, 1) for limit in (space.low, space.high))
-    draw = np.random.default_rng(0).uniform(0.4, 0.6, (num, *space.shape))
-    return (low + draw * (high - low)).astype(np.float32)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises EnvContractError with the message, unless the condition holds."""
-    if not condition:
-        raise EnvContractError(message)
-
-
-def require_value_error(call: Callable[[], object], what: str) -> None:
-    """Raises EnvContractError unless the call raises ValueError."""
-    try:
-        call()
-    except ValueError:
-        return
-    raise EnvContractError(f"{what} must raise ValueError")

@@ -16,7 +16,7 @@ import pytest
 
 from rlvla.pictures import center_crop
 from rlvla_envs import check_env
-from rlvla_envs.check import check_other_process
+from rlvla_envs.check_states import check_other_process
 
 pytest.importorskip("libero")
 
