@@ -138,3 +138,16 @@ def test_a_server_that_misbehaves_loses_nothing_but_time(tmp_path: Path, monkeyp
         assert len(one.crops) == len(one.annotation.looks) == int(one.is_key_frame)
     # The gripper closes once, which is in the chunks of four decisions.
     assert sum(one.is_key_frame for one in rows) == 4 * NUM_EPISODES
+
+
+def test_a_server_none_of_whose_answers_passes_is_not_paid_for_all_of_them(tmp_path: Path) -> None:
+    """It ends early and says why; with the key that it names, the same command goes on from what has been paid for."""
+    with ScriptedServer(lambda asked: say("I see a bowl.")) as server:
+        given = config(tmp_path, server.url) | {"max_refused_first": 20}
+        with pytest.raises(AssertionError, match=r"not one of the first \d\d answers.*markup \d\d times"):
+            recipe("annotate", given, tmp_path)
+        assert 20 <= len(server.asked) < 60
+        with pytest.raises(AssertionError, match=r"not one of 79 decisions is left"):
+            recipe("annotate", given, tmp_path, "--max-refused-first", "0")
+        assert len({asked.content for asked in server.asked}) == 237
+        assert len(server.asked) <= 237 + 4  # those in flight when it ended

@@ -124,7 +124,7 @@ def test_a_script_runs_on_libero(name: str, libero_assets: Path, tmp_path: Path)
 
 def test_the_soak_of_a_few_steps_finds_nothing(demo: Path, configs: Path, tmp_path: Path) -> None:
     """With this seed what is struck first is an env or the server of envs: the run lives on."""
-    flags = ("--config", configs / "grpo_tiny_tabletop.yaml", "--minutes", "0.1", "--calm", "0.05", "--every", "3")
+    flags = ("--config", configs / "grpo_tiny_tabletop.yaml", "--minutes", "0.15", "--calm", "0.05", "--every", "3")
     flags = (*flags, "--seed", "16", "--output", tmp_path / "soak")
     script("scripts/soak/soak.py", "--model", demo / "sft/checkpoint", *flags)
     result = json.loads((tmp_path / "soak/soak.json").read_text())

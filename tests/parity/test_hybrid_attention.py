@@ -106,6 +106,9 @@ def test_a_batch_is_scored_as_a_row_at_a_time(model, processor, turns):
         assert turn.is_malformed or expected[0].std() > 0.1
         assert (scored - expected).abs().max() < 2e-5
         assert ((scored - other).abs().max() > 1e-3) == processor.decoding.is_prompt_mutual
+    settings = processor.settings
+    is_masked = settings.action_decoding == "parallel" or settings.prefix_attention == "bidirectional"
+    assert ("block_ids" in tiny.inputs(processor, *turns)) == is_masked  # else any attention kernel will do
 
 
 def test_attentions_agree(checkpoint, processor, turns):

@@ -144,7 +144,7 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 DEEP = encoded(Image.fromarray(np.full((8, 8), 40_000, np.uint16)))
 DAMAGES: dict[str, list[tuple[Damage, str]]] = {
     "own": [
-        (own(1, "action", [[0, NAN, 0], [0, 0, 0]]), "set, episode 0, frame 1: action holds NaN or infinity"),
+        (own(1, "action", [[0, float("inf"), 0], [0, 0, 0]]), "set, episode 0, frame 1: action holds NaN or infinity"),
         (own(1, "observation.state", [NAN, 0]), r"episode 0, frame 1: observation\.state holds NaN or infinity"),
         (own(1, "action", [[0, 0, 0], [0, 0]]), "frame 1: action is not a rectangle of numbers with 2 axes"),
         (own(2, "action", [[0, 0, 0]]), r"episode 1, frame 0: .* shapes \(\(1, 3\), \(2,\)\), before \(\(2, 3\)"),

@@ -120,7 +120,7 @@ def test_what_was_looked_at_is_in_the_turn(processor):
     decision, sampler = play(processor, f"<think>look</think>{ZOOM}", "<think>press</think><act>ACT")
     assert [s.text for s in decision.turn.of_kind(KIND.THINK)] == ["look", "press"]
     assert decision.turn.of_kind(KIND.TOOL_CALL)[0].box == (100, 250, 300, 450)
-    assert [np.array_equal(*pair) for pair in zip(decision.turn.images, (*SEEN.images, *SEEN.crops), strict=True)]
+    assert all(np.array_equal(*pair) for pair in zip(decision.turn.images, (*SEEN.images, *SEEN.crops), strict=True))
     assert len({request.seed for request in sampler.requests} - {0}) == len(sampler.requests)
 
 

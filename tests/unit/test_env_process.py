@@ -92,7 +92,12 @@ def made(folder: Path, suffix: str = "made") -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("where", "sent"), [("reset", signal.SIGSTOP), ("step_chunk", signal.SIGKILL), ("zoom", signal.SIGSTOP)]
+    ("where", "sent"),
+    [
+        *(("reset", number) for number in (signal.SIGSTOP, signal.SIGKILL)),
+        *(("zoom", number) for number in (signal.SIGSTOP, signal.SIGKILL)),
+        ("step_chunk", signal.SIGKILL),
+    ],
 )
 def test_a_process_that_is_killed_or_stops_is_replaced_and_the_episode_replayed(
     decider: Decider, config: EnvConfig, tmp_path: Path, where: str, sent: signal.Signals
@@ -122,7 +127,7 @@ def test_a_process_that_is_killed_or_stops_is_replaced_and_the_episode_replayed(
         assert len(made(tmp_path)) == len({*made(tmp_path)}) == 3
 
 
-@pytest.mark.parametrize(("where", "fault"), [("reset", "raise"), ("step_chunk", "exit"), ("zoom", "raise")])
+@pytest.mark.parametrize(("where", "fault"), [("reset", "exit"), ("step_chunk", "exit"), ("zoom", "raise")])
 def test_an_env_that_raises_is_closed_and_made_anew(
     decider: Decider, pool: EnvPool, tmp_path: Path, where: str, fault: str
 ) -> None:

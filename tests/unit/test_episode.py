@@ -23,6 +23,7 @@ from rlvla.types import EndReason, Group, SegmentKind, TaskSpec, Trajectory, der
 from rlvla_reward import format_score
 
 TASK = TaskSpec(suite="test", task_id=0, init_state_id=3, seed=7)
+MEMBER = 2
 ZOOM = '<tool>{"name": "zoom_in", "arguments": {"image": 0, "bbox": [0, 0, 500, 500]}}</tool>'
 
 
@@ -98,7 +99,7 @@ def play(
     decider = Thinker(processor).decider(sampler, EpisodeConfig(**config))
     thread = EnvThread(lambda: env or CountingEnv())
     try:
-        return asyncio.run(run_episode(decider, thread, TASK, member=0)), sampler.requests
+        return asyncio.run(run_episode(decider, thread, TASK, member=MEMBER)), sampler.requests
     finally:
         thread.close()
 
@@ -216,7 +217,12 @@ def test_between_two_that_think_decisions_reuse_the_last_thought(
     trajectory, requests = play(processor, texts, CountingEnv(length=3), **config)
     prompt = processor.prompt_ids("press the pad", 1)
     assert [list(r.prompt_ids) for r in requests] == [[*prompt, *processor.vocabulary.encode(text)] for text in asked]
-    assert len({request.seed for request in requests}) == len(requests)
+    num_turns = len(trajectory.turns)
+    calls = [
+        *((0, call) for call in range(len(requests) - num_turns + 1)),
+        *((turn, 0) for turn in range(1, num_turns)),
+    ]
+    assert [r.seed for r in requests] == [derive_seed(derive_seed(TASK.seed, MEMBER, t), call) for t, call in calls]
     assert trajectory.end is (EndReason.SUCCESS if "ACT" in texts[-1] else EndReason.MALFORMED)
     assert format_score(trajectory) == score
 
@@ -237,7 +243,7 @@ def test_a_reused_thought_counts_for_the_format_and_not_as_said_again(processor:
     assert len(requests) == 3
 
 
-def test_members_and_turns_sample_with_seeds_of_their_own() -> None:
+def test_seeds_of_members_turns_and_calls_are_apart() -> None:
     seeds = {derive_seed(7, member, turn, call) for member in range(4) for turn in range(4) for call in range(4)}
     assert len(seeds) == 64
     assert derive_seed(7, 1, 2) == derive_seed(7, 1, 2)

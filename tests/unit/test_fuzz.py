@@ -19,8 +19,10 @@ import target
 import targets
 from rlvla.annotation import schema
 from rlvla.data.dataset import DatasetError
+from rlvla.data.read_video import decode
 from rlvla.policies.markup import parse_call, parse_text
-from rlvla.policies.models.openvla.checkpoint import read_weights
+from rlvla.policies.models.auto import load_config
+from rlvla.policies.models.openvla.checkpoint import read_norm_stats, read_weights
 from rlvla.policies.thinker.settings import parse_settings
 from targets import TARGETS, WORDS
 
@@ -55,12 +57,25 @@ def reads_weights(data: bytes) -> bool:
     return len(read_weights(target.FOLDER / "safetensors", targets.WEIGHTS)) == 2
 
 
+def reads_openvla(data: bytes) -> bool:
+    targets.openvla(data)
+    config = load_config(target.FOLDER / "openvla")
+    return config.num_patches == 256 and [*(read_norm_stats(target.FOLDER / "openvla", config) or {})] == ["push"]
+
+
+def reads_frames(data: bytes) -> bool:
+    targets.video(data)
+    return [frame.shape for _, frame in decode(target.FOLDER / "video.mp4")] == [(32, 32, 3)] * 3
+
+
 ACCEPTED: dict[str, Callable[[bytes], bool]] = {
     "markup": lambda data: not parse_text(data.decode())[-1][0].error,
     "calls": lambda data: not isinstance(parse_call(data.decode()), str),
     "answer": lambda data: not isinstance(schema.read(data.decode(), is_key=True, num_images=2), str),
     "checkpoint": lambda data: parse_settings(data, "x").action_decoding == "autoregressive",
+    "openvla": reads_openvla,
     "safetensors": reads_weights,
+    "video": reads_frames,
 }
 """Whether an input is good, where a target that does so asks several readers, or one that raises nothing."""
 

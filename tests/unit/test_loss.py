@@ -65,6 +65,14 @@ def test_the_importance_weight_is_capped_and_has_no_gradient(cap, weight):
     assert stats.mismatch_kl.item() == pytest.approx(2 - LN2 - 1)
 
 
+def test_the_importance_weight_is_that_of_the_old_policy_and_weighs_the_policy_term_alone():
+    logprob, old, sampler, ref, entropy = -1.0, -1.1, -1.2, -1.5, 0.7
+    cfg = LossConfig(kl_coef=0.1, entropy_coef=0.01, kl_estimator="k3", importance_cap=1.5)
+    value, *_ = cost(logprob=logprob, old=old, sampler=sampler, advantage=2.0, cfg=cfg, ref=ref, entropy=entropy)
+    kl = math.exp(ref - logprob) - (ref - logprob) - 1
+    assert value == pytest.approx(-math.exp(old - sampler) * math.exp(logprob - old) * 2 + 0.1 * kl - 0.01 * entropy)
+
+
 def test_the_three_kl_estimators():
     logprobs, ref = torch.tensor([-1.0]), torch.tensor([-1.0 - LN2])
     values = {name: loss.kl(logprobs, ref, name).item() for name in ("k1", "k2", "k3")}

@@ -122,6 +122,9 @@ def test_statistics_of_the_demonstrations_are_those_that_openvla_oft_would_write
     assert model.config.norm_stats.keys() == {"demos"}
     assert stats["action"]["mask"] == [True, True, False]
     assert (stats["action"]["min"][2], stats["action"]["max"][2]) == (0.0, 1.0)  # OpenVLA's gripper
+    np.testing.assert_allclose(
+        [stats["action"][n][0] for n in ("mean", "std")], [actions[:, 0].mean(), actions[:, 0].std()]
+    )
     assert processor.codec == BinCodec.from_norm_stats(model.config.norm_stats, chunk_length=2, gripper_dim=-1)
     least = start_policy(config(openvla, demos, statistics_key="demonstrations", statistics_kind="bounds"), demos)[1]
     assert least.codec.low == (*actions.min(0)[:2], -1.0)

@@ -99,6 +99,13 @@ def test_setup_looks_whether_torch_is_the_build_that_the_extra_means(tmp_path: P
         assert f"RLVLA_EXTRA={extra}" in result.stdout
 
 
+@pytest.mark.libero
+def test_setup_compares_liberos_files(tmp_path: Path) -> None:
+    commands = f"source {ROOT}/scripts/setup.sh; venv={sys.prefix}; log={tmp_path}/log; libero_is_whole"
+    done = subprocess.run(["bash", "-c", commands], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (tmp_path / "log").read_text()
+
+
 def test_the_torchvision_hook_is_not_added_beside_a_gpu_build(tmp_path: Path) -> None:
     commands = f"source {ROOT}/scripts/setup.sh; extra=gpu; venv={tmp_path}/none; repair_torchvision"
     subprocess.run(["bash", "-c", commands], check=True, timeout=60)

@@ -101,6 +101,12 @@ def test_one_recording_under_two_numbers_is_refused(layout: Layout, tmp_path: Pa
         layout.read(path)
 
 
+def test_one_motion_under_other_words_is_another_episode(tmp_path: Path) -> None:
+    layout = LAYOUTS["v2.1"]
+    path = layout.write(tmp_path / "set", [RAW[0], replace(RAW[0], instruction="close the top drawer")])
+    assert len({episode.instruction for episode in layout.read(path)}) == 2
+
+
 def test_a_camera_that_does_not_exist_is_named(layout: Layout, tmp_path: Path) -> None:
     path = layout.write(tmp_path / "set", RAW)
     with pytest.raises(DatasetError, match=r"no (camera wrist; there are image, image2|obs/wrist_rgb; there are .*)"):

@@ -48,6 +48,11 @@ def test_greedy_and_sampled_rows_in_one_batch() -> None:
     assert torch.allclose(logprobs, torch.stack(expected))
 
 
+def test_draws_within_a_block_are_independent() -> None:
+    pairs = (torch.stack([uniforms(seed, 2) for seed in range(4000)]) * 4).long()
+    assert chi_square(pairs[:, 0] * 4 + pairs[:, 1], torch.full((16,), 1 / 16)) < 37.7  # 0.999, 15 degrees of freedom
+
+
 def test_a_seed_fixes_the_numbers_and_a_longer_block_starts_alike() -> None:
     assert uniforms(3, 56).tolist() == uniforms(3, 56).tolist()
     assert uniforms(3, 56).tolist() != uniforms(4, 56).tolist()

@@ -41,7 +41,7 @@ def find_assets(assets: str | os.PathLike[str] | None = None) -> Path:
         ValueError: some of its files are not LIBERO's, see `check_assets`.
     """
     named = assets or os.environ.get(ASSETS_VARIABLE)
-    folder = Path(named).expanduser().absolute() if named else _installed_assets()
+    folder = Path(named).expanduser().absolute() if named else installed_assets()
     if not folder.is_dir():
         source = "assets" if assets else ASSETS_VARIABLE
         raise FileNotFoundError(
@@ -51,7 +51,8 @@ def find_assets(assets: str | os.PathLike[str] | None = None) -> Path:
     return folder
 
 
-def _installed_assets() -> Path:
+def installed_assets() -> Path:
+    """The folder of assets in this Python environment; raises FileNotFoundError where there is none."""
     spec = importlib.util.find_spec(_PACKAGE)
     for parent in (spec and spec.submodule_search_locations) or ():
         if (Path(parent) / "assets").is_dir():
