@@ -29,10 +29,12 @@ MOVED = {
     "rlvla.tools": "rlvla.policies.thinker.tools",
     "rlvla_envs.libero_annotate": "rlvla_envs.libero.annotate",
     "rlvla_envs.libero_record": "rlvla_envs.libero.record",
+    "rlvla_envs.tabletop.annotate:explain": "rlvla_envs.libero.annotate:annotate",
     "rlvla_envs.tabletop_annotate": "rlvla_envs.tabletop.annotate",
+    "rlvla_envs.tabletop_annotate:explain": "rlvla_envs.libero.annotate:annotate",
     "rlvla_envs.tabletop_expert": "rlvla_envs.tabletop.expert",
 }
-"""Former -> present name of the modules with shipped plugins: configs and run folders of users have the former ones."""
+"""Former -> present name of a module of shipped plugins, or of one plugin: configs and run folders have the former."""
 _PREFIX = "rlvla_plugin_"
 _NEVER_BESIDE = ("rlvla", "rlvla_envs", "rlvla_reward", "__main__")
 """A second copy of our types would be other types."""
@@ -154,6 +156,8 @@ _ASYNC: tuple[Callable[[Any], bool], ...] = (inspect.iscoroutinefunction, inspec
 
 def present_name(spec: str) -> str:
     """A `"module:function"` under the name that its module has today, see `MOVED`; any other text as it is."""
+    if spec in MOVED:
+        return MOVED[spec]
     module, colon, attribute = spec.rpartition(":")
     return f"{MOVED.get(module, module)}{colon}{attribute}"
 

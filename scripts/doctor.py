@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,6 @@ from enum import StrEnum
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-
-import psutil
-from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = "run `make setup`"
@@ -182,6 +180,10 @@ def check_range(version: str | None, requirements: Sequence[str], name: str, who
     """A version against the range in which the requirements of somebody else have it."""
     if version is None:
         return fail(name, "not installed", SETUP)
+    try:
+        from packaging.requirements import Requirement
+    except ModuleNotFoundError:
+        return fail(name, "package `packaging` is missing", SETUP)
     wanted = next((r for r in map(Requirement, requirements) if r.name == name and not r.marker), None)
     if wanted is None or wanted.specifier.contains(version):
         return ok(name, f"{version} is in {whose} range {wanted or 'any'}")
@@ -301,7 +303,7 @@ def check_versions(has_gpu: bool) -> list[Finding]:
 def check_machine() -> list[Finding]:
     """Memory, shared memory, disk."""
     memory = left_by_container(
-        psutil.virtual_memory().available,
+        1024 * int(re.search(r"MemAvailable: *(\d+)|$", read_if_there("/proc/meminfo", "")).group(1) or 0),
         read_if_there("/sys/fs/cgroup/memory.max", "max"),
         read_if_there("/sys/fs/cgroup/memory.current", "0"),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from rlvla.annotation.take import Problem, Query
@@ -44,6 +45,19 @@ def meaning(name: str) -> tuple[str, ...]:
     """What the names of one thing share: their words, in any case, order and number, without articles."""
     words = (word for word in _NAME_WORD.findall(name.casefold()) if word not in ("a", "an", "the"))
     return tuple(sorted(word[:-1] if len(word) > 3 and word[-1] == "s" and word[-2] != "s" else word for word in words))
+
+
+def with_whole_name(annotation: Annotation, query: Query) -> Annotation:
+    """The same, its subject by the object's whole name where it is a part of the name of one object alone.
+
+    "Black bowl" is a part of "akita black bowl"; "akita" is not, for the last word says what the object is.
+    """
+    objects = query.decision.scene.objects if query.decision.scene is not None else ()
+    said = {*meaning(annotation.subject)}
+    kinds = {item.name: {*meaning(" ".join(item.name.split()[-1:]))} for item in objects}
+    whole = [name for name, kind in kinds.items() if kind <= said <= {*meaning(name)}]
+    is_part = len(whole) == 1 and said != {*meaning(whole[0])}
+    return replace(annotation, subject=whole[0]) if is_part else annotation
 
 
 def _markup(annotation: Annotation, query: Query, cfg: CheckConfig) -> Iterator[str]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import openai
-from pydantic import HttpUrl, TypeAdapter, ValidationError
 
 from rlvla.annotation import prompts, schema
 from rlvla.annotation.take import Query, Reply
@@ -24,7 +25,6 @@ from rlvla.config import OpenAIConfig
 from rlvla.pictures import to_png
 
 T = TypeVar("T")
-_ADDRESS = TypeAdapter(HttpUrl)
 MAX_QUOTED_CHARS = 500
 """Of what a server says about an error."""
 
@@ -73,10 +73,8 @@ class OpenAIAnnotator:
                 f"{self._url_key} holds a user or password, which would end up in logs and configs: put a key into the "
                 f"environment variable that {self._env_key} names"
             )
-        try:
-            _ADDRESS.validate_python(self._url)
-        except ValidationError:
-            raise AnnotatorError(f"{self._url_key} is {self._url!r}, need http://host:port/v1") from None
+        if not _is_address(self._url):
+            raise AnnotatorError(f"{self._url_key} is {self._url!r}, need http://host:port/v1")
         self.client = openai.AsyncOpenAI(
             base_url=self._url,
             api_key=self._key or "none",  # the client wants one, a server on loopback does not look at it
@@ -111,7 +109,9 @@ class OpenAIAnnotator:
     async def _sent(self, call: Awaitable[T]) -> T:
         """What the server answers."""
         try:
-            return await call
+            answer: Any = await call
+            # What the server does not call JSON comes as text.
+            return json.loads(answer) if isinstance(answer, str) else answer
         except (openai.APIError, aiohttp.ClientError) as error:  # the latter where a server does not speak HTTP
             raise AnnotatorError(self._explain(error)) from None  # its request carries the key
         except (ValueError, RecursionError):  # no JSON
@@ -216,6 +216,14 @@ def _obstacle(message: Mapping[str, Any], finish_reason: object) -> str:
     if not isinstance(text, str) or not text.strip():
         return "the answer was a refusal" if message.get("refusal") else "the answer was empty"
     return ""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number or too large, a bracket that is not closed
+        return False
 
 
 def _read_key(variable: str, key: str) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rlvla.annotation.checks import check_decision
+from rlvla.annotation.checks import check_decision, with_whole_name
 from rlvla.annotation.course import check_course
 from rlvla.annotation.schema import UNREAD
 from rlvla.annotation.take import Annotator, Problem, Query, Reply, Take, Tally
@@ -152,10 +152,12 @@ class _Rounds:
             asked.num_answers += 1
             if reply.annotation is None:
                 asked.note(Problem(check="markup", text=reply.error))
-            elif problems := check_decision(reply.annotation, query, cfg):
+                continue
+            annotation = with_whole_name(reply.annotation, query)
+            if problems := check_decision(annotation, query, cfg):
                 asked.note(*problems)
             else:
-                good[i] = reply.annotation
+                good[i] = annotation
         course = check_course({**trusted, **good}, self._timeline, cfg, trusted=trusted)
         for i in good:
             self.asked[i].note(*course.get(i, ()))

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,18 +169,20 @@ def _episodes(file: Path, options: ReadConfig, fps: float) -> Iterator[Episode]:
             cameras = options.cameras or ("agentview",)
             # robosuite calls the wrist camera robot0_eye_in_hand, LIBERO's files do without the robot
             keys = {camera: f"obs/{camera.removeprefix('robot0_')}_rgb" for camera in cameras}
-            state = np.concatenate([_array(group, f"obs/{key}", where) for key in _STATE], axis=1)
+            actions = _array(group, "actions", 2, where)
+            read = partial(_array, group, where=where, length=len(actions))
+            state = np.concatenate([read(f"obs/{key}", 2) for key in _STATE], axis=1)
             episode = Episode(
                 name=where,
                 instruction=instruction,
-                frames={camera: turn(_array(group, key, where)) for camera, key in keys.items()},
+                frames={camera: turn(read(key, 4)) for camera, key in keys.items()},
                 state=state.astype(np.float32),
-                actions=_array(group, "actions", where).astype(np.float32),
+                actions=actions.astype(np.float32),
                 fps=fps,
                 action_kind=options.action_kind,
             )
             follow = options.frames_follow_actions
-            yield see_before_acting(episode) if (_is_late(group, where) if follow is None else follow) else episode
+            yield see_before_acting(episode) if (_is_late(read, where) if follow is None else follow) else episode
 
 
 def _follow(group: Any, key: str, where: str) -> Any:
@@ -202,8 +205,12 @@ def _follow(group: Any, key: str, where: str) -> Any:
     return group
 
 
-def _array(group: Any, key: str, where: str) -> np.ndarray:
-    """What a demonstration holds under a path; raises DatasetError where it is missing, no numbers, or elsewhere."""
+def _array(group: Any, key: str, num_axes: int, where: str, length: int | None = None) -> np.ndarray:
+    """[T, ...], what a demonstration holds under a path.
+
+    Raises:
+        DatasetError: it is missing, elsewhere, no numbers, of another rank, or not as long as the actions (`length`).
+    """
     stored = _follow(group, key, where)
     if stored is None:
         there = ", ".join(sorted([*group, *(f"obs/{name}" for name in group.get("obs", ()))]))
@@ -212,22 +219,27 @@ def _array(group: Any, key: str, where: str) -> np.ndarray:
         raise DatasetError(f"{where}: {key} is no array")
     if stored.external or stored.is_virtual:
         raise DatasetError(f"{where}: {key} lies in another file: copy its values into this one")
+    if len(stored.shape) != num_axes:
+        raise DatasetError(f"{where}: {key} has shape {list(stored.shape)}, need {num_axes} axes")
     if stored.dtype.kind not in "iuf":
         raise DatasetError(f"{where}: {key} holds {stored.dtype}, need numbers")
     if stored.nbytes > MAX_BYTES:
         raise DatasetError(f"{where}: {key} has shape {list(stored.shape)}, more than {MAX_BYTES} bytes")
     with _named(f"{where}, {key}"):
-        return stored[()]
+        values = stored[()]
+    if length not in (None, len(values)):
+        raise DatasetError(f"{where}: {len(values)} of {key} for {length} actions")
+    return values
 
 
-def _is_late(group: Any, where: str) -> bool:
+def _is_late(read: Callable[[str, int], np.ndarray], where: str) -> bool:
     """Whether frame t was seen after action t, told by the arm's joints.
 
     State t is that before action t in both kinds of file, and begins with the time and the 7 joints of the arm
     (robosuite puts the robot first). So joint reading t equals state t + 1 where frames are late, else state t.
     """
-    joints, states = _array(group, "obs/joint_states", where), _array(group, "states", where)
-    if joints.shape != (len(states), 7) or len(states) < 2 or states.ndim != 2 or states.shape[1] < 8:
+    joints, states = read("obs/joint_states", 2), read("states", 2)
+    if joints.shape[1] != 7 or len(states) < 2 or states.shape[1] < 8:
         raise DatasetError(
             f"{where}: cannot tell from joint_states {list(joints.shape)} and states {list(states.shape)} "
             "whether frames follow their actions: set read.frames_follow_actions"

@@ -35,6 +35,10 @@ class EnvPool:
     """
 
     def __init__(self, config: EnvConfig, num_envs: int, envs_per_process: int = 1) -> None:
+        try:
+            os.close(os.pidfd_open(os.getpid()))
+        except OSError as error:
+            raise OSError(f"env processes need Linux 5.3 or later, this is {os.uname().release} ({error})") from error
         self._config, self._envs_per_process = config, envs_per_process
         self._links: list[_Link | None] = [None for _ in range(0, num_envs, envs_per_process)]
         self._lock = threading.Lock()

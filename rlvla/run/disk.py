@@ -1,55 +1,89 @@
 """What a run writes, in bytes, so that a disk that is too small is told before anything costly starts.
 
-Policy, and states to go on from; trajectories, logs and reports are small beside them.
+Policy, states to go on from, and trajectories; logs and reports are small beside them.
 """
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 from typing import Any
 
 from rlvla.config import GRPOConfig, SFTConfig
 from rlvla.durable.files import visible
+from rlvla.policies.family import load_policy
+from rlvla.rollout.env_server import make_env
+from rlvla.rollout.tasks import task_ids
 
 _MOMENTS, _FLOAT32 = 8, 4
 """Bytes of a weight: AdamW's two moments, and its float32 master."""
+_PNG = 1 / 3
+"""Bytes of a frame in a file of trajectories, base64 of a PNG, for each of its raw bytes; rendered ones take less."""
 
 
 def of_grpo(cfg: GRPOConfig) -> int:
-    """Bytes that a GRPO run has yet to write."""
-    from safetensors import safe_open
+    """Bytes that a GRPO run has yet to write.
 
-    num_bytes, num_weights = 0, 0
-    for file in visible(cfg.model, "*.safetensors"):
-        num_bytes += file.stat().st_size
-        with safe_open(file, "np") as weights:
-            num_weights += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    return _left(cfg, num_bytes, num_weights)
+    A state also holds the surplus groups of dynamic sampling, of which half a step's are assumed.
+    """
+    policy, num_weights = _weights(cfg.model)
+    num_trajectories = float(cfg.save_trajectories)
+    if cfg.max_waves > 1:
+        num_trajectories += _num_states(cfg) * cfg.groups_per_step * cfg.group_size / 2
+    trajectories = num_trajectories * _trajectory_bytes(cfg) if num_trajectories else 0.0
+    return _left(cfg.output, policy, _states(cfg, num_weights) + trajectories)
 
 
 def of_sft(cfg: SFTConfig, model: Any) -> int:
     """Bytes that a cold start of a Hugging Face model has yet to write."""
-    return _left(cfg, model.get_memory_footprint(), sum(weight.numel() for weight in model.parameters()))
+    policy = model.get_memory_footprint()
+    return _left(cfg.output, policy, _states(cfg, sum(weight.numel() for weight in model.parameters())))
 
 
-def _left(cfg: GRPOConfig | SFTConfig, policy: int, num_weights: int) -> int:
-    """Without what an earlier start of the run has written; a policy that is there stays until it is replaced."""
-    output = cfg.output
-    policies = [output / "checkpoint"] if (output / "checkpoint").is_dir() else []
-    written = [file for folder in (*policies, output / "state") for file in folder.rglob("*") if file.is_file()]
-    size = sum(file.stat().st_size for file in written)
-    return max(0, policy * (1 + len(policies)) + _states(cfg, num_weights) - size)
-
-
-def _states(cfg: GRPOConfig | SFTConfig, num_weights: int) -> int:
+def _states(cfg: GRPOConfig | SFTConfig, num_weights: int) -> float:
     """The trained weights, their moments, and DeepSpeed's float32 masters, where it has any, of all states.
 
-    Of those that lie on the disk at once: those that stay, and the one that is being written. How many weights LoRA has
-    nobody knows yet.
+    How many weights LoRA has nobody knows yet.
     """
-    if cfg.learner.lora or not cfg.save_every:
-        return 0
     is_half = cfg.learner.dtype == "bfloat16"
     masters = _FLOAT32 if cfg.learner.zero_stage or is_half else 0
-    weight = _FLOAT32 // 2 if is_half else _FLOAT32
-    return min(cfg.keep_states + 1, cfg.num_steps // cfg.save_every) * num_weights * (weight + _MOMENTS + masters)
+    weight = _FLOAT32 / 2 if is_half else _FLOAT32
+    return 0.0 if cfg.learner.lora else _num_states(cfg) * num_weights * (weight + _MOMENTS + masters)
+
+
+def _num_states(cfg: GRPOConfig | SFTConfig) -> int:
+    """That lie on the disk at once: those that stay, and the one that is being written."""
+    return min(cfg.keep_states + 1, cfg.num_steps // cfg.save_every) if cfg.save_every else 0
+
+
+def _left(output: Path, policy: int, others: float) -> int:
+    """Without what an earlier start of the run has written; a policy that is there stays until it is replaced."""
+    policies = [output / "checkpoint"] if (output / "checkpoint").is_dir() else []
+    written = [file for folder in (*policies, output / "state") for file in folder.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in (*written, *output.glob("trajectories.jsonl")))
+    return max(0, round(policy * (1 + len(policies)) + others) - size)
+
+
+def _weights(model: Path) -> tuple[int, int]:
+    """(bytes, number) of a checkpoint's weights."""
+    from safetensors import safe_open
+
+    num_bytes, count = 0, 0
+    for file in visible(model, "*.safetensors"):
+        num_bytes += file.stat().st_size
+        with safe_open(file, "np") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                size = 1
+                for side in weights.get_slice(name).get_shape():
+                    size *= side
+                count += size
+    return num_bytes, count
+
+
+def _trajectory_bytes(cfg: GRPOConfig) -> float:
+    """The frames of the longest episode, seen once a decision."""
+    env: Any = make_env(cfg.env)
+    num_steps = max(env.max_env_steps(task) for task in task_ids(env, cfg.env))
+    num_cameras, height, width, channels = env.observation_space["images"].shape
+    env.close()
+    chunk_length = load_policy(cfg.model).chunk_shape[0]
+    return num_steps / chunk_length * num_cameras * height * width * channels * _PNG

@@ -94,6 +94,8 @@ def _protocol(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict
 
     That is JSON-able: what the env says of itself, whatever the config says and names, and the packages that compute.
     """
+    # Before the env is made: this makes one, too, and some simulators allow one in a process.
+    asked = {**identity.of(cfg, [*marked(EvaluateConfig, MOVES_NO_SCORE)]), "packages": provenance()["packages"]}
     env: Any = make_env(cfg.env)
     tasks = []
     names = {task_id: env.task_names[task_id] for task_id in task_ids(env, cfg.env)}
@@ -110,8 +112,7 @@ def _protocol(cfg: EvaluateConfig) -> tuple[dict[int, str], list[TaskSpec], dict
         "env_kwargs": made,
         "max_env_steps": {name: int(env.max_env_steps(task_id)) for task_id, name in names.items()},
         "tasks": list(names.values()),
-        **identity.of(cfg, [*marked(EvaluateConfig, MOVES_NO_SCORE)]),
-        "packages": provenance()["packages"],
+        **asked,
     }
     # Optional: only of envs that inherit from `rlvla_envs.VLAEnv`, and of few of those.
     if note := getattr(env, "split_notes", {}).get(cfg.split):

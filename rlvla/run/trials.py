@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rlvla.config.file import without_gone
 from rlvla.durable.files import CONTENT, append_line, differences, sync, whole_lines
 from rlvla.durable.records import from_json, to_json
 from rlvla.run.metrics import behaviour, count_turns, wilson_interval
@@ -107,7 +108,7 @@ class TrialLog:
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if any(key.startswith(CONTENT) for key in now) and not any(key.startswith(CONTENT) for key in before):
         return "of an earlier version, which did not keep all that moves a score"
-    return differences(before, now)
+    return differences(without_gone(before), now)
 
 
 def success_rate(trials: Sequence[Trial]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlvla.annotation.checks import CHECKS, check_decision
+from rlvla.annotation.checks import CHECKS, check_decision, with_whole_name
 from rlvla.config import CheckConfig, CheckName
 from rlvla.types import Annotation, Box, Timeline
 from tests import takes
@@ -182,3 +182,12 @@ def test_a_key_frame_in_which_the_gripper_does_nothing_is_asked_about_the_next_c
 @pytest.mark.parametrize("phrase", ["The Red_Blocks", "block (red)", "a red block"])
 def test_a_name_is_one_in_any_case_order_and_number(phrase: str) -> None:
     assert texts(thought(subject=phrase), APPROACH, "subject") == []
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("the Bowl", "white bowl"), ("White bowls", "White bowls"), ("white", "white"), ("block", "block"), ("", "")],
+)
+def test_a_part_of_one_name_alone_means_the_whole(said: str, meant: str) -> None:
+    assert with_whole_name(thought(subject=said), takes.query(APPROACH, of=takes.take())).subject == meant
+    assert with_whole_name(thought(subject=said), takes.query(APPROACH)).subject == said  # nobody knows the scene

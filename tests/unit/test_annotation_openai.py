@@ -7,6 +7,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -283,7 +284,15 @@ async def test_the_key_is_sent_and_shown_nowhere(
     [
         *(
             ({"base_url": url}, "base_url")
-            for url in ("host:8000/v1", "", "ftp://host/v1", "http://", "http://h:99999/v1")
+            for url in (
+                "host:8000/v1",
+                "",
+                "ftp://host/v1",
+                "http://",
+                "http:/h/v1",
+                "http://h:99999/v1",
+                "http://h:0/v1",
+            )
         ),
         ({"base_url": f"http://me:{SECRET}@127.0.0.1/v1"}, "base_url"),
         ({"api_key_env": SECRET}, "api_key_env"),
@@ -298,6 +307,11 @@ def test_an_address_or_a_key_that_cannot_be_used_is_refused_at_once_and_no_key_i
         OpenAIAnnotator(OpenAIConfig(**config), is_judge=False)
     assert f"openai.{key}" in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+async def test_json_that_the_server_calls_something_else_is_read() -> None:
+    plain = {"content-type": "text/plain"}
+    assert await ask(lambda asked: replace(answer_well(asked), headers=plain)) == await ask(answer_well)
 
 
 @pytest.mark.parametrize(("models", "shown"), [(("a", "b"), "'a', 'b'"), ((), "none")])

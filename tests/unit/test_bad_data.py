@@ -244,10 +244,12 @@ DAMAGES: dict[str, list[tuple[Damage, str]]] = {
     "hdf5": [
         (put("actions", np.full((3, 7), b"x")), r"demo_1: actions holds \|S1, need numbers"),
         (put("actions", np.zeros((3, 7), complex)), "demo_1: actions holds complex128, need numbers"),
-        (put("actions", np.zeros(3)), r"demo_1: actions have shape \[3\], need \[frames, dim"),
+        (put("actions", np.zeros(3)), r"demo_1: actions has shape \[3\], need 2 axes"),
+        (put("obs/gripper_states", np.zeros(3)), r"demo_1: obs/gripper_states has shape \[3\], need 2 axes"),
+        (put("obs/ee_pos", np.zeros((2, 3))), "demo_1: 2 of obs/ee_pos for 3 actions"),
         (
             put("obs/agentview_rgb", np.zeros((2, 8, 8, 3), np.uint8)),
-            "demo_1: camera agentview has 2 frames for 3 actions",
+            "demo_1: 2 of obs/agentview_rgb for 3 actions",
         ),
         (put("obs/ee_pos", None), "demo_1: no obs/ee_pos; there are actions, .*obs/agentview_rgb"),
         (put("states", np.zeros((3, 3))), r"states \[3, 3\] whether frames .* set read\.frames_follow_actions"),

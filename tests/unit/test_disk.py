@@ -13,14 +13,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from rlvla.config import GRPOConfig, LearnerConfig, LoraConfig, SFTConfig
+from rlvla.config import EnvConfig, GRPOConfig, LearnerConfig, LoraConfig, SFTConfig
 from rlvla.run import disk
 
 
 @pytest.fixture
 def cfg(tiny_policy: Path, tmp_path: Path) -> GRPOConfig:
     """Of 100 steps."""
-    return GRPOConfig(model=tiny_policy, output=tmp_path / "run", keep_states=2)
+    env = EnvConfig(tasks=("press",))
+    return GRPOConfig(model=tiny_policy, output=tmp_path / "run", env=env, save_trajectories=0, keep_states=2)
 
 
 def test_states_are_counted_while_they_lie_there_together(cfg: GRPOConfig) -> None:
@@ -54,6 +55,17 @@ def test_what_is_there_already_is_not_written_again(cfg: GRPOConfig) -> None:
     assert disk.of_grpo(cfg) == fresh - 1000
     (cfg.output / "state/step-000010/rank_1.pt").write_bytes(bytes(fresh * 2))
     assert disk.of_grpo(cfg) == 0
+
+
+def test_trajectories_are_counted_roughly(cfg: GRPOConfig) -> None:
+    """Those that are kept in the end, and with dynamic sampling half a step's in every state."""
+    least = disk.of_grpo(cfg)
+    one = disk.of_grpo(replace(cfg, save_trajectories=1)) - least
+    # An episode of 15 env steps in chunks of 2, with one view of 64 x 64.
+    assert one == pytest.approx(15 / 2 * 64 * 64 * 3 / 3, rel=0.01)
+    stated = replace(cfg, save_every=10)
+    sampled = disk.of_grpo(replace(stated, max_waves=2)) - disk.of_grpo(stated)
+    assert sampled == pytest.approx(3 * 8 * 8 / 2 * one, rel=0.01)
 
 
 @pytest.mark.parametrize(("dtype", "state"), [("float32", 4 + 8), ("bfloat16", 2 + 8 + 4)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -239,6 +240,15 @@ def test_a_pid_that_has_become_somebody_elses_is_not_killed(pool: EnvPool, tmp_p
         link._kill(EnvCrashError("killed"))
         assert psutil.wait_procs([env], timeout=30)[1] == []
         assert bystander.poll() is None
+
+
+def test_an_older_kernel_is_named(config: EnvConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", absent)
+    with pytest.raises(OSError, match=r"need Linux 5\.3 or later, this is .* \(\[Errno 38\]"):
+        EnvPool(config, 1)
 
 
 def test_an_answer_that_cannot_be_sent_is_a_crash(pool: EnvPool, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from rlvla.config import EnvConfig, EpisodeConfig, EvaluateConfig, SamplerConfig
 from rlvla.durable.files import differences
 from rlvla.durable.provenance import to_dict
 from rlvla.policies.family import note_trained
-from rlvla.run import identity
+from rlvla.rollout.env_server import make_env
+from rlvla.run import evaluation, identity
 from rlvla.run.evaluation import _missing, _protocol, evaluate, line
 from rlvla.run.trials import TrialLog, to_trial
 from rlvla.testing import make_trajectory
@@ -59,6 +60,23 @@ def test_the_result_of_an_earlier_checkpoint_is_not_that_of_a_later_one_in_its_p
         ValueError, match=r"trials of another evaluation \(content of model was '\w+', is '\w+'\): name"
     ):
         evaluate(cfg)
+
+
+def test_one_env_lives_at_a_time(tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some simulators allow one in a process."""
+    alive: list[Any] = []
+
+    def make_one(config: EnvConfig) -> Any:
+        assert alive == []
+        env: Any = make_env(config)
+        alive.append(env)
+        monkeypatch.setattr(env, "close", alive.clear)
+        return env
+
+    for module in (evaluation, identity):
+        monkeypatch.setattr(module, "make_env", make_one)
+    protocol(EvaluateConfig(model=tiny_policy, output=tmp_path / "out", env=EnvConfig(tasks=("press",))))
+    assert alive == []
 
 
 @pytest.mark.parametrize(
