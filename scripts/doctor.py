@@ -303,7 +303,7 @@ def check_versions(has_gpu: bool) -> list[Finding]:
 def check_machine() -> list[Finding]:
     """Memory, shared memory, disk."""
     memory = left_by_container(
-        1024 * int(re.search(r"MemAvailable: *(\d+)|$", read_if_there("/proc/meminfo", "")).group(1) or 0),
+        1024 * sum(map(int, re.findall(r"MemAvailable: *(\d+)", read_if_there("/proc/meminfo", "")))),
         read_if_there("/sys/fs/cgroup/memory.max", "max"),
         read_if_there("/sys/fs/cgroup/memory.current", "0"),
     )
