@@ -166,11 +166,15 @@ def _say(text: str) -> None:
 
 @contextmanager
 def kept_handlers() -> Iterator[None]:
-    """Give SIGINT and SIGTERM their handlers back after a library, as Ray does, has put its own in their place."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    """Give SIGINT and SIGTERM their handlers back after a library, as Ray does, has put its own in their place.
+
+    Ray's also sets an alarm, which aborts the process 3 s after a SIGTERM that came meanwhile: ray-project/ray#64830.
+    """
+    before, timer = {number: signal.getsignal(number) for number in SIGNALS}, signal.getitimer(signal.ITIMER_REAL)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -68,6 +68,8 @@ def test_a_library_that_takes_the_handler_gives_it_back() -> None:
 with Interrupts():
     with kept_handlers():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.alarm(100)
+    assert signal.alarm(0) == 0
     hit()
     print('ignored')
 """
