@@ -18,6 +18,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from rlvla.cluster.carried import Carried, located
 from rlvla.config import EnvConfig, EpisodeConfig, LoraConfig, SamplerConfig
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter
@@ -41,7 +42,7 @@ class SamplerActor:
 
     def __init__(
         self,
-        model: Path,
+        model: Path | Carried,
         config: SamplerConfig,
         *,
         max_images: int,
@@ -49,6 +50,7 @@ class SamplerActor:
         seed: int,
         lora: LoraConfig | None = None,
     ) -> None:
+        model = located(model)
         self._opened = asyncio.Event()
         self._policy_version = 0
         self._failure = ""
@@ -175,7 +177,7 @@ class RolloutActor:
     def __init__(
         self,
         sampler: str,
-        model: Path,
+        model: Path | Carried,
         env: EnvConfig,
         episode: EpisodeConfig,
         *,
@@ -183,7 +185,7 @@ class RolloutActor:
         envs_per_process: int = 1,
     ) -> None:
         self._sampler = RaySampler(ray.get_actor(sampler))
-        self._decider = load_policy(model).decider(self._sampler, episode)
+        self._decider = load_policy(located(model)).decider(self._sampler, episode)
         self._pool = EnvPool(env, num_envs, envs_per_process)
         self._max_attempts = env.max_attempts
         self._env_deadline_s = 2 * max(env.deadline_s, env.reset_deadline_s)  # a reset may start a process before

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import remove_placement_group
 
 from rlvla.cluster.actors import RolloutActor, SamplerActor
+from rlvla.cluster.carried import Carried, carry, located
 from rlvla.cluster.dispatch import GRACE_S, Dispatcher, NoAnswerError, Watch, get_all, wait_for
 from rlvla.cluster.placement import Place, place, reserve
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
@@ -52,14 +54,14 @@ class LearnerActor:
             probe.bind((host, 0))
             return f"{host}:{probe.getsockname()[1]}"
 
-    def start(self, cfg: GRPOConfig, *, rank: int, world: int, master: str) -> None:
+    def start(self, cfg: GRPOConfig, model: Path | Carried, *, rank: int, world: int, master: str) -> None:
         """Join the process group and load the model."""
         import torch
 
         from rlvla.learner.learner import Learner  # DeepSpeed, in the learner's process only
 
         torch.set_num_threads(cfg.cluster.threads)
-        self._learner = Learner(cfg, rank=rank, world=world, master=master)
+        self._learner = Learner(replace(cfg, model=located(model)), rank=rank, world=world, master=master)
 
     def call(self, method: str, *args: Any) -> Any:
         """Run a method of the learner."""
@@ -100,7 +102,9 @@ class Cluster:
         self._policy_version = 0
         self._names: dict[str, str] = {}
         self._watch = Watch(config.actor_deadline_s, self._names)
-        model = cfg.model.resolve()
+        model: Path | Carried = cfg.model.resolve()
+        if config.address != "local":
+            model, self._shelf = carry(model)
         names = [f"sampler-{i}-{self.placement.id.hex()}" for i in range(config.num_samplers)]
         self.samplers = [
             self._actor(
@@ -132,19 +136,19 @@ class Cluster:
         self._dispatcher = Dispatcher(self._rollout_actors, self._revive_samplers, self._watch)
         self._learners: list[Any] = [self._actor(LearnerActor, at) for at in placement.learners]
         try:
-            self._wait_until_started(cfg)
+            self._wait_until_started(cfg, model)
         except BaseException:
             self._end()
             raise
 
-    def _wait_until_started(self, cfg: GRPOConfig | EvaluateConfig) -> None:
+    def _wait_until_started(self, cfg: GRPOConfig | EvaluateConfig, model: Path | Carried) -> None:
         with self._naming_the_dead():
             if isinstance(cfg, GRPOConfig):
                 (master,) = get_all([self._learners[0].address.remote()], self._config.learner_deadline_s)
                 world = len(self._learners)
                 get_all(
                     [
-                        learner.start.remote(cfg, rank=rank, world=world, master=master)
+                        learner.start.remote(cfg, model, rank=rank, world=world, master=master)
                         for rank, learner in enumerate(self._learners)
                     ],
                     self._config.learner_deadline_s,
@@ -340,7 +344,10 @@ def start_ray(config: ClusterConfig) -> bool:
         try:
             ray.init(address=config.address, **options)
         except ConnectionError as error:
-            raise ConnectionError(f"cluster.address is {config.address!r}: {error}") from error
+            raise ConnectionError(
+                f"cluster.address is {config.address!r}: {error}. A cluster that was started with a token "
+                "(~/.ray/auth_token on its head) wants the same file here, and RAY_AUTH_MODE=token"
+            ) from error
     return True
 
 

@@ -48,7 +48,7 @@ def appear_sealed(path: Path) -> Iterator[Path]:
     try:
         yield aside
         sync_tree(aside)  # before the manifest, which says that all of it is there
-        write_json(aside / MANIFEST, {"sha256": _digests(aside)})
+        write_json(aside / MANIFEST, {"sha256": digests(aside)})
     except BaseException as error:
         written = sum(seen(aside).values())
         shutil.rmtree(aside)
@@ -120,7 +120,7 @@ def _difference(folder: Path) -> str:
         return f"its {MANIFEST} cannot be read: {error!r}"
     if not isinstance(expected, dict):
         return f"its {MANIFEST} cannot be read: sha256 is no object"
-    found = _digests(folder)
+    found = digests(folder)
     for name, digest in expected.items():
         if name not in found:
             return f"{name} is missing"
@@ -165,8 +165,8 @@ def _content(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of its content by relative path."""
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder but the manifest, by relative path."""
     files = {path.relative_to(folder).as_posix(): path for path in _content(folder)}
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return dict(zip(files, pool.map(digest_of, files.values()), strict=True))
