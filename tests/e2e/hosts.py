@@ -25,12 +25,16 @@ SOON = {
 """Ray gives a host up after seconds, where it would wait half a minute."""
 
 
+_PROBE = "ip link add a type bridge && ip link add b type veth peer name c && tc qdisc add dev b root tbf "
+LIMIT = ("rate", "20mbit", "burst", "32kb", "latency", "40ms")
+
+
 def lack_of_hosts() -> str:
     """Why this machine lets nobody make hosts, or an empty string."""
-    if os.getuid() or not shutil.which("ip"):
+    if os.getuid() or not shutil.which("ip") or not shutil.which("tc"):
         return "needs root and iproute2"
-    made = subprocess.run(["unshare", "-nm", "true"], capture_output=True, check=False)
-    return "this machine lets no process make a network namespace" if made.returncode else ""
+    made = subprocess.run(["unshare", "-nm", "sh", "-c", _PROBE + " ".join(LIMIT)], capture_output=True, check=False)
+    return f"no network namespace, bridge or queue here: {made.stderr.decode().strip()}" if made.returncode else ""
 
 
 def ip(*words: str | int) -> None:
@@ -112,8 +116,7 @@ class Hosts:
     def throttle(self, host: int) -> None:
         """Its link gets 20 Mbit/s both ways; what comes faster waits up to 40 ms, and is lost when it would longer."""
         for space, device in ((self._names[host], "eth0"), (self._switch, f"port{host}")):
-            limit = ("rate", "20mbit", "burst", "32kb", "latency", "40ms")
-            subprocess.run(["tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", *limit], check=True)
+            subprocess.run(["tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", *LIMIT], check=True)
 
     def num_lost(self, host: int) -> int:
         """Packets that a throttled link has lost."""
