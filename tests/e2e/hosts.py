@@ -25,7 +25,7 @@ SOON = {
 """Ray gives a host up after seconds, where it would wait half a minute."""
 
 
-_PROBE = "ip link add a type bridge && ip link add b type veth peer name c && tc qdisc add dev b root tbf "
+_PROBE = "ip link add bridge0 type bridge && ip link add v0 type veth peer name v1 && tc qdisc add dev v0 root tbf "
 LIMIT = ("rate", "20mbit", "burst", "32kb", "latency", "40ms")
 
 
