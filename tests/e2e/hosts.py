@@ -85,7 +85,11 @@ class Hosts:
     def popen(self, host: int, *command: str | Path, log: Path) -> subprocess.Popen[bytes]:
         """Start a command on a host, in a session of its own."""
         words = [str(word) for word in command]
-        mounts = f'mount --bind "{self.tmp(host)}" /tmp && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
+        tmp = self.tmp(host)
+        mounts = f'mount --rbind "{tmp}" /tmp && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
+        if ROOT.is_relative_to("/tmp"):  # it stays where it is
+            root = tmp / ROOT.relative_to("/tmp")
+            mounts = f'mkdir -p "{root}" && mount --bind "{ROOT}" "{root}" && {mounts}'
         with log.open("wb") as output:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self._names[host], "bash", "-c", mounts, "bash", *words],
