@@ -29,6 +29,12 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._digests: dict[str, str] = {}
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file by its name; every byte is read when the first node asks."""
+        self._digests = self._digests or digests(self._folder)
+        return self._digests
 
     def read(self, name: str, offset: int) -> bytes:
         """At most `PIECE` bytes of a file, none behind its end."""
@@ -45,8 +51,6 @@ class Carried:
     """On the driver's node."""
     stamps: Mapping[str, tuple[int, int]]
     """(bytes, last change in ns) of each file by its name: where they agree, it is the same folder on a shared disk."""
-    digests: Mapping[str, str]
-    """SHA-256 of each file."""
     shelf: str
     """Name of the `Shelf`."""
 
@@ -59,20 +63,21 @@ class Carried:
         if self.folder.is_dir() and stamps(self.folder) == self.stamps:
             return self.folder
         shelf: Any = ray.get_actor(self.shelf)
-        return self.brought(lambda name, offset: ray.get(shelf.read.remote(name, offset)))
+        sent: Any = ray.get(shelf.digests.remote())
+        return self.brought(sent, lambda name, offset: ray.get(shelf.read.remote(name, offset)))
 
-    def brought(self, read: Callable[[str, int], bytes]) -> Path:
-        """The copy in this node's cache; `read` as of `Shelf`. Errors as of `here`."""
+    def brought(self, sent: Mapping[str, str], read: Callable[[str, int], bytes]) -> Path:
+        """The copy in this node's cache; `sent` has the digests, `read` is as of `Shelf`. Errors as of `here`."""
         cache = Path(os.environ.get(CACHE) or Path.home() / ".cache/rlvla") / "policies"
         cache.mkdir(parents=True, exist_ok=True)
-        copy = cache / hashlib.sha256(json.dumps(self.digests, sort_keys=True).encode()).hexdigest()[:16]
+        copy = cache / hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()[:16]
         with (cache / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the node's other actors want the same folder at the same time
             if not copy.is_dir():
                 with appear_sealed(copy) as aside:
-                    for name in self.digests:
+                    for name in sent:
                         _write(aside / name, name, read)
-                    if digests(aside) != self.digests:
+                    if digests(aside) != sent:
                         raise OSError(f"{self.folder} did not arrive as it was sent: is it being written to?")
         return copy
 
@@ -95,7 +100,7 @@ def carry(folder: Path) -> tuple[Carried, Any]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     name = f"shelf-{uuid4().hex}"
     shelf: Any = ray.remote(Shelf).options(name=name, num_cpus=0, scheduling_strategy=here).remote(folder)
-    return Carried(folder=folder, stamps=stamps(folder), digests=digests(folder), shelf=name), shelf
+    return Carried(folder=folder, stamps=stamps(folder), shelf=name), shelf
 
 
 def located(folder: Path | Carried) -> Path:

@@ -26,7 +26,7 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def of(folder: Path) -> Carried:
-    return Carried(folder=folder, stamps=stamps(folder), digests=digests(folder), shelf="none")
+    return Carried(folder=folder, stamps=stamps(folder), shelf="none")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -44,20 +44,20 @@ def test_a_copy_has_every_byte_and_is_brought_once(policy: Path) -> None:
         calls.append(name)
         return Shelf(policy).read(name, offset)
 
-    copy = of(policy).brought(read)
+    copy = of(policy).brought(Shelf(policy).digests(), read)
     assert content(copy) == content(policy)
     assert calls.count("model.safetensors") == 4  # the last piece is empty
-    assert of(policy).brought(read) == copy
+    assert of(policy).brought(Shelf(policy).digests(), read) == copy
     assert len(calls) == 7
     (policy / "config.json").write_text("{} ")
-    assert of(policy).brought(read) != copy
+    assert of(policy).brought(Shelf(policy).digests(), read) != copy
 
 
 def test_a_policy_that_changes_on_its_way_is_refused(policy: Path, tmp_path: Path) -> None:
-    sent = of(policy)
+    sent = Shelf(policy).digests()
     (policy / "config.json").write_text("[]")
     with pytest.raises(OSError, match=r"policy did not arrive as it was sent: is it being written to\?"):
-        sent.brought(Shelf(policy).read)
+        of(policy).brought(sent, Shelf(policy).read)
     assert [path.name for path in (tmp_path / "cache/policies").iterdir()] == ["lock"]
 
 
