@@ -5,6 +5,7 @@ Policy, states to go on from, and trajectories; logs and reports are small besid
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,7 @@ def _weights(model: Path) -> tuple[int, int]:
     for file in visible(model, "*.safetensors"):
         num_bytes += file.stat().st_size
         with safe_open(file, "np") as weights:
-            for name in weights.keys():  # noqa: SIM118
-                size = 1
-                for side in weights.get_slice(name).get_shape():
-                    size *= side
-                count += size
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return num_bytes, count
 
 
