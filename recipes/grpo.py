@@ -5,13 +5,15 @@ python recipes/grpo.py --config recipes/configs/grpo_tiny_tabletop.yaml [--dry-r
 
 from __future__ import annotations
 
+from functools import partial
+
 import rlvla_reward
 from rlvla import plan
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig, load
 from rlvla.durable.interrupts import Interrupts
 from rlvla.learner.advantage import with_advantages
-from rlvla.rollout.collect import collect
+from rlvla.rollout.collect import Collector
 from rlvla.rollout.tasks import TaskStream
 from rlvla.run.grpo import GRPORun
 from rlvla.run.preflight import check_grpo
@@ -31,10 +33,12 @@ def main(cfg: GRPOConfig) -> None:
         scored = reward.score(group)
         return with_advantages(scored, cfg.advantage, reward.weights, mask_context_full=cfg.mask_context_full)
 
-    with Interrupts() as interrupts, GRPORun(cfg, reward, tasks, interrupts) as run, Cluster(cfg) as cluster:
+    begin = partial(rlvla_reward.begin, cfg.reward)
+    with Interrupts() as interrupts, GRPORun(cfg, reward, tasks, interrupts) as run, Cluster(cfg, begin) as cluster:
+        collector = Collector(run, tasks, run.judged(judge), cfg)
         for step in run.steps(cluster):
             with run.rollout(step):
-                groups, sampled = collect(run.play, tasks, run.judged(judge), cfg)
+                groups, sampled = collector.collect(step)
             run.require_signal(step, groups, sampled)
             with run.phase("learn"):
                 learned = cluster.learn(groups)

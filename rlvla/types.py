@@ -6,7 +6,7 @@ Axis letters, everywhere: G group, B rows, L tokens, N images, K chunk length, A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -84,8 +84,9 @@ class Turn:
     """[L] float32; entry t scores token t under the sampler; 0 where the token was not sampled."""
     segments: tuple[Segment, ...]
     """Tile [0, L) without gap or overlap (checked)."""
-    images: tuple[np.ndarray, ...]
-    """N x [H, W, 3] uint8 RGB in the order of their places in `token_ids`: cameras first, then crops."""
+    images: Sequence[np.ndarray]
+    """N x [H, W, 3] uint8 RGB in the order of their places in `token_ids`: cameras first, then crops. In a run they lie
+    in Ray's object store, and are fetched when they are looked at."""
     actions: np.ndarray
     """[k, A] float32, simulator units, as executed; k <= K, and 0 where the turn was malformed."""
     policy_version: int

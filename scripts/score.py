@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,8 @@ def main(
 
 def score(trajectories: Sequence[Trajectory], reward: rlvla_reward.Reward) -> list[Trajectory]:
     """Each trajectory with its reward; no advantages, which would need whole groups."""
-    groups = [Group(task=t.task, trajectories=(t,)) for t in trajectories]
+    plain = [replace(t, reward=None, reward_terms={}) for t in trajectories]  # a run may have begun to score it
+    groups = [Group(task=t.task, trajectories=(t,)) for t in plain]
     return [reward.score(group).trajectories[0] for group in groups]
 
 

@@ -95,7 +95,7 @@ def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> L
 
 def make_run(cfg: GRPOConfig, reward: Any = None, **deeds: Any) -> GRPORun:
     """A run beside a cluster that has no process, of which `deeds` replace some methods."""
-    tasks: Any = SimpleNamespace(position=1, surplus=[], suite="test")
+    tasks: Any = SimpleNamespace(position=1, num_settled=1, surplus=[], suite="test")
     interrupts: Any = SimpleNamespace(immediate=nullcontext, defer=lambda: None)
     run = GRPORun(cfg, reward or rlvla_reward.build(cfg.reward), tasks, interrupts)
     nothing = {"load_state": lambda folder: None, "sync": lambda policy_version: None, "take_resampled": list}

@@ -50,13 +50,9 @@ def decider_of(policy: Path, sampler: LookThenAct | None = None, **episode: Any)
     return Decider(sampler=sampler or LookThenAct(policy), processor=processor, tools=tools, config=config)
 
 
-async def _not_lost() -> None:
-    raise AssertionError("this sampler does not die")
-
-
 async def episode(decider: Decider, env: EnvThread, max_attempts: int = 3, task: TaskSpec = TASK) -> Trajectory:
-    """Play a job under a sampler that lives on."""
-    return await play_job(decider, env, Job(task=task, member=0), max_attempts, _not_lost)
+    """Play a job."""
+    return await play_job(decider, env, Job(task=task, member=0), max_attempts)
 
 
 def play(decider: Decider, env: EnvThread, max_attempts: int = 3, task: TaskSpec = TASK) -> Trajectory:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,27 +53,40 @@ class Term:
             raise RewardError(f"{self}: its `makes_signal` is {own!r}: make it True or False")
         return own if self.config.makes_signal is None else self.config.makes_signal
 
+    @property
+    def has_state(self) -> bool:
+        """Whether what it returns depends on what it was called with before."""
+        return isinstance(self.fn, Stateful)
+
     def __call__(self, trajectory: Trajectory) -> float:
-        """The unweighted term; NaN, with a warning, if the function returns NaN or infinity.
+        """The unweighted term, as the function returns it.
 
         Raises:
             RewardError: the function fails or returns no number; the message names the task.
         """
-        task = trajectory.task
-        where = f"{self}, task {task.suite} {task.task_id}, initial state {task.init_state_id}, seed {task.seed}"
+        where = self._of(trajectory)
         with naming(where):
             value = self.fn(trajectory, **self.config.kwargs)
         if not isinstance(value, numbers.Real | np.bool_):
             raise wrong(where, value, "a number")
         try:
-            number = float(value)
+            return float(value)
         except OverflowError:  # an integer beyond what a float holds
-            number = math.inf
+            return math.inf
+
+    def finite(self, trajectory: Trajectory) -> float:
+        """The term, which `begin` may have told already; NaN, with a warning, where it is not finite."""
+        known = trajectory.reward_terms.get(self.name) if trajectory.reward is None else None
+        number = self(trajectory) if known is None else known
         if math.isfinite(number):
             return number
         effect = "its group is left out" if self.config.weight else "its weight is 0"
-        warnings.warn(f"{where}: returned {number}; {effect}", stacklevel=2)
+        warnings.warn(f"{self._of(trajectory)}: returned {number}; {effect}", stacklevel=2)
         return math.nan
+
+    def _of(self, trajectory: Trajectory) -> str:
+        task = trajectory.task
+        return f"{self}, task {task.suite} {task.task_id}, initial state {task.init_state_id}, seed {task.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +105,26 @@ class Reward:
         """Names of the terms that make signal (`RewardTermConfig.makes_signal`); where none does, of all."""
         weighted = [term for term in self.terms if term.config.weight]
         return tuple(term.name for term in [t for t in weighted if t.makes_signal] or weighted)
+
+    def begin(self, trajectory: Trajectory, seed: int) -> Trajectory:
+        """Fill `reward_terms` with the terms without a state: in any process and any order, hence beside the frames.
+
+        A term that fails is left to `score`, where its error stops the run.
+
+        Args:
+            trajectory: that has ended.
+            seed: of Python's and NumPy's global random generators.
+        """
+        if trajectory.end is EndReason.ENV_ERROR:
+            return trajectory
+        random.seed(seed)
+        np.random.seed(seed)
+        terms = {}
+        for term in self.terms:
+            if not term.has_state:
+                with suppress(RewardError):
+                    terms[term.name] = term(trajectory)
+        return replace(trajectory, reward_terms=terms)
 
     def score(self, group: Group) -> Group:
         """Fill `reward`, `signal` and `reward_terms` of every trajectory; one whose simulator crashed stays without.
@@ -139,15 +174,20 @@ class Reward:
 
     @property
     def _stateful(self) -> list[Term]:
-        return [term for term in self.terms if isinstance(term.fn, Stateful)]
+        return [term for term in self.terms if term.has_state]
 
     def _score_one(self, trajectory: Trajectory) -> Trajectory:
         if trajectory.end is EndReason.ENV_ERROR:
             return replace(trajectory, reward=None, signal=None, reward_terms={})
-        terms = {term.name: term(trajectory) for term in self.terms}
+        terms = {term.name: term.finite(trajectory) for term in self.terms}
         weighted = {name: weight * terms[name] for name, weight in self.weights.items() if weight}
         signal = sum(weighted[name] for name in self.signal)
         return replace(trajectory, reward=sum(weighted.values()), signal=signal, reward_terms=terms)
+
+
+def begin(terms: Sequence[RewardTermConfig]) -> Callable[[Trajectory, int], Trajectory]:
+    """`Reward.begin` of a config's terms. Errors as of `build`."""
+    return build(terms).begin
 
 
 def build(terms: Sequence[RewardTermConfig]) -> Reward:

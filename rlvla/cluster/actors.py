@@ -1,16 +1,16 @@
 """Ray actors: one that holds a sampler, and one that holds envs and plays episodes in them.
 
 A RolloutActor plays as many episodes at once as it has envs, each an independent coroutine, so that the sampler
-batches over all of them and a finished env takes the next episode at once.
+batches over all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rlvla.cluster.carried import Carried, located
+from rlvla.cluster.frames import without_frames
 from rlvla.config import EnvConfig, EpisodeConfig, LoraConfig, SamplerConfig
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job, SamplerLostError, play_job
 from rlvla.rollout.env_process import EnvPool
-from rlvla.rollout.env_thread import EnvThread
-from rlvla.types import Trajectory
+from rlvla.types import Trajectory, derive_seed
+
+Score = Callable[[Trajectory, int], Trajectory]
+"""Fills in the reward terms of a trajectory that can be told from it alone; the seed is of random generators."""
 
 
 class SamplerClosedError(RuntimeError):
@@ -126,10 +129,6 @@ class SamplerActor:
             return f"its engine answers nobody for {deadline_s:g} s (cluster.actor_deadline_s)", -1
         return self._failure, self._policy_version if self._opened.is_set() else -1
 
-    async def wait_open(self) -> None:
-        """Return when it serves."""
-        await self._opened.wait()
-
     async def wait_end(self) -> None:
         """Never return: who waits learns of the end of the process."""
         await asyncio.Event().wait()
@@ -157,10 +156,6 @@ class RaySampler:
                 raise
             raise SamplerLostError(f"the sampler was lost: {error}") from error
 
-    async def wait_open(self) -> None:
-        """Return when the actor, started anew if need be, serves; raises ActorDiedError when it never will."""
-        await self._actor.wait_open.options(max_task_retries=-1).remote()
-
 
 class RolloutActor:
     """Several envs, in processes of their own, and the episodes that are played in them.
@@ -172,6 +167,7 @@ class RolloutActor:
         episode: how a turn is played.
         num_envs: hence concurrent episodes.
         envs_per_process: see `EnvPool`.
+        score: makes a `Score`, which is called beside the frames.
     """
 
     def __init__(
@@ -183,66 +179,48 @@ class RolloutActor:
         *,
         num_envs: int,
         envs_per_process: int = 1,
+        score: Callable[[], Score] | None = None,
     ) -> None:
-        self._sampler = RaySampler(ray.get_actor(sampler))
-        self._decider = load_policy(located(model)).decider(self._sampler, episode)
+        self._decider = load_policy(located(model)).decider(RaySampler(ray.get_actor(sampler)), episode)
         self._pool = EnvPool(env, num_envs, envs_per_process)
         self._max_attempts = env.max_attempts
+        self._score = score and score()
+        self._scoring = ThreadPoolExecutor(1)  # reward functions are not asked to be thread-safe
+        self._node = ray.get_runtime_context().get_node_id()
         self._env_deadline_s = 2 * max(env.deadline_s, env.reset_deadline_s)  # a reset may start a process before
 
-    async def status(self, deadline_s: float) -> tuple[str, bool]:
-        """Why it is of no more use, if it is; and True.
+    async def status(self, deadline_s: float) -> tuple[str, str]:
+        """Why it is of no more use, if it is; and its node.
 
         Args:
             deadline_s: a call of an env that takes so long beyond the env's own deadlines hangs: in a tool, that is.
         """
         limit_s = deadline_s + self._env_deadline_s
         is_stuck = any(env.busy_s > limit_s for env in self._pool.envs)
-        return f"a tool has not returned for {limit_s:g} s (cluster.actor_deadline_s)" if is_stuck else "", True
+        return f"a tool has not returned for {limit_s:g} s (cluster.actor_deadline_s)" if is_stuck else "", self._node
 
     async def wait_end(self) -> None:
         """Never return: who waits learns of the end of the process."""
         await asyncio.Event().wait()
 
-    async def stream(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Trajectory | None]]:
-        """Play all jobs; (index of the job, trajectory) as they end.
+    async def play(self, env: int, job: Job) -> tuple[tuple[Trajectory, str] | None, list[np.ndarray]]:
+        """Play an episode in an env.
 
-        Before that (index of the job, None) whenever the sampler died under it, and it is played again from its start.
+        Returns:
+            (trajectory `without_frames` and the node that has these, or None when the sampler was lost; the frames).
 
         Raises:
-            PluginError: a tool failed by itself; what else is being played is given up at once.
+            PluginError: a tool failed by itself.
         """
-        pending = iter(enumerate(jobs))
-        ended: asyncio.Queue[tuple[int, Trajectory | None] | None] = asyncio.Queue()
-
-        async def sampler_lost(index: int) -> None:
-            await ended.put((index, None))
-            await self._sampler.wait_open()
-
-        async def drive(env: EnvThread) -> None:
-            try:
-                for index, job in pending:
-                    lost = partial(sampler_lost, index)
-                    trajectory = await play_job(self._decider, env, job, self._max_attempts, lost)
-                    await ended.put((index, trajectory))
-            finally:
-                await ended.put(None)
-
-        drivers = [asyncio.create_task(drive(env)) for env in self._pool.envs[: len(jobs)]]
-        num_driving = len(drivers)
         try:
-            while num_driving:
-                item = await ended.get()
-                if item is not None:
-                    yield item
-                    continue
-                num_driving -= 1
-                if any(driver.done() and driver.exception() for driver in drivers):
-                    break
-            await asyncio.gather(*drivers)  # raises what a driver raised
-        finally:
-            for driver in drivers:
-                driver.cancel()
+            trajectory = await play_job(self._decider, self._pool.envs[env], job, self._max_attempts)
+        except SamplerLostError:
+            return None, []
+        if self._score is not None:
+            seed = derive_seed(job.task.seed, job.member)
+            trajectory = await asyncio.get_running_loop().run_in_executor(self._scoring, self._score, trajectory, seed)
+        light, frames = without_frames(trajectory)
+        return (light, self._node), frames
 
     async def close(self) -> None:
         """Close every env and end its process."""

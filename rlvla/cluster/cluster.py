@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.util.placement_group import remove_placement_group
 
-from rlvla.cluster.actors import RolloutActor, SamplerActor
+from rlvla.cluster.actors import RolloutActor, SamplerActor, Score
 from rlvla.cluster.carried import Carried, carry, located
 from rlvla.cluster.dispatch import GRACE_S, Dispatcher, NoAnswerError, Watch, get_all, wait_for
 from rlvla.cluster.placement import Place, place, reserve
@@ -85,8 +85,12 @@ class LearnerActor:
 class Cluster:
     """The actors of one run. Use as a context manager, so that nothing outlives it."""
 
-    def __init__(self, cfg: GRPOConfig | EvaluateConfig) -> None:
+    def __init__(self, cfg: GRPOConfig | EvaluateConfig, score: Callable[[], Score] | None = None) -> None:
         """Start Ray (or join it), place and start samplers, rollout actors and, for GRPO, learners.
+
+        Args:
+            cfg: of the run.
+            score: see `RolloutActor`.
 
         Raises:
             ValueError: the cluster does not have what the config reserves; the message names the keys.
@@ -130,10 +134,11 @@ class Cluster:
                 cfg.episode,
                 num_envs=config.envs_per_actor,
                 envs_per_process=config.envs_per_process,
+                score=score,
             )
             for i, at in enumerate(placement.rollout_actors)
         ]
-        self._dispatcher = Dispatcher(self._rollout_actors, self._revive_samplers, self._watch)
+        self._dispatcher = Dispatcher(self._rollout_actors, config.envs_per_actor, self._revive_samplers, self._watch)
         self._learners: list[Any] = [self._actor(LearnerActor, at) for at in placement.learners]
         try:
             self._wait_until_started(cfg, model)
@@ -179,24 +184,26 @@ class Cluster:
         self._names[actor._actor_id.hex()] = f"{cls.__name__} (cluster bundle {at.bundle})"
         return actor
 
-    def play(self, jobs: Sequence[Job]) -> list[Trajectory]:
-        """Play jobs on all rollout actors; trajectories in the jobs' order. Errors as of `stream`."""
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Queue episodes; see `rlvla.rollout.collect.Episodes`. Errors as of `get`."""
         with self._naming_the_dead():
-            trajectories = dict(self._dispatcher.stream(jobs))
-        return [trajectories[index] for index in range(len(jobs))]
+            self._dispatcher.put(jobs)
 
-    def stream(self, jobs: Sequence[Job]) -> Iterator[Trajectory]:
-        """Play jobs on all rollout actors; trajectories as they end.
+    def get(self) -> tuple[Job, Trajectory | None]:
+        """The next episode that ends.
 
-        What a rollout actor had finished when it died is kept, and the rest played again by its successor; when a
-        sampler dies, the episodes that it served are played again once its successor has the current weights.
+        What a rollout actor had finished when it died is kept, unless its node died, and the rest is played again; when
+        a sampler dies, the episodes that it served are played again once its successor has the current weights.
 
         Raises:
             ProcessLostError: one of them died more than `cluster.max_restarts` times.
         """
         with self._naming_the_dead():
-            for _, trajectory in self._dispatcher.stream(jobs):
-                yield trajectory
+            return self._dispatcher.get()
+
+    def settle(self, jobs: Sequence[Job]) -> None:
+        """See `rlvla.rollout.collect.Episodes`."""
+        self._dispatcher.settle(jobs)
 
     def take_resampled(self) -> list[Job]:
         """The jobs that were given out again since the last call because a process died, once for each time."""
@@ -238,12 +245,14 @@ class Cluster:
                     raise
 
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:
-        """One learner step over all ranks; rank 0's metrics.
+        """One learner step over all ranks, while episodes that are queued are played; rank 0's metrics.
+
+        A rank fetches the frames of its own rows alone.
 
         Raises:
-            ProcessLostError: a rank died.
+            ProcessLostError: a rank died; as `get` does, too.
         """
-        return self._all_learners("call", "step", ray.put(list(groups)))[0]
+        return self._all_learners("call", "step", ray.put(list(groups)), wait=self._dispatcher.wait)[0]
 
     def sync(self, policy_version: int) -> None:
         """Give the samplers the learner's weights; raises ProcessLostError as `learn` and `stream` do."""
@@ -272,10 +281,10 @@ class Cluster:
         written = self._all_learners("write", method, folder)
         require_seen(folder, {f"learner rank {i} on {node}": files for i, (node, files) in enumerate(written)})
 
-    def _all_learners(self, method: str, *args: Any) -> list[Any]:
+    def _all_learners(self, method: str, *args: Any, wait: Any = ray.wait) -> list[Any]:
         with self._naming_the_dead():
             calls = [getattr(learner, method).remote(*args) for learner in self._learners]
-            return get_all(calls, self._config.learner_deadline_s)
+            return get_all(calls, self._config.learner_deadline_s, wait)
 
     @contextmanager
     def _naming_the_dead(self) -> Iterator[None]:
@@ -286,6 +295,10 @@ class Cluster:
         except NoAnswerError as error:
             names = ", ".join(self._hung_learners())
             raise ProcessLostError(f"{names}: {error} (cluster.learner_deadline_s): {again}") from error
+        except ObjectLostError as error:
+            raise ProcessLostError(
+                f"a node was lost, and with it the frames of trajectories that had ended there: {again}. {error}"
+            ) from error
         except RayActorError as error:
             name = self._names.get(str(error.actor_id), "an actor")
             if error.actor_init_failed:

@@ -1,17 +1,20 @@
-"""Jobs to rollout actors, each played to its end exactly once, whichever of the actors and samplers die meanwhile."""
+"""Episodes to envs, each played to its end exactly once, whichever of the actors, samplers and nodes die meanwhile."""
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
+from rlvla.cluster.frames import with_frames
 from rlvla.plugins import PluginError
 from rlvla.rollout.collect import Job
 from rlvla.types import Trajectory
@@ -37,8 +40,10 @@ class NoAnswerError(RuntimeError):
     """Calls that need each other have not all returned in time: one of their actors hangs."""
 
 
-def get_all(calls: Sequence[Any], deadline_s: float) -> list[Any]:
-    """What calls that need each other return.
+def get_all(
+    calls: Sequence[Any], deadline_s: float, wait: Callable[..., tuple[list[Any], list[Any]]] = ray.wait
+) -> list[Any]:
+    """What calls that need each other return; waited for by `ray.wait`, or what does other things meanwhile.
 
     Raises:
         RayActorError: an actor died. At once, since the others may wait for it forever, or may have failed for that
@@ -49,7 +54,7 @@ def get_all(calls: Sequence[Any], deadline_s: float) -> list[Any]:
     waiting = list(calls)
     until = time.monotonic() + deadline_s
     while waiting:
-        ended, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, until - time.monotonic()))
+        ended, waiting = wait(waiting, timeout=max(0.0, until - time.monotonic()))
         if not ended:
             raise NoAnswerError(f"no answer within {deadline_s:g} s")
         try:
@@ -105,84 +110,189 @@ class Watch:
         ray.wait([end], timeout=GRACE_S)  # one that hung in its constructor hands the call on to its successor
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Share:
-    """What one rollout actor plays."""
+@dataclass(kw_only=True)
+class _Slot:
+    """An env of a rollout actor."""
 
     actor: Any
-    stream: Any
-    order: tuple[int, ...]
-    """Indices of the jobs as they were given to the stream."""
-    unfinished: dict[int, Job]
+    env: int
+    scene: int | None = None
+    """Task whose scene the env has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Playing:
+    """An episode that is being played."""
+
+    slot: _Slot
+    job: Job
+    frames: Any
+    """Reference to them, once it has ended."""
 
 
 class Dispatcher:
-    """Plays jobs on rollout actors.
+    """One queue of episodes for the envs of all rollout actors; see `rlvla.rollout.collect.Episodes`.
 
-    A job depends on nothing but itself and the weights, so that one that was cut short is played anew from its start.
+    An env that is free takes an episode whose scene it has, else one of the task whose episodes are longest. An episode
+    depends on nothing but itself and the weights, so that one that was cut short is played anew from its start.
 
     Args:
         actors: RolloutActor handles that Ray starts anew when they die.
+        num_envs: of each.
         revive_samplers: returns when every sampler serves the current weights; cheap when all do.
         watch: of these actors.
     """
 
-    def __init__(self, actors: Sequence[Any], revive_samplers: Callable[[], None], watch: Watch) -> None:
-        self._actors = actors
+    def __init__(self, actors: Sequence[Any], num_envs: int, revive_samplers: Callable[[], None], watch: Watch) -> None:
+        # One env of each actor, then the next one: few episodes are spread over all actors, and their samplers.
+        self._free = [_Slot(actor=actor, env=env) for env in range(num_envs) for actor in actors]
         self._revive_samplers = revive_samplers
         self._watch = watch
+        self._queue: list[Job] = []
+        self._playing: dict[Any, _Playing] = {}
+        self._ended: deque[tuple[Job, Trajectory | None]] = deque()
+        self._nodes: dict[Job, str] = {}  # where the frames lie of what has ended and is not settled
+        self._homes: dict[str, str] = {}  # the node of an actor, by its id
+        self._steps: Counter[int] = Counter()  # env steps by task, of all episodes that have ended, and those next
+        self._episodes: Counter[int] = Counter()
         self.resampled: list[Job] = []
         """Jobs that were given out again, once for each time."""
 
-    def stream(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Trajectory]]:
-        """Play all jobs; (index of the job, trajectory) as they end, each index once.
+    def put(self, jobs: Sequence[Job]) -> None:
+        """See `Episodes`."""
+        self._queue += jobs
+        self._hand_out()
+
+    def get(self) -> tuple[Job, Trajectory | None]:
+        """See `Episodes`.
 
         Raises:
             RayActorError: a rollout actor or sampler has died more often than it is started anew.
             PluginError: a tool failed.
         """
-        num = len(self._actors)
-        dealt = [{k: jobs[k] for k in range(i, len(jobs), num)} for i in range(num)]
-        shares = [_start(actor, part) for actor, part in zip(self._actors, dealt, strict=True) if part]
-        while shares:
-            ready = ray.wait([share.stream for share in shares], num_returns=1, timeout=SILENCE_S)[0]
-            if not ready:
-                self._revive_samplers()
-                lives = self._watch.look([share.actor for share in shares])
-                shares = [share if alive else self._restart(share) for share, alive in zip(shares, lives, strict=True)]
-                continue
-            share = next(share for share in shares if share.stream is ready[0])
-            try:
-                position, trajectory = ray.get(next(share.stream))
-            except StopIteration:
-                shares.remove(share)
-                continue
-            except PluginError as error:  # as Ray hands it on, its text is the traceback of the other process
-                raise PluginError(str(getattr(error, "cause", error))) from error
-            except RayActorError as error:
-                if isinstance(error, RayTaskError):  # raised in the actor, which lives: its sampler is gone for good
-                    raise
-                if isinstance(error, ActorUnavailableError):  # it may live, and play on in the same envs
-                    self._watch.end(share.actor, f"it cannot be reached: {error}")
-                shares.remove(share)
-                shares.append(self._restart(share))
-                continue
-            index = share.order[position]
-            if trajectory is None:
-                self.resampled.append(share.unfinished[index])
-                self._revive_samplers()
-            else:
-                del share.unfinished[index]
-                yield index, trajectory
+        while not self._ended:
+            self._wait_a_little((), SILENCE_S)
+        return self._ended.popleft()
 
-    def _restart(self, share: _Share) -> _Share:
-        """Give what a dead rollout actor had not finished to its successor."""
-        while self._watch.look([share.actor]) == [None]:  # its successor, too, hangs
+    def settle(self, jobs: Sequence[Job]) -> None:
+        """See `Episodes`."""
+        for job in jobs:
+            self._nodes.pop(job, None)
+
+    def wait(self, calls: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        """As `ray.wait(calls, timeout=timeout)` of other calls, while episodes are handed out. Errors as of `get`."""
+        until = time.monotonic() + timeout
+        while True:
+            left = max(0.0, until - time.monotonic())
+            ready = self._wait_a_little(calls, min(left, SILENCE_S))
+            if ready or not left:
+                return ready, [call for call in calls if call not in ready]
+
+    def _wait_a_little(self, calls: Sequence[Any], timeout: float) -> list[Any]:
+        """Wait until a call or an episode ends, or the time is over; which of the calls did."""
+        first = ray.wait([*calls, *self._playing], num_returns=1, timeout=timeout)[0]
+        if first and first[0] in self._playing:
+            self._take(first[0])
+            return []
+        if not first and self._playing:
+            self._look_after()
+        return first
+
+    def _hand_out(self) -> None:
+        """Give episodes to the envs that are free."""
+        for slot in list(self._free):
+            if not self._queue:
+                return
+            job = next((job for job in self._queue if job.task.task_id == slot.scene), None)
+            job = job or max(self._queue, key=self._expected)
+            self._queue.remove(job)
+            self._free.remove(slot)
+            slot.scene = job.task.task_id
+            call, frames = slot.actor.play.options(num_returns=2).remote(slot.env, job)
+            self._playing[call] = _Playing(slot=slot, job=job, frames=frames)
+
+    def _expected(self, job: Job) -> float:
+        """Env steps; of a task that was not played yet as long as can be."""
+        task = job.task.task_id
+        return self._steps[task] / self._episodes[task] if self._episodes[task] else math.inf
+
+    def _take(self, call: Any) -> None:
+        """Note how an episode has ended, or that it was cut short, and hand out what comes next."""
+        playing = self._playing[call]
+        try:
+            played = ray.get(call)
+        except PluginError as error:  # as Ray hands it on, its text is the traceback of the other process
+            raise PluginError(str(getattr(error, "cause", error))) from error
+        except RayActorError as error:
+            if isinstance(error, ActorUnavailableError):  # it may live, and play on in the same envs
+                self._watch.end(playing.slot.actor, f"it cannot be reached: {error}")
+            self._replace(playing.slot.actor)
+            return
+        del self._playing[call]
+        self._free.append(playing.slot)
+        if played is None:
+            self._again(playing.job)
+            self._revive_samplers()
+        else:
+            self._note(playing, *played)
+        self._hand_out()
+
+    def _note(self, playing: _Playing, trajectory: Trajectory, node: str) -> None:
+        task = playing.job.task.task_id
+        self._steps[task] += trajectory.num_env_steps
+        self._episodes[task] += 1
+        self._nodes[playing.job] = node
+        self._homes[_id(playing.slot.actor)] = node
+        self._ended.append((playing.job, with_frames(trajectory, playing.frames)))
+
+    def _again(self, job: Job) -> None:
+        self.resampled.append(job)
+        self._queue.insert(0, job)
+
+    def _look_after(self) -> None:
+        """Nothing has ended for long: see that everybody is well."""
+        self._revive_samplers()
+        actors = list({_id(playing.slot.actor): playing.slot.actor for playing in self._playing.values()}.values())
+        for actor, node in zip(actors, self._watch.look(actors), strict=True):
+            if node is None:
+                self._replace(actor)
+
+    def _replace(self, actor: Any) -> None:
+        """Give what a dead rollout actor was playing to whoever is free; its successor is, too, when it answers.
+
+        Where that is on another node, the old one is lost, and with it the frames that lay there.
+        """
+        while (said := self._watch.look([actor])) == [None]:  # its successor, too, hangs
             pass
-        self.resampled += share.unfinished.values()
-        return _start(share.actor, share.unfinished)
+        for call, playing in list(self._playing.items()):
+            if playing.slot.actor is actor:
+                self._take_last(call)
+        home, self._homes[_id(actor)] = self._homes.get(_id(actor)), said[0]
+        if home != said[0]:
+            for job in [job for job, node in self._nodes.items() if node == home]:
+                self._lose_frames(job)
+        self._hand_out()
+
+    def _take_last(self, call: Any) -> None:
+        """As `_take`, of an actor that is dead."""
+        playing = self._playing.pop(call)
+        playing.slot.scene = None
+        self._free.append(playing.slot)
+        try:
+            played = ray.get(call, timeout=GRACE_S)
+        except (RayActorError, GetTimeoutError):
+            played = None
+        if played is None:
+            self._again(playing.job)
+        else:
+            self._note(playing, *played)
+
+    def _lose_frames(self, job: Job) -> None:
+        del self._nodes[job]
+        self._ended = deque(one for one in self._ended if one[0] != job)
+        self._ended.append((job, None))
+        self._again(job)
 
 
-def _start(actor: Any, unfinished: dict[int, Job]) -> _Share:
-    stream = actor.stream.remote(list(unfinished.values()))
-    return _Share(actor=actor, stream=stream, order=tuple(unfinished), unfinished=unfinished)
+def _id(actor: Any) -> str:
+    return actor._actor_id.hex()

@@ -195,6 +195,11 @@ class GRPOConfig(_TrainingConfig):
     max_waves: PositiveInt = 1
     """Rollout waves per step: above 1, groups without signal are dropped and refilled (DAPO dynamic sampling), and
     surplus groups are kept for the next step."""
+    max_staleness: NonNegativeInt = 0
+    """Steps that rollouts may run ahead of the learner. 0: a step's rollout begins when the learner is through with the
+    step before, and the run is reproducible. n: rollouts go on while the learner works, weights change between two
+    turns of an episode, and a step learns from groups that were begun at most n steps before; `loss.importance_cap`
+    must be on. What is being played when a run stops is dropped."""
     max_futile_steps: MayChange[NonNegativeInt] = 10
     """Steps in a row that may hold no group with signal, unless every trajectory was a success; then the run stops and
     says what was seen. A first step that has none and no executable action either stops it at once. 0: it never stops.
@@ -235,6 +240,11 @@ class GRPOConfig(_TrainingConfig):
             raise ValueError(
                 f"episode.max_think_tokens is {episode.max_think_tokens}, episode.max_turn_tokens "
                 f"{episode.max_turn_tokens}: a turn has to hold more than one thought"
+            )
+        if self.max_staleness and not self.loss.importance_cap:
+            raise ValueError(
+                f"max_staleness is {self.max_staleness} and loss.importance_cap 0: the importance weight corrects for "
+                "older weights: set it, for example to 2, or max_staleness to 0"
             )
         if not any(term.weight for term in self.reward):
             raise ValueError("reward: every weight is 0, so that there is nothing to learn")

@@ -6,7 +6,7 @@ A field at its default is left out. So a record written before a field was there
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType
@@ -29,7 +29,7 @@ def to_json(value: Any) -> Any:
         return _write_array(value)
     if isinstance(value, Mapping):
         return {key: to_json(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [to_json(inner) for inner in value]
     return value.item() if isinstance(value, np.generic) else value
 
@@ -57,6 +57,8 @@ def from_json(kind: Any, data: Any) -> Any:
     if get_origin(kind) is tuple:
         kinds = (arguments[0],) * len(data) if arguments[1:] == (...,) else arguments
         return tuple(from_json(each, inner) for each, inner in zip(kinds, data, strict=True))
+    if get_origin(kind) is Sequence:
+        return tuple(from_json(arguments[0], inner) for inner in data)
     if get_origin(kind) is Mapping:
         return {key: from_json(arguments[1], inner) for key, inner in data.items()}
     base = next(each for each in (str, bool, int, float) if issubclass(kind, each))

@@ -1,9 +1,10 @@
-"""Episodes -> groups: replays of what was lost, refills, and dynamic sampling."""
+"""Episodes -> groups: refills of what crashed, dynamic sampling, and how far rollouts may run ahead of the learner."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from rlvla.config import GRPOConfig
 from rlvla.protocols import Decider
@@ -25,9 +26,7 @@ class Job:
     member: int
 
 
-async def play_job(
-    decider: Decider, env: EnvThread, job: Job, max_attempts: int, sampler_lost: Callable[[], Awaitable[None]]
-) -> Trajectory:
+async def play_job(decider: Decider, env: EnvThread, job: Job, max_attempts: int) -> Trajectory:
     """Play one episode, and again from the same state with the same seeds when the simulator crashed.
 
     Args:
@@ -36,90 +35,157 @@ async def play_job(
         job: what to play.
         max_attempts: after as many crashes of its own the trajectory ends as ENV_ERROR, with the turns and the error of
             the last attempt. A loss that another env of the same process caused is replayed and does not count.
-        sampler_lost: called when the sampler died under the episode, which is played again when this returns; no fault
-            of the env's, of which the count goes on.
+
+    Raises:
+        SamplerLostError: the sampler died under the episode.
     """
     num_crashes = num_replays = 0
     while True:
-        try:
-            trajectory = await run_episode(decider, env, job.task, member=job.member)
-        except SamplerLostError:
-            await sampler_lost()
-            continue
+        trajectory = await run_episode(decider, env, job.task, member=job.member)
         num_crashes += trajectory.num_crashes
         if trajectory.end is not EndReason.ENV_ERROR or num_crashes == max_attempts:
             return replace(trajectory, num_crashes=num_crashes, num_replays=num_replays)
         num_replays += 1
 
 
-Play = Callable[[Sequence[Job]], list[Trajectory]]
-"""Plays jobs on whatever actors there are; trajectories in the jobs' order."""
+class Episodes(Protocol):
+    """Plays episodes on whatever actors there are."""
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Queue episodes, none of which is in the queue."""
+        ...
+
+    def get(self) -> tuple[Job, Trajectory | None]:
+        """The next episode that ends; None for one that had ended: its frames are lost, and it is played again."""
+        ...
+
+    def settle(self, jobs: Sequence[Job]) -> None:
+        """Episodes that have ended, and are not played again whatever happens."""
+        ...
 
 
-def rollout(play: Play, tasks: Sequence[TaskSpec], group_size: int, max_refills: int = 0) -> list[Group]:
-    """One group for each task, in the tasks' order.
-
-    Args:
-        play: plays the episodes.
-        tasks: to start from.
-        group_size: trajectories of a group that did not end as ENV_ERROR. Those that did stay in it beside the others
-            that were played in their place: nothing that was started is lost from the count.
-        max_refills: times that this is done; then a group may lack members.
-    """
-    members: list[list[Trajectory]] = [[] for _ in tasks]
-    for _ in range(1 + max_refills):
-        jobs = [
-            (group, Job(task=task, member=member))
-            for group, task in enumerate(tasks)
-            for member in _next_members(members[group], group_size)
-        ]
-        if not jobs:
-            break
-        for (group, _), trajectory in zip(jobs, play([job for _, job in jobs]), strict=True):
-            members[group].append(trajectory)
-    return [Group(task=group[0].task, trajectories=tuple(group)) for group in members]
+def stream(episodes: Episodes, jobs: Sequence[Job]) -> Iterator[tuple[Job, Trajectory]]:
+    """Play episodes; each with its trajectory as it ends."""
+    episodes.put(jobs)
+    left = set(jobs)
+    while left:
+        job, trajectory = episodes.get()
+        if trajectory is not None:
+            left.remove(job)
+            episodes.settle([job])
+            yield job, trajectory
 
 
-def _next_members(played: Sequence[Trajectory], group_size: int) -> range:
-    """Member indices to play, each hence with sampling seeds of its own, until `group_size` have ended."""
-    num_ended = sum(trajectory.end is not EndReason.ENV_ERROR for trajectory in played)
-    return range(len(played), len(played) + group_size - num_ended)
+@dataclass(kw_only=True)
+class _Open:
+    """A group that is being played."""
+
+    task: TaskSpec
+    rounds_left: int
+    members: list[Trajectory | None] = field(default_factory=list)
+    """None: it is being played."""
+
+    @property
+    def is_whole(self) -> bool:
+        return None not in self.members
+
+    def more(self, group_size: int) -> list[Job]:
+        """The members to play next, each with sampling seeds of its own; none while others are being played."""
+        if not self.is_whole or not self.rounds_left:
+            return []
+        num_ended = sum(t is not None and t.end is not EndReason.ENV_ERROR for t in self.members)
+        new = range(len(self.members), len(self.members) + group_size - num_ended)
+        self.rounds_left -= 1
+        self.members += [None] * len(new)
+        return [Job(task=self.task, member=member) for member in new]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [Job(task=self.task, member=member) for member in range(len(self.members))]
+
+    def group(self) -> Group:
+        """Those that crashed stay in it: nothing that was started is lost from the count."""
+        trajectories = tuple(t for t in self.members if t is not None)
+        return Group(task=trajectories[0].task, trajectories=trajectories)
 
 
-def collect(
-    play: Play, tasks: TaskStream, judge: Callable[[Group], Group], config: GRPOConfig
-) -> tuple[list[Group], list[Group]]:
-    """The groups that a learner step takes, and all that were sampled for it.
+class Collector:
+    """The groups that learner steps take. Their order follows the task stream, never completion.
 
     With `max_waves` above 1 this is dynamic sampling (DAPO, arXiv 2503.14476 section 3.2): groups whose advantages are
-    all zero are dropped and others sampled in their place, wave by wave; groups with signal beyond
-    `groups_per_step` wait in `tasks.surplus` for the next step. Order follows the task stream, never completion. Groups
-    without any advantage (`Group.is_dropped`) are never learned from.
+    all zero are dropped and others sampled in their place. Groups without any advantage (`Group.is_dropped`) are never
+    learned from. What ended as ENV_ERROR is replaced by further members of its group, `max_refills` times.
+
+    - `max_staleness` 0: a step begins a wave of `groups_per_step` groups and ends with it. As soon as it is certain
+      that these are too few, the next wave begins. Groups beyond `groups_per_step` wait in `tasks.surplus`.
+    - n > 0: at most n + 1 steps' groups are being played, also while the learner works, and a step takes those that
+      were begun first. So none was begun more than n steps before it is learned from, short or long.
 
     Args:
-        play: see `rollout`.
+        episodes: plays them.
         tasks: where the tasks come from; advanced.
-        judge: fills rewards and advantages of a group.
-        config: `groups_per_step`, `group_size`, `max_waves`, `max_refills`.
-
-    Returns:
-        (groups to learn from, at most `groups_per_step`; groups sampled now).
+        judge: fills rewards and advantages of a group; called in the tasks' order.
+        config: `groups_per_step`, `group_size`, `max_waves`, `max_refills`, `max_staleness`, `num_steps`.
     """
 
-    def wave() -> list[Group]:
-        taken = tasks.take(config.groups_per_step)
-        return [judge(group) for group in rollout(play, taken, config.group_size, config.max_refills)]
+    def __init__(
+        self, episodes: Episodes, tasks: TaskStream, judge: Callable[[Group], Group], config: GRPOConfig
+    ) -> None:
+        self._episodes, self._tasks, self._judge, self._config = episodes, tasks, judge, config
+        self._open: dict[TaskSpec, _Open] = {}
 
-    if config.max_waves == 1:
-        groups = wave()
-        return [group for group in groups if not group.is_dropped], groups
-    kept, sampled = list(tasks.surplus), []
-    for _ in range(config.max_waves):
-        if len(kept) >= config.groups_per_step:
-            break
-        groups = wave()
-        sampled += groups
-        kept += [group for group in groups if group.has_signal]
-    tasks.surplus = kept[config.groups_per_step :]
-    chosen = kept[: config.groups_per_step]
-    return chosen, sampled or chosen
+    def collect(self, step: int) -> tuple[list[Group], list[Group]]:
+        """Play what a step takes.
+
+        Returns:
+            (groups to learn from, at most `groups_per_step`; groups that ended now).
+        """
+        config = self._config
+        kept, sampled = list(self._tasks.surplus), list[Group]()
+        while True:
+            self._begin(step, num_done=len(sampled if config.max_waves == 1 else kept), num_sampled=len(sampled))
+            if self._is_enough(len(kept), len(sampled)):
+                break
+            group = self._next()
+            sampled.append(group)
+            if group.has_signal or (config.max_waves == 1 and not group.is_dropped):
+                kept.append(group)
+        self._tasks.surplus = kept[config.groups_per_step :]
+        chosen = kept[: config.groups_per_step]
+        return chosen, sampled
+
+    def _begin(self, step: int, num_done: int, num_sampled: int) -> None:
+        """Begin as many groups as must be, or may be."""
+        config = self._config
+        num_steps = min(1 + config.max_staleness, config.num_steps - step)
+        num_missing = num_steps * config.groups_per_step - num_done - len(self._open)
+        if num_missing <= 0:
+            return
+        if not config.max_staleness:
+            if num_sampled + len(self._open) == config.max_waves * config.groups_per_step:
+                return
+            num_missing = config.groups_per_step
+        begun = [_Open(task=t, rounds_left=1 + config.max_refills) for t in self._tasks.take(num_missing)]
+        self._open |= {group.task: group for group in begun}
+        self._episodes.put([job for group in begun for job in group.more(config.group_size)])
+
+    def _is_enough(self, num_kept: int, num_sampled: int) -> bool:
+        config = self._config
+        if not config.max_staleness:
+            return not self._open  # those that are begun would be stale in the next step
+        is_full = config.max_waves > 1 and num_kept >= config.groups_per_step
+        return is_full or num_sampled == config.max_waves * config.groups_per_step
+
+    def _next(self) -> Group:
+        """The group that was begun first, played to its end."""
+        first = next(iter(self._open.values()))
+        while not first.is_whole:
+            job, trajectory = self._episodes.get()
+            group = self._open[job.task]
+            group.members[job.member] = trajectory
+            if more := group.more(self._config.group_size):
+                self._episodes.put(more)
+        del self._open[first.task]
+        self._episodes.settle(first.jobs)
+        self._tasks.num_settled += 1
+        return self._judge(first.group())

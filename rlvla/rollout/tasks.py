@@ -14,12 +14,14 @@ from rlvla.types import Group, TaskSpec, derive_seed
 
 @dataclass(kw_only=True)
 class TaskStream:
-    """Endless tasks: the env's tasks in turn, each with a train initial state; resumable from its two counters."""
+    """Endless tasks: the env's tasks in turn, each with a train initial state; resumable from `num_settled`."""
 
     config: EnvConfig
     seed: int
     position: int = 0
     """Tasks drawn so far."""
+    num_settled: int = 0
+    """Those of them whose groups steps have taken: a run that resumes draws the others again."""
     surplus: list[Group] = field(default_factory=list)
     """Groups with signal that were sampled and not yet learned from."""
     suite: str = field(init=False)

@@ -16,7 +16,7 @@ from rlvla.durable.provenance import provenance, write_resolved
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from rlvla.policies.family import read_trained
 from rlvla.protocols import Env
-from rlvla.rollout.collect import Job
+from rlvla.rollout.collect import Job, stream
 from rlvla.rollout.env_server import made_with, make_env
 from rlvla.rollout.tasks import state_ids, task_ids, trial_states
 from rlvla.run import identity
@@ -67,7 +67,7 @@ def _play(cfg: EvaluateConfig, tasks: Sequence[TaskSpec], log: TrialLog, num_end
     save_trajectories(file, shown)
     with Cluster(cfg) as cluster, tqdm(total=num_ended + len(tasks), initial=num_ended, desc="evaluate") as bar:
         started = time.perf_counter()
-        for trajectory in cluster.stream([Job(task=task, member=0) for task in tasks]):
+        for _, trajectory in stream(cluster, [Job(task=task, member=0) for task in tasks]):
             shown = [t for t in shown if t.task != trajectory.task]  # its trial was not logged any more
             if sum(t.success == trajectory.success for t in shown) < cfg.save_trajectories // 2:
                 shown.append(trajectory)

@@ -32,7 +32,7 @@ from rlvla.rollout.tasks import TaskStream
 from rlvla.run import disk, identity
 from rlvla.run.base import Run
 from rlvla.run.ledger import Ledger
-from rlvla.run.metrics import PhaseTimer, read_metrics, rollout_metrics
+from rlvla.run.metrics import PhaseTimer, read_metrics, rollout_metrics, staleness
 from rlvla.run.no_signal import NoSignalCount
 from rlvla.types import Group, Trajectory
 
@@ -41,7 +41,7 @@ SHOWN = ("success", "format_rate", "tool_calls_per_turn", "response_tokens", "kl
 
 
 class GRPORun(Run[GRPOConfig]):
-    """A GRPO run, of which the driver writes everything but the learners' own.
+    """A GRPO run, of which the driver writes everything but the learners' own; its episodes, see `Episodes`.
 
     Args:
         cfg: of the run.
@@ -86,7 +86,7 @@ class GRPORun(Run[GRPOConfig]):
         cluster.sync(policy_version=step)
         driver = json.loads((folder / "driver.json").read_text())
         self._tasks.surplus = self._surplus(folder / "surplus.jsonl", scored_by=driver["scored_by"])
-        self._tasks.position = driver["position"]
+        self._tasks.position = self._tasks.num_settled = driver["position"]
         self._reward.load_state_dict(driver["reward"])
         set_random_state(driver["random"])
         self._logger.rewind(step)
@@ -125,17 +125,17 @@ class GRPORun(Run[GRPOConfig]):
     @contextmanager
     def rollout(self, step: int) -> Iterator[None]:
         """The part of a step that an interrupt cuts short: the step is dropped, and the state before it saved."""
-        self._step, self._batches = step, itertools.count()
+        self._step = step
         self._timer = PhaseTimer()
         tasks = self._tasks
-        position, surplus = tasks.position, tasks.surplus
+        num_settled, surplus = tasks.num_settled, tasks.surplus
         before = json.dumps({"reward": self._reward.state_dict(), "random": random_state()})  # a copy to its depth
         try:
             with self.phase("rollout"), self._interrupts.immediate():
                 yield
         except KeyboardInterrupt:
             if self._saved != step:
-                tasks.position, tasks.surplus = position, surplus
+                tasks.num_settled, tasks.surplus = num_settled, surplus
                 drawn = json.loads(before)
                 self._reward.load_state_dict(drawn["reward"])
                 set_random_state(drawn["random"])
@@ -143,10 +143,18 @@ class GRPORun(Run[GRPOConfig]):
             tqdm.write(f"stopped before step {step}: run the same command again to go on from there", sys.stderr)
             raise
 
-    def play(self, jobs: Sequence[Job]) -> list[Trajectory]:
-        """Play on the cluster; before that the ids of what is played are written down."""
-        self._ledger.start(self._step, next(self._batches), [(job.task, job.member) for job in jobs])
-        return self._cluster.play(jobs)
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Queue episodes on the cluster; before that their ids are written down."""
+        self._ledger.start(self._step, [(job.task, job.member) for job in jobs])
+        self._cluster.put(jobs)
+
+    def get(self) -> tuple[Job, Trajectory | None]:
+        """See `Episodes`."""
+        return self._cluster.get()
+
+    def settle(self, jobs: Sequence[Job]) -> None:
+        """See `Episodes`."""
+        self._cluster.settle(jobs)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """A part of a step whose seconds count as `time/<name>_s`."""
@@ -181,7 +189,7 @@ class GRPORun(Run[GRPOConfig]):
             FloatingPointError: too many steps in a row skipped an update; the message names the file and the key.
         """
         seconds = self._timer.seconds
-        metrics = {**rollout_metrics(sampled), **learned, **seconds}
+        metrics = {**rollout_metrics(sampled), **staleness(groups, step), **learned, **seconds}
         metrics["trajectories_per_s"] = metrics["num_trajectories"] / seconds["time/rollout_s"]
         # No env steps are known when the simulator crashed in every trajectory.
         metrics["env_steps_per_s"] = metrics["trajectories_per_s"] * metrics.get("num_env_steps", 0.0)
@@ -221,7 +229,7 @@ class GRPORun(Run[GRPOConfig]):
             tasks = self._tasks
             self._cluster.save_state(folder / "learner")
             save_trajectories(folder / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
-            driver = {"position": tasks.position, "reward": self._reward.state_dict(), "random": random_state()}
+            driver = {"position": tasks.num_settled, "reward": self._reward.state_dict(), "random": random_state()}
             write_json(folder / "driver.json", {**driver, "scored_by": self._scored_by})
 
         self._save_state(step, fill)

@@ -23,25 +23,36 @@ class Ledger:
     """Writes both files.
 
     A line of `started.jsonl` is a batch of episodes that are about to be played: `step`; `batch`, its number in this
-    attempt at the step, which begins with batch 0; `ids`. Those of attempts that were cut short stay.
+    attempt at the step, which begins with batch 0; `ids`; `resumed`, where nothing of before is being played any more.
+    Lines of attempts that were cut short stay.
 
-    A line of `ids.jsonl` is a step that was done: `step`; three lists of ids: `sampled`, every trajectory that this
-    step played; `learned`, those of the groups that it learned from, surplus of earlier steps among them; `resampled`,
-    those whose episode was given out again because a process died, and which are in `sampled` once all the same; and
-    `failed`, how many of the sampled ones ended as ENV_ERROR.
+    A line of `ids.jsonl` is a step that was done: `step`; three lists of ids: `sampled`, every trajectory of the groups
+    that ended in this step; `learned`, those of the groups that it learned from, surplus of earlier steps among them;
+    `resampled`, those whose episode was given out again because a process died, and which are in `sampled` once all the
+    same; `failed`, how many of the sampled ones ended as ENV_ERROR; and `outstanding`, if any, the ids of what is being
+    played or has ended for a later step (`max_staleness`).
     """
 
     def __init__(self, output: Path) -> None:
         self._started, self._ids = output / _STARTED, output / _IDS
+        self._outstanding: dict[str, None] = {}
+        self._is_resumed = False
+        self._step, self._batch = -1, 0
 
     def rewind(self, step: int) -> None:
         """Forget that steps from `step` on were done, not that they were started: the run resumes there."""
         forget_steps(self._ids, step)
         forget_steps(self._started, math.inf)  # half a line at the end
+        self._is_resumed = True
 
-    def start(self, step: int, batch: int, episodes: Iterable[tuple[TaskSpec, int]]) -> None:
+    def start(self, step: int, episodes: Iterable[tuple[TaskSpec, int]]) -> None:
         """Write down, before they are played, the (task, member) of a batch."""
-        append_line(self._started, {"step": step, "batch": batch, "ids": [trajectory_id(*one) for one in episodes]})
+        self._step, self._batch = step, self._batch + 1 if step == self._step else 0
+        ids = [trajectory_id(*one) for one in episodes]
+        self._outstanding |= dict.fromkeys(ids)
+        resumed = {"resumed": True} if self._is_resumed else {}
+        self._is_resumed = False
+        append_line(self._started, {"step": step, "batch": self._batch, "ids": ids, **resumed})
 
     def add(
         self,
@@ -52,14 +63,17 @@ class Ledger:
         resampled: Sequence[tuple[TaskSpec, int]],
     ) -> None:
         """Write the line of a step; `resampled` holds (task, member)."""
+        ids = _ids(sampled)
+        for id_ in ids:
+            self._outstanding.pop(id_, None)
         line = {
             "step": step,
-            "sampled": _ids(sampled),
+            "sampled": ids,
             "learned": _ids(learned),
             "resampled": [trajectory_id(task, member) for task, member in resampled],
             "failed": sum(t.end is EndReason.ENV_ERROR for group in sampled for t in group.trajectories),
         }
-        append_line(self._ids, line)
+        append_line(self._ids, line | ({"outstanding": [*self._outstanding]} if self._outstanding else {}))
 
 
 def _ids(groups: Sequence[Group]) -> list[str]:
@@ -78,10 +92,12 @@ def balance(folder: Path) -> tuple[dict[str, int], list[str]]:
         being made. And what is wrong, in words; nothing, where every one that was started is one of the three.
     """
     attempts: dict[int, list[list[str]]] = {}
+    resumed: dict[int, bool] = {}
     for line in read_lines(folder / _STARTED):
         own = attempts.setdefault(line["step"], [])
         if line["batch"] == 0 or not own:
             own.append([])
+            resumed[line["step"]] = line.get("resumed", False)
         own[-1] += line["ids"]
     steps = read_lines(folder / _IDS)
     numbers = [line["step"] for line in steps]
@@ -96,11 +112,15 @@ def balance(folder: Path) -> tuple[dict[str, int], list[str]]:
             see(f"step {step} started twice in one attempt", _doubled(ids))
     if numbers != list(range(numbers[0], numbers[-1] + 1) if numbers else ()):
         problems.append(f"steps are missing or doubled in {_IDS}")
+    before: list[str] = []
     for line in steps:
-        step, last, done = line["step"], Counter(attempts.get(line["step"], [[]])[-1]), Counter(line["sampled"])
-        see(f"step {step} started, and did not sample", last - done)
-        see(f"step {step} sampled, and had not started", done - last)
-        see(f"step {step} began again what it had not started", set(line["resampled"]) - set(last))
+        step = line["step"]
+        own = attempts.get(step, [[]])[-1] + ([] if resumed.get(step) else before)
+        before = line.get("outstanding", [])
+        started, ended = Counter(own), Counter([*line["sampled"], *before])
+        see(f"step {step} started, and did not sample", started - ended)
+        see(f"step {step} sampled, and had not started", ended - started)
+        see(f"step {step} began again what it had not started", set(line["resampled"]) - set(own))
         if not 0 <= line["failed"] <= len(line["sampled"]):
             problems.append(f"{line['failed']} of {len(line['sampled'])} trajectories failed in step {step}")
     sampled, learned = ([id_ for line in steps for id_ in line[key]] for key in ("sampled", "learned"))
@@ -111,7 +131,7 @@ def balance(folder: Path) -> tuple[dict[str, int], list[str]]:
     counts = {"started": sum(len(ids) for own in attempts.values() for ids in own)}
     counts["failed"] = sum(line["failed"] for line in steps)
     counts["finished"] = len(sampled) - counts["failed"]
-    counts["dropped"] = counts["started"] - sum(len(own[-1]) for step, own in attempts.items() if step in numbers)
+    counts["dropped"] = counts["started"] - len(sampled)
     return counts, problems
 
 

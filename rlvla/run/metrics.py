@@ -37,6 +37,9 @@ METRICS = {
     "groups_without_signal": "share of groups whose advantages are all zero: no term that makes signal varies",
     "groups_not_finite": "groups left out, as a reward in them was NaN or infinite",
     "end/<reason>": "share of trajectories that ended for this reason",
+    "staleness": "learner steps between the weights that sampled a token and the step that learns from it, mean",
+    "staleness_max": "the largest of them",
+    "tokens_behind/<n>": "sampled tokens that are learned from n steps later, n above 0",
     "trajectories_per_s": "num_trajectories per second of `time/rollout_s`",
     "env_steps_per_s": "num_env_steps of each of them, likewise",
     "time/<phase>_s": "wall time of a phase of the step, seconds",
@@ -75,6 +78,18 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         **{f"end/{reason}": ends[reason] / len(everything) if everything else None for reason in EndReason},
     }
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def staleness(groups: Sequence[Group], step: int) -> dict[str, float]:
+    """How old what a step learns from is; names as in `METRICS`, nothing without a token."""
+    tokens: Counter[int] = Counter()
+    for turn in (turn for group in groups for t in group.trajectories if t.advantage is not None for turn in t.turns):
+        tokens[step - turn.policy_version] += turn.num_sampled_tokens
+    if not tokens.total():
+        return {}
+    behind = {f"tokens_behind/{gap}": float(count) for gap, count in sorted(tokens.items()) if gap}
+    mean = sum(gap * count for gap, count in tokens.items()) / tokens.total()
+    return {"staleness": mean, "staleness_max": float(max(tokens)), **behind}
 
 
 def count_turns(turns: Sequence[Turn]) -> dict[str, int]:

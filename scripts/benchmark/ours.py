@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
 from rlvla.learner.advantage import with_advantages
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.rollout.collect import Job, rollout
+from rlvla.rollout.collect import Job, stream
 from rlvla.rollout.env_process import EnvPool
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.env_thread import EnvThread
@@ -47,7 +48,7 @@ class Ours:
         """Of each step, for the learners that ours is compared with."""
 
     def __enter__(self) -> Ours:
-        self._cluster = Cluster(self._cfg)
+        self._cluster = Cluster(self._cfg, partial(rlvla_reward.begin, self._cfg.reward))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,7 +64,7 @@ class Ours:
             RuntimeError: no turn could be learned from.
         """
         started = time.perf_counter()
-        groups = [self._judge(group) for group in rollout(self._cluster.play, tasks, self._cfg.group_size)]
+        groups = [self._judge(group) for group in self._play(tasks)]
         sampled = time.perf_counter()
         learned = self._cluster.learn(groups)
         if not learned["num_rows"]:
@@ -79,6 +80,12 @@ class Ours:
             "learner": Run(seconds=learned["time/update_s"], counts={"tokens": tokens}),
             "sync": Run(seconds=ended - updated),
         }
+
+    def _play(self, tasks: Sequence[TaskSpec]) -> list[Group]:
+        members = [[Job(task=task, member=member) for member in range(self._cfg.group_size)] for task in tasks]
+        played = dict(stream(self._cluster, [job for jobs in members for job in jobs]))
+        trajectories = [tuple(played[job] for job in jobs) for jobs in members]
+        return [Group(task=group[0].task, trajectories=group) for group in trajectories]
 
     def _judge(self, group: Group) -> Group:
         scored, masks = self._reward.score(group), self._cfg.mask_context_full

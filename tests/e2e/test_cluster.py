@@ -11,7 +11,7 @@ from ray.util import placement_group_table
 
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
-from rlvla.rollout.collect import rollout
+from rlvla.rollout.collect import Job, stream
 from rlvla.rollout.tasks import TaskStream
 
 
@@ -33,8 +33,10 @@ def test_one_run_on_two_nodes(two_nodes: str, tiny_policy: Path) -> None:
     tasks = TaskStream(config=env, seed=0)
     episode = EpisodeConfig(max_turn_tokens=96, max_think_tokens=8)
     with Cluster(EvaluateConfig(model=tiny_policy, cluster=config, env=env, episode=episode)) as cluster:
-        groups = rollout(cluster.play, tasks.take(2), group_size=2)
+        jobs = [Job(task=task, member=member) for task in tasks.take(2) for member in range(2)]
+        played = dict(stream(cluster, jobs))
+        assert all(image.shape == (64, 64, 3) for t in played.values() for turn in t.turns for image in turn.images)
         nodes = {*placement_group_table(cluster.placement)["bundles_to_node_id"].values()}
     assert len(nodes) == 2
-    assert [len(group.trajectories) for group in groups] == [2, 2]
-    assert all(turn.num_sampled_tokens for group in groups for t in group.trajectories for turn in t.turns)
+    assert played.keys() == {*jobs}
+    assert all(turn.num_sampled_tokens for t in played.values() for turn in t.turns)

@@ -15,7 +15,7 @@ from rlvla.cluster.cluster import start_ray
 from rlvla.cluster.dispatch import Dispatcher, Watch
 from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig
 from rlvla.plugins import PluginError
-from rlvla.rollout.collect import Job
+from rlvla.rollout.collect import Job, stream
 from rlvla.rollout.tasks import TaskStream
 from tests.look_then_act import LookThenAct
 
@@ -40,5 +40,5 @@ def test_a_tool_that_fails_reaches_the_driver_by_name(tiny_policy: Path, tmp_pat
     actor = ray.remote(RolloutActor).options(num_cpus=0).remote(name, tiny_policy, env, episode, num_envs=2)
     jobs = [Job(task=task, member=0) for task in TaskStream(config=env, seed=0).take(3)]
     with pytest.raises(PluginError) as caught:
-        list(Dispatcher([actor], lambda: None, Watch(900.0, {})).stream(jobs))
+        dict(stream(Dispatcher([actor], 2, lambda: None, Watch(900.0, {})), jobs))
     assert str(caught.value) == f"episode.tools.zoom_in ({file}:f) raised KeyError: 'gone' (mine.py, line 2)"

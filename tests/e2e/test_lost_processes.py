@@ -35,7 +35,7 @@ from rlvla.config import (
     LearnerConfig,
     SamplerConfig,
 )
-from rlvla.rollout.collect import Job
+from rlvla.rollout.collect import Job, stream
 from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory
 
@@ -100,6 +100,12 @@ def bits(trajectory: Trajectory) -> tuple[object, ...]:
     return trajectory.task, trajectory.end, trajectory.num_env_steps, trajectory.error, turns
 
 
+def play(cluster: Cluster, jobs: Sequence[Job]) -> list[Trajectory]:
+    """In the jobs' order."""
+    played = dict(stream(cluster, jobs))
+    return [played[job] for job in jobs]
+
+
 def to_groups(trajectories: Sequence[Trajectory]) -> list[Group]:
     """Groups with an advantage of 1 and of -1, so that there is something to learn from."""
     scored = [replace(t, reward=0.0, advantage=(-1.0) ** i) for i, t in enumerate(trajectories)]
@@ -133,7 +139,7 @@ def cluster(tiny_policy: Path, jobs: list[Job], tmp_path_factory: pytest.TempPat
     """One that has learned for a step, so that its weights are not those on the disk."""
     sizes = {"num_rollout_actors": 2, "num_learners": 2, "envs_per_actor": 2, "max_restarts": 20}
     cluster = Cluster(grpo(tiny_policy, tmp_path_factory.mktemp("run"), SAMPLER, LearnerConfig(), **sizes))
-    cluster.learn(to_groups(cluster.play(jobs)))
+    cluster.learn(to_groups(play(cluster, jobs)))
     cluster.sync(policy_version=1)
     yield cluster
     cluster.__exit__(ProcessLostError)  # the last test leaves a learner that waits for its peer
@@ -141,7 +147,7 @@ def cluster(tiny_policy: Path, jobs: list[Job], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster, jobs: list[Job]) -> list[tuple[object, ...]]:
-    trajectories = cluster.play(jobs)
+    trajectories = play(cluster, jobs)
     assert cluster.take_resampled() == []
     assert {turn.policy_version for t in trajectories for turn in t.turns} == {1}
     assert sum(turn.num_sampled_tokens for t in trajectories for turn in t.turns) > 100
@@ -176,7 +182,7 @@ def test_an_actor_that_hangs_in_its_constructor_is_started_anew(cluster: Cluster
 def play_and_kill(cluster: Cluster, jobs: list[Job], victims: dict[str, int]) -> list[tuple[object, ...]]:
     """Kill one actor of a class when as many trajectories are there; what was played, in any order."""
     played: list[Trajectory] = []
-    for trajectory in cluster.stream(jobs):
+    for _, trajectory in stream(cluster, jobs):
         played.append(trajectory)
         for name, after in victims.items():
             if len(played) == after:
@@ -229,7 +235,7 @@ def test_a_sampler_that_is_lost_comes_back_with_the_weights_of_now(
     STRIKES[strike](cluster)
     if is_synced:
         cluster.sync(policy_version=1)
-    assert [bits(t) for t in cluster.play(jobs)] == undisturbed
+    assert [bits(t) for t in play(cluster, jobs)] == undisturbed
     resampled = cluster.take_resampled()
     assert resampled == [] or not is_synced
 
@@ -237,8 +243,8 @@ def test_a_sampler_that_is_lost_comes_back_with_the_weights_of_now(
 def test_a_sampler_killed_while_nobody_asks_it_has_the_weights_when_somebody_does(
     cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
 ) -> None:
-    stream = cluster.stream(jobs)
-    played = [next(stream)]
+    episodes = stream(cluster, jobs)
+    played = [next(episodes)]
     envs = [env for pid in pids("RolloutActor") for env in psutil.Process(pid).children(recursive=True)]
     assert len(envs) == 2 * (1 + 2)  # of each actor a server and two envs
     for env in envs:
@@ -247,13 +253,14 @@ def test_a_sampler_killed_while_nobody_asks_it_has_the_weights_when_somebody_doe
     kill(pids("SamplerActor")[0])
 
     def resume_once_it_serves() -> None:
-        ray.get(wait_for(cluster.samplers[0].wait_open))
+        while ray.get(wait_for(cluster.samplers[0].status, 60.0))[1] != 1:
+            time.sleep(0.1)
         for env in envs:
             env.resume()
 
     threading.Thread(target=resume_once_it_serves, daemon=True).start()
-    played += stream
-    assert sorted(map(bits, played), key=repr) == sorted(undisturbed, key=repr)
+    played += episodes
+    assert sorted((bits(t) for _, t in played), key=repr) == sorted(undisturbed, key=repr)
     assert cluster.take_resampled() == []  # no episode met a sampler that was gone, or that had no weights yet
 
 
@@ -274,14 +281,14 @@ def test_an_actor_that_hangs_is_ended_and_loses_nothing(
         monkeypatch.undo()
         end(actor, reason)
 
-    stream = cluster.stream(jobs)
-    played = [next(stream)]
+    episodes = stream(cluster, jobs)
+    played = [next(episodes)]
     (stopped, *others), name = pids(victim), rf"{victim} \(cluster bundle \d\)"
     os.kill(stopped, signal.SIGSTOP)
     monkeypatch.setattr(watch, "end", end_and_be_patient)
     with pytest.warns(UserWarning, match=rf"^{name} is ended and started anew: it has not answered for 15 s"):
-        played += stream
-    assert sorted(map(bits, played), key=repr) == sorted(undisturbed, key=repr)
+        played += episodes
+    assert sorted((bits(t) for _, t in played), key=repr) == sorted(undisturbed, key=repr)
     assert set(cluster.take_resampled()) <= set(jobs)
     assert not psutil.pid_exists(stopped)
     assert len(set(pids(victim)) - {stopped, *others}) == 1
@@ -291,12 +298,12 @@ def test_an_engine_that_fails_in_a_rollout_loses_and_repeats_nothing(
     cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
 ) -> None:
     (before,) = pids("SamplerActor")
-    stream = cluster.stream(jobs)
-    played = [next(stream)]
+    episodes = stream(cluster, jobs)
+    played = [next(episodes)]
     ray.get(cluster.samplers[0].__ray_call__.remote(break_engine))
     with pytest.warns(UserWarning, match="SamplerActor .* is ended and started anew: RuntimeError: CUDA out of memory"):
-        played += stream
-    assert sorted(map(bits, played), key=repr) == sorted(undisturbed, key=repr)
+        played += episodes
+    assert sorted((bits(t) for _, t in played), key=repr) == sorted(undisturbed, key=repr)
     resampled = cluster.take_resampled()
     assert 0 < len(resampled) < len(jobs)
     assert pids("SamplerActor") != [before]
@@ -310,15 +317,15 @@ def test_a_killed_vllm_sampler_loses_and_repeats_nothing(
     with Cluster(grpo(tiny_policy, tmp_path, sampler, learner, envs_per_actor=4)) as small:
         # Ray says so of actors whose arguments a restart might not find.
         assert "constructor arguments in the object store" not in capfd.readouterr().err
-        before = small.play(jobs)
+        before = play(small, jobs)
         small.learn(to_groups(before))
         small.sync(policy_version=1)
-        undisturbed = small.play(jobs)
+        undisturbed = play(small, jobs)
         assert [tokens(t) for t in undisturbed] != [tokens(t) for t in before]  # other than those of the checkpoint
         assert small.take_resampled() == []
         played: list[Trajectory] = []
         (victim,) = set(pids("SamplerActor")) - others
-        for trajectory in small.stream(jobs):
+        for _, trajectory in stream(small, jobs):
             played.append(trajectory)
             if len(played) == 3:
                 kill(victim)
@@ -333,7 +340,7 @@ def test_a_killed_vllm_sampler_loses_and_repeats_nothing(
 def test_a_learner_that_hangs_ends_the_run_and_is_named(
     cluster: Cluster, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups = to_groups(cluster.play(jobs))
+    groups = to_groups(play(cluster, jobs))
     monkeypatch.setattr(cluster, "_config", replace(cluster._config, learner_deadline_s=5.0))
     hung = cluster._learners[1]
     pid: Any = ray.get(hung.__ray_call__.remote(lambda _: os.getpid()))
@@ -347,7 +354,7 @@ def test_a_learner_that_hangs_ends_the_run_and_is_named(
 
 
 def test_a_learner_killed_in_the_middle_of_a_step_ends_the_run(cluster: Cluster, jobs: list[Job]) -> None:
-    groups = to_groups(cluster.play(jobs))
+    groups = to_groups(play(cluster, jobs))
     timer = kill_in_the_midst(pids("LearnerActor")[1])
     with pytest.raises(ProcessLostError, match=r"^LearnerActor .* died: start the same command again.*last checkpoint"):
         cluster.learn(groups)
@@ -372,7 +379,7 @@ def test_an_engine_that_fails_too_often_ends_the_run_with_its_own_words(tiny_pol
     def run() -> None:
         with Cluster(evaluation(tiny_policy)) as small:
             ray.get(small.samplers[0].__ray_call__.remote(break_engine))
-            small.play(jobs)
+            play(small, jobs)
 
     words = r"^SamplerActor .* died more than 0 times \(cluster.max_restarts\): RuntimeError: CUDA out of memory"
     with pytest.warns(UserWarning, match="CUDA out of memory"), pytest.raises(ProcessLostError, match=words):
@@ -385,7 +392,7 @@ def test_an_actor_that_dies_too_often_ends_the_run(tiny_policy: Path, jobs: list
 
     def run() -> None:
         with Cluster(evaluation(tiny_policy)) as small:
-            for _ in small.stream(jobs):
+            for _ in stream(small, jobs):
                 for pid in set(pids(victim)) - set(others):
                     kill(pid)
 

@@ -21,12 +21,10 @@ import pytest
 
 from rlvla.config import EnvConfig
 from rlvla.policies.thinker.deciding import Decider
-from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.rollout.collect import Job, SamplerLostError, play_job
 from rlvla.rollout.env_process import EnvPool, RemoteEnv
 from rlvla.rollout.env_thread import EnvCrashError, EnvThread
 from rlvla.types import EndReason, Trajectory
-from tests.look_then_act import TASK, LookThenAct, assert_same_play, decider_of, episode, play
+from tests.look_then_act import assert_same_play, decider_of, episode, play
 from tests.unit.faulty_env import meet, plant
 
 pytestmark = pytest.mark.timeout(120)
@@ -160,36 +158,6 @@ def test_after_its_attempts_an_episode_ends_as_env_error(
     assert trajectory.task.instruction == "hold out"
     again = play(decider, pool.envs[0], max_attempts=3)  # the two faults that are left
     assert (again.end, again.num_crashes) == (EndReason.SUCCESS, 2)
-
-
-class LostOnce(LookThenAct):
-    """A sampler that dies under its third request."""
-
-    num_requests = 0
-
-    async def sample(self, request: SampleRequest) -> SampleOutput:
-        self.num_requests += 1
-        if self.num_requests == 3:
-            raise SamplerLostError
-        return await super().sample(request)
-
-
-def test_what_an_env_has_crashed_before_its_sampler_died_is_counted(
-    decider: Decider, pool: EnvPool, tiny_policy: Path, tmp_path: Path
-) -> None:
-    """A decision is two requests: the first attempt ends in its chunk, the second in the request behind it."""
-    unbroken = play(decider, pool.envs[0])
-    plant(tmp_path, "step_chunk", "raise")
-    told: list[str] = []
-
-    async def lost() -> None:
-        told.append("lost")
-
-    dying = replace(decider, sampler=LostOnce(tiny_policy))
-    trajectory = asyncio.run(play_job(dying, pool.envs[0], Job(task=TASK, member=0), 3, lost))
-    assert told == ["lost"]
-    assert_same_play(trajectory, unbroken)
-    assert (trajectory.num_crashes, trajectory.num_replays) == (1, 1)
 
 
 @pytest.mark.parametrize(("fault", "num_crashes"), [("hang", 0), ("die", 1)])

@@ -72,6 +72,47 @@ def test_the_balance_of_a_run_that_was_cut_short_and_rewound(tmp_path: Path) -> 
     assert balance(tmp_path) == ({"started": 16, "failed": 3, "finished": 4, "dropped": 9}, [])
 
 
+AHEAD_STARTED = [
+    started(0, 0, "a", "b", "c", "d"),  # two of them for the next step
+    started(1, 0, "e", "f"),
+    started(2, 0, "g", "h"),
+    started(2, 0, "e", "f", "g", "h") | {"resumed": True},  # what was being played was dropped
+    started(3, 0, "i"),
+]
+AHEAD_ENDED = [
+    ended(0, "a", "b", outstanding=["c", "d"]),
+    ended(1, "c", "d", outstanding=["e", "f"]),
+    ended(2, "e", "f", outstanding=["g", "h"]),
+    ended(3, "g", "h", outstanding=["i"]),
+]
+
+
+def test_the_balance_of_a_run_whose_rollouts_are_ahead(tmp_path: Path) -> None:
+    write(tmp_path, "started.jsonl", AHEAD_STARTED)
+    write(tmp_path, "ids.jsonl", AHEAD_ENDED)
+    assert balance(tmp_path) == ({"started": 13, "failed": 0, "finished": 8, "dropped": 5}, [])
+    write(tmp_path, "ids.jsonl", swapped(AHEAD_ENDED, 1, outstanding=["e"]))
+    assert "step 1 started, and did not sample: f" in balance(tmp_path)[1]
+    write(tmp_path, "ids.jsonl", swapped(AHEAD_ENDED, 3, sampled=["g"]))
+    assert "step 3 started, and did not sample: h" in balance(tmp_path)[1]
+
+
+def test_a_ledger_of_rollouts_ahead_balances_whatever_is_cut_short(tmp_path: Path) -> None:
+    def play(ledger: Ledger, step: int, *new: int, ends: int) -> None:
+        ledger.start(step, [(group(seed).task, member) for seed in new for member in (0, 1)])
+        ledger.add(step, sampled=[group(ends)], learned=[group(ends)], resampled=[])
+
+    ledger = Ledger(tmp_path)
+    ledger.rewind(0)
+    play(ledger, 0, 1, 2, ends=1)
+    play(ledger, 1, 3, ends=2)
+    ledger = Ledger(tmp_path)
+    ledger.rewind(1)
+    play(ledger, 1, 2, 3, ends=2)
+    play(ledger, 2, 4, ends=3)
+    assert balance(tmp_path) == ({"started": 12, "failed": 0, "finished": 6, "dropped": 6}, [])
+
+
 def swapped(lines: list[dict[str, Any]], number: int, **values: Any) -> list[dict[str, Any]]:
     return [line | values if i == number else line for i, line in enumerate(lines)]
 
@@ -106,13 +147,16 @@ def test_every_start_of_a_step_is_written_down(tmp_path: Path) -> None:
     """Before it is played; half a line that a kill has left does not spoil the next one."""
     ledger, ids = Ledger(tmp_path), [trajectory_id(TASK, member) for member in range(3)]
     ledger.rewind(0)
-    ledger.start(0, 0, [(TASK, 0), (TASK, 1)])
+    ledger.start(0, [(TASK, 0), (TASK, 1)])
     with (tmp_path / "started.jsonl").open("a") as file:
         file.write('{"step": 0, "ba')
     with pytest.warns(UserWarning, match=r"started\.jsonl: what stands behind line 1 cannot be read"):
         ledger.rewind(0)
-    ledger.start(0, 0, [(TASK, 0), (TASK, 1)])
-    ledger.start(0, 1, [(TASK, 2)])
+    ledger = Ledger(tmp_path)
+    ledger.rewind(0)
+    ledger.start(0, [(TASK, 0), (TASK, 1)])
+    ledger.start(0, [(TASK, 2)])
     lines = [json.loads(line) for line in (tmp_path / "started.jsonl").read_text().splitlines()]
-    assert lines == [started(0, 0, *ids[:2]), started(0, 0, *ids[:2]), started(0, 1, ids[2])]
+    resumed = started(0, 0, *ids[:2]) | {"resumed": True}
+    assert lines == [resumed, resumed, started(0, 1, ids[2])]
     assert balance(tmp_path) == ({"started": 5, "failed": 0, "finished": 0, "dropped": 5}, [])

@@ -122,7 +122,7 @@ def test_a_dropped_rollout_leaves_no_trace_in_the_state(cfg: GRPOConfig, tmp_pat
 
     def play() -> None:
         with run.rollout(3):
-            run._tasks.position = 2
+            run._tasks.num_settled = 2
             judged(make_groups(cfg.model)[1])
             random.random()
             raise KeyboardInterrupt

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ray
 
 from rlvla.cluster.actors import RolloutActor
+from rlvla.cluster.frames import with_frames
 from rlvla.config import EnvConfig, EpisodeConfig
 from rlvla.plugins import PluginError
 from rlvla.rollout.collect import Job
@@ -133,21 +133,34 @@ def test_a_zoom_that_returns_no_picture_is_the_envs_fault(tiny_policy: Path, too
         play(tiny_policy, EnvThread(lambda: env), f"{tools}:looks")  # type: ignore[arg-type, return-value]
 
 
-def stream(policy: Path, env: EnvConfig, tool: str, num_jobs: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What a RolloutActor of two envs yields, without Ray."""
+def play_in_actor(
+    policy: Path, env: EnvConfig, tool: str, num_jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> list[Trajectory]:
+    """What ends in the two envs of a RolloutActor, without Ray, until one raises."""
     look = LookThenAct(policy)
     monkeypatch.setattr(ray, "get_actor", lambda _: SimpleNamespace(sample=SimpleNamespace(remote=look.sample)))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
     episode = EpisodeConfig(tools={"zoom_in": tool}, max_turn_tokens=1024)
+    jobs, ended = iter(range(num_jobs)), []
 
-    async def run() -> list[Any]:
+    async def run() -> None:
         actor = RolloutActor("sampler", policy, env, episode, num_envs=2)
+
+        async def drive(slot: int) -> None:
+            for member in jobs:
+                played, frames = await actor.play(slot, Job(task=TASK, member=member))
+                assert played
+                assert len(frames) == sum(len(t.images) for t in with_frames(played[0], None).turns)
+                ended.append(played[0])
+
         try:
-            return [item async for item in actor.stream([Job(task=TASK, member=i) for i in range(num_jobs)])]
+            await asyncio.gather(drive(0), drive(1))
         finally:
             (Path(env.kwargs["folder"]) / "step_chunk.go").touch()
             await actor.close()
 
-    return asyncio.run(run())
+    asyncio.run(run())
+    return ended
 
 
 def test_a_rollout_ends_with_the_tool_that_fails(
@@ -164,7 +177,7 @@ def test_a_rollout_ends_with_the_tool_that_fails(
     )
     plant(tmp_path / "faults", "step_chunk", "wait")
     with pytest.raises(PluginError, match=r"^episode\.tools\.zoom_in \(.*once\.py:f\) raised KeyError: 'second'"):
-        stream(tiny_policy, config, f"{tmp_path}/once.py:f", 6, monkeypatch)
+        play_in_actor(tiny_policy, config, f"{tmp_path}/once.py:f", 6, monkeypatch)
     assert len(list((tmp_path / "faults").glob("*.made"))) == 2
 
 
@@ -172,9 +185,8 @@ def test_an_env_that_hangs_keeps_no_other_episode_waiting(
     tiny_policy: Path, config: EnvConfig, tools: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(tmp_path / "faults", "step_chunk", "hang")
-    ended = stream(tiny_policy, replace(config, deadline_s=4.0), f"{tools}:looks", 5, monkeypatch)
-    assert {index for index, _ in ended} == set(range(5))
-    assert [(t.end, t.num_crashes) for _, t in ended] == [(EndReason.SUCCESS, 0)] * 4 + [(EndReason.SUCCESS, 1)]
+    ended = play_in_actor(tiny_policy, replace(config, deadline_s=4.0), f"{tools}:looks", 5, monkeypatch)
+    assert [(t.end, t.num_crashes) for t in ended] == [(EndReason.SUCCESS, 0)] * 4 + [(EndReason.SUCCESS, 1)]
 
 
 def test_a_context_holds_a_view_of_each_camera_and_a_crop_of_each_call() -> None:

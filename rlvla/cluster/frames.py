@@ -1,0 +1,65 @@
+"""Trajectories travel without their frames, which stay in Ray's object store until somebody looks at them.
+
+They lie once on the node that played the episode, and once on each other node where they are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import numpy as np
+import ray
+
+from rlvla.types import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Frames(Sequence[np.ndarray]):
+    """The pictures of one turn, read-only, fetched whenever they are looked at; they keep the others of the trajectory.
+
+    Raises:
+        ray.exceptions.RayError: the node that had them is lost.
+    """
+
+    kept: Any
+    """Reference to the pictures of all turns."""
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(ray.get(self.kept)[self.start : self.end])
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[np.ndarray, ...]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | tuple[np.ndarray, ...]:
+        return tuple(self)[index]
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """Stands for the pictures of a turn on the way."""
+
+    num: int
+
+
+def without_frames(trajectory: Trajectory) -> tuple[Trajectory, list[np.ndarray]]:
+    """A trajectory to send, and its pictures, to be kept apart; `with_frames` makes one of both again."""
+    turns: Any = tuple(replace(turn, images=_Left(len(turn.images))) for turn in trajectory.turns)
+    return replace(trajectory, turns=turns), [image for turn in trajectory.turns for image in turn.images]
+
+
+def with_frames(trajectory: Trajectory, kept: Any) -> Trajectory:
+    """What `without_frames` made, with a reference to the pictures."""
+    turns, end = [], 0
+    for turn in trajectory.turns:
+        left: Any = turn.images
+        turns.append(replace(turn, images=Frames(kept, end, end + left.num)))
+        end += left.num
+    return replace(trajectory, turns=tuple(turns))
