@@ -15,24 +15,26 @@ import ray
 from rlvla.types import Trajectory
 
 
-@dataclass(frozen=True, slots=True)
 class Frames(Sequence[np.ndarray]):
-    """The pictures of one turn, read-only, fetched whenever they are looked at; they keep the others of the trajectory.
+    """The pictures of one turn, read-only, fetched whenever they are looked at.
+
+    Args:
+        kept: reference to the pictures of all turns of a trajectory.
+        start: of the first of this turn among them.
+        end: exclusive.
 
     Raises:
-        ray.exceptions.RayError: the node that had them is lost.
+        ObjectLostError: the node that had them is lost.
     """
 
-    kept: Any
-    """Reference to the pictures of all turns."""
-    start: int
-    end: int
+    def __init__(self, kept: Any, start: int, end: int) -> None:
+        self._kept, self._start, self._end = kept, start, end
 
     def __len__(self) -> int:
-        return self.end - self.start
+        return self._end - self._start
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return iter(ray.get(self.kept)[self.start : self.end])
+        return iter(ray.get(self._kept)[self._start : self._end])
 
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...

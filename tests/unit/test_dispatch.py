@@ -22,7 +22,7 @@ from rlvla.cluster.frames import without_frames
 from rlvla.durable.records import from_json, to_json
 from rlvla.rollout.collect import Job, stream
 from rlvla.types import Trajectory
-from tests.examples import TASK, trajectory
+from tests.examples import TASK, act, good_turn, trajectory, turn
 
 
 @dataclass(eq=False)
@@ -258,7 +258,7 @@ def test_episodes_go_on_while_others_are_waited_for(monkeypatch: pytest.MonkeyPa
 def test_frames_come_back_as_they_were_and_are_saved_so(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: dict[str, Any] = {}
     monkeypatch.setattr(frames, "ray", SimpleNamespace(get=kept.__getitem__))
-    played = trajectory(task=TASK)
+    played = trajectory([good_turn(0), turn(act(), num_cameras=2), good_turn(2)], task=TASK)
     light, kept["ref"] = without_frames(played)
     back = frames.with_frames(light, "ref")
     for mine, other in zip(back.turns, played.turns, strict=True):
