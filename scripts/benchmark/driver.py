@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -60,7 +61,8 @@ def main(
         store_gb: Ray's object store.
         output: also write the result here, as JSON.
     """
-    ray.init(num_cpus=4, object_store_memory=int(store_gb * 2**30), include_dashboard=False, logging_level="ERROR")
+    store = int(store_gb * 2**30)
+    ray.init(num_cpus=4, object_store_memory=store, include_dashboard=False, logging_level=logging.ERROR)
     shape = {"num_turns": num_turns, "num_pictures": num_pictures, "side": side, "num_tokens": num_tokens}
     step = measure_step(num_trajectories, shape)
     whole = measure_whole(by_value, shape)
