@@ -13,16 +13,18 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from ray.util.placement_group import remove_placement_group
 
 from rlvla.cluster.actors import RolloutActor, SamplerActor
 from rlvla.cluster.carried import Carried, carry, located
 from rlvla.cluster.dispatch import GRACE_S, Dispatcher, NoAnswerError, Watch, get_all, wait_for
 from rlvla.cluster.placement import Place, place, reserve
+from rlvla.cluster.weight_sync import give
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
 from rlvla.durable.checkpoints import require_seen, seen
 from rlvla.durable.interrupts import kept_handlers
+from rlvla.policies.buckets import Bucket, Weights
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import most_images
 from rlvla.types import Group, Trajectory
@@ -72,9 +74,29 @@ class LearnerActor:
         self.call(method, folder)
         return ray.util.get_node_ip_address(), seen(folder)
 
-    def changes(self) -> list[Any]:
-        """A reference to what `Learner.changes` returns; in a list, as Ray would fetch what it refers to else."""
-        return [ray.put(self.call("changes"))]
+    @ray.method(num_returns=2)
+    def offer(self) -> tuple[tuple[Sequence[str], int], Any]:
+        """Begin `Learner.changes`: (names of all weights, `Weights.num_alive`), None; or of an adapter (none, 0), it.
+
+        The second is for the samplers and stays in Ray's store, as a bucket does.
+        """
+        changes = self.call("changes")
+        if not isinstance(changes, Weights):
+            return ((), 0), changes
+        self._buckets = iter(changes.buckets)
+        return (sorted(changes.names), changes.num_alive), None
+
+    @ray.method(num_returns=2)
+    def next_bucket(self) -> tuple[bool, Bucket | None]:
+        """(True, the next bucket), or (False, None) when there is none any more; all ranks make it together."""
+        for bucket in self._buckets:
+            return True, bucket
+        return False, None
+
+    @ray.method(concurrency_group="writer")
+    def finish_state(self) -> tuple[str, dict[str, int]]:
+        """Wait until the state that was begun is written; the node, and the files of this rank."""
+        return ray.util.get_node_ip_address(), self.call("finish_state")
 
     @ray.method(concurrency_group="probe")
     def is_alive(self) -> bool:
@@ -172,7 +194,7 @@ class Cluster:
         if cls is SamplerActor:  # every episode of every rollout actor may wait for it at once
             options |= {"max_concurrency": 10_000, "name": name}
         if cls is LearnerActor:
-            options["concurrency_groups"] = {"probe": 1}
+            options["concurrency_groups"] = {"probe": 1, "writer": 1}
         else:  # a rank that is started anew would not find its way into the process group
             options["max_restarts"] = self._config.max_restarts
         actor: Any = ray.remote(**options)(cls).remote(*args, **kwargs)
@@ -217,25 +239,14 @@ class Cluster:
         return [sampler for sampler, version in serving if version != self._policy_version]
 
     def _give_weights(self, samplers: Sequence[Any]) -> None:
-        """Load the learner's weights, or its adapter, into samplers; returns when those that fare well act with these.
-
-        One that dies meanwhile gets them when it has been started anew; one that fails or hangs does not have them
-        then, as its `status` says. Every learner rank takes part, since under ZeRO-3 each holds a share; rank 0 returns
-        a reference to the whole, which the driver passes on: it never holds the weights itself.
-
-        Raises:
-            NoAnswerError: of the learners.
-            ValueError: the weights are not those of the samplers' checkpoint.
-        """
-        changes = [learner.changes.remote() for learner in self._learners]
-        (weights,), *_ = get_all(changes, self._config.learner_deadline_s)
-        loads = [wait_for(sampler.load_weights, weights, self._policy_version) for sampler in samplers]
-        for loaded in ray.wait(loads, num_returns=len(loads), timeout=self._config.actor_deadline_s)[0]:
-            try:
-                ray.get(loaded)
-            except RayTaskError as error:
-                if isinstance(error, ValueError):
-                    raise
+        """Load the learner's weights into samplers; see `weight_sync.give`."""
+        give(
+            self._learners,
+            samplers,
+            self._policy_version,
+            learner_deadline_s=self._config.learner_deadline_s,
+            sampler_deadline_s=self._config.actor_deadline_s,
+        )
 
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """One learner step over all ranks; rank 0's metrics.
@@ -253,23 +264,28 @@ class Cluster:
             self._revive_samplers()
 
     def save(self, path: Path) -> None:
-        """Write the policy in Hugging Face format; errors as of `save_state`."""
-        self._write("save", path.resolve())
+        """Write the policy in Hugging Face format; errors as of `finish_state`."""
+        folder = path.resolve()
+        self._require_seen(folder, self._all_learners("write", "save", folder))
 
-    def save_state(self, path: Path) -> None:
-        """Write all that an exact resume needs of the learner.
+    def begin_state(self, path: Path) -> None:
+        """Begin to write all that an exact resume needs of the learner, as it is now; it goes on meanwhile."""
+        self._state = path.resolve()
+        self._all_learners("call", "begin_state", self._state)
+
+    def finish_state(self) -> None:
+        """Wait until that is written. May be called in another thread.
 
         Raises:
             OSError: what a rank has written is not there as seen from here; the message names rank, node and file.
         """
-        self._write("save_state", path.resolve())
+        self._require_seen(self._state, self._all_learners("finish_state"))
 
     def load_state(self, path: Path) -> None:
         """Go on from `save_state`."""
         self._all_learners("call", "load_state", path.resolve())
 
-    def _write(self, method: str, folder: Path) -> None:
-        written = self._all_learners("write", method, folder)
+    def _require_seen(self, folder: Path, written: Sequence[tuple[str, dict[str, int]]]) -> None:
         require_seen(folder, {f"learner rank {i} on {node}": files for i, (node, files) in enumerate(written)})
 
     def _all_learners(self, method: str, *args: Any) -> list[Any]:
