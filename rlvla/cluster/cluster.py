@@ -122,6 +122,8 @@ class Cluster:
         self.placement = reserve(placement, config)
         self._config = config
         self._policy_version = 0
+        self._state: Path | None = None
+        """That is being written."""
         self._names: dict[str, str] = {}
         self._watch = Watch(config.actor_deadline_s, self._names)
         model: Path | Carried = cfg.model.resolve()
@@ -186,6 +188,9 @@ class Cluster:
         if error is None:
             self.close()
         else:  # whoever failed or was interrupted may be in the midst of something and would not answer
+            if self._state is not None:  # but a state that is being written is not given up
+                written = [learner.finish_state.remote() for learner in self._learners]
+                ray.wait(written, num_returns=len(written), timeout=CLOSE_S)
             self._end()
 
     def _actor(self, cls: type, at: Place, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
@@ -279,7 +284,10 @@ class Cluster:
         Raises:
             OSError: what a rank has written is not there as seen from here; the message names rank, node and file.
         """
-        self._require_seen(self._state, self._all_learners("finish_state"))
+        folder, written = self._state, self._all_learners("finish_state")
+        self._state = None
+        assert folder is not None
+        self._require_seen(folder, written)
 
     def load_state(self, path: Path) -> None:
         """Go on from `save_state`."""

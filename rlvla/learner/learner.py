@@ -39,7 +39,7 @@ METRICS = {
     "num_tokens": "sampled tokens learned from",
     "tokens_per_s": "tokens of those turns, context included, times epochs, per second of `time/update_s`",
     "time/update_s": "wall time of `Learner.step`, seconds",
-    "time/save_s": "of it, waited until the state before the step was written",
+    "time/save_s": "of it, waited for the state before the step to be written",
 }
 """Name -> meaning. The KL terms are left out without a reference (kl_coef 0), and a kind that does not occur."""
 
