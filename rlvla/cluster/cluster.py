@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import remove_placement_group
 
 from rlvla.cluster.actors import RolloutActor, SamplerActor
-from rlvla.cluster.carried import Carried, carry, located
+from rlvla.cluster.carried import Carried, carry
 from rlvla.cluster.dispatch import GRACE_S, Dispatcher, NoAnswerError, Watch, get_all, wait_for
+from rlvla.cluster.learner_actor import LearnerActor
 from rlvla.cluster.placement import Place, place, reserve
 from rlvla.cluster.weight_sync import give
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
-from rlvla.durable.checkpoints import require_seen, seen
+from rlvla.durable.checkpoints import require_seen
 from rlvla.durable.interrupts import kept_handlers
-from rlvla.policies.buckets import Bucket, Weights
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import most_images
 from rlvla.types import Group, Trajectory
@@ -41,67 +40,6 @@ CLOSE_S = 60.0
 
 class ProcessLostError(RuntimeError):
     """A process died, hangs or could not start, and the run cannot go on without it: the message says which."""
-
-
-class LearnerActor:
-    """One DeepSpeed rank as a Ray actor."""
-
-    def __init__(self) -> None:
-        self._learner: Any = None
-
-    def address(self) -> str:
-        """`host:port`, free just now, where the ranks may meet."""
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"{host}:{probe.getsockname()[1]}"
-
-    def start(self, cfg: GRPOConfig, model: Path | Carried, *, rank: int, world: int, master: str) -> None:
-        """Join the process group and load the model."""
-        import torch
-
-        from rlvla.learner.learner import Learner  # DeepSpeed, in the learner's process only
-
-        torch.set_num_threads(cfg.cluster.threads)
-        self._learner = Learner(replace(cfg, model=located(model)), rank=rank, world=world, master=master)
-
-    def call(self, method: str, *args: Any) -> Any:
-        """Run a method of the learner."""
-        return getattr(self._learner, method)(*args)
-
-    def write(self, method: str, folder: Path) -> tuple[str, dict[str, int]]:
-        """Run a method of the learner that fills a folder; the node, and what is `seen` from it once all ranks have."""
-        self.call(method, folder)
-        return ray.util.get_node_ip_address(), seen(folder)
-
-    @ray.method(num_returns=2)
-    def offer(self) -> tuple[tuple[Sequence[str], int], Any]:
-        """Begin `Learner.changes`: (names of all weights, `Weights.num_alive`), None; or of an adapter (none, 0), it.
-
-        The second is for the samplers and stays in Ray's store, as a bucket does.
-        """
-        changes = self.call("changes")
-        if not isinstance(changes, Weights):
-            return ((), 0), changes
-        self._buckets = iter(changes.buckets)
-        return (sorted(changes.names), changes.num_alive), None
-
-    @ray.method(num_returns=2)
-    def next_bucket(self) -> tuple[bool, Bucket | None]:
-        """(True, the next bucket), or (False, None) when there is none any more; all ranks make it together."""
-        for bucket in self._buckets:
-            return True, bucket
-        return False, None
-
-    @ray.method(concurrency_group="writer")
-    def finish_state(self) -> tuple[str, dict[str, int]]:
-        """Wait until the state that was begun is written; the node, and the files of this rank."""
-        return ray.util.get_node_ip_address(), self.call("finish_state")
-
-    @ray.method(concurrency_group="probe")
-    def is_alive(self) -> bool:
-        """True, also while another method runs or waits for other ranks."""
-        return True
 
 
 class Cluster:
@@ -360,6 +298,8 @@ def start_ray(config: ClusterConfig) -> bool:
     if config.address == "local":
         options["runtime_env"] = {"env_vars": ENVIRONMENT | LOOPBACK}
         options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        # Else what nobody refers to any more stays in the store for a second: half a dozen buckets of weights.
+        options["_system_config"] = {"free_objects_batch_size": 1}
         # Else Ray takes the host's address in the place of loopback, and its processes listen on every interface.
         ray_constants.ENABLE_RAY_CLUSTER = False
     else:

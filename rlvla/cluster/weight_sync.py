@@ -1,6 +1,7 @@
 """Weights from the learner to the samplers, bucket after bucket through Ray's store, which the driver never reads.
 
-Shared memory on one node, a copy for each node beyond. A bucket goes when the samplers have taken it.
+Shared memory on one node, a copy for each node beyond. A bucket goes when the samplers have taken it: at once where
+`free_objects_batch_size` is 1, as in a Ray of ours, else within a second.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ def give(
             receivers.wait()
         made = [learner.next_bucket.remote() for learner in learners]
         (is_one, *_) = get_all([there for there, _ in made], learner_deadline_s)
-        receivers.wait()  # the bucket before is gone
+        receivers.wait()
         if not is_one:
             break
         receivers.ask("take_bucket", made[0][1])
-        del made
+        del made  # else it would be in the store until the next has its name
     receivers.ask("end_weights")
     receivers.wait()
 

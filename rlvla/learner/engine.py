@@ -26,7 +26,7 @@ from transformers.utils import logging as hf_logging
 
 from rlvla.config import LearnerConfig
 from rlvla.learner.state import State
-from rlvla.policies.buckets import Bucket, Part, Weights, pack, runs
+from rlvla.policies.buckets import Part, Weights, make_buckets
 from rlvla.policies.family import Policy
 from rlvla.policies.models.lora import Adapter, take
 from rlvla.policies.weights import has_adapter, holding
@@ -200,20 +200,16 @@ class Engine:
         if not self._parts:
             self._parts = policy.weight_parts(module)
         names = frozenset(name for part in self._parts for name in part.names)
+        buckets = make_buckets(
+            self._parts,
+            num_bytes,
+            lambda part: policy.named_weights(module, part),
+            lambda parameters: deepspeed.zero.GatheredParameters(parameters, enabled=self._stage == 3),
+        )
         is_view = self._stage != 3 and self._deepspeed.device.type == "cpu"
-        return Weights(names=names, buckets=self._buckets(policy, num_bytes), num_alive=2 if is_view else 1)
-
-    def _buckets(self, policy: Policy, num_bytes: int) -> Iterator[Bucket]:
-        """Under ZeRO-3 a bucket's parameters are gathered while it is made."""
-        module = self._deepspeed.module
-        for run in runs([part.num_bytes for part in self._parts], num_bytes):
-            part = Part.of(self._parts[run])
-            with deepspeed.zero.GatheredParameters(part.parameters, enabled=self._stage == 3):
-                named = list(policy.named_weights(module, part))
-                for few in runs([tensor.nbytes for _, tensor in named], num_bytes):
-                    # Without a name: nothing here may keep what was handed out.
-                    yield {} if self.rank else {name: pack(tensor) for name, tensor in named[few]}
-                del named
+        return Weights(
+            names=names, buckets=({} if self.rank else bucket for bucket in buckets), num_alive=2 if is_view else 1
+        )
 
     def save_policy(self, policy: Policy, path: Path) -> None:
         """Write a checkpoint from rank 0; every rank must call."""

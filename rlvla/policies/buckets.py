@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,10 +79,36 @@ def pack(tensor: torch.Tensor) -> Packed:
 
 def unpack(packed: Packed) -> torch.Tensor:
     """The tensor over the same bytes; to be read alone, as they may lie in Ray's store."""
+    dtype = getattr(torch, packed.dtype)
+    if not packed.data.size:
+        return torch.empty(packed.shape, dtype=dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        flat = torch.from_numpy(packed.data)
-    return flat.view(getattr(torch, packed.dtype)).view(packed.shape)
+        return torch.from_numpy(packed.data).view(dtype).view(packed.shape)
+
+
+def make_buckets(
+    parts: Sequence[Part],
+    num_bytes: int,
+    named_weights: Callable[[Part], Iterable[tuple[str, torch.Tensor]]],
+    gathered: Callable[[list[torch.nn.Parameter]], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[Bucket]:
+    """A model's weights in buckets of at most `num_bytes`, or of one tensor that is larger; views wherever they can be.
+
+    Args:
+        parts: of the model.
+        num_bytes: of a bucket, and of the parameters that are whole at a time, but for a part that is larger.
+        named_weights: `Policy.named_weights` of a part.
+        gathered: a context in which some parameters are whole, see ZeRO-3.
+    """
+    for run in runs([part.num_bytes for part in parts], num_bytes):
+        part = Part.of(parts[run])
+        with gathered(part.parameters):
+            named = list(named_weights(part))
+            for few in runs([tensor.nbytes for _, tensor in named], num_bytes):
+                # Without a name: nothing here may keep what was handed out.
+                yield {name: pack(tensor) for name, tensor in named[few]}
+            del named
 
 
 def runs(sizes: Sequence[int], largest: int) -> list[slice]:

@@ -233,7 +233,7 @@ class GRPORun(Run[GRPOConfig]):
         self._saved = step
 
     def _state(self, step: int) -> Iterator[None]:
-        """Write the state: what is as it is now up to the `yield`, the rest in a thread. It appears whole at the end."""
+        """Write the state, which appears whole at the end: up to the `yield` what is as it is now, then the rest."""
         with appear_sealed(self._state_folder(step)) as folder:
             self._cluster.begin_state(folder / "learner")
             tasks = self._tasks
