@@ -53,9 +53,11 @@ def _state(folder: Path, checkpoint: Path) -> None:
     # Of LoRA's states nobody knows beforehand how large they are: the disk is not refused at once.
     lora = LearnerConfig(lora=LoraConfig())
     cfg = replace(_config(folder, checkpoint, save_every=1), keep_states=10, learner=lora)
-    run = make_run(cfg, save_state=make_learner(checkpoint).save_state)
+    learner = make_learner(checkpoint)
+    run = make_run(cfg, begin_state=learner.begin_state, finish_state=learner.finish_state)
     for step in range(10):
         run._keep(step)
+    run._states.finish()
 
 
 def _line(folder: Path, checkpoint: Path) -> None:

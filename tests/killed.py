@@ -1,7 +1,7 @@
 """Work that is killed at a known place, so that no test has to be quick enough.
 
 A function is killed in a child before each of its changes of a file, see `killed_everywhere`. A script is struck when
-one function of it calls another, in the main thread: `python killed.py CALLER FUNCTION COUNT SIGNAL SCRIPT ...`
+one function of it calls another, in any thread: `python killed.py CALLER FUNCTION COUNT SIGNAL SCRIPT ...`
 sends it the signal at the COUNT-th call. With COUNT 0 and a file for SIGNAL, each such call adds a byte to the file.
 """
 
@@ -12,6 +12,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,7 @@ def strike(caller: str, function: str, count: int, what: str, *arguments: str) -
     sys.argv = list(arguments)
     sys.path[0] = str(Path(arguments[0]).parent)
     sys.setprofile(look)
+    threading.setprofile(look)
     runpy.run_path(arguments[0], run_name="__main__")
 
 

@@ -99,7 +99,8 @@ def make_run(cfg: GRPOConfig, reward: Any = None, **deeds: Any) -> GRPORun:
     interrupts: Any = SimpleNamespace(immediate=nullcontext, defer=lambda: None)
     run = GRPORun(cfg, reward or rlvla_reward.build(cfg.reward), tasks, interrupts)
     nothing = {"load_state": lambda folder: None, "sync": lambda policy_version: None, "take_resampled": list}
-    run._cluster = SimpleNamespace(**{"save_state": Path.mkdir, **nothing, **deeds})  # type: ignore[assignment]
+    nothing["finish_state"] = lambda: None
+    run._cluster = SimpleNamespace(**{"begin_state": Path.mkdir, **nothing, **deeds})  # type: ignore[assignment]
     return run
 
 

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rlvla.cluster.carried import Carried, located
 from rlvla.cluster.frames import without_frames
+from rlvla.cluster.weight_sync import Incoming
 from rlvla.config import EnvConfig, EpisodeConfig, LoraConfig, SamplerConfig
+from rlvla.policies.buckets import Bucket, Weights
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter
 from rlvla.protocols import SampleOutput, SampleRequest
@@ -58,6 +59,8 @@ class SamplerActor:
         self._policy_version = 0
         self._failure = ""
         self._num_asked, self._asked_since = 0, 0.0
+        self._incoming = Incoming()
+        self._loading: asyncio.Task[None] | None = None
         if config.backend == "transformers":
             import torch
             from transformers.utils import logging
@@ -86,16 +89,46 @@ class SamplerActor:
         with self._asked():
             return await self._sampler.sample(request)
 
-    async def load_weights(self, weights: Adapter | dict[str, np.ndarray], policy_version: int) -> None:
+    async def load_weights(self, weights: Adapter | Weights, policy_version: int) -> None:
         """Take new weights, or the adapter of a LoRA policy, between two requests, without a restart, and serve.
 
         Raises:
             ValueError: they are not this checkpoint's.
         """
         with self._asked():
-            await asyncio.to_thread(self._sampler.load_weights, weights, policy_version)
+            await self._load(weights, policy_version)
+
+    async def _load(self, weights: Adapter | Weights, policy_version: int) -> None:
+        await asyncio.to_thread(self._sampler.load_weights, weights, policy_version)
         self._policy_version = policy_version
         self._opened.set()
+
+    async def begin_weights(self, names: Sequence[str], policy_version: int) -> None:
+        """Begin `load_weights` of weights that come in buckets; what others began and left is of no more use."""
+        with self._asked():
+            if self._loading is not None and not self._loading.done():
+                self._incoming.end(is_whole=False)
+                await self._loading
+            self._incoming = Incoming()
+            weights = Weights(names=frozenset(names), buckets=self._incoming)
+            self._loading = asyncio.create_task(self._load(weights, policy_version))
+
+    async def take_bucket(self, bucket: Bucket) -> None:
+        """Take a bucket; returns when it may go. Errors as of `load_weights`."""
+        assert self._loading is not None
+        with self._asked():
+            taken = asyncio.wrap_future(self._incoming.give(bucket))
+            del bucket
+            await asyncio.wait([taken, self._loading], return_when=asyncio.FIRST_COMPLETED)
+            if not taken.done():
+                await self._loading
+
+    async def end_weights(self) -> None:
+        """That were all: serve with them. Errors as of `load_weights`."""
+        assert self._loading is not None
+        with self._asked():
+            self._incoming.end()
+            await self._loading
 
     @contextmanager
     def _asked(self) -> Iterator[None]:

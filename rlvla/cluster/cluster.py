@@ -7,21 +7,22 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.placement_group import remove_placement_group
 
 from rlvla.cluster.actors import RolloutActor, SamplerActor, Score
-from rlvla.cluster.carried import Carried, carry, located
+from rlvla.cluster.carried import Carried, carry
 from rlvla.cluster.dispatch import GRACE_S, Dispatcher, NoAnswerError, Watch, get_all, wait_for
+from rlvla.cluster.learner_actor import LearnerActor
 from rlvla.cluster.placement import Place, place, reserve
+from rlvla.cluster.weight_sync import give
 from rlvla.config import ClusterConfig, EvaluateConfig, GRPOConfig
-from rlvla.durable.checkpoints import require_seen, seen
+from rlvla.durable.checkpoints import require_seen
 from rlvla.durable.interrupts import kept_handlers
 from rlvla.rollout.collect import Job
 from rlvla.rollout.tasks import most_images
@@ -39,47 +40,6 @@ CLOSE_S = 60.0
 
 class ProcessLostError(RuntimeError):
     """A process died, hangs or could not start, and the run cannot go on without it: the message says which."""
-
-
-class LearnerActor:
-    """One DeepSpeed rank as a Ray actor."""
-
-    def __init__(self) -> None:
-        self._learner: Any = None
-
-    def address(self) -> str:
-        """`host:port`, free just now, where the ranks may meet."""
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"{host}:{probe.getsockname()[1]}"
-
-    def start(self, cfg: GRPOConfig, model: Path | Carried, *, rank: int, world: int, master: str) -> None:
-        """Join the process group and load the model."""
-        import torch
-
-        from rlvla.learner.learner import Learner  # DeepSpeed, in the learner's process only
-
-        torch.set_num_threads(cfg.cluster.threads)
-        self._learner = Learner(replace(cfg, model=located(model)), rank=rank, world=world, master=master)
-
-    def call(self, method: str, *args: Any) -> Any:
-        """Run a method of the learner."""
-        return getattr(self._learner, method)(*args)
-
-    def write(self, method: str, folder: Path) -> tuple[str, dict[str, int]]:
-        """Run a method of the learner that fills a folder; the node, and what is `seen` from it once all ranks have."""
-        self.call(method, folder)
-        return ray.util.get_node_ip_address(), seen(folder)
-
-    def changes(self) -> list[Any]:
-        """A reference to what `Learner.changes` returns; in a list, as Ray would fetch what it refers to else."""
-        return [ray.put(self.call("changes"))]
-
-    @ray.method(concurrency_group="probe")
-    def is_alive(self) -> bool:
-        """True, also while another method runs or waits for other ranks."""
-        return True
 
 
 class Cluster:
@@ -104,6 +64,8 @@ class Cluster:
         self.placement = reserve(placement, config)
         self._config = config
         self._policy_version = 0
+        self._state: Path | None = None
+        """That is being written."""
         self._names: dict[str, str] = {}
         self._watch = Watch(config.actor_deadline_s, self._names)
         model: Path | Carried = cfg.model.resolve()
@@ -169,6 +131,9 @@ class Cluster:
         if error is None:
             self.close()
         else:  # whoever failed or was interrupted may be in the midst of something and would not answer
+            if self._state is not None:  # but a state that is being written is not given up
+                written = [learner.finish_state.remote() for learner in self._learners]
+                ray.wait(written, num_returns=len(written), timeout=CLOSE_S)
             self._end()
 
     def _actor(self, cls: type, at: Place, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
@@ -177,7 +142,7 @@ class Cluster:
         if cls is SamplerActor:  # every episode of every rollout actor may wait for it at once
             options |= {"max_concurrency": 10_000, "name": name}
         if cls is LearnerActor:
-            options["concurrency_groups"] = {"probe": 1}
+            options["concurrency_groups"] = {"probe": 1, "writer": 1}
         else:  # a rank that is started anew would not find its way into the process group
             options["max_restarts"] = self._config.max_restarts
         actor: Any = ray.remote(**options)(cls).remote(*args, **kwargs)
@@ -224,25 +189,14 @@ class Cluster:
         return [sampler for sampler, version in serving if version != self._policy_version]
 
     def _give_weights(self, samplers: Sequence[Any]) -> None:
-        """Load the learner's weights, or its adapter, into samplers; returns when those that fare well act with these.
-
-        One that dies meanwhile gets them when it has been started anew; one that fails or hangs does not have them
-        then, as its `status` says. Every learner rank takes part, since under ZeRO-3 each holds a share; rank 0 returns
-        a reference to the whole, which the driver passes on: it never holds the weights itself.
-
-        Raises:
-            NoAnswerError: of the learners.
-            ValueError: the weights are not those of the samplers' checkpoint.
-        """
-        changes = [learner.changes.remote() for learner in self._learners]
-        (weights,), *_ = get_all(changes, self._config.learner_deadline_s)
-        loads = [wait_for(sampler.load_weights, weights, self._policy_version) for sampler in samplers]
-        for loaded in ray.wait(loads, num_returns=len(loads), timeout=self._config.actor_deadline_s)[0]:
-            try:
-                ray.get(loaded)
-            except RayTaskError as error:
-                if isinstance(error, ValueError):
-                    raise
+        """Load the learner's weights into samplers; see `weight_sync.give`."""
+        give(
+            self._learners,
+            samplers,
+            self._policy_version,
+            learner_deadline_s=self._config.learner_deadline_s,
+            sampler_deadline_s=self._config.actor_deadline_s,
+        )
 
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """One learner step over all ranks, while episodes that are queued are played; rank 0's metrics.
@@ -262,23 +216,31 @@ class Cluster:
             self._revive_samplers()
 
     def save(self, path: Path) -> None:
-        """Write the policy in Hugging Face format; errors as of `save_state`."""
-        self._write("save", path.resolve())
+        """Write the policy in Hugging Face format; errors as of `finish_state`."""
+        folder = path.resolve()
+        self._require_seen(folder, self._all_learners("write", "save", folder))
 
-    def save_state(self, path: Path) -> None:
-        """Write all that an exact resume needs of the learner.
+    def begin_state(self, path: Path) -> None:
+        """Begin to write all that an exact resume needs of the learner, as it is now; it goes on meanwhile."""
+        self._state = path.resolve()
+        self._all_learners("call", "begin_state", self._state)
+
+    def finish_state(self) -> None:
+        """Wait until that is written. May be called in another thread.
 
         Raises:
             OSError: what a rank has written is not there as seen from here; the message names rank, node and file.
         """
-        self._write("save_state", path.resolve())
+        folder, written = self._state, self._all_learners("finish_state")
+        self._state = None
+        assert folder is not None
+        self._require_seen(folder, written)
 
     def load_state(self, path: Path) -> None:
         """Go on from `save_state`."""
         self._all_learners("call", "load_state", path.resolve())
 
-    def _write(self, method: str, folder: Path) -> None:
-        written = self._all_learners("write", method, folder)
+    def _require_seen(self, folder: Path, written: Sequence[tuple[str, dict[str, int]]]) -> None:
         require_seen(folder, {f"learner rank {i} on {node}": files for i, (node, files) in enumerate(written)})
 
     def _all_learners(self, method: str, *args: Any, wait: Any = ray.wait) -> list[Any]:
@@ -349,6 +311,8 @@ def start_ray(config: ClusterConfig) -> bool:
     if config.address == "local":
         options["runtime_env"] = {"env_vars": ENVIRONMENT | LOOPBACK}
         options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        # Else what nobody refers to any more stays in the store for a second: half a dozen buckets of weights.
+        options["_system_config"] = {"free_objects_batch_size": 1}
         # Else Ray takes the host's address in the place of loopback, and its processes listen on every interface.
         ray_constants.ENABLE_RAY_CLUSTER = False
     else:

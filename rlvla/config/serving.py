@@ -56,6 +56,10 @@ class ClusterConfig:
     learner_deadline_s: Loose[PositiveFloat] = 3600.0
     """Seconds in which all learner ranks start, learn from a step, gather their weights or write a state; else the run
     ends. Ours: a step on 512 trajectories with a 7B policy takes up to about half an hour on 4 GPUs."""
+    bucket_mb: Loose[PositiveFloat] = 256.0
+    """MiB of the buckets in which weights travel to the samplers; learner and sampler need room for two. A tensor that
+    is larger is a bucket of its own. Ours: large enough that what a bucket costs beside its bytes, some milliseconds,
+    does not count."""
     num_learners: MovesNoScore[PositiveInt] = 1
     """DeepSpeed ranks."""
     sampler_cpus: Loose[NonNegativeFloat] = 0.5

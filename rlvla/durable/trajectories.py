@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rlvla.durable.files import appear_whole
@@ -14,9 +17,14 @@ from rlvla.types import Trajectory
 def save_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
     """Write a `.jsonl` file, which appears whole or not at all, and its folder; what was there is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with appear_whole(path) as file:
-        for trajectory in trajectories:
-            file.write((json.dumps(to_json(trajectory)) + "\n").encode())
+    left, num_threads = iter(trajectories), os.cpu_count() or 1
+    with appear_whole(path) as file, ThreadPoolExecutor(num_threads) as pool:  # which compresses without Python's lock
+        while few := list(itertools.islice(left, num_threads)):
+            file.writelines(pool.map(_line, few))
+
+
+def _line(trajectory: Trajectory) -> bytes:
+    return (json.dumps(to_json(trajectory)) + "\n").encode()
 
 
 def load_trajectories(path: Path) -> tuple[Trajectory, ...]:

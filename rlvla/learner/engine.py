@@ -1,4 +1,4 @@
-"""DeepSpeed behind few verbs: backward, step, total, weights, changes, save_state, load_state. An object is a rank."""
+"""DeepSpeed behind few verbs: backward, step, total, gather, weights, changes, save_policy. An object is a rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,13 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from transformers.utils import logging as hf_logging
 
 from rlvla.config import LearnerConfig
-from rlvla.durable.random_state import random_state, set_random_state
+from rlvla.learner.state import State
+from rlvla.policies.buckets import Part, Weights, make_buckets
 from rlvla.policies.family import Policy
 from rlvla.policies.models.lora import Adapter, take
 from rlvla.policies.weights import has_adapter, holding
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-_ZERO_STATE = ("base_optimizer_state", "single_partition_of_fp32_groups", "optimizer_state_dict", "fp32_flat_groups")
-"""The entries of a ZeRO optimizer's state that change while it trains (stage 2: the first two, stage 3: the others)."""
 
 
 def join(rank: int, world: int, master: str) -> torch.device:
@@ -116,6 +114,10 @@ class Engine:
             )[0]
         self._deepspeed.module.train(cfg.gradient_checkpointing)
         self.rank, self.world = comm.get_rank(), comm.get_world_size()
+        self._parts: Sequence[Part] = ()
+        self.state = State(
+            self._trained, self._deepspeed.optimizer, zero_stage=self._stage, rank=self.rank, world=self.world
+        )
 
     @property
     def model(self) -> Any:
@@ -138,6 +140,7 @@ class Engine:
 
         Where that is not finite, on all ranks then, weights and moments stay as they are, bit for bit.
         """
+        self.state.wait_until_written()
         for group in self._adamw.param_groups:
             group["lr"] = lr
         if self._deepspeed.zero_optimization():  # whose optimizers skip by themselves
@@ -149,11 +152,6 @@ class Engine:
         else:
             self._deepspeed.zero_grad()
         return norm
-
-    @property
-    def _clips_here(self) -> bool:
-        """Whether the optimizer is a plain AdamW, whose state is its own."""
-        return self._deepspeed.optimizer is self._adamw
 
     def total(self, values: torch.Tensor, *, largest: bool = False) -> torch.Tensor:
         """Sum (or maximum) over all ranks."""
@@ -189,12 +187,29 @@ class Engine:
                 return {}
             return {name: _to_numpy(weight) for name, weight in policy.named_weights(module)}
 
-    def changes(self, policy: Policy) -> Adapter | dict[str, np.ndarray]:
-        """What a sampler of the checkpoint lacks: the adapter, or all weights; as `weights`, on rank 0 alone."""
-        if not has_adapter(self._deepspeed.module):
-            return self.weights(policy)
-        with self.gathered() as module:
-            return {} if self.rank else take(module)
+    def changes(self, policy: Policy, num_bytes: int) -> Adapter | Weights | None:
+        """What a sampler of the checkpoint lacks: the adapter (None but on rank 0), or all weights in buckets.
+
+        Every rank must call, and go through the buckets. What they hold is on rank 0 alone, in the weights' own dtype:
+        at most `num_bytes` each, or one tensor that is larger.
+        """
+        module = self._deepspeed.module
+        if has_adapter(module):
+            with self.gathered():
+                return None if self.rank else take(module)
+        if not self._parts:
+            self._parts = policy.weight_parts(module)
+        names = frozenset(name for part in self._parts for name in part.names)
+        buckets = make_buckets(
+            self._parts,
+            num_bytes,
+            lambda part: policy.named_weights(module, part),
+            lambda parameters: deepspeed.zero.GatheredParameters(parameters, enabled=self._stage == 3),
+        )
+        is_view = self._stage != 3 and self._deepspeed.device.type == "cpu"
+        return Weights(
+            names=names, buckets=({} if self.rank else bucket for bucket in buckets), num_alive=2 if is_view else 1
+        )
 
     def save_policy(self, policy: Policy, path: Path) -> None:
         """Write a checkpoint from rank 0; every rank must call."""
@@ -203,59 +218,9 @@ class Engine:
                 policy.save(module, path)
         comm.barrier()
 
-    def save_state(self, folder: Path, counters: dict[str, int]) -> None:
-        """Write trained weights, optimizer, random state and the caller's counters, one file per rank."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state: dict[str, Any] = {"world": self.world, "zero_stage": self._stage}
-        state |= {"random": random_state(), "counters": counters}
-        if torch.cuda.is_available():
-            state["random"]["cuda"] = torch.cuda.get_rng_state()
-        if self._stage == 3:
-            state["trained"] = {}  # the optimizer's float32 shares are the weights
-        else:
-            state["trained"] = {name: p.detach() for name, p in self._trained.items()}
-        optimizer = self._deepspeed.optimizer.state_dict()
-        state["optimizer"] = optimizer if self._clips_here else {k: optimizer[k] for k in _ZERO_STATE if k in optimizer}
-        torch.save(state, _state_file(folder, self.rank))
-        comm.barrier()
-
-    def load_state(self, folder: Path) -> dict[str, int]:
-        """Go on exactly where `save_state` was called; returns its counters.
-
-        Raises:
-            FileNotFoundError: no state for this rank.
-            ValueError: it was saved with another number of ranks, another ZeRO stage, or other trained weights.
-        """
-        file = _state_file(folder, self.rank)
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: {folder} holds no learner state for rank {self.rank}")
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        for key, now in (("world", self.world), ("zero_stage", self._stage)):
-            if state[key] != now:
-                raise ValueError(
-                    f"{file} was saved with {key} {state[key]}, this run has {now}: resume with the former"
-                )
-        if self._stage != 3 and (other := sorted(state["trained"].keys() ^ self._trained.keys())):
-            raise ValueError(
-                f"{file} was saved by a run that trains other weights, such as {other[0]} ({len(other)} differ): go on "
-                "with the version of rlvla that wrote it, or name another output folder"
-            )
-        with torch.no_grad():
-            for name, weight in state["trained"].items():
-                self._trained[name].copy_(weight)
-        optimizer = self._deepspeed.optimizer
-        if self._clips_here:
-            optimizer.load_state_dict(state["optimizer"])
-        else:  # the rest (layout, loss scaler objects) is as at construction; DeepSpeed picks this rank's entry
-            by_rank = {self.rank: {**optimizer.state_dict(), **state["optimizer"]}}
-            optimizer.load_state_dict(by_rank, load_optimizer_states=True, load_from_fp32_weights=True)
-        set_random_state(state["random"])
-        if "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"])
-        return state["counters"]
-
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, once the state that is being written is."""
+        self.state.wait_until_written()
         self._deepspeed.destroy()
         comm.destroy_process_group()
 
@@ -293,10 +258,6 @@ def _to_numpy(weight: torch.Tensor) -> np.ndarray:
     """A copy on the CPU; NumPy has no bfloat16, and float32 holds it exactly."""
     weight = weight.detach().cpu()
     return (weight.float() if weight.is_floating_point() else weight).clone().numpy()
-
-
-def _state_file(folder: Path, rank: int) -> Path:
-    return folder / f"rank_{rank}.pt"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from rlvla.config import GRPOConfig, LearnerConfig
 from rlvla.learner import collate, loss
 from rlvla.learner.collate import Batch, Row
 from rlvla.learner.engine import DTYPES, Engine, join, poisoned
+from rlvla.policies.buckets import Weights
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter
 from rlvla.policies.weights import holding
@@ -38,6 +39,7 @@ METRICS = {
     "num_tokens": "sampled tokens learned from",
     "tokens_per_s": "tokens of those turns, context included, times epochs, per second of `time/update_s`",
     "time/update_s": "wall time of `Learner.step`, seconds",
+    "time/save_s": "of it, waited for the state before the step to be written",
 }
 """Name -> meaning. The KL terms are left out without a reference (kl_coef 0), and a kind that does not occur."""
 
@@ -92,7 +94,7 @@ class Learner:
             Metrics as in `METRICS`, over all ranks. An update whose loss or gradient is not finite is skipped: weights
             and optimizer stay bit for bit. Where all are, or without a row to learn from, only counts are returned.
         """
-        started = time.perf_counter()
+        started, waited_s = time.perf_counter(), self._engine.state.waited_s
         rows = collate.rows(groups, mask_context_full=self._run.mask_context_full)
         self._num_steps += 1
         if not rows:
@@ -111,6 +113,7 @@ class Learner:
             "num_tokens": float(sum(row.num_sampled_tokens for row in rows)),
             "tokens_per_s": sum(row.num_tokens for row in rows) * self._run.num_epochs / elapsed,
             "time/update_s": elapsed,
+            "time/save_s": self._engine.state.waited_s - waited_s,
         }
 
     def _minibatches(self, rows: Sequence[Row]) -> list[list[Batch]]:
@@ -232,9 +235,9 @@ class Learner:
         """{Hugging Face name: float32 array}, LoRA merged, on rank 0, empty on the others; every rank must call."""
         return self._engine.weights(self._policy)
 
-    def changes(self) -> Adapter | dict[str, np.ndarray]:
-        """What samplers of the checkpoint are sent, on rank 0: the adapter, or all weights; every rank must call."""
-        return self._engine.changes(self._policy)
+    def changes(self) -> Adapter | Weights | None:
+        """See `Engine.changes`."""
+        return self._engine.changes(self._policy, int(self._run.cluster.bucket_mb * 2**20))
 
     def save(self, path: Path) -> None:
         """Write the policy as a checkpoint folder; every rank must call."""
@@ -242,11 +245,23 @@ class Learner:
 
     def save_state(self, path: Path) -> None:
         """Write all that an exact resume needs: weights, optimizer, random state, counters. Every rank must call."""
-        self._engine.save_state(path, counters={"steps": self._num_steps, "updates": self._num_updates})
+        self._engine.state.save(path, self._counters)
+
+    def begin_state(self, path: Path) -> None:
+        """Begin what `save_state` does, aside; see `State.begin`."""
+        self._engine.state.begin(path, self._counters)
+
+    def finish_state(self) -> dict[str, int]:
+        """See `State.finish`."""
+        return self._engine.state.finish()
+
+    @property
+    def _counters(self) -> dict[str, int]:
+        return {"steps": self._num_steps, "updates": self._num_updates}
 
     def load_state(self, path: Path) -> None:
         """Go on from `save_state`; raises FileNotFoundError or ValueError naming the file that does not fit."""
-        counters = self._engine.load_state(path)
+        counters = self._engine.state.load(path)
         self._num_steps, self._num_updates = counters["steps"], counters["updates"]
 
     def close(self) -> None:

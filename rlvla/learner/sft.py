@@ -88,11 +88,11 @@ class SFTTrainer:
 
     def save_state(self, path: Path) -> None:
         """Write all that an exact resume needs; every rank must call."""
-        self.engine.save_state(path, counters={})
+        self.engine.state.save(path, counters={})
 
     def load_state(self, path: Path) -> None:
-        """Go on from `save_state`; raises as `Engine.load_state` does."""
-        self.engine.load_state(path)
+        """Go on from `save_state`; raises as `State.load` does."""
+        self.engine.state.load(path)
 
     def _rows(self, indices: np.ndarray) -> list[Row]:
         """This rank's share of some rows of the data set."""

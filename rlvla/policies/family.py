@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from rlvla.data.dataset import DemonstrationSet
+    from rlvla.policies.buckets import Part
 
 POLICY_FILE = "rlvla_policy.json"
 """Beside the Hugging Face files of a checkpoint: what they do not say about the policy."""
@@ -98,8 +99,15 @@ class Policy(Protocol):
         """Write a checkpoint that `Family.load` and `load_model` read."""
         ...
 
-    def named_weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight under its name in a checkpoint, an adapter merged, as samplers are sent them."""
+    def named_weights(self, model: Any, part: Part | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight, or those of a part, under its name in a checkpoint, an adapter merged.
+
+        Views of the model's own tensors, wherever that can be: a sampler copies new weights into them.
+        """
+        ...
+
+    def weight_parts(self, model: Any) -> Sequence[Part]:
+        """The weights of a model without an adapter, in the smallest parts in which `named_weights` can make them."""
         ...
 
     def with_weights(self, model: Any, weights: Mapping[str, torch.Tensor]) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from rlvla.config import LoraConfig
+from rlvla.policies.buckets import Part
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import FOLDER, adapter_config, put_on, read_adapter, require_lora, take
 
@@ -104,10 +106,11 @@ def holding(model: Any, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
             parameters[name].data = value
 
 
-def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight under its name in a Hugging Face checkpoint, LoRA merged into float32 copies; the model stays.
+def named_weights(model: Any, part: Part | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight, or those of a part, under its name in a Hugging Face checkpoint; views of the model's, mostly.
 
-    Tied weights come once, as `save_pretrained` writes them. Under ZeRO-3 gather the parameters first.
+    LoRA is merged into float32 copies; the model stays. Tied weights come once, as `save_pretrained` writes them. Under
+    ZeRO-3 gather the parameters first.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -115,7 +118,50 @@ def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     weights = _base_state(base) | _merged(base)
     for name in base.all_tied_weights_keys:
         weights.pop(name, None)
+    if part is not None:
+        weights = {name: weights[name] for name in part.held}
     yield from revert_weight_conversion(base, weights).items()
+
+
+def weight_parts(model: Any) -> list[Part]:
+    """The weights of a model without an adapter in the parts in which `named_weights` can make them.
+
+    A parameter is a part of its own, unless transformers makes a weight of the checkpoint out of several: all such
+    parameters are one part then, the last.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    base = base_model(model)
+    held = base.state_dict(keep_vars=True)
+    for name in base.all_tied_weights_keys:
+        held.pop(name, None)
+    empty = {name: _without_content(tensor) for name, tensor in held.items()}
+
+    def made_of(names: Collection[str]) -> dict[str, torch.Size]:
+        try:
+            made = revert_weight_conversion(base, {name: empty[name] for name in names})
+        except (RuntimeError, ValueError, LookupError):  # it takes others as well
+            return {}
+        return {name: tensor.shape for name, tensor in made.items()}
+
+    whole = made_of(held)
+    by_name = {name: made_of([name]) for name in held}
+    makers = Counter(made for names in by_name.values() for made in names)
+    parts, together = [], {}
+    for name, made in by_name.items():
+        if made and all(makers[key] == 1 and whole.get(key) == shape for key, shape in made.items()):
+            parts.append(Part(held={name: held[name]}, names=tuple(made)))
+        else:
+            together[name] = held[name]
+    if together:
+        rest = whole.keys() - {name for part in parts for name in part.names}
+        parts.append(Part(held=together, names=tuple(sorted(rest))))
+    return parts
+
+
+def _without_content(tensor: torch.Tensor) -> torch.Tensor:
+    """On the meta device; of a parameter that ZeRO-3 has cut up, the whole."""
+    return torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=tensor.dtype, device="meta")
 
 
 def with_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> Any:

@@ -110,13 +110,23 @@ class Run(Generic[C]):
 
     def _save_state(self, step: int, fill: Callable[[Path], None]) -> None:
         """A state to go on from before `step`; interrupted at any moment, it is not there."""
-        states = self._output / "state"
         if self._is_main:
-            for path in (*self._output.glob("*.jsonl"), self._output):
-                sync(path)  # the state counts their lines
-        self._write(states / f"step-{step:06d}", fill)
+            self._sync_lines()
+        self._write(self._state_folder(step), fill)
         if self._is_main:
-            forget_old(states, self._cfg.keep_states, written=step)
+            self._forget_states(step)
+
+    def _state_folder(self, step: int) -> Path:
+        return self._output / "state" / f"step-{step:06d}"
+
+    def _sync_lines(self) -> None:
+        """Bring the lines that a state counts to the disk, before it appears."""
+        for path in (*self._output.glob("*.jsonl"), self._output):
+            sync(path)
+
+    def _forget_states(self, step: int) -> None:
+        """Make room behind the state of `step`."""
+        forget_old(self._output / "state", self._cfg.keep_states, written=step)
 
     def _summary(self, **own: Any) -> dict[str, Any]:
         """What `summary.json` says of any run, and `own`."""

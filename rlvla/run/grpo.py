@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
+from rlvla.durable.aside import Aside
 from rlvla.durable.checkpoints import appear_sealed, newest_whole
 from rlvla.durable.files import claim, differences, hold, write_json
 from rlvla.durable.interrupts import Interrupts
@@ -65,6 +66,9 @@ class GRPORun(Run[GRPOConfig]):
         self._scored_by = identity.of(cfg, [field.name for field in fields(cfg) if field.name != "reward"])
         self._ledger = Ledger(cfg.output)
         self._saved = 0
+        """The step of the newest state, which may still be being written."""
+        self._states = Aside()
+        self._saving = PhaseTimer()
         self._no_signal = NoSignalCount(cfg.max_futile_steps)
         claim(cfg.output, num_bytes=disk.of_grpo(cfg))
         hold(cfg.output)
@@ -140,6 +144,7 @@ class GRPORun(Run[GRPOConfig]):
                 self._reward.load_state_dict(drawn["reward"])
                 set_random_state(drawn["random"])
                 self._checkpoint(step)
+            self._states.finish()
             tqdm.write(f"stopped before step {step}: run the same command again to go on from there", sys.stderr)
             raise
 
@@ -171,6 +176,7 @@ class GRPORun(Run[GRPOConfig]):
             file = self._keep_bad_step(step, sampled)
             if self._saved != step:  # 0 where nothing has been learned
                 self._checkpoint(step)
+            self._states.finish()
             raise self._no_signal.error(step, sampled, file)
 
     def log(self, step: int, groups: Sequence[Group], sampled: Sequence[Group], learned: Mapping[str, float]) -> None:
@@ -190,6 +196,7 @@ class GRPORun(Run[GRPOConfig]):
         """
         seconds = self._timer.seconds
         metrics = {**rollout_metrics(sampled), **staleness(groups, step), **learned, **seconds}
+        metrics["time/save_s"] = self._saving.seconds.pop("time/save_s", 0.0) + learned.get("time/save_s", 0.0)
         metrics["trajectories_per_s"] = metrics["num_trajectories"] / seconds["time/rollout_s"]
         # No env steps are known when the simulator crashed in every trajectory.
         metrics["env_steps_per_s"] = metrics["trajectories_per_s"] * metrics.get("num_env_steps", 0.0)
@@ -209,7 +216,8 @@ class GRPORun(Run[GRPOConfig]):
         return file
 
     def finish(self) -> None:
-        """Write the policy and `summary.json`."""
+        """Write the policy and `summary.json`, once the last state is whole."""
+        self._states.finish()
         with appear_sealed(self._output / "checkpoint") as folder:
             self._cluster.save(folder)
             note_trained(folder, self._tasks.suite)
@@ -223,17 +231,38 @@ class GRPORun(Run[GRPOConfig]):
             self._checkpoint(step + 1)
 
     def _checkpoint(self, step: int) -> None:
-        """A state that holds all that an exact resume needs."""
+        """Begin to write a state that holds all that an exact resume needs; the one before is whole then.
 
-        def fill(folder: Path) -> None:
-            tasks = self._tasks
-            self._cluster.save_state(folder / "learner")
-            save_trajectories(folder / "surplus.jsonl", [t for group in tasks.surplus for t in group.trajectories])
-            driver = {"position": tasks.num_settled, "reward": self._reward.state_dict(), "random": random_state()}
-            write_json(folder / "driver.json", {**driver, "scored_by": self._scored_by})
-
-        self._save_state(step, fill)
+        Raises:
+            OSError: the one before could not be written, or this one not be begun.
+        """
+        with self._saving.phase("save"):
+            self._states.begin(self._state(step))
         self._saved = step
+
+    def _state(self, step: int) -> Iterator[None]:
+        """Write the state, which appears whole at the end: up to the `yield` what is as it is now, then the rest."""
+        with appear_sealed(self._state_folder(step)) as folder:
+            self._cluster.begin_state(folder / "learner")
+            tasks = self._tasks
+            surplus = [t for group in tasks.surplus for t in group.trajectories]
+            driver = {"position": tasks.num_settled, "reward": self._reward.state_dict(), "random": random_state()}
+            driver = json.loads(json.dumps({**driver, "scored_by": self._scored_by}))  # a copy to its depth
+            yield
+            save_trajectories(folder / "surplus.jsonl", surplus)
+            write_json(folder / "driver.json", driver)
+            self._cluster.finish_state()
+            self._sync_lines()
+        self._forget_states(step)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        super().__exit__(kind, *rest)
+        try:
+            self._states.finish()
+        except OSError as error:
+            if kind is None:
+                raise
+            warnings.warn(str(error), stacklevel=2)  # beside what ended the run
 
 
 def _mean(values: Sequence[float]) -> float:

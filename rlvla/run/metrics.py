@@ -43,6 +43,7 @@ METRICS = {
     "trajectories_per_s": "num_trajectories per second of `time/rollout_s`",
     "env_steps_per_s": "num_env_steps of each of them, likewise",
     "time/<phase>_s": "wall time of a phase of the step, seconds",
+    "time/save_s": "driver and learner waited for the state before the step to be begun and written, seconds",
 }
 """Name -> meaning. A metric whose sample is empty (crop_area without a zoom, reward before scoring) is left out."""
 

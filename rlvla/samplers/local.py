@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlvla.policies.buckets import Bucket, Weights, unpack
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter, config_of, load_adapter, put_on
 from rlvla.policies.weights import has_adapter
@@ -55,8 +56,8 @@ class TransformersSampler:
         """
         return await asyncio.to_thread(self._sample, request)
 
-    def load_weights(self, weights: Adapter | Mapping[str, np.ndarray], policy_version: int) -> None:
-        """Replace the weights between two requests: all of `Policy.named_weights`, or an adapter, kept unmerged.
+    def load_weights(self, weights: Adapter | Weights, policy_version: int) -> None:
+        """Replace the weights in place between two requests: all of them, or an adapter, kept unmerged.
 
         Raises:
             ValueError: names differ from the checkpoint's; nothing was loaded.
@@ -79,10 +80,18 @@ class TransformersSampler:
                 parameter.data = parameter.data.to(self._dtype)
         return model.to(self._device)
 
-    def _replaced(self, weights: Mapping[str, np.ndarray]) -> Any:
-        refuse_other_weights(self._weight_names, weights)
-        state = {name: torch.tensor(array) for name, array in weights.items()}
-        return self._policy.with_weights(self._model, state).to(self._device)
+    def _replaced(self, weights: Weights) -> Any:
+        refuse_other_weights(self._weight_names, weights.names)
+        held = {tensor.untyped_storage().data_ptr() for tensor in self._model.state_dict().values()}
+        named = dict(self._policy.named_weights(self._model))
+        places = {name: tensor for name, tensor in named.items() if tensor.untyped_storage().data_ptr() in held}
+        others: dict[str, torch.Tensor] = {}
+        for bucket in weights.buckets:
+            others |= _copied(bucket, places)
+        if not others:
+            return self._model
+        # Those that the model holds in another form, say experts in one tensor: it is made anew, as when it is loaded.
+        return self._policy.with_weights(self._model, places | others).to(self._device)
 
     def close(self) -> None:
         """Nothing runs that would have to end; here for those who hold any sampler."""
@@ -98,3 +107,15 @@ class TransformersSampler:
             logprobs=np.array(logprobs, np.float32),
             policy_version=version,
         )
+
+
+@torch.no_grad()
+def _copied(bucket: Bucket, places: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy weights to their places; copies of those that have none."""
+    others = {}
+    for name, packed in bucket.items():
+        if name in places:
+            places[name].copy_(unpack(packed))
+        else:
+            others[name] = unpack(packed).clone()
+    return others

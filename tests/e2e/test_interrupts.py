@@ -183,7 +183,7 @@ def test_a_cold_start_that_diverges_stops_with_what_it_was_to_learn_from(dataset
     ("actor", "number", "asked"),
     [
         ("LearnerActor", signal.SIGINT, ("main", "learn")),
-        ("SamplerActor", signal.SIGTERM, ("_give_weights", "get_all")),
+        ("SamplerActor", signal.SIGTERM, ("sync", "_give_weights")),
     ],
     ids=["control-c-while-it-learns", "sigterm-while-it-synchronises-weights"],
 )

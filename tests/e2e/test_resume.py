@@ -129,7 +129,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = folder / "run"
 
     # In the middle of writing a checkpoint.
-    run_into(folder, *struck("fill", "save_trajectories", signal.SIGKILL, count=2))
+    run_into(folder, *struck("_state", "save_trajectories", signal.SIGKILL, count=2))
     assert any((output / "state").glob("incomplete-*"))
 
     # Anywhere in a step; then its newest state is damaged.

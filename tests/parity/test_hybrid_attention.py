@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig
+from rlvla.policies.buckets import Weights
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
@@ -148,10 +149,10 @@ async def test_new_weights_act_at_once_and_must_be_all_of_them(checkpoint, proce
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    weights = {name: tensor.detach().numpy() for name, tensor in named_weights(model)}
+    weights = dict(named_weights(model))
     with pytest.raises(ValueError, match="1 weights are missing or not in the checkpoint"):
-        sampler.load_weights(dict(list(weights.items())[1:]), 3)
-    sampler.load_weights(weights, 3)
+        sampler.load_weights(Weights.of(dict(list(weights.items())[1:])), 3)
+    sampler.load_weights(Weights.of(weights), 3)
     assert tiny.mismatch(model, processor, [await tiny.sampled_turn(sampler, processor, 1.0)]) < 1e-4
 
 

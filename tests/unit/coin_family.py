@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlvla.config import EpisodeConfig, LearnerConfig
+from rlvla.policies.buckets import Part
 from rlvla.policies.family import POLICY_FILE
 from rlvla.protocols import Decided, InEnv, Sampler, SampleRequest
 from rlvla.types import Observation, Segment, SegmentKind, Turn
@@ -86,8 +87,11 @@ class CoinPolicy:
         save_file(dict(self.named_weights(model)), Path(folder) / "coin.safetensors")
         (Path(folder) / POLICY_FILE).write_text(json.dumps({"family": "coin"}))
 
-    def named_weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    def named_weights(self, model: Any, part: Part | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         return iter({name: p.detach() for name, p in model.named_parameters()}.items())
+
+    def weight_parts(self, model: Any) -> Sequence[Part]:
+        return [Part(held=dict(model.named_parameters()), names=("logits",))]
 
     def with_weights(self, model: Any, weights: Mapping[str, torch.Tensor]) -> Coin:
         other = Coin()

@@ -291,6 +291,11 @@ def test_a_state_whose_parts_lie_on_two_disks_is_refused_when_it_is_written(
     with pytest.raises(
         OSError, match=r"rank_1.pt of learner rank 1 on 127.0.0.2 .*must be a folder that all nodes share"
     ):
-        cluster.save_state(tmp_path)
+        save(cluster, tmp_path)
     del written[1]
-    cluster.save_state(tmp_path)
+    save(cluster, tmp_path)
+
+
+def save(cluster: Cluster, folder: Path) -> None:
+    cluster.begin_state(folder)
+    cluster.finish_state()

@@ -135,6 +135,7 @@ OUT = {
     *("env.deadline_s", "env.reset_deadline_s", "env.max_attempts"),  # a trial that misses them does not count
     *("cluster.address", "cluster.placement", "cluster.threads", "cluster.sampler_cpus", "cluster.rollout_cpus"),
     *("cluster.learner_cpus", "cluster.sampler_gpus", "cluster.learner_gpus", "cluster.num_learners"),
+    "cluster.bucket_mb",  # no learner sends weights
     # An env is the same in any process, and so is an episode that is played again in another.
     *("cluster.envs_per_process", "cluster.actor_deadline_s", "cluster.learner_deadline_s", "cluster.max_restarts"),
 }

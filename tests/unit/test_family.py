@@ -55,7 +55,7 @@ def test_another_family_plays_and_learns(tmp_path: Path, monkeypatch: pytest.Mon
     assert metrics["num_rows"] == metrics["num_tokens"] == 12
     assert metrics["mismatch_kl"] < 1e-6
     assert metrics["entropy"] == pytest.approx(np.log(4))
-    sampler.load_weights(learner.weights(), 1)
+    sampler.load_weights(learner.changes(), 1)
     learner.save(tmp_path / "end")
     learner.close()
     ended = load_policy(tmp_path / "end").load_model(tmp_path / "end", torch.float32)

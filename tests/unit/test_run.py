@@ -153,7 +153,7 @@ def test_the_trajectories_of_the_last_step_are_there_before_its_state(cfg: GRPOC
         raise KeyboardInterrupt
 
     groups = make_groups(cfg.model)
-    with make_run(replace(cfg, save_every=1, num_steps=1), save_state=die) as run:
+    with make_run(replace(cfg, save_every=1, num_steps=1), begin_state=die) as run:
         steps = run.steps(run._cluster)
         log(run, next(steps), groups, {"skipped_updates": 0.0, "num_rows": 1.0})
         with pytest.raises(KeyboardInterrupt):
@@ -170,6 +170,7 @@ def test_a_state_appears_when_the_lines_that_it_counts_are_on_the_disk(
         file.write_text('{"step": 0}\n')
     deeds = recorded(monkeypatch)
     run._keep(0)
+    run._states.finish()
     before = deeds[: deeds.index(("appear", cfg.output / "state/step-000001"))]
     assert {("sync", path) for path in (*lines, cfg.output)} <= {*before}
 
@@ -183,6 +184,7 @@ def test_surplus_that_another_or_an_edited_reward_has_scored_is_left_out(cfg: GR
     first._tasks.surplus = groups = make_groups(cfg.model)
     saved = first._scored_by
     first._keep(0)
+    first._states.finish()
 
     def surplus(cfg: GRPOConfig) -> list[TaskSpec]:
         with make_run(cfg) as run:
@@ -206,4 +208,5 @@ def test_old_states_make_room(cfg: GRPOConfig) -> None:
     run = make_run(replace(cfg, save_every=1, keep_states=2))
     for step in range(4):
         run._keep(step)
+    run._states.finish()
     assert sorted(path.name for path in (cfg.output / "state").iterdir()) == ["step-000003", "step-000004"]

@@ -14,6 +14,7 @@ import torch
 
 from rlvla.cluster.actors import SamplerActor, SamplerClosedError
 from rlvla.config import SamplerConfig
+from rlvla.policies.buckets import Weights
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleRequest
@@ -22,6 +23,7 @@ from rlvla.samplers.local import TransformersSampler
 from tests import parallel_policies as tiny
 
 CONFIG = SamplerConfig(backend="transformers")
+NONE = Weights.of({})
 
 
 class Engine:
@@ -60,11 +62,11 @@ async def test_an_engine_that_fails_closes_its_sampler_and_says_why(
     tiny_policy: Path, asked: str, error: Exception, said: tuple[str, int]
 ) -> None:
     sampler = actor(tiny_policy, lambda: None)
-    await sampler.load_weights({}, 3)
+    await sampler.load_weights(NONE, 3)
     assert await sampler.status(60) == ("", 3)
     sampler._sampler = Engine(lambda: fail(error))  # type: ignore[assignment]
     with pytest.raises(type(error), match=str(error)):
-        await (sampler.sample(None) if asked == "sample" else sampler.load_weights({}, 4))  # type: ignore[arg-type]
+        await (sampler.sample(None) if asked == "sample" else sampler.load_weights(NONE, 4))  # type: ignore[arg-type]
     assert await sampler.status(60) == said
     assert sampler._opened.is_set() == (not said[0])  # who waits for it waits for its successor
 
@@ -124,8 +126,8 @@ async def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(
         await actor.sample(request)
     await actor.open()
     before = await actor.sample(request)
-    weights = {name: -tensor.numpy() for name, tensor in named_weights(load_model(checkpoint))}
-    await actor.load_weights(weights, 7)
+    weights = {name: -tensor for name, tensor in named_weights(load_model(checkpoint))}
+    await actor.load_weights(Weights.of(weights), 7)
     after = await actor.sample(request)
     await actor.close()
     assert (before.policy_version, after.policy_version) == (0, 7)

@@ -13,6 +13,7 @@ import torch
 from rlvla.config import EpisodeConfig, LearnerConfig, SFTConfig, TinyModelConfig
 from rlvla.data.types import Demonstration
 from rlvla.policies import weights as vlm
+from rlvla.policies.buckets import Part
 from rlvla.policies.family import EngineNeeds
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.models import auto
@@ -121,9 +122,13 @@ class Thinker:
         """See `family.Policy`."""
         save_policy(model, self.processor, folder)
 
-    def named_weights(self, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    def named_weights(self, model: Any, part: Part | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """See `family.Policy`."""
-        return vlm.named_weights(model)
+        return vlm.named_weights(model, part)
+
+    def weight_parts(self, model: Any) -> Sequence[Part]:
+        """See `family.Policy`."""
+        return vlm.weight_parts(model)
 
     def with_weights(self, model: Any, weights: Mapping[str, torch.Tensor]) -> Any:
         """See `family.Policy`."""

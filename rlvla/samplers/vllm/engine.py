@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from rlvla.config import SamplerConfig
 from rlvla.durable.files import visible
+from rlvla.policies.buckets import Bucket, unpack
 from rlvla.policies.models import auto
 from rlvla.policies.models.lora import Adapter, AdapterConfig
 from rlvla.samplers.vllm.plugin.adapter import adapter_arguments, pack_head, serve_adapter
@@ -30,14 +29,30 @@ _BLOCK = 32
 class WorkerExtension(ActionBlockWorker):
     """Mixed into vLLM's workers (`worker_extension_cls`), so that each, wherever it runs, takes its share."""
 
-    def receive_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Load {name in the checkpoint: array} in place, with vLLM's own post-processing (packing, sharding)."""
-        # torch.tensor copies: arrays out of Ray's object store are read-only.
-        self.model_runner.reload_weights(
-            weights_iterator=((name, torch.tensor(array)) for name, array in weights.items())
+    def begin_weights(self) -> None:
+        """Ready the model for weights that come in buckets, as vLLM's own transfers do: distributed/weight_transfer."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model_runner.get_model())
+
+    def take_bucket(self, bucket: Bucket) -> None:
+        """Load some of the checkpoint's weights in place, with vLLM's own post-processing (packing, sharding).
+
+        vLLM keeps what it was given of a layer until it has all of it, hence the copy, straight to the device.
+        """
+        device = self.model_runner.device
+        self.model_runner.get_model().load_weights(
+            (name, unpack(packed).to(device, copy=True)) for name, packed in bucket.items()
         )
+
+    def end_weights(self) -> None:
+        """All of the checkpoint's weights have come."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        runner = self.model_runner
+        finalize_layerwise_reload(runner.get_model(), runner.model_config)
         # A head that is tied to the embeddings has no weights of its own to reload.
-        pack_head(self.model_runner.get_model())
+        pack_head(runner.get_model())
 
     def receive_adapter(self, adapter: Adapter) -> None:
         """Serve an adapter in the place of the one before, unmerged, and its trained rows in that of the model's.
@@ -157,9 +172,9 @@ def weight_names(model: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def refuse_other_weights(names: frozenset[str], weights: Mapping[str, np.ndarray]) -> None:
+def refuse_other_weights(names: frozenset[str], others: frozenset[str]) -> None:
     """Raises ValueError, naming some, unless the weights are those of the checkpoint: all, and no others."""
-    if wrong := names.symmetric_difference(weights):
+    if wrong := names ^ others:
         shown = ", ".join(sorted(wrong)[:5])
         raise ValueError(f"{len(wrong)} weights are missing or not in the checkpoint, among them {shown}")
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from rlvla.config import LoraConfig, SamplerConfig
+from rlvla.policies.buckets import Weights
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter, adapter_config, read_adapter
 from rlvla.protocols import BAN_BIAS, SampleOutput, SampleRequest
@@ -48,7 +49,7 @@ class SamplerError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Load:
-    weights: Adapter | Mapping[str, np.ndarray]
+    weights: Adapter | Weights
     policy_version: int
     future: Future[None] = field(default_factory=Future)
 
@@ -144,10 +145,10 @@ class VLLMSampler:
         self._submit(job)
         return await asyncio.wrap_future(job.future)
 
-    def load_weights(self, weights: Adapter | Mapping[str, np.ndarray], policy_version: int) -> None:
-        """Replace the weights between two requests: running ones end first, later ones see the new weights.
+    def load_weights(self, weights: Adapter | Weights, policy_version: int) -> None:
+        """Replace the weights in place between two requests: running ones end first, later ones see the new weights.
 
-        They are all of `Policy.named_weights`, or the adapter of a LoRA policy.
+        They are all of the policy's, or the adapter of a LoRA policy.
 
         Raises:
             ValueError: names differ from the checkpoint's; nothing was loaded.
@@ -156,7 +157,7 @@ class VLLMSampler:
         if isinstance(weights, Adapter):
             refuse_other_adapter(self._adapter_config, weights.config)
         else:
-            refuse_other_weights(self._weight_names, weights)
+            refuse_other_weights(self._weight_names, weights.names)
         job = _Load(weights=weights, policy_version=policy_version)
         self._submit(job)
         job.future.result()
@@ -336,11 +337,15 @@ class VLLMSampler:
         self._policy_version = job.policy_version
         job.future.set_result(None)
 
-    def _receive(self, engine: Any, weights: Adapter | Mapping[str, np.ndarray]) -> None:
-        is_adapter = isinstance(weights, Adapter)
-        engine.collective_rpc("receive_adapter" if is_adapter else "receive_weights", args=(weights,))
-        if is_adapter:
+    def _receive(self, engine: Any, weights: Adapter | Weights) -> None:
+        if isinstance(weights, Adapter):
+            engine.collective_rpc("receive_adapter", args=(weights,))
             self._lora_request = adapter_request()
+            return
+        engine.collective_rpc("begin_weights")
+        for bucket in weights.buckets:
+            engine.collective_rpc("take_bucket", args=(bucket,))
+        engine.collective_rpc("end_weights")
 
     def _fail(self, error: BaseException) -> None:
         """Answer everyone who waits, and refuse whoever comes later."""
