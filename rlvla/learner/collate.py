@@ -61,13 +61,6 @@ class Batch:
     ref_logprobs: torch.Tensor | None = None
     """[B, L] float32, once scored."""
 
-    @property
-    def first(self) -> int:
-        """The first column that holds a sampled token, at least 1; columns before it need no logits."""
-        columns = self.loss_mask.any(0).nonzero()
-        last = self.loss_mask.shape[1] - 1
-        return max(1, int(columns[0])) if len(columns) else last
-
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on a device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rlvla.config import GRPOConfig, LearnerConfig
 from rlvla.learner import collate, loss
 from rlvla.learner.collate import Batch, Row
 from rlvla.learner.engine import DTYPES, Engine, join, poisoned
+from rlvla.learner.pixels import Pixels
 from rlvla.policies.buckets import Weights
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter
@@ -100,12 +101,7 @@ class Learner:
         if not rows:
             return {"num_rows": 0.0, "num_tokens": 0.0, "skipped_updates": 0.0}
         minibatches = self._minibatches(rows)
-        is_single_update = len(minibatches) == 1
-        if not is_single_update:  # before the first update, since old means before it
-            minibatches = [
-                [self._scored(b, self._inputs(b), with_old=True) for b in batches] for batches in minibatches
-            ]
-        made = [update for batches in minibatches if (update := self._update(batches, scored=not is_single_update))]
+        made = self._updates(minibatches)
         metrics = {"skipped_updates": float(len(minibatches) - len(made))} | self._measured(made)
         elapsed = time.perf_counter() - started
         return metrics | {
@@ -133,16 +129,27 @@ class Learner:
         shares = collate.share(weighted, self._rank, self._world, self._cfg.micro_batch_rows)
         return [collate.to_batch(rows) for rows in shares]
 
-    def _inputs(self, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """What the model's forward takes, on the device."""
-        return self._policy.inputs(batch.turns, self._device, DTYPES[self._cfg.dtype])
+    def _updates(self, minibatches: Sequence[Sequence[Batch]]) -> list[_Update]:
+        """The optimizer steps that were made, one for each minibatch at most."""
+        is_single = len(minibatches) == 1
+        uses = [batch.turns for batches in minibatches for batch in batches] * (1 if is_single else 2)
+        dtype = DTYPES[self._cfg.dtype]
+        with Pixels(lambda turn: self._policy.pixels(turn, dtype), uses) as pixels:
+
+            def inputs(batch: Batch) -> Mapping[str, torch.Tensor]:
+                return self._policy.inputs(batch.turns, self._device, dtype, pixels.take(batch.turns))
+
+            if not is_single:  # before the first update, since old means before it
+                minibatches = [[self._scored(b, inputs(b), with_old=True) for b in batches] for batches in minibatches]
+            updates = [self._update(batches, inputs, scored=not is_single) for batches in minibatches]
+        return [update for update in updates if update is not None]
 
     @torch.no_grad()
     def _scored(self, batch: Batch, inputs: Mapping[str, torch.Tensor], *, with_old: bool) -> Batch:
         """The batch with the reference's logprobs, and with the policy's own of before the first update."""
 
         def score(model: Any) -> torch.Tensor:
-            return self._policy.logprobs(model, inputs, self._run.episode, first=batch.first)[0]
+            return self._policy.logprobs(model, inputs, self._run.episode, mask=batch.loss_mask)[0]
 
         if self._reference is not None:
             batch = replace(batch, ref_logprobs=score(self._reference))
@@ -151,13 +158,15 @@ class Learner:
                 batch = replace(batch, ref_logprobs=score(self._engine.model))
         return replace(batch, old_logprobs=score(self._engine.model)) if with_old else batch
 
-    def _update(self, batches: Sequence[Batch], *, scored: bool) -> _Update | None:
+    def _update(
+        self, batches: Sequence[Batch], inputs_of: Callable[[Batch], Mapping[str, torch.Tensor]], *, scored: bool
+    ) -> _Update | None:
         """One optimizer step over this rank's micro-batches of a minibatch; None where it was skipped."""
         objective = torch.zeros((), dtype=torch.float64, device=self._device)
         sums: dict[str, torch.Tensor] = {}
         ratios: list[torch.Tensor] = []
         for i, batch in enumerate(batches):
-            inputs = self._inputs(batch)
+            inputs = inputs_of(batch)
             if not scored:
                 batch = self._scored(batch, inputs, with_old=False)
             value, ratio, measured = self._micro_batch_loss(batch.to(self._device), inputs)
@@ -180,7 +189,7 @@ class Learner:
             self._engine.model,
             inputs,
             self._run.episode,
-            first=batch.first,
+            mask=batch.loss_mask,
             with_entropy=True,
             entropy_grad=self._loss_cfg.entropy_coef != 0,
         )

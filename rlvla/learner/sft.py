@@ -104,7 +104,7 @@ class SFTTrainer:
     def _token_losses(self, rows: Sequence[Row]) -> torch.Tensor:
         batch = to_batch(rows).to(self._device)
         inputs = self._policy.inputs(batch.turns, self._device, DTYPES[self._cfg.learner.dtype])
-        return self._policy.sft_losses(self._model, inputs, batch.loss_mask, batch.first)
+        return self._policy.sft_losses(self._model, inputs, batch.loss_mask)
 
     def _sum(self, value: float) -> float:
         """Over all ranks."""

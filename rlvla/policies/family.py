@@ -118,8 +118,21 @@ class Policy(Protocol):
         """A demonstration as the turn that the policy would have sampled; raises DatasetError where it could not."""
         ...
 
-    def inputs(self, turns: Sequence[Turn], device: Any, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
-        """What the model's forward takes of B turns, padded on the right to U units, on the device."""
+    def pixels(self, turn: Turn, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
+        """The pictures of a turn as the model takes them, on the CPU; thread-safe, since it takes time."""
+        ...
+
+    def inputs(
+        self,
+        turns: Sequence[Turn],
+        device: Any,
+        dtype: torch.dtype,
+        pixels: Sequence[Mapping[str, torch.Tensor]] | None = None,
+    ) -> Mapping[str, torch.Tensor]:
+        """What the model's forward takes of B turns, padded on the right to U units, on the device.
+
+        `pixels` are what `pixels` gave for each turn; None: they are prepared here.
+        """
         ...
 
     def logprobs(
@@ -128,7 +141,7 @@ class Policy(Protocol):
         inputs: Mapping[str, torch.Tensor],
         episode: EpisodeConfig | None = None,
         *,
-        first: int = 1,
+        mask: torch.Tensor | None = None,
         with_entropy: bool = False,
         entropy_grad: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -138,18 +151,16 @@ class Policy(Protocol):
             model: to score with.
             inputs: from `inputs`.
             episode: how they were sampled; None: as a demonstration is scored, at temperature 1, nothing banned.
-            first: units before it need no score.
+            mask: [B, U] bool, units to score; None: all but the first of a row.
             with_entropy: also compute the entropy, in nats.
             entropy_grad: with its gradient.
 
         Returns:
-            [B, U] float32, 0 before `first`; the entropy [B, U], or None.
+            [B, U] float32, 0 off the mask; the entropy [B, U], likewise, or None.
         """
         ...
 
-    def sft_losses(
-        self, model: Any, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor, first: int = 1
-    ) -> torch.Tensor:
+    def sft_losses(self, model: Any, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         """The cold start's loss of each unit [B, U]; 0, its gradient too, off the mask [B, U] of what is learned."""
         ...
 

@@ -166,7 +166,7 @@ class PaddedLearner(_Baseline):
             (token_loss * batch.weights).sum().backward()
 
     def _logprobs(self, model: torch.nn.Module, batch: Batch, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self._policy.logprobs(model, inputs, self._cfg.episode, first=batch.first)[0]
+        return self._policy.logprobs(model, inputs, self._cfg.episode, mask=batch.loss_mask)[0]
 
 
 def measure_trl(

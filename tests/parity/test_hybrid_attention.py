@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig
+from rlvla.learner.collate import to_batch, to_row
 from rlvla.policies.buckets import Weights
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
 from rlvla.policies.thinker.policy import Thinker
@@ -84,12 +85,14 @@ def garbage(processor: PolicyProcessor) -> Turn:
     return make_turn(layout, token_ids=[*prompt, *words], images=images)
 
 
-def score(model: Any, processor: PolicyProcessor, turns: list[Turn], **changes: Any) -> list[torch.Tensor]:
-    """[2, sampled tokens] logprob and entropy of each turn, in one batch."""
+def score(
+    model: Any, processor: PolicyProcessor, turns: list[Turn], among: torch.Tensor | None = None, **changes: Any
+) -> list[torch.Tensor]:
+    """[2, sampled tokens] logprob and entropy of each turn, in one batch; `among` are the tokens that are scored."""
     episode = EpisodeConfig(**{**tiny.TEMPERATURES, **changes})
     inputs = tiny.inputs(processor, *turns)
     with torch.no_grad():
-        both: Any = Thinker(processor).logprobs(model, inputs, episode, first=2, with_entropy=True)
+        both: Any = Thinker(processor).logprobs(model, inputs, episode, mask=among, with_entropy=True)
     both = torch.stack(both)
     return [both[:, row, : len(turn.token_ids)][:, mask(turn)] for row, turn in enumerate(turns)]
 
@@ -110,6 +113,15 @@ def test_a_batch_is_scored_as_a_row_at_a_time(model, processor, turns):
     settings = processor.settings
     is_masked = settings.action_decoding == "parallel" or settings.prefix_attention == "bidirectional"
     assert ("block_ids" in tiny.inputs(processor, *turns)) == is_masked  # else any attention kernel will do
+
+
+@torch.no_grad()
+def test_logits_are_computed_where_the_loss_is_alone(model, processor, turns):
+    everything = score(model, processor, turns)
+    for some, full in zip(
+        score(model, processor, turns, to_batch([to_row(turn) for turn in turns]).loss_mask), everything, strict=True
+    ):
+        assert (some - full).abs().max() < 2e-5
 
 
 def test_attentions_agree(checkpoint, processor, turns):

@@ -98,7 +98,12 @@ class CoinPolicy:
         other.load_state_dict(dict(weights))
         return other
 
-    def inputs(self, turns: Sequence[Turn], device: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def pixels(self, turn: Turn, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {}
+
+    def inputs(
+        self, turns: Sequence[Turn], device: Any, dtype: torch.dtype, pixels: Any = None
+    ) -> dict[str, torch.Tensor]:
         return {"moves": torch.tensor(np.stack([turn.token_ids for turn in turns]), device=device).long()}
 
     def logprobs(

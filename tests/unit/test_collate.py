@@ -99,7 +99,6 @@ def test_a_rank_without_rows_idles_on_a_copy_that_teaches_nothing():
     assert [share[0][0].num_sampled_tokens for share in shares] == [3, 0, 0]
     idle = collate.to_batch(shares[1][0])
     assert idle.weights.sum() == 0
-    assert idle.first == 3
 
 
 def test_padding_stands_right_and_counts_nowhere():
@@ -112,7 +111,6 @@ def test_padding_stands_right_and_counts_nowhere():
     assert batch.sampler_logprobs[0].tolist() == [0, 0, 0, -2, -2, 0, 0, -2]
     assert [KINDS[k] for k in batch.segment_kind[0]] == [kind for kind, n in ZOOMED for _ in range(n)]
     assert batch.advantages.tolist() == [1.0, -1.0]
-    assert batch.first == 2
 
 
 def test_a_batch_moves_with_all_its_tensors():

@@ -171,7 +171,8 @@ def test_zero_0_is_what_torch_allocates(lora: LoraConfig | None) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained)
     # Every trained parameter gets a gradient; that of the vision tower needs a picture.
-    token_logprobs(model, inputs(processor, num_rows=1, length=64), first=40)[0].sum().backward()
+    batch = inputs(processor, num_rows=1, length=64)
+    token_logprobs(model, batch, mask=behind(40, batch))[0].sum().backward()
     optimizer.step()
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert learner_memory(figures, LearnerConfig(), TURN, 1, 1).resident == {
@@ -384,6 +385,11 @@ def inputs(
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in batch.items()}
 
 
+def behind(first: int, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[B, L] bool, True from a column on."""
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool).cumsum(1) > first
+
+
 def saved_bytes(model: Any, batch: dict[str, torch.Tensor]) -> int:
     """Bytes of distinct storages, parameters left out, that a forward keeps for its backward."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -395,5 +401,5 @@ def saved_bytes(model: Any, batch: dict[str, torch.Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        token_logprobs(model, batch, first=41)
+        token_logprobs(model, batch, mask=behind(41, batch))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

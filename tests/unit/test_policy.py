@@ -153,14 +153,40 @@ def test_logprobs_and_entropy_are_those_of_the_softmax_whatever_the_neighbours(p
             assert ours[row, 0] == 0
 
 
-def test_scoring_from_a_later_column_changes_nothing_after_it(processor, model):
+def test_tokens_off_the_mask_cost_no_logits_and_change_nothing_on_it(processor, model):
+    inputs = batch(processor, [one_image_row(processor), two_image_row(processor)])
+    mask = torch.rand(inputs["input_ids"].shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    mask[:, 0] = True  # which nothing comes before
+    head_rows = []
+    head = base_model(model).get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, args, output: head_rows.append(output.shape[:-1].numel()))
+    whole, some = (token_logprobs(model, inputs, mask=m, with_entropy=True) for m in (None, mask))
+    hook.remove()
+    assert head_rows == [mask[:, 1:].numel(), int(mask[:, 1:].sum())]
+    mask[:, 0] = False
+    for full, masked in zip(whole, some, strict=True):
+        torch.testing.assert_close(masked[mask], full[mask])
+        assert (masked[~mask] == 0).all()
+
+
+def test_a_batch_of_which_nothing_is_learned_runs_the_whole_model(processor, model):
+    """Other ranks wait for its part of what they do together."""
     inputs = batch(processor, [one_image_row(processor)])
-    whole, _ = token_logprobs(model, inputs)
-    tail, _ = token_logprobs(model, inputs, first=10)
-    torch.testing.assert_close(tail[:, 10:], whole[:, 10:])
-    assert (tail[:, :10] == 0).all()
-    with pytest.raises(ValueError, match="first is 0"):
-        token_logprobs(model, inputs, first=0)
+    logprobs, _ = token_logprobs(model, inputs, mask=torch.zeros_like(inputs["input_ids"], dtype=torch.bool))
+    assert (logprobs == 0).all()
+    logprobs.sum().backward()
+    used = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(used) > 10
+    assert not any(grad.any() for grad in used)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (0, 2), (0, 0)], ids=str)
+def test_pixels_of_single_rows_make_those_of_a_batch(processor, sizes):
+    rows = [[image(10 * row + i) for i in range(size)] for row, size in enumerate(sizes)]
+    joined = processor.join_pixels([processor.pixel_inputs([row]) for row in rows])
+    together = processor.pixel_inputs(rows)
+    assert joined.keys() == together.keys()
+    assert all(joined[n].dtype == t.dtype and torch.equal(joined[n], t) for n, t in together.items())
 
 
 LORA = LearnerConfig(lora=LoraConfig(rank=2, alpha=4.0))

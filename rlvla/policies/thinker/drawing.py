@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from rlvla.policies.models.backbones import placeholder_ids
 from rlvla.policies.thinker.hybrid_mask import model_inputs
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.scoring import next_logits
+from rlvla.policies.thinker.scoring import next_logits, scored_places
 from rlvla.policies.weights import base_model, to_device
 from rlvla.protocols import BAN_BIAS, SampleRequest
 
@@ -91,7 +91,7 @@ def _actions(
         raise ValueError("actions are drawn behind an <act>, by a policy that decodes them in parallel")
     any_actions = np.full(num_actions, vocabulary.action_ids[0], np.int32)  # slots are fed in their place
     inputs = _inputs(processor, model, np.concatenate([context, any_actions]), request, num_actions)
-    logits = next_logits(model, inputs, first=len(context))[0]
+    logits = next_logits(model, inputs, scored_places(inputs["is_slot"]))
     bins, logprobs = _draw(logits[:, list(vocabulary.action_ids)], request.temperature, generator)
     return [vocabulary.action_ids[int(bin_)] for bin_ in bins], logprobs.tolist()
 

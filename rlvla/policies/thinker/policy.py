@@ -140,7 +140,17 @@ class Thinker:
 
         return to_turn(self.processor, demonstration)
 
-    def inputs(self, turns: Sequence[Turn], device: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def pixels(self, turn: Turn, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """See `family.Policy`."""
+        return vlm.to_device(self.processor.pixel_inputs([turn.images]), "cpu", dtype)
+
+    def inputs(
+        self,
+        turns: Sequence[Turn],
+        device: Any,
+        dtype: torch.dtype,
+        pixels: Sequence[Mapping[str, torch.Tensor]] | None = None,
+    ) -> dict[str, torch.Tensor]:
         """See `family.Policy`."""
         shape = len(turns), max(len(turn.token_ids) for turn in turns)
         input_ids = np.full(shape, self.processor.hf_processor.tokenizer.pad_token_id or 0, np.int64)
@@ -156,7 +166,11 @@ class Thinker:
             torch.from_numpy(is_act),
             torch.tensor([turn.num_prefix_tokens for turn in turns]),
         )
-        return vlm.to_device(inputs | self.processor.pixel_inputs([turn.images for turn in turns]), device, dtype)
+        if pixels is None:
+            inputs |= self.processor.pixel_inputs([turn.images for turn in turns])
+        else:
+            inputs |= self.processor.join_pixels(pixels)
+        return vlm.to_device(inputs, device, dtype)
 
     def logprobs(
         self,
@@ -164,7 +178,7 @@ class Thinker:
         inputs: Mapping[str, torch.Tensor],
         episode: EpisodeConfig | None = None,
         *,
-        first: int = 1,
+        mask: torch.Tensor | None = None,
         with_entropy: bool = False,
         entropy_grad: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -175,15 +189,13 @@ class Thinker:
         if episode is not None:
             sampling = {"temperature": episode.temperature, "action_temperature": episode.action_temperature}
             sampling["banned_ids"] = self.processor.vocabulary.banned_ids(episode.mode)
-        options: dict[str, Any] = {"first": first, "with_entropy": with_entropy, "entropy_grad": entropy_grad}
+        options: dict[str, Any] = {"mask": mask, "with_entropy": with_entropy, "entropy_grad": entropy_grad}
         return token_logprobs(model, inputs, **sampling, **options)
 
-    def sft_losses(
-        self, model: Any, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor, first: int = 1
-    ) -> torch.Tensor:
+    def sft_losses(self, model: Any, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         """See `family.Policy`: the negative log-likelihood."""
-        logprobs, _ = self.logprobs(model, inputs, first=first)
-        return torch.where(mask, -logprobs, 0.0)
+        logprobs, _ = self.logprobs(model, inputs, mask=mask)
+        return -logprobs
 
     def draw(
         self, model: Any, request: SampleRequest, generator: torch.Generator

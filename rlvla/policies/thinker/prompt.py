@@ -7,7 +7,7 @@ patch group, which is what the model sees and the learner trains on.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -146,6 +146,15 @@ class PolicyProcessor:
         batch = flat if self.backbone.is_flat else rows
         return dict(self.hf_processor.image_processor(images=batch, return_tensors="pt"))
 
+    def join_pixels(self, rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What `pixel_inputs` gives for a batch, bit for bit, out of what it gave for each of its rows alone."""
+        names = next((row.keys() for row in rows if row), ())
+        if self.backbone.is_flat:
+            import torch
+
+            return {name: torch.cat([row[name] for row in rows if row]) for name in names}
+        return {name: _stack([row.get(name) for row in rows]) for name in names}
+
     def forward_inputs(
         self,
         input_ids: torch.Tensor,
@@ -198,3 +207,14 @@ class PolicyProcessor:
     def _plain(self, text: str) -> str:
         """Text that cannot turn into marks or image placeholders, whoever wrote it (the policy may have)."""
         return self._added_tokens.sub(" ", text)
+
+
+def _stack(rows: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """[1, ...] each -> [B, ...], every dimension as long as the longest, with zeros behind; None is all zeros."""
+    there = [row for row in rows if row is not None]
+    shape = [max(sizes) for sizes in zip(*(row.shape[1:] for row in there), strict=True)]
+    stacked = there[0].new_zeros(len(rows), *shape)
+    for place, row in zip(stacked, rows, strict=True):
+        if row is not None:
+            place[tuple(slice(size) for size in row.shape[1:])] = row[0]
+    return stacked

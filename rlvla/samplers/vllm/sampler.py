@@ -10,8 +10,8 @@ import asyncio
 import atexit
 import queue
 import threading
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rlvla.config import LoraConfig, SamplerConfig
 from rlvla.policies.buckets import Weights
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter, adapter_config, read_adapter
-from rlvla.protocols import BAN_BIAS, SampleOutput, SampleRequest
+from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.samplers.vllm.engine import (
     engine_arguments,
     refuse_other_adapter,
@@ -35,12 +35,9 @@ from rlvla.samplers.vllm.engine import (
 )
 from rlvla.samplers.vllm.plugin import register
 from rlvla.samplers.vllm.plugin.adapter import adapter_request
-from rlvla.samplers.vllm.plugin.request import ActionBlock, take_actions
+from rlvla.samplers.vllm.plugin.request import take_actions
 from rlvla.samplers.vllm.plugin.self_test import check_bidirectional
-from rlvla.samplers.vllm.prompts import PromptRenderer
-
-KEPT_PROMPTS = 2
-"""Prompts whose images are kept ready, for each sequence that the engine batches."""
+from rlvla.samplers.vllm.requests import EngineRequest, RequestMaker, refusal
 
 
 class SamplerError(RuntimeError):
@@ -57,7 +54,8 @@ class _Load:
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
     request: SampleRequest
-    future: Future[SampleOutput] = field(default_factory=Future)
+    made: EngineRequest
+    future: Future[SampleOutput]
 
 
 class VLLMSampler:
@@ -108,7 +106,9 @@ class VLLMSampler:
         """Of the engine, so far: forwards of the model."""
         self._jobs: queue.SimpleQueue[_Sample | _Load | None] = queue.SimpleQueue()
         self._running: dict[str, _Sample] = {}
-        self._count = 0
+        # Pictures are prepared here, ahead of the engine. One thread: jobs keep their order, and neither tokenizers nor
+        # what `RequestMaker` keeps are made for several.
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="vllm-requests")
         self._failure: BaseException | None = None
         # Guards the step from "works" to "failed": no job may slip into the queue behind the last look at it.
         self._lock = threading.Lock()
@@ -141,9 +141,9 @@ class VLLMSampler:
                 draw, or vLLM refuses the request, e.g. because it is longer than `max_model_len`; others go on.
             SamplerError: the engine failed.
         """
-        job = _Sample(request=request)
-        self._submit(job)
-        return await asyncio.wrap_future(job.future)
+        future: Future[SampleOutput] = Future()
+        self._submit(future, lambda: _Sample(request=request, made=self._maker.make(request), future=future))
+        return await asyncio.wrap_future(future)
 
     def load_weights(self, weights: Adapter | Weights, policy_version: int) -> None:
         """Replace the weights in place between two requests: running ones end first, later ones see the new weights.
@@ -159,20 +159,40 @@ class VLLMSampler:
         else:
             refuse_other_weights(self._weight_names, weights.names)
         job = _Load(weights=weights, policy_version=policy_version)
-        self._submit(job)
+        self._submit(job.future, lambda: job)
         job.future.result()
 
     def close(self) -> None:
         """End the engine once its running requests have ended; requests that still wait fail."""
         atexit.unregister(self.close)
+        self._preparing.shutdown()
         self._jobs.put(None)
         self._thread.join()
 
-    def _submit(self, job: _Sample | _Load) -> None:
+    def _submit(self, future: Future[Any], prepare: Callable[[], _Sample | _Load]) -> None:
         with self._lock:
-            if self._failure is not None or not self._thread.is_alive():
-                raise SamplerError("the vLLM engine failed or was closed") from self._failure
-            self._jobs.put(job)
+            self._require_engine()
+            try:
+                self._preparing.submit(self._prepare, future, prepare)
+            except RuntimeError as error:
+                raise SamplerError("the sampler was closed") from error
+
+    def _require_engine(self) -> None:
+        if self._failure is not None or not self._thread.is_alive():
+            raise SamplerError("the vLLM engine failed or was closed") from self._failure
+
+    def _prepare(self, future: Future[Any], prepare: Callable[[], _Sample | _Load]) -> None:
+        """The preparing thread: make a job ready and hand it to the engine's thread."""
+        if future.cancelled():
+            return
+        try:
+            job = prepare()
+            with self._lock:
+                self._require_engine()
+                self._jobs.put(job)
+        except Exception as error:  # handed to the caller, whom alone it concerns
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
     def _serve(self, arguments: Mapping[str, Any], threads: int, ready: Future[None]) -> None:
         """The engine's thread: every call into vLLM happens here."""
@@ -201,10 +221,7 @@ class VLLMSampler:
         register()
         spare_llvmlite()
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
-        self._image_token_id = engine.model_config.hf_config.image_token_id
-        capacity = KEPT_PROMPTS * engine.vllm_config.scheduler_config.max_num_seqs
-        self._prompts = PromptRenderer(engine, self._image_token_id, capacity, self._needs.slot_ids)
-        self._logit_bias = dict.fromkeys(self._needs.never_ids, BAN_BIAS)
+        self._maker = RequestMaker(engine, self._needs)
         if self._adapter is not None:
             self._receive(engine, self._adapter)
         if self._needs.draws_at_once:
@@ -242,55 +259,15 @@ class VLLMSampler:
     def _add(self, engine: Any, job: _Sample) -> None:
         if not job.future.set_running_or_notify_cancel():
             return  # its caller was cancelled
-        request = job.request
-        if problem := self._problem(request):
-            job.future.set_exception(ValueError(problem))
-            return
-        request_id = str(self._count)
-        self._count += 1
         try:
-            parameters = self._parameters(request, request_id)
-            engine.add_request(request_id, self._prompts.render(request), parameters, lora_request=self._lora_request)
+            made = job.made
+            engine.add_request(made.id, made.prompt, made.parameters, lora_request=self._lora_request)
         except Exception as error:  # a request that vLLM refuses concerns its caller alone
-            refusal = ValueError(f"vLLM refuses the request: {error}")
-            refusal.__cause__ = error
-            job.future.set_exception(refusal)
+            refused = refusal(error)
+            refused.__cause__ = error
+            job.future.set_exception(refused)
             return
-        self._running[request_id] = job
-
-    def _problem(self, request: SampleRequest) -> str:
-        """Why a request cannot be served, or nothing; what vLLM refuses itself is left to it."""
-        num_placeholders = request.prompt_ids.count(self._image_token_id)
-        if num_placeholders != len(request.images):  # vLLM would take a surplus placeholder for a word
-            return f"the context has {num_placeholders} image placeholders for {len(request.images)} images"
-        if request.num_actions not in (0, num_slots := len(self._needs.slot_ids)):
-            return f"the request is for {request.num_actions} actions, this policy draws {num_slots} from one forward"
-        return ""
-
-    def _parameters(self, request: SampleRequest, request_id: str) -> Any:
-        if request.num_actions:
-            return ActionBlock(
-                key=request_id,
-                num_actions=request.num_actions,
-                temperature=request.temperature,
-                seed=request.seed,
-            ).sampling_params()
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            temperature=request.temperature,
-            seed=request.seed,
-            max_tokens=request.max_tokens,
-            stop_token_ids=list(request.stop_ids),
-            logit_bias={**self._logit_bias, **dict.fromkeys(request.banned_ids, BAN_BIAS)},
-            ignore_eos=True,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
-        )
+        self._running[made.id] = job
 
     def _step(self, engine: Any) -> None:
         self.num_steps += 1
