@@ -77,7 +77,7 @@ class MappedRows(Sequence[dict[str, Any]]):
             column = batch.column(name)
             for _ in shape:
                 column = column.flatten()
-            numbers = column.to_numpy(zero_copy_only=False)
+            numbers = column.to_numpy()  # not copied, hence without nulls
             values[end - batch.num_rows : end] = numbers.reshape(-1, *shape)
         return values
 
