@@ -9,6 +9,7 @@ it would be if they were read whole.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -126,7 +127,7 @@ def unpacked(path: Path, files: Sequence[Path], num_tasks: int) -> MappedRows:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot keep the rows of {path} in {folder} ({error.strerror}): make room there, or set {CACHE} to a "
+            f"cannot keep the rows of {path} in {folder} ({error.strerror or error}): make room there, or set {CACHE} to a "
             "folder on a local disk that has some",
         ) from error
 
@@ -157,7 +158,7 @@ def _unpacking(path: Path, files: Sequence[Path], target: BinaryIO) -> Iterator[
 def _require_room(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes + _SLACK:
-        raise OSError(0, f"{free / 1e6:.0f} MB are free, and it takes about {num_bytes / 1e6:.0f} MB")
+        raise OSError(errno.ENOSPC, f"{free / 1e6:.0f} MB are free, and it takes about {num_bytes / 1e6:.0f} MB")
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
