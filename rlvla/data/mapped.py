@@ -1,10 +1,10 @@
 """The rows of a data set in a file that is mapped into memory: a process holds the rows that it looks at, no others.
 
-Parquet is made to be read by the hundred: one row costs a row group, 10 MB of pictures. So the files are unpacked once on
-each machine, into Arrow's own format, where a row lies ready to be read; Hugging Face's `datasets` does the same. It costs the
-set's bytes a second time, in `rlvla.durable.cache`. What is mapped is the kernel's: all ranks of a machine share it, and
-it gives way where memory is short. The file holds the columns and values of the Parquet files, so that a row is what
-it would be if they were read whole.
+Parquet is made to be read by the hundred: one row costs a row group, 10 MB of pictures. So the files are unpacked once
+on each machine, into Arrow's own format, where a row lies ready to be read; Hugging Face's `datasets` does the same. It
+takes the set's bytes a second time, in `rlvla.durable.cache`. What is mapped is the kernel's: all ranks of a machine
+share it, and it gives way where memory is short. The file holds the columns and values of the Parquet files, so that a
+row is what it would be if they were read whole.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def unpacked(path: Path, files: Sequence[Path], num_tasks: int) -> MappedRows:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot keep the rows of {path} in {folder} ({error.strerror or error}): make room there, or set {CACHE} to a "
-            "folder on a local disk that has some",
+            f"cannot keep the rows of {path} in {folder} ({error.strerror or error}): make room there, or set "
+            f"{CACHE} to a folder on a local disk that has some",
         ) from error
 
 

@@ -193,7 +193,7 @@ def batch_indices(rows: np.ndarray, batch_size: int, step: int, seed: int) -> np
     return order[offset : offset + batch_size]
 
 
-def _parts(rows: Sequence[Any], count: int) -> list[Any]:
-    """`count` slices of like size; some may be empty."""
+def _parts(rows: Any, count: int) -> list[Any]:
+    """`count` slices of a sequence or an array, of like size; some may be empty."""
     cuts = [round(i * len(rows) / count) for i in range(count + 1)]
     return [rows[start:end] for start, end in itertools.pairwise(cuts)]

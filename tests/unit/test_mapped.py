@@ -161,7 +161,9 @@ def test_files_of_other_columns_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     folder = write(tmp_path / "demos", 2)
     other = dataset.data_files(folder)[1]
     pq.write_table(pq.read_table(other).drop_columns(["timestamp"]), other)
-    with pytest.raises(DatasetError, match=r"file-001\.parquet: its columns or their types are not those of .*file-000"):
+    with pytest.raises(
+        DatasetError, match=r"file-001\.parquet: its columns or their types are not those of .*file-000"
+    ):
         dataset.read(folder)
 
 
@@ -190,7 +192,7 @@ def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
 
 
 def test_memory_is_flat_in_the_size_of_the_set(tmp_path: Path) -> None:
-    """Held in memory, the larger set takes 200 MB more. Pages of a mapped file do not count: the kernel may drop them."""
+    """Held in memory, the larger set takes 200 MB more. Pages of a mapped file do not count: the kernel drops them."""
 
     def anonymous(num_rows: int) -> int:
         folder = tmp_path / str(num_rows)

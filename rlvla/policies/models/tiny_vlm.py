@@ -71,7 +71,7 @@ def train_tokenizer(corpus: Sequence[str], special_tokens: Sequence[str]) -> Any
     marks = re.compile("|".join(re.escape(mark) for mark in MARKS))
     texts = [piece for text in corpus for piece in marks.split(text) if piece]
     numbers = sorted({number for text in texts for number in re.findall("[0-9]+", text)})
-    # Often enough that no word's merge comes before a number's. A line break is a piece by itself, and merges with none.
+    # Often enough that no word's merge comes before a number's. A line break is a piece by itself: none merges with it.
     often = (f"{number}\n" * (len(texts) + 1) for number in numbers)
     tokenizer.train_from_iterator(itertools.chain(texts, often), trainer)
     return transformers.PreTrainedTokenizerFast(
