@@ -136,12 +136,12 @@ def _unpacking(path: Path, files: Sequence[Path], target: BinaryIO) -> Iterator[
     """Write all rows, and hand each of them out to be looked at."""
     size = sum(file.stat().st_size for file in files)
     bar = tqdm(total=size, desc=f"unpacking {path}", unit="B", unit_scale=True, disable=size < _LARGE, mininterval=2)
-    writer: pa.RecordBatchWriter | None = None
-    schema: pa.Schema | None = None
+    writer: Any = None
+    schema = pa.schema([])
     for file in files:
         for batch in read_batches(file):
             require_columns(batch.schema.names, NEEDED, file, "; annotate with recipes/annotate.py")
-            if writer is None or schema is None:
+            if writer is None:
                 schema = batch.schema
                 writer = pa.ipc.new_file(target, schema)
             if not batch.schema.equals(schema):
