@@ -28,6 +28,12 @@ settings.register_profile("rlvla", deadline=None, derandomize=True, print_blob=T
 settings.load_profile("rlvla")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a test makes in the cache, or a process that it starts, goes with the test."""
+    os.environ["RLVLA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a tiny random policy: Idefics3, 16 action bins, chunks [2, 4]."""

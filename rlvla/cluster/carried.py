@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,9 @@ from uuid import uuid4
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rlvla.durable.cache import cache_folder
 from rlvla.durable.checkpoints import appear_sealed, digests
 
-CACHE = "RLVLA_CACHE"
-"""Environment variable: where a node keeps what was brought to it; else `~/.cache/rlvla`. May be deleted at any time
-that no run starts."""
 PIECE = 64 * 2**20
 """Bytes that travel at once."""
 
@@ -68,7 +65,7 @@ class Carried:
 
     def brought(self, sent: Mapping[str, str], read: Callable[[str, int], bytes]) -> Path:
         """The copy in this node's cache; `sent` has the digests, `read` is as of `Shelf`. Errors as of `here`."""
-        cache = Path(os.environ.get(CACHE) or Path.home() / ".cache/rlvla") / "policies"
+        cache = cache_folder("policies")
         cache.mkdir(parents=True, exist_ok=True)
         copy = cache / hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()[:16]
         with (cache / "lock").open("a") as lock:

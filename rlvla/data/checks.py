@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ NEEDED = {
 """Columns without which a row is no decision."""
 
 
-def check_rows(rows: Sequence[Mapping[str, Any]], num_tasks: int, path: Path) -> None:
+def check_rows(rows: Iterable[Mapping[str, Any]], num_tasks: int, path: Path) -> None:
     """Look at everything but the pixels.
 
     Args:

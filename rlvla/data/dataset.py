@@ -9,7 +9,7 @@ Layout: `meta/info.json`, `meta/stats.json`, `meta/tasks.parquet`, `meta/episode
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlvla.config import ActionKind
-from rlvla.data.checks import NEEDED, check_rows
+from rlvla.data.mapped import MappedRows, unpacked
 from rlvla.data.rows import PLACE, DatasetError, decode, encode, features, require_same
-from rlvla.data.tables import read_rows, read_table, require_columns
+from rlvla.data.tables import read_rows
 from rlvla.data.types import Demonstration
 from rlvla.durable.files import appear_whole, visible, write_json
 
@@ -32,10 +32,10 @@ ROWS_PER_GROUP = 100
 
 @dataclass(frozen=True, kw_only=True)
 class DemonstrationSet:
-    """A data set in memory, pictures still compressed."""
+    """A data set on the disk, of which memory holds what is looked at; threads may share it."""
 
     path: Path
-    rows: Sequence[dict[str, Any]]
+    rows: MappedRows
     tasks: tuple[str, ...]
     suites: tuple[str, ...] = ()
     """Suites from whose train initial states the episodes start."""
@@ -45,13 +45,19 @@ class DemonstrationSet:
 
     def __getitem__(self, index: int) -> Demonstration:
         row = self.rows[index]
-        where = f"{self.path}, episode {row['episode_index']}, frame {row['frame_index']}"
-        return decode(row, self.tasks[row["task_index"]], where)
+        return decode(row, self.tasks[row["task_index"]], self._place(row))
+
+    def place(self, index: int) -> str:
+        """Folder, episode and frame of a row, for errors."""
+        return self._place(self.rows[index])
+
+    def _place(self, row: Mapping[str, Any]) -> str:
+        return f"{self.path}, episode {row['episode_index']}, frame {row['frame_index']}"
 
     @property
     def episode_index(self) -> np.ndarray:
         """[len] int, the episode that each row belongs to."""
-        return np.array([row["episode_index"] for row in self.rows])
+        return self.rows.array("episode_index", np.int64)
 
     @property
     def views(self) -> tuple[tuple[int, int], ...]:
@@ -60,7 +66,7 @@ class DemonstrationSet:
 
     def actions(self) -> np.ndarray:
         """[len, K, A] float32."""
-        return np.array([row["action"] for row in self.rows], np.float32)
+        return self.rows.array("action", np.float32)
 
 
 class Writer:
@@ -215,23 +221,19 @@ def read_tasks(path: Path) -> tuple[str, ...]:
 
 
 def read(path: Path) -> DemonstrationSet:
-    """Read a data set that `write` made, and check all of it but its pictures, which are decoded when asked for.
+    """Open a data set that `write` made; of one that is new here, check all but its pictures, see `unpacked`.
 
     Raises:
         DatasetError: it names the file, and the column, the episode and frame, or the damage.
+        OSError: see `unpacked`.
     """
     files = data_files(path)
     if not files or not all((path / "meta" / name).is_file() for name in ("tasks.parquet", "info.json")):
         raise DatasetError(
             f"{path}: no LeRobot v3 data set here (data/chunk-*/file-*.parquet, meta/tasks.parquet, meta/info.json)"
         )
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        table = read_table(file)
-        require_columns(table.column_names, NEEDED, file, "; annotate with recipes/annotate.py")
-        rows += table.to_pylist()
     tasks = read_tasks(path)
-    check_rows(rows, len(tasks), path)
+    rows = unpacked(path, files, len(tasks))
     return DemonstrationSet(path=path, rows=rows, tasks=tasks, suites=_suites(path / "meta/info.json"))
 
 
@@ -267,6 +269,6 @@ def _write_table(path: Path, table: pa.Table) -> None:
 
 def text_corpus(demonstrations: DemonstrationSet) -> Iterator[str]:
     """Everything that the demonstrations say and are told, to train a tokenizer on."""
-    for row in demonstrations.rows:
+    for row in demonstrations.rows.columns("task_index", "annotation.texts"):
         yield demonstrations.tasks[row["task_index"]]
         yield from row["annotation.texts"]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from rlvla.data.rows import DatasetError
 
 ROWS_PER_BATCH = 64
-"""Rows that `read_rows` has in memory; each may hold pictures."""
+"""Rows that `read_batches` has in memory; each may hold pictures."""
 
 
 def read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -23,12 +23,17 @@ def read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return table.read(None if columns is None else [column for column in columns if column in names])
 
 
-def read_rows(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Every row of a table, these columns of it; raises DatasetError, also where a column is missing."""
+def read_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """A table, few rows at a time, or these columns of it; raises DatasetError, also where a column is missing."""
     with _opened(file) as table:
-        require_columns(table.schema_arrow.names, columns, file)
-        for batch in table.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
-            yield from batch.to_pylist()
+        require_columns(table.schema_arrow.names, columns or (), file)
+        yield from table.iter_batches(ROWS_PER_BATCH, columns=None if columns is None else list(columns))
+
+
+def read_rows(file: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Every row of a table, these columns of it. Errors as of `read_batches`."""
+    for batch in read_batches(file, columns):
+        yield from batch.to_pylist()
 
 
 def picked_rows(files: Sequence[Path], numbers: Sequence[int]) -> Iterator[dict[str, Any]]:

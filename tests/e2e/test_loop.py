@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rlvla.durable.cache import CACHE
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.run.identity import of_policy
 from rlvla.run.metrics import read_metrics
@@ -105,6 +106,29 @@ def test_sft_on_two_ranks_gives_the_same_update(demos: Path, sft: Path, tmp_path
     assert together[-1]["validation_loss"] == pytest.approx(alone[-1]["validation_loss"], abs=1e-5)
     for name, weight in weights(sft / "checkpoint").items():
         np.testing.assert_allclose(weights(tmp_path / "run/checkpoint")[name], weight, atol=2e-5, err_msg=name)
+
+
+def test_two_ranks_read_each_row_once_an_epoch(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both start when the rows are not unpacked yet."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    reads = tmp_path / "reads"
+    reads.mkdir()
+    config = sft_config(demos, tmp_path / "run") | {"num_steps": 12, "validation_share": 0.25, "validate_every": 12}
+    launcher = (*TORCHRUN, str(Path(__file__).with_name("reads.py")), str(reads))
+    recipe("sft", config | {"save_every": 0}, tmp_path, launcher=launcher)
+    read = [[int(row) for row in (reads / str(rank)).read_text().split()] for rank in (0, 1)]
+    # A row of each rank in turn is the order of the 12 batches.
+    dealt = [row for pair in zip(*(rows[:48] for rows in read), strict=True) for row in pair]
+    once = set(dealt)
+    assert 12 * 8 // len(once) >= 2
+    for start in range(0, 12 * 8 - len(once), len(once)):
+        assert set(dealt[start : start + len(once)]) == once
+    validated = [rows[48:] for rows in read]  # once for their lengths, and once for the loss
+    assert all(sorted(rows) == sorted([*set(rows)] * 2) for rows in validated)
+    assert not set(validated[0]) & set(validated[1])
+    num_rows = json.loads((demos / "meta/info.json").read_text())["total_frames"]
+    assert sorted(once | {*validated[0], *validated[1]}) == [*range(num_rows)]
+    assert len([*(tmp_path / "cache").rglob("*.arrow")]) == 1
 
 
 def grpo_config(sft: Path, output: Path) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def test_loss_and_gradient_are_those_of_a_row_at_a_time(tmp_path, architecture):
     expected.backward()
     # All that a trainer's loss asks of it; DeepSpeed would let nobody else call backward.
     trainer: Any = SimpleNamespace(_policy=Thinker(processor), _model=model, _device="cpu", _cfg=SFTConfig())
-    loss = SFTTrainer._token_losses(trainer, [to_row(turn) for turn in turns]).sum()
+    micro_batch = SFTTrainer._inputs(trainer, [to_row(turn) for turn in turns])
+    loss = SFTTrainer._token_losses(trainer, micro_batch).sum()
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     ours, theirs = (

@@ -10,12 +10,13 @@ import pytest
 
 from rlvla.cluster import carried
 from rlvla.cluster.carried import Carried, Shelf, stamps
+from rlvla.durable.cache import CACHE
 from rlvla.durable.checkpoints import digests
 
 
 @pytest.fixture
 def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(carried.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     monkeypatch.setattr(carried, "PIECE", 1000)
     folder = tmp_path / "policy"
     (folder / "adapter").mkdir(parents=True)

@@ -5,6 +5,7 @@ Both architectures load with `from_pretrained` and in vLLM like any published ch
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -70,8 +71,9 @@ def train_tokenizer(corpus: Sequence[str], special_tokens: Sequence[str]) -> Any
     marks = re.compile("|".join(re.escape(mark) for mark in MARKS))
     texts = [piece for text in corpus for piece in marks.split(text) if piece]
     numbers = sorted({number for text in texts for number in re.findall("[0-9]+", text)})
-    # Often enough that no word's merge comes before a number's.
-    tokenizer.train_from_iterator([*texts, *numbers * (len(texts) + 1)], trainer)
+    # Often enough that no word's merge comes before a number's. A line break is a piece by itself: none merges with it.
+    often = (f"{number}\n" * (len(texts) + 1) for number in numbers)
+    tokenizer.train_from_iterator(itertools.chain(texts, often), trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, additional_special_tokens=specials[2:]
     )
