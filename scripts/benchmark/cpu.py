@@ -12,9 +12,9 @@ from pathlib import Path
 
 KINDS = {
     "rlvla.rollout.env_server": "envs",
-    "ray::SamplerActor": "sampler",
-    "ray::RolloutActor": "rollout actors",
-    "ray::LearnerActor": "learner",
+    "SamplerActor": "sampler",
+    "RolloutActor": "rollout actors",
+    "LearnerActor": "learner",
 }
 """What a process does, by a part of its command line; the rest is this process, or Ray."""
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
