@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 KINDS = {
     "rlvla.rollout.env_server": "envs",
@@ -45,6 +46,23 @@ def since(before: Mapping[str, float]) -> dict[str, float]:
     """CPU seconds by kind since `cpu_seconds` said `before`, what took none left out."""
     now = cpu_seconds()
     return {f"cpu_s/{kind}": s for kind in sorted(now) if (s := now[kind] - before.get(kind, 0.0)) > 0}
+
+
+def busy_cores(measured: Mapping[str, Any]) -> dict[str, float]:
+    """Cores that each kind of process kept busy over runs as `measuring.medians` has them, the most first.
+
+    What bounds a rollout is what has as many cores as it can use: an engine one for each of its threads, the simulators
+    all that the others leave. Where the sum is well below the machine's cores, something waits.
+    """
+    seconds = sum(measured["seconds"]) / len(measured["seconds"])
+    busy = {key.removeprefix("cpu_s/"): s / seconds for key, s in measured.items() if key.startswith("cpu_s/")}
+    return dict(sorted(busy.items(), key=lambda one: -one[1]))
+
+
+def told(busy: Mapping[str, float]) -> str:
+    """`busy_cores` to read."""
+    parts = ", ".join(f"{kind} {cores:.2f}" for kind, cores in busy.items() if cores >= 0.01)
+    return f"cores kept busy: {parts}; {sum(busy.values()):.2f} of {os.cpu_count()}"
 
 
 def _descends(pid: int, ancestor: int, parents: Mapping[int, int]) -> bool:

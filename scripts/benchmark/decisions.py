@@ -105,7 +105,11 @@ class _Recording:
 
 
 async def make_requests(cfg: GRPOConfig, sampler: Sampler, number: int) -> list[SampleRequest]:
-    """What decisions at the starts of episodes ask, each of another state as far as there are some."""
+    """What decisions at the starts of episodes ask, each of another state as far as there are some.
+
+    Raises:
+        SystemExit: this policy asks for blocks of actions only.
+    """
     from rlvla.policies.family import load_policy
     from rlvla.rollout.env_server import make_env
     from rlvla.rollout.episode import observe
@@ -123,6 +127,10 @@ async def make_requests(cfg: GRPOConfig, sampler: Sampler, number: int) -> list[
         (task,) = tasks.take(1)
         raw, _ = env.reset(seed=task.seed, options={"task_id": task.task_id, "init_state_id": task.init_state_id})
         await decider.decide(observe(env, raw), in_env, seed=task.seed)
+        if not recording.requests:
+            raise SystemExit(
+                f"{cfg.model} draws its chunks at once and says nothing: choose episode.mode zoom or think"
+            )
     env.close()
     return recording.requests[:number]
 

@@ -32,6 +32,7 @@ from typing import Any
 import tyro
 
 import replay
+from cpu import busy_cores, told
 from measuring import ROOT, Run, checkpoint_name, measure, medians, set_environment, table, write_result
 from rlvla.config import GRPOConfig, load
 from rlvla.rollout.collect import Job
@@ -176,6 +177,7 @@ def summarise(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     played = {name: result[name]["to_horizon"] for name in ("ours", "own_env", "lockstep")}
     if len(set(played.values())) > 1:
         raise ValueError(f"the episodes did not end alike: shares that reached the horizon are {played}")
+    result["rollout_busy_cores"] = busy_cores(result["ours"])
     for name, of_name in runs.items():
         spent = [sum(v for key, v in run.facts.items() if key.startswith("cpu_s/")) for run in of_name]
         result[name]["cpu_per_trajectory"] = sum(spent) / sum(run.counts["trajectories"] for run in of_name)
@@ -201,12 +203,12 @@ def render(result: Mapping[str, Any]) -> str:
         share = found.get("cpu_s/envs", 0.0) / max(1e-9, sum(v for k, v in found.items() if k.startswith("cpu_s/")))
         rows.append((name, found["trajectories_per_s"], found["env_steps_per_s"], found["cpu_per_trajectory"], share))
     ratios = ("vs_own_env", "own_env_vs_lockstep", "cpu_vs_lockstep", "cpu_share_of_limit")
-    told = [f"{name} {result[name]:.2f}" for name in ratios]
+    lines = [f"ours, {told(result['rollout_busy_cores'])}", *(f"{name} {result[name]:.2f}" for name in ratios)]
     for name, verdict in result["targets"].items():
-        told.append(
+        lines.append(
             f"{name} {result[name]:.2f} (target {verdict['target']:g}: {'met' if verdict['met'] else 'MISSED'})"
         )
-    return "\n".join([table(rows), *told])
+    return "\n".join([table(rows), *lines])
 
 
 def _bare(cfg: GRPOConfig) -> dict[str, Any]:
