@@ -19,10 +19,13 @@ demo: setup ## the whole loop on a CPU: demonstrations, SFT cold start, GRPO, ev
 # On a machine that does nothing else; docs/results/README.md says how each part is measured alone.
 BENCHMARK := $(PYTHON_BIN) scripts/benchmark
 PARTS := outputs/benchmark
+LIBERO_POLICY := outputs/sft_tiny_libero-object-parallel
 benchmark: libero ## rollouts, learner and decisions against what others use: docs/results/benchmark.json (an hour)
 	@test -f outputs/demo/sft/checkpoint/config.json || $(PYTHON_BIN) scripts/demo.py
-	@test -d outputs/demos_tiny_libero-object || $(PYTHON_BIN) recipes/annotate.py --config recipes/configs/annotate_tiny_libero-object.yaml
-	@test -f outputs/sft_tiny_libero-object/checkpoint/config.json || $(PYTHON_BIN) recipes/sft.py --config recipes/configs/sft_tiny_libero-object.yaml
+	@test -d outputs/demos_tiny_libero-object || $(PYTHON_BIN) recipes/annotate.py \
+	    --config recipes/configs/annotate_tiny_libero-object.yaml
+	@test -f $(LIBERO_POLICY)/checkpoint/config.json || $(PYTHON_BIN) recipes/sft.py \
+	    --config recipes/configs/sft_tiny_libero-object.yaml --action_decoding parallel --output $(LIBERO_POLICY)
 	@$(BENCHMARK)/grpo.py --num-trajectories 96 --output $(PARTS)/tabletop.json
 	@$(BENCHMARK)/decisions.py --output $(PARTS)/decisions.json
 	@$(BENCHMARK)/libero_rollout.py --output $(PARTS)/libero.json

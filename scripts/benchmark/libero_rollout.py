@@ -1,9 +1,9 @@
 """Whole episodes of LIBERO with a policy: ours, the rollout that peers use, and the bare simulator, in one run.
 
-python scripts/benchmark/libero_rollout.py [--model outputs/sft_tiny_libero-object/checkpoint] [--output libero.json]
+python scripts/benchmark/libero_rollout.py [--model outputs/sft_tiny_libero-object-parallel/checkpoint] [--output FILE]
 
-The policy is any checkpoint that writes the markup; recipes/configs/annotate_tiny_libero-object.yaml and
-sft_tiny_libero-object.yaml make one. Its actions are sampled and then replaced by recorded ones (`replay.py`), so that
+The policy is any checkpoint that writes the markup; `make benchmark` makes a tiny one, which draws a chunk at once, as
+SimpleVLA-RL's OpenVLA-OFT does. Its actions are sampled and then replaced by recorded ones (`replay.py`), so that
 episodes end as those of a policy with `1 - failures` success: the scripted expert's, mean 92 env steps in
 libero_object, or the horizon. All play the same episodes, on the same cores, with the same chunks, horizon, physics and
 pictures (256 pixels, with reflections); states are equal to the bit.
@@ -46,12 +46,12 @@ TRAIN_STATES = 40
 
 def main(
     *,
-    model: Path = ROOT / "outputs/sft_tiny_libero-object/checkpoint",
+    model: Path = ROOT / "outputs/sft_tiny_libero-object-parallel/checkpoint",
     config: Path = ROOT / "recipes/configs/grpo_tiny_libero-object.yaml",
     num_trajectories: int = 16,
     failures: float = 0.25,
     lockstep_rows: int = 8,
-    envs: int = 4,
+    envs: int = 8,
     limit_envs: tuple[int, ...] = (2, 3, 4),
     repeats: int = 1,
     seed: int = 0,

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,8 @@ def measure_simulator(
 ) -> Run:
     """The same episodes in the env processes of a rollout actor, with random chunks and nothing else.
 
-    One observation is rendered per chunk. Envs are made before the clock starts.
+    One observation is rendered per chunk. Envs are made before the clock starts, shared out among the tasks; each takes
+    episodes of its scene first.
 
     Args:
         cfg: of the rollout.
@@ -135,20 +137,28 @@ def measure_simulator(
 
 async def _random_rollout(cfg: GRPOConfig, jobs: Sequence[Job], random: _Random, num_envs: int) -> Run:
     pool = EnvPool(cfg.env, min(num_envs, len(jobs)), cfg.cluster.envs_per_process)
-    first = {"task_id": jobs[0].task.task_id, "init_state_id": jobs[0].task.init_state_id}
-    await asyncio.gather(*(env.call(lambda e: e.reset(seed=0, options=first)) for env in pool.envs))
-    pending = iter(enumerate(jobs))
+    firsts = [jobs[i * len(jobs) // len(pool.envs)].task for i in range(len(pool.envs))]
+    await asyncio.gather(*(env.call(partial(_reset, task=task)) for env, task in zip(pool.envs, firsts, strict=True)))
+    pending = dict(enumerate(jobs))
     steps: list[int] = []
 
-    async def drive(env: EnvThread) -> None:
-        for index, job in pending:
+    async def drive(env: EnvThread, task_id: int) -> None:
+        while pending:
+            # The next of the task whose scene it has; another scene may take longer than an episode.
+            index = next((i for i, job in pending.items() if job.task.task_id == task_id), next(iter(pending)))
+            job = pending.pop(index)
+            task_id = job.task.task_id
             steps.append(await env.call(lambda e, i=index, j=job: random.play(e, j, i)))
 
     before, started = cpu_seconds(), time.perf_counter()
-    await asyncio.gather(*(drive(env) for env in pool.envs))
+    await asyncio.gather(*(drive(env, task.task_id) for env, task in zip(pool.envs, firsts, strict=True)))
     seconds, spent = time.perf_counter() - started, since(before)
     pool.close()
     return Run(seconds=seconds, counts={"env_steps": sum(steps), "trajectories": len(jobs)}, facts=spent)
+
+
+def _reset(env: Any, task: TaskSpec) -> None:
+    env.reset(seed=task.seed, options={"task_id": task.task_id, "init_state_id": task.init_state_id})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +172,7 @@ class _Random:
     def play(self, env: Any, job: Job, index: int) -> int:
         """The `index`-th; returns its env steps."""
         rng, zooms = np.random.default_rng(index), self.zooms.get(index, ())
-        env.reset(seed=job.task.seed, options={"task_id": job.task.task_id, "init_state_id": job.task.init_state_id})
+        _reset(env, job.task)
         count, is_over, decision = 0, False, 0
         while not is_over:
             for _ in range(zooms[decision] if decision < len(zooms) else 0):
