@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ pytest.importorskip("libero")
 import libero_rollout
 import replay
 from measuring import ROOT, Run
-from ours import ZOOM, _Random
+from ours import ZOOM, _Random, _random_rollout
 from rlvla.config import GRPOConfig, load
 from rlvla.rollout.collect import Job
+from rlvla.rollout.env_thread import EnvThread
 from rlvla.types import TaskSpec
 from tests.e2e.run import script
 
@@ -85,6 +88,39 @@ def test_the_bare_simulator_looks_as_often_as_the_policy_did() -> None:
     assert env.zooms == [0, 2, 2]
     assert _Random(space=space, chunk_length=8, zooms={}).play(env, job, 5) == 24
     assert env.zooms == []
+
+
+def test_the_bare_simulator_keeps_its_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two envs and two tasks that alternate: each env plays one of them, as long as there are episodes of it."""
+    resets: dict[int, list[int]] = {0: [], 1: []}
+
+    class Env(Counting):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def reset(self, *, options: dict[str, int], **_: Any) -> None:
+            super().reset()
+            resets[self.number].append(options["task_id"])
+
+    class Pool:
+        def __init__(self, *_: Any) -> None:
+            self.envs = [EnvThread(lambda i=i: Env(i)) for i in range(2)]  # type: ignore[arg-type, return-value]
+
+        def close(self) -> None:
+            """Nothing to end."""
+
+    monkeypatch.setattr("ours.EnvPool", Pool)
+    specs = [TaskSpec(suite="s", task_id=task, init_state_id=i, seed=0) for i in range(3) for task in (4, 7)]
+    jobs = [Job(task=task, member=0) for task in specs]
+    space = type("Space", (), {"low": -np.ones(7), "high": np.ones(7), "shape": (7,)})
+    random = _Random(space=space, chunk_length=8, zooms={})
+    measured = asyncio.run(_random_rollout(load(GRPOConfig, []), jobs, random, 2))
+    assert measured.counts == {"env_steps": 6 * 24, "trajectories": 6}
+    for first, played in zip((4, 7), resets.values(), strict=True):
+        assert played[0] == first
+        assert sum(one != other for one, other in pairwise(played)) <= 1, (
+            "another scene while there are episodes of this"
+        )
 
 
 def play(env: Any, options: dict[str, int]) -> list[Any]:
