@@ -1,7 +1,7 @@
 # Everything from a bare clone. `make help` lists the targets.
 PYTHON_BIN := .venv/bin/python
 SHELL := /bin/bash
-.PHONY: help setup libero demo test test-slow check doctor audit wheel
+.PHONY: help setup libero demo benchmark test test-slow check doctor audit wheel
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -15,6 +15,21 @@ libero: ## setup, and LIBERO's assets: 360 MB
 
 demo: setup ## the whole loop on a CPU: demonstrations, SFT cold start, GRPO, evaluation
 	@$(PYTHON_BIN) scripts/demo.py
+
+# On a machine that does nothing else; docs/results/README.md says how each part is measured alone.
+BENCHMARK := $(PYTHON_BIN) scripts/benchmark
+PARTS := outputs/benchmark
+LIBERO_POLICY := outputs/sft_tiny_libero-object-parallel
+benchmark: libero ## rollouts, learner and decisions against what others use: docs/results/benchmark.json (an hour)
+	@test -f outputs/demo/sft/checkpoint/config.json || $(PYTHON_BIN) scripts/demo.py
+	@test -d outputs/demos_tiny_libero-object || $(PYTHON_BIN) recipes/annotate.py \
+	    --config recipes/configs/annotate_tiny_libero-object.yaml
+	@test -f $(LIBERO_POLICY)/checkpoint/config.json || $(PYTHON_BIN) recipes/sft.py \
+	    --config recipes/configs/sft_tiny_libero-object.yaml --action_decoding parallel --output $(LIBERO_POLICY)
+	@$(BENCHMARK)/grpo.py --num-trajectories 96 --output $(PARTS)/tabletop.json
+	@$(BENCHMARK)/decisions.py --output $(PARTS)/decisions.json
+	@$(BENCHMARK)/libero_rollout.py --output $(PARTS)/libero.json
+	@$(BENCHMARK)/gather.py
 
 # Two at a time, a file each: most of a recipe's start-up is waiting. Threads of two engines would only trample on each
 # other, hence one each.

@@ -14,6 +14,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from rlvla_envs.culling import Culling
+
 Window = tuple[float, float, float, float]
 """[x1, y1, x2, y2] as shares 0..1 of a frame, origin top left."""
 
@@ -26,9 +28,12 @@ class Renderer:
         size: side of the largest picture, pixels.
         max_geoms: in one picture.
         is_mirrored: whether pictures are mirrored left to right.
+        culls: whether what is out of the picture is left out, with the same pixels; pays off where geoms are meshes.
     """
 
-    def __init__(self, model: mujoco.MjModel, size: int, *, max_geoms: int, is_mirrored: bool = False) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, size: int, *, max_geoms: int, is_mirrored: bool = False, culls: bool = False
+    ) -> None:
         """Creates the GL context and uploads the textures."""
         self._model, self._is_mirrored = model, is_mirrored
         self._gl = _gl_context(size)
@@ -44,6 +49,7 @@ class Renderer:
         self.picture = mujoco.MjvScene(model, maxgeom=max_geoms)
         """With the flags of MuJoCo's renderer."""
         self.option = mujoco.MjvOption()
+        self._culling = Culling(model) if culls else None
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
@@ -65,6 +71,8 @@ class Renderer:
         mujoco.mjv_updateScene(self._model, data, self.option, None, self._camera, everything, self.picture)
         if window is not None:
             self._aim(*window)
+        if self._culling is not None:
+            self._culling.apply(self.picture, data, width / height)
         image = np.empty((height, width, 3), np.uint8)
         viewport = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(viewport, self.picture, self._context)

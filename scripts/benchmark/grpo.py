@@ -9,7 +9,9 @@ Measured, each as the median over `--repeats` runs after one warm-up:
   random actions and no policy, which is the simulator's limit;
 - learner: tokens/s of our DeepSpeed learner; against a plain torch loop over padded batches and against TRL's GRPO loss
   on the same tokens (`learners.py`);
-- weight sync: seconds, and as a share of a whole step (rollout + learn + sync).
+- weight sync: seconds, and as a share of a whole step (rollout + learn + sync);
+- what bounds the rollout: cores that envs, sampler and the rest kept busy in it (`--tasks press pick` for episodes of
+  mixed length).
 
 The learning rate is 0, so that every repeat runs the same policy while all the work of an update is done; a step is one
 update.
@@ -26,6 +28,7 @@ from typing import Any
 
 import tyro
 
+from cpu import busy_cores, told
 from measuring import ROOT, Run, checkpoint_name, measure, medians, set_environment, table, write_result
 from rlvla.config import GRPOConfig, load
 
@@ -132,6 +135,7 @@ def summarise(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     result |= {
         "rollout_vs_lockstep": rollout["trajectories_per_s"] / result["lockstep"]["trajectories_per_s"],
         "rollout_vs_simulator": rollout["env_steps_per_s"] / result["simulator"]["env_steps_per_s"],
+        "rollout_busy_cores": busy_cores(rollout),
         "sync_seconds": median(result["sync"]["seconds"]),
         "sync_fraction": median(s.seconds / step.seconds for s, step in zip(runs["sync"], runs["step"], strict=True)),
     }
@@ -151,7 +155,8 @@ def render(result: Mapping[str, Any]) -> str:
         speed = f"{result[name]['tokens_per_s']:.0f}" if result[name] else "-"
         rows.append((name, "", "", speed, "", "" if name == "learner" else _verdict(f"learner_vs_{name}", result)))
     rows.append(("weight sync", "", "", "", result["sync_seconds"], _verdict("sync_fraction", result)))
-    return table(rows) + (f"\nTRL was not measured: {result['trl_reason']}" if result["trl_reason"] else "")
+    bound = f"\nrollout, {told(result['rollout_busy_cores'])}"
+    return table(rows) + bound + (f"\nTRL was not measured: {result['trl_reason']}" if result["trl_reason"] else "")
 
 
 def _verdict(name: str, result: Mapping[str, Any]) -> str:

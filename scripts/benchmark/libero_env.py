@@ -13,7 +13,6 @@ reset of an episode is timed apart. Exit status 1 when states or frames differ.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import time
@@ -27,9 +26,10 @@ import numpy as np
 import tyro
 
 from measuring import measure, table, write_result
+from official import Official
 from rlvla_envs.libero.camera import CAMERAS
-from rlvla_envs.libero.env import SETTLE_ACTION, LiberoEnv
-from rlvla_envs.libero.tasks import SUITES, LiberoTask, load_init_states
+from rlvla_envs.libero.env import LiberoEnv
+from rlvla_envs.libero.tasks import SUITES
 
 CHUNK_LENGTH = 8
 """Open-loop steps per decision of OpenVLA-OFT on LIBERO (`num_open_loop_steps`)."""
@@ -59,11 +59,11 @@ def main(
     if rounds < 1 or chunks < 1:
         raise SystemExit("--rounds and --chunks must be at least 1")
     measured: dict[str, list[Round]] = {}
-    default: Default | None = None
+    default: Official | None = None
     for name, options in CONFIGURATIONS.items():
         # The crop is the policy's own, and no part of the default env's frames.
         ours = LiberoEnv(suite, center_crop=False, **options)
-        default = default or Default(ours.tasks[task])
+        default = default or Official(ours.tasks[task])
         alternate = partial(play, default, ours, task, chunks)
         measured[name] = measure(name, rounds, alternate)
         ours.close()
@@ -104,12 +104,13 @@ Round = dict[str, Any]
 """Seconds `default`, `ours`, `default_reset` and `ours_reset`, and whether `same_states` and `same_frames`."""
 
 
-def play(default: Default, ours: LiberoEnv, task_id: int, chunks: int, seed: int) -> Round:
+def play(default: Official, ours: LiberoEnv, task_id: int, chunks: int, seed: int) -> Round:
     """One episode's start and some chunks on each side, of small moves around the start: none may end the episode."""
     actions = np.random.default_rng(seed).uniform(-0.3, 0.3, (chunks, CHUNK_LENGTH, 7))
     actions[..., 6] = -1
     times = [time.perf_counter()]
-    default.reset()
+    default.reset(INIT_STATE_ID)
+    default.settle()
     times.append(time.perf_counter())
     for action in actions.reshape(-1, actions.shape[-1]):
         default.step(action)
@@ -122,52 +123,8 @@ def play(default: Default, ours: LiberoEnv, task_id: int, chunks: int, seed: int
     names = ("default_reset", "default", "ours_reset", "ours")
     return dict(zip(names, np.diff(times).tolist(), strict=True)) | {
         "same_states": bool(np.array_equal(ours.robosuite.sim.get_state().flatten(), default.state())),
-        "same_frames": bool(np.array_equal(obs["images"], default.frames(len(ours.cameras)))),
+        "same_frames": bool(np.array_equal(obs["images"], default.frames(ours.cameras))),
     }
-
-
-class Default:
-    """LIBERO's own env, driven as OpenVLA-OFT's run_libero_eval.py drives it."""
-
-    def __init__(self, task: LiberoTask) -> None:
-        envs = importlib.import_module("libero.libero.envs")
-        self._env = envs.OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=256, camera_widths=256)
-        self._init_state = load_init_states(task)[INIT_STATE_ID]
-        self._num_samplers = len(self._env.env.object_property_initializers)
-
-    def reset(self) -> None:
-        """An episode's start, settling included."""
-        # LIBERO appends to this list in each reset, and so moves fixtures from one episode to the next under the same
-        # seed. Ours meets the first episode's places each time.
-        del self._env.env.object_property_initializers[self._num_samplers :]
-        self._make_current()
-        self._env.seed(0)
-        self._env.reset()
-        self._env.set_init_state(self._init_state)
-        for _ in range(10):
-            self.step(np.array(SETTLE_ACTION))
-
-    def _make_current(self) -> None:
-        """Robosuite draws with, and frees from, whatever GL context is current, be it that of another env."""
-        self._env.sim._render_context_offscreen.gl_ctx.make_current()
-
-    def step(self, action: np.ndarray) -> None:
-        """One env step with two pictures."""
-        self._make_current()
-        self._obs = self._env.step(action.tolist())[0]
-
-    def frames(self, num: int) -> np.ndarray:
-        """The first cameras of the last step in OpenVLA's orientation."""
-        return np.stack([self._obs[f"{camera}_image"][::-1, ::-1] for camera in CAMERAS[:num]])
-
-    def state(self) -> np.ndarray:
-        """Time, qpos and qvel."""
-        return self._env.get_sim_state()
-
-    def close(self) -> None:
-        """Frees it."""
-        self._make_current()
-        self._env.close()
 
 
 if __name__ == "__main__":

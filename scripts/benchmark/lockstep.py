@@ -13,14 +13,16 @@ what SimpleVLA-RL's rollout does (PRIME-RL/SimpleVLA-RL, verl/workers/rollout/ro
 Where there is a choice, it is made in favour of this baseline. A row that has acted steps its env while others still
 decide. A row that only rides along (SimpleVLA-RL samples it anew from its last observation) never prolongs a
 `generate`, and its env is neither stepped nor asked; once all episodes have ended the loop stops; log-probabilities are
-not computed (SimpleVLA-RL pays another forward for them); envs live on through all repeats (SimpleVLA-RL starts a
-process for each trajectory of each rollout).
+not computed (SimpleVLA-RL pays another forward for them); env processes are there, with the simulator imported, before
+the clock starts (SimpleVLA-RL forks one for each trajectory of each rollout), and live on through all repeats unless
+`renews_envs`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from cpu import cpu_seconds, since
 from measuring import Run
 from ours import rollout_run
 from rlvla.config import GRPOConfig
@@ -219,11 +222,13 @@ class LockstepRollout:
     Args:
         cfg: what our rollout is configured by.
         num_rows: trajectories, hence envs and rows of the batch.
+        renews_envs: each batch of trajectories has env processes of its own, as in SimpleVLA-RL.
     """
 
-    def __init__(self, cfg: GRPOConfig, num_rows: int) -> None:
+    def __init__(self, cfg: GRPOConfig, num_rows: int, *, renews_envs: bool = False) -> None:
         self._batch = LockstepBatch(cfg.model, num_rows, getattr(torch, cfg.sampler.dtype))
-        self._pool = EnvPool(cfg.env, num_rows, cfg.cluster.envs_per_process)
+        self._cfg, self._num_rows, self._renews_envs = cfg, num_rows, renews_envs
+        self._pool = self._new_pool()
         policy = Thinker(self._batch.processor)
         self._deciders = [policy.decider(_RowSampler(self._batch, row), cfg.episode) for row in range(num_rows)]
         torch.manual_seed(cfg.seed)
@@ -234,11 +239,31 @@ class LockstepRollout:
     def __exit__(self, *_: object) -> None:
         self._pool.close()
 
+    def _new_pool(self) -> EnvPool:
+        pool = EnvPool(self._cfg.env, self._num_rows, self._cfg.cluster.envs_per_process)
+        for process in range(-(-self._num_rows // self._cfg.cluster.envs_per_process)):
+            pool.link(process)
+        return pool
+
     def run(self, jobs: Sequence[Job]) -> Run:
-        """Play one trajectory per row."""
-        started = time.perf_counter()
-        trajectories = asyncio.run(self._play(jobs))
-        return rollout_run(trajectories, time.perf_counter() - started)
+        """Play trajectories, as many at a time as there are rows, batch after batch.
+
+        Raises:
+            ValueError: they make no whole batches.
+        """
+        if len(jobs) % self._num_rows:
+            raise ValueError(f"{len(jobs)} trajectories make no whole batches of {self._num_rows}")
+        trajectories: list[Trajectory] = []
+        seconds, spent = 0.0, Counter[str]()
+        for start in range(0, len(jobs), self._num_rows):
+            before, started = cpu_seconds(), time.perf_counter()
+            trajectories += asyncio.run(self._play(jobs[start : start + self._num_rows]))
+            seconds += time.perf_counter() - started
+            spent.update(since(before))
+            if self._renews_envs:
+                self._pool.close()
+                self._pool = self._new_pool()
+        return rollout_run(trajectories, seconds, spent)
 
     async def _play(self, jobs: Sequence[Job]) -> list[Trajectory]:
         self._batch.begin()

@@ -49,6 +49,10 @@ COMMANDS: dict[str, Sequence[str]] = {
         *("--model", "{demo}/grpo/checkpoint", "--config", "{configs}/evaluate_tiny_tabletop.yaml"),
         *("--num-decisions", "3", "--rounds", "1", "--output", "{out}/result.json"),
     ),
+    "benchmark/decisions.py": (
+        *("--model", "{demo}/grpo/checkpoint", "--config", "{configs}/grpo_tiny_tabletop.yaml"),
+        *("--num-requests", "4", "--repeats", "1", "--output", "{out}/result.json"),
+    ),
     "check_annotations.py": ("--num-episodes", "2", "--output", "{out}/result.json"),
     "doctor.py": ("--quiet",),
     "fuzz/fuzz.py": ("markup", "calls", "--runs", "200", "--output", "{out}"),
@@ -68,7 +72,9 @@ ELSEWHERE = {
     "audit.py": ".ci/run",  # by `make audit`, before the tests
     "benchmark/annotation_server.py": "scripts/benchmark/annotate.py",
     "benchmark/grpo.py": "tests/e2e/test_scripts.py",
+    "benchmark/gather.py": "tests/unit/test_benchmark_gather.py",
     "benchmark/libero_env.py": "tests/unit/test_libero_scripts.py",
+    "benchmark/libero_rollout.py": "tests/unit/test_benchmark_libero.py",
     "demo.py": "tests/e2e/test_scripts.py",
     "fuzz/one.py": "scripts/fuzz/fuzz.py",
     "merge_adapter.py": "tests/unit/test_lora.py",

@@ -21,7 +21,8 @@ CONFIG = ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"
 
 def runs(step: Sequence[float] = (4.0, 5.0, 10.0), sync: float = 0.1, **changes: Any) -> dict[str, list[Run]]:
     tokens = {"tokens": 3000}
-    rollout = Run(seconds=2.0, counts={"trajectories": 8, "env_steps": 40})
+    cpu_s = {"cpu_s/envs": 1.0, "cpu_s/sampler": 1.9}
+    rollout = Run(seconds=2.0, counts={"trajectories": 8, "env_steps": 40}, facts=cpu_s)
     return {
         "step": [Run(seconds=seconds) for seconds in step],
         "rollout": [rollout] * 3,
@@ -46,6 +47,9 @@ def test_ratios_and_targets_by_hand() -> None:
     assert measured["rollout_vs_lockstep"] == pytest.approx((8 / 2) / (8 / 8))
     assert measured["rollout_vs_simulator"] == pytest.approx((40 / 2) / 400)
     assert [measured[f"learner_vs_{other}"] for other in ("padded", "longest", "trl")] == pytest.approx([2.0, 1.5, 3.0])
+    busy = measured["rollout_busy_cores"]
+    assert list(busy) == ["sampler", "envs"]
+    assert busy == pytest.approx({"sampler": 0.95, "envs": 0.5})
     assert measured["sync_seconds"] == pytest.approx(0.1)
     assert measured["sync_fraction"] == pytest.approx(0.1 / 5)
     assert all(verdict["met"] for verdict in measured["targets"].values())
@@ -55,6 +59,7 @@ def test_ratios_and_targets_by_hand() -> None:
     assert slow["learner_vs_trl"] is None
     told = grpo.render(slow | {"trl_reason": "it does not import here"})
     assert told.count("MISSED") == 2
+    assert "sampler 0.95, envs 0.50; 1.45 of" in told
     assert "it does not import here" in told
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 
@@ -143,6 +144,26 @@ def test_rendered_zoom_is_the_crop_of_the_native_frame(
     env.zoom_source = "render"
     assert mean_difference(rendered, cut) < 0.05
     assert mean_difference(rendered[:, ::-1], cut) > 1, "a mirrored picture would have passed"
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_what_is_out_of_the_picture_is_left_out_and_no_pixel_changes(env: LiberoEnv, camera: str) -> None:
+    """In a scene with a stove that reflects, at two poses of the arm."""
+    start(env)
+    renderer, seen, num_left_out = env._renderer, [], 0
+    culling = renderer._culling
+    for pose in range(2):
+        if pose:
+            env.step_chunk(draw_actions(4, gripper=1.0))
+        for window in (None, (0.3, 0.3, 0.5, 0.5), (0.0, 0.6, 0.2, 0.8)):
+            pictures = []
+            for renderer._culling in (None, culling):
+                pictures.append(renderer.draw(env._sim.look(), camera, 96, 96, window))
+            seen.append(np.array_equal(*pictures))
+            geoms = renderer.picture.geoms[: renderer.picture.ngeom]
+            num_left_out += sum(geom.type == mujoco.mjtGeom.mjGEOM_NONE for geom in geoms)
+    assert all(seen)
+    assert num_left_out > len(geoms), "of six pictures"
 
 
 def test_zoom_with_center_crop_and_single_camera(cropped: LiberoEnv) -> None:

@@ -29,7 +29,7 @@ class LiberoCameras(Renderer):
 
     def __init__(self, model: mujoco.MjModel, *, reflections: bool, center_crop: bool) -> None:
         """Creates the GL context and uploads the textures: 0.2 s."""
-        super().__init__(model, NATIVE_SIZE, max_geoms=_MAX_GEOMS, is_mirrored=True)
+        super().__init__(model, NATIVE_SIZE, max_geoms=_MAX_GEOMS, is_mirrored=True, culls=True)
         self._margin = (1 - CROP_SIDE) / 2 if center_crop else 0.0
         self.picture.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = reflections
         self.option.geomgroup[_VISIBLE_GROUP], self.option.geomgroup[_COLLISION_GROUP] = 1, 0

@@ -1,0 +1,46 @@
+"""scripts/benchmark/decisions.py: which requests it makes, what it counts, its ratio; e2e/test_scripts.py runs it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import decisions
+from measuring import ROOT, Run
+from rlvla.config import GRPOConfig, load
+from rlvla.samplers.local import TransformersSampler
+
+CONFIG = ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"
+
+
+def test_requests_are_those_of_decisions_at_different_states(tiny_policy: Path) -> None:
+    cfg = replace(load(GRPOConfig, ["--config", str(CONFIG)]), model=tiny_policy)
+    sampler = TransformersSampler(tiny_policy)
+    requests = asyncio.run(decisions.make_requests(cfg, sampler, 3))
+    assert len(requests) == 3
+    assert len({(request.prompt_ids, *(image.tobytes() for image in request.images)) for request in requests}) == 3
+    assert all(request.temperature == cfg.episode.temperature for request in requests)
+    run = asyncio.run(decisions.ask(sampler, requests))
+    assert run.counts["requests"] == 3
+    assert 3 <= run.counts["tokens"] <= sum(request.max_tokens for request in requests)
+
+
+def test_the_ratio_by_hand() -> None:
+    def run(seconds: float, cpu_s: float) -> list[Run]:
+        return [Run(seconds=seconds, counts={"requests": 2, "tokens": 60}, facts={"cpu_s/this process": cpu_s})]
+
+    result = decisions.summarise({"ours": run(2.0, 2.4), "offline": run(1.5, 1.8)})
+    assert result["decisions_vs_offline"] == result["cpu_vs_offline"] == pytest.approx(0.75)
+    assert not result["targets"]["decisions_vs_offline"]["met"]
+    assert "0.75 (target 0.9: MISSED)" in decisions.render(result)
+
+
+def test_wrong_options(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds no checkpoint"):
+        decisions.main(model=tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit, match="--repeats 0"):
+        decisions.main(model=tmp_path, repeats=0)

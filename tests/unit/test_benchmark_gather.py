@@ -1,0 +1,59 @@
+"""What the parts of the benchmark have in common: bars at the top of one file, and CPU seconds by kind of process."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import cpu
+import gather
+
+
+def test_bars_come_from_whichever_part_has_them_and_parts_are_kept(tmp_path: Path) -> None:
+    output = tmp_path / "results/benchmark.json"
+    for name, part in {"libero": {"rollout_libero_vs_lockstep": 9.0}, "sync": {"sync_vs_memcpy": 2.0, "s": 1}}.items():
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(part))
+        gather.main(file, output=output)  # one after the other, as they are measured
+    result = json.loads(output.read_text())
+    assert (result["rollout_libero_vs_lockstep"], result["sync_vs_memcpy"]) == (9.0, 2.0)
+    assert result["met"] == {"rollout_libero_vs_lockstep": False, "sync_vs_memcpy": True}
+    assert set(result["missing"]) == gather.BARS.keys() - result["met"].keys()
+    assert result["parts"]["sync"]["s"] == 1
+    told = gather.render(result)
+    assert (told.count("MISSED"), told.count("not measured")) == (1, len(result["missing"]))
+
+
+def test_a_bar_has_one_owner() -> None:
+    with pytest.raises(SystemExit, match="driver_mb is in a and in b"):
+        gather.gather({"a": {"driver_mb": 1.0}, "b": {"driver_mb": 2.0}})
+
+
+def test_cpu_seconds_are_those_of_this_process_and_its_descendants_by_kind(tmp_path: Path) -> None:
+    me, tick = os.getpid(), os.sysconf("SC_CLK_TCK")
+
+    def process(pid: int, parent: int, command: str, user: float, system: float) -> None:
+        (tmp_path / str(pid)).mkdir()
+        fields = ["S", parent, *[0] * 9, int(user * tick), int(system * tick), *[0] * 9]
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a (b) c) {' '.join(map(str, fields))}\n")
+        (tmp_path / str(pid) / "cmdline").write_bytes(command.replace(" ", "\0").encode())
+
+    process(me, 1, "python benchmark.py", 1, 0)
+    process(me + 1, me, "raylet", 2, 0)
+    process(me + 2, me + 1, "ray::sampler-0:SamplerActor.sample", 3, 1)
+    process(me + 3, me + 1, "ray::RolloutActor.stream", 5, 0)
+    process(me + 4, me + 3, "python -m rlvla.rollout.env_server 5", 6, 2)
+    process(me + 5, me + 4, "python -m rlvla.rollout.env_server 5", 7, 0)
+    process(me + 6, 1, "python -m rlvla.rollout.env_server 5", 100, 0)  # another run's
+    expected = {"this process": 1, "Ray": 2, "sampler": 4, "rollout actors": 5, "envs": 15}
+    assert cpu.cpu_seconds(tmp_path) == expected
+
+
+def test_cpu_seconds_grow_with_work() -> None:
+    before = cpu.cpu_seconds()
+    while cpu.cpu_seconds()["this process"] < before["this process"] + 0.05:
+        sum(range(10000))
+    assert cpu.since(before)["cpu_s/this process"] >= 0.05

@@ -1,0 +1,205 @@
+"""scripts/benchmark/libero_rollout.py: its arithmetic, and that both sides play the same episodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("libero")
+
+import libero_rollout
+import replay
+from measuring import ROOT, Run
+from ours import ZOOM, _Random, _random_rollout
+from rlvla.config import GRPOConfig, load
+from rlvla.rollout.collect import Job
+from rlvla.rollout.env_thread import EnvThread
+from rlvla.types import TaskSpec
+from tests.e2e.run import script
+
+CONFIG = ROOT / "recipes/configs/grpo_tiny_libero-object.yaml"
+
+
+def run(seconds: float, envs: float, sampler: float = 0.0, *, to_horizon: float = 0.25) -> Run:
+    facts = {"cpu_s/envs": envs, "cpu_s/sampler": sampler}
+    counts = {"trajectories": 8, "env_steps": 800}
+    return Run(seconds=seconds, counts=counts, facts=facts if envs < 0 else facts | {"to_horizon": to_horizon})
+
+
+def test_ratios_by_hand() -> None:
+    runs = {"ours": [run(10, 16, 4)], "simulator": [run(8, 16)], "own_env": [run(20, 16, 20)]}
+    result = libero_rollout.summarise(runs | {"lockstep": [run(120, 240, 40)]})
+    assert result["rollout_libero_vs_lockstep"] == pytest.approx(12)
+    assert result["vs_own_env"] * result["own_env_vs_lockstep"] == pytest.approx(12)
+    assert result["libero_share_of_limit"] == pytest.approx(0.8)
+    assert (result["cpu_vs_lockstep"], result["cpu_share_of_limit"]) == pytest.approx((14, 0.8))
+    assert [verdict["met"] for verdict in result["targets"].values()] == [True, True]
+    assert libero_rollout.render(result).count("(target") == 2
+    with pytest.raises(ValueError, match="did not end alike"):
+        libero_rollout.summarise(runs | {"lockstep": [run(120, 240, to_horizon=0.5)]})
+
+
+def test_wrong_options(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit, match="--num-trajectories 3, --lockstep-rows 2"):
+        libero_rollout.main(model=tmp_path, num_trajectories=3, lockstep_rows=2)
+
+
+@pytest.mark.libero
+def test_each_trajectory_has_an_initial_state_of_its_own(libero_assets: Path, tmp_path: Path) -> None:
+    cfg = libero_rollout.configure(load(GRPOConfig, ["--config", str(CONFIG)]), tmp_path, tmp_path / "r.npz", 3, 0)
+    assert (cfg.cluster.envs_per_actor, cfg.cluster.envs_per_process, cfg.env.id) == (3, 1, replay.OURS)
+    assert {"view_size", "reflections"}.isdisjoint(cfg.env.kwargs), "what published policies see"
+    jobs = libero_rollout.draw_jobs(cfg, 80)
+    assert len({(job.task.task_id, job.task.init_state_id) for job in jobs}) == 80
+    tasks = [job.task.task_id for job in jobs]
+    assert tasks == sorted(tasks)
+    assert len(set(tasks)) == len(cfg.env.tasks)
+    with pytest.raises(SystemExit, match="--num-trajectories 81"):
+        libero_rollout.draw_jobs(cfg, 81)
+
+
+class Counting:
+    """An episode of three chunks."""
+
+    def reset(self, **_: Any) -> None:
+        self.chunks, self.zooms = 0, []
+
+    def zoom(self, image: int, box: Any) -> None:
+        assert (image, box) == (0, ZOOM)
+        self.zooms.append(self.chunks)
+
+    def step_chunk(self, actions: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        assert np.abs(actions).max() <= 1
+        self.chunks += 1
+        return None, np.zeros(len(actions)), False, self.chunks == 3, {}
+
+
+def test_the_bare_simulator_looks_as_often_as_the_policy_did() -> None:
+    env, space = Counting(), type("Space", (), {"low": -np.ones(7), "high": np.ones(7), "shape": (7,)})
+    job = Job(task=TaskSpec(suite="s", task_id=0, init_state_id=0, seed=0), member=0)
+    assert _Random(space=space, chunk_length=8, zooms={5: [1, 0, 2]}).play(env, job, 5) == 24
+    assert env.zooms == [0, 2, 2]
+    assert _Random(space=space, chunk_length=8, zooms={}).play(env, job, 5) == 24
+    assert env.zooms == []
+
+
+def test_the_bare_simulator_keeps_its_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two envs and two tasks that alternate: each env plays one of them, as long as there are episodes of it."""
+    resets: dict[int, list[int]] = {0: [], 1: []}
+
+    class Env(Counting):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def reset(self, *, options: dict[str, int], **_: Any) -> None:
+            super().reset()
+            resets[self.number].append(options["task_id"])
+
+    class Pool:
+        def __init__(self, *_: Any) -> None:
+            self.envs = [EnvThread(lambda i=i: Env(i)) for i in range(2)]  # type: ignore[arg-type, return-value]
+
+        def close(self) -> None:
+            """Nothing to end."""
+
+    monkeypatch.setattr("ours.EnvPool", Pool)
+    specs = [TaskSpec(suite="s", task_id=task, init_state_id=i, seed=0) for i in range(3) for task in (4, 7)]
+    jobs = [Job(task=task, member=0) for task in specs]
+    space = type("Space", (), {"low": -np.ones(7), "high": np.ones(7), "shape": (7,)})
+    random = _Random(space=space, chunk_length=8, zooms={})
+    measured = asyncio.run(_random_rollout(load(GRPOConfig, []), jobs, random, 2))
+    assert measured.counts == {"env_steps": 6 * 24, "trajectories": 6}
+    for first, played in zip((4, 7), resets.values(), strict=True):
+        assert played[0] == first
+        assert sum(one != other for one, other in pairwise(played)) <= 1, (
+            "another scene while there are episodes of this"
+        )
+
+
+def play(env: Any, options: dict[str, int]) -> list[Any]:
+    """What an episode of other actions than the recorded ones gives, chunk by chunk."""
+    observation, _ = env.reset(options=options)
+    seen, is_over = [observation["images"], observation["proprio"]], False
+    while not is_over:
+        observation, rewards, terminated, truncated, info = env.step_chunk(np.ones((8, 7)))
+        seen += [observation["images"], observation["proprio"], rewards, terminated, truncated, info["is_success"]]
+        is_over = terminated or truncated
+    env.close()
+    return seen
+
+
+def assert_alike(recording: Path, options: dict[str, int], **kwargs: Any) -> list[Any]:
+    """Both envs' episodes, which are the same."""
+    ours, official = (
+        play(env(recording=str(recording), suite="libero_object", **kwargs), options)
+        for env in (replay.ReplayedLibero, replay.ReplayedOfficialLibero)
+    )
+    assert len(ours) == len(official)
+    for one, other in zip(ours, official, strict=True):
+        assert np.array_equal(one, other)
+    return ours
+
+
+@pytest.mark.libero
+def test_the_lockstep_plays_the_same_episode_to_the_horizon(
+    libero_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of recorded actions, and of none behind their end; a horizon within a chunk."""
+    monkeypatch.setattr("rlvla_envs.libero.env.HORIZONS", {"libero_object": 11})
+    recording = {(0, 3): np.random.default_rng(0).uniform(-1, 1, (9, 7)).astype(np.float32)}
+    replay.write(tmp_path / "recording.npz", recording)
+    assert np.array_equal(replay.read(tmp_path / "recording.npz")[0, 3], recording[0, 3])
+    seen = assert_alike(tmp_path / "recording.npz", {"task_id": 0, "init_state_id": 3}, settle_steps=2)
+    assert [len(seen[4]), len(seen[10])] == [8, 3]
+    assert seen[-3:] == [False, True, False]
+
+
+@pytest.mark.long
+@pytest.mark.libero
+def test_the_lockstep_plays_the_same_episode_to_its_success(libero_assets: Path, tmp_path: Path) -> None:
+    recording = replay.record({"suite": "libero_object"}, [(0, 0), (0, 1)], fails=[False, True])
+    assert [len(actions) for actions in recording.values()] == [96, 280]
+    assert recording[0, 1][:, replay.GRIPPER].max() == -1
+    replay.write(tmp_path / "recording.npz", recording)
+    seen = assert_alike(tmp_path / "recording.npz", {"task_id": 0, "init_state_id": 0})
+    assert seen[-3:] == [True, False, True]
+
+
+@pytest.mark.long
+@pytest.mark.libero
+@pytest.mark.timeout(900)
+def test_everything_is_measured(libero_assets: Path, tmp_path: Path) -> None:
+    """With a policy that draws its chunks at once and says nothing, so that a random one makes no mistake."""
+    from rlvla.config import TinyModelConfig
+    from rlvla.policies.models.tiny_vlm import build_tiny
+    from rlvla.policies.thinker.actions import QuantileCodec
+    from rlvla.policies.thinker.decoding import Decoding
+    from rlvla.policies.thinker.policy import save_policy
+    from rlvla.policies.thinker.prompt import PolicyProcessor
+    from rlvla.policies.thinker.settings import Settings
+    from rlvla.policies.thinker.vocabulary import add_slots
+
+    model, processor = build_tiny(
+        TinyModelConfig(hidden_size=64, num_layers=2, vision_layers=1), ["pick it"], 16, seed=0
+    )
+    codec = QuantileCodec.fit(np.random.default_rng(0).uniform(-1, 1, (100, 7)), num_bins=16, chunk_length=8)
+    settings = Settings(codec=codec, action_decoding="parallel")
+    add_slots(model, processor, Decoding.read(settings).num_slots)
+    save_policy(model, PolicyProcessor.create(processor, settings), tmp_path / "policy")
+    text = CONFIG.read_text().replace("{temperature: 0.6, ", "{temperature: 0.6, mode: act, ")
+    (tmp_path / "config.yaml").write_text(text)
+    flags = ("--model", tmp_path / "policy", "--config", tmp_path / "config.yaml", "--output", tmp_path / "result.json")
+    counts = ("--num-trajectories", "2", "--failures", "0", "--lockstep-rows", "2", "--envs", "2", "--limit-envs", "2")
+    printed = script("scripts/benchmark/libero_rollout.py", *flags, *counts)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert "rollout_libero_vs_lockstep" in printed
+    assert result["ours"]["success"] == result["lockstep"]["success"] == 1
+    assert result["ours"]["decisions_per_trajectory"] == result["lockstep"]["decisions_per_trajectory"]
+    assert result["ours"]["cpu_s/envs"] > 0
