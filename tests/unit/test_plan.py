@@ -65,6 +65,7 @@ FIGURES = ModelFigures(
     vocabulary_size=50,
     tokens_per_image=10,
     patches_per_image=16,
+    values_per_image=48,
 )
 TURN = TurnTokens(prompt=7, least=9, most=10, limit=10, block=0, num_images=1)
 HALF = LearnerConfig(dtype="bfloat16")
@@ -362,6 +363,7 @@ def test_the_formula_for_pictures_is_that_of_the_processor(size: tuple[int, int]
     assert formula.tokens_per_image == asked.tokens_per_image
     pixels = processor.pixel_inputs([[np.zeros((*size, 3), np.uint8)]])["pixel_values"]
     assert formula.patches_per_image == len(pixels)
+    assert formula.values_per_image == pixels.numel()
 
 
 def tiny_model(architecture: Any = "idefics3", num_layers: int = 2) -> tuple[Any, PolicyProcessor]:
