@@ -83,8 +83,8 @@ def host_lines(cfg: GRPOConfig, figures: ModelFigures, turn: TurnTokens, num_tur
     pictures = cfg.groups_per_step * cfg.group_size * num_turns * turn.num_images
     seconds = pictures * figures.values_per_image * PREPARE_S
     prepare = (
-        f"{pictures:,} at most, {duration(seconds)} of a core to prepare them for the learner, which waits for them with "
-        f"less than {seconds / learner_s:.2f} cores; as much for the samplers"
+        f"{pictures:,} at most, {duration(seconds)} of a core to prepare them for the learner, which waits with less "
+        f"than {seconds / learner_s:.2f} cores; as much for the samplers"
     )
     lines = [("sync", sync), ("pictures", prepare)]
     if cfg.save_every:

@@ -2,8 +2,8 @@
 
 Env slots take episodes from one queue, longest expected first, of the scene that they have where there is one. Samplers
 batch requests as vLLM does: all that wait are admitted at the next engine step. The learner takes whole groups in the
-order of their tasks, and at most `(max_staleness + 1) * groups_per_step` groups are out at once. Behind each update every
-sampler ends what runs and takes the weights; the state is written while rollouts go on.
+order of their tasks, and at most `(max_staleness + 1) * groups_per_step` groups are out at once. Behind each update
+every sampler ends what runs and takes the weights; the state is written while rollouts go on.
 
 Nothing here draws at random: the groups that are handed in decide all.
 """
