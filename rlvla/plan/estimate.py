@@ -239,7 +239,7 @@ def estimate(
     max_staleness: int = 0,
     num_steps: int = 1,
 ) -> Simulated:
-    """Simulate steps of a run on GPUs, a state behind each where the config keeps any.
+    """Simulate steps of a run on GPUs.
 
     Raises:
         KeyError: nothing is known of the env's costs.
@@ -252,7 +252,7 @@ def estimate(
         groups,
         cfg.groups_per_step,
         max_staleness=max_staleness,
-        saves=cfg.save_every > 0,
+        save_every=cfg.save_every,
     )
 
 

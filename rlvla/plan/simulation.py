@@ -29,7 +29,7 @@ def simulate(
     *,
     max_staleness: int = 0,
     has_signal: Sequence[bool] | None = None,
-    saves: bool = False,
+    save_every: int = 0,
 ) -> Simulated:
     """Play all groups and learn from them, `groups_per_step` at a time.
 
@@ -40,7 +40,7 @@ def simulate(
         groups_per_step: that a step takes.
         max_staleness: see the module.
         has_signal: by group; one without is dropped when it ends, and another given out at once. None: all have.
-        saves: a state is written behind each step.
+        save_every: steps between states; 0: none.
 
     Raises:
         ValueError: async samplers cannot share devices with the learner, or no step can be made of so few groups.
@@ -50,7 +50,7 @@ def simulate(
     if len(groups) < groups_per_step:
         raise ValueError(f"{len(groups)} groups make no step of {groups_per_step}")
     signal = has_signal or [True] * len(groups)
-    return _Simulation(costs, machine, groups, groups_per_step, max_staleness, signal, saves).run()
+    return _Simulation(costs, machine, groups, groups_per_step, max_staleness, signal, save_every).run()
 
 
 _Process = Generator["_Work", None, None]
@@ -87,11 +87,11 @@ class _Simulation:
         groups_per_step: int,
         max_staleness: int,
         has_signal: Sequence[bool],
-        saves: bool,
+        save_every: int,
     ) -> None:
         self._costs, self._machine, self._groups = costs, machine, groups
         self._groups_per_step, self._limit = groups_per_step, (max_staleness + 1) * groups_per_step
-        self._has_signal, self._saves = has_signal, saves
+        self._has_signal, self._save_every = has_signal, save_every
         self._step_s = [costs.step_s(num) for num in range(machine.max_num_seqs + 1)]
         self._now, self._count = 0.0, itertools.count()
         self._timers: list[tuple[float, int, _Process]] = []
@@ -243,8 +243,6 @@ class _Simulation:
             seconds += costs.admit_s + costs.new_token_s * asked.num_new_tokens + costs.picture_s * asked.num_pictures
         return seconds
 
-    # Learning
-
     def _learn(self) -> _Process:
         started = saved_at = 0.0
         while True:
@@ -269,8 +267,9 @@ class _Simulation:
             names = ("rollout_s", "save_wait_s", "learn_s", "sync_s")
             tail_s = min(tail_s, phases[0])
             self._steps.append(Step(**dict(zip(names, phases, strict=True)), tail_s=tail_s, staleness=staleness))
-            saved_at = self._now + self._costs.save_s * self._saves
             self._version += 1
+            if self._save_every and self._version % self._save_every == 0:
+                saved_at = self._now + self._costs.save_s
             self._released += len(taken)
             started = self._now
             self._give()

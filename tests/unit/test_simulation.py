@@ -157,10 +157,12 @@ def test_a_state_delays_only_what_it_outlasts() -> None:
     machine = Machine(num_slots=2)
     rollout = rollout_s(machine, groups[:1])
     quick, slow = (
-        simulate(replace(COSTS, save_s=s), machine, groups, 1, saves=True) for s in (rollout / 2, 3 * rollout)
+        simulate(replace(COSTS, save_s=s), machine, groups, 1, save_every=1) for s in (rollout / 2, 3 * rollout)
     )
     assert [step.save_wait_s for step in quick.steps] == [0, 0, 0, 0]
     assert [step.save_wait_s for step in slow.steps] == pytest.approx([0, 2 * rollout, 2 * rollout, 2 * rollout])
+    rare = simulate(replace(COSTS, save_s=3 * rollout), machine, groups, 1, save_every=3)
+    assert [step.save_wait_s for step in rare.steps] == pytest.approx([0, 0, 0, 2 * rollout])
 
 
 def test_groups_without_signal_are_replaced_at_once() -> None:
