@@ -88,6 +88,7 @@ def played_again(cfg: GRPOConfig, lines: Sequence[dict[str, Any]], costs: Any, c
             max_zooms=cfg.episode.max_tool_calls if cfg.episode.mode == "zoom" else 0,
             num_actions=world.chunk_length * world.action_size,
             at_once=world.acts_at_once,
+            num_scenes=world.num_tasks or 1,
         )
     ]
     return simulate(costs, machine, groups, cfg.groups_per_step)

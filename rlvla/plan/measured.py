@@ -20,7 +20,7 @@ from rlvla.run.metrics import read_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Played:
-    """What the episodes of a step, or of an evaluation, were like; means."""
+    """What the episodes of a step were like; means."""
 
     num_trajectories: int
     num_turns: float
@@ -45,22 +45,6 @@ def of_metrics(line: Mapping[str, Any]) -> Played:
         zooms=line["tool_calls_per_turn"],
         response_tokens=line["response_tokens"],
         row_tokens=line["tokens_per_s"] * line["time/update_s"] / rows if rows else 0.0,
-    )
-
-
-def of_evaluation(summary: Mapping[str, Any], num_decisions: int) -> Played:
-    """From `summary.json` of an evaluation.
-
-    Args:
-        summary: as it was written.
-        num_decisions: in all, which the summary does not tell.
-    """
-    return Played(
-        num_trajectories=summary["num_trials"],
-        num_turns=num_decisions / summary["num_trials"],
-        share_at_horizon=summary["ends"]["max_env_steps"],
-        zooms=summary["tool_calls_per_turn"],
-        response_tokens=summary["tokens_per_decision"],
     )
 
 
