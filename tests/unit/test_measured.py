@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,15 @@ def test_deviations_by_phase() -> None:
 def test_the_first_step_of_a_run_is_left_out() -> None:
     lines = read_run(RESULTS / "grpo_metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 40))
+
+
+def test_the_demo_is_simulated_within_the_band(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By phase and as a whole, with the costs in docs/results, none of which was fitted to a step."""
+    monkeypatch.chdir(ROOT)
+    script = runpy.run_path(str(ROOT / "scripts/simulate_step.py"))
+    assert script["check"]() == 0
+    found = re.findall(r"^(\w+) +simulated .*: ([+-]\d+)%$", capsys.readouterr().out, re.MULTILINE)
+    assert [phase for phase, _ in found] == ["rollout", "learn", "sync", "step"]
+    assert all(abs(int(percent)) <= 15 for _, percent in found)
