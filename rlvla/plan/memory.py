@@ -18,9 +18,11 @@ from typing import Any
 
 from rlvla.config import LearnerConfig, SamplerConfig
 from rlvla.plan.model import ModelFigures, Stack
+from rlvla.plan.text import GIB
 from rlvla.plan.turn import TurnTokens
 
-GIB = 1 << 30
+BUCKETS = 2 * 256 << 20
+"""Bytes in which weights travel from the learner to samplers: one is filled while the other one is sent."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT32 = 4
 LOGIT_COPIES = 4
@@ -91,7 +93,7 @@ def learner_memory(
         world: ranks.
         temperature: of the text that is scored.
         has_reference: whether a KL term asks for reference logprobs; with LoRA the same weights give them.
-        syncs: whether weights are handed to samplers (GRPO), or only saved (SFT): both gather them; an adapter is not.
+        syncs: whether weights are handed to samplers (GRPO), bucket by bucket, or only saved (SFT), which gathers them.
     """
     settings, size = zero(learner), BYTES[learner.dtype]
     weights = (figures.num_parameters + figures.num_adapter_parameters) * size
@@ -113,8 +115,10 @@ def learner_memory(
     if settings.stage == 3:
         compute += min(settings.max_live_parameters * size, weights)  # gathered ahead and kept at most
     transient = {"forward and backward": compute, "optimizer step": states}
-    if settings.stage == 3:
-        transient["weight sync" if syncs else "saving"] = weights
+    if syncs:
+        transient["weight sync"] = min(BUCKETS, weights)
+    elif settings.stage == 3:
+        transient["saving"] = weights
     return LearnerMemory(resident=resident, transient=transient)
 
 

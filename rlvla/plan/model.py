@@ -72,6 +72,8 @@ class ModelFigures:
     """In a context, marks around it included."""
     patches_per_image: int
     """That the towers see."""
+    values_per_image: int
+    """Numbers that a prepared picture has."""
 
     @property
     def num_trained_parameters(self) -> int:
@@ -180,7 +182,13 @@ def count(
         vocabulary_size=text.vocab_size,
         tokens_per_image=tokens,
         patches_per_image=patches,
+        values_per_image=sum(_values(tower, patches) for tower in towers),
     )
+
+
+def _values(tower: Any, num_patches: int) -> int:
+    """Colours of the pixels that a tower is given; Qwen-VL is given each picture twice, as a video of two frames."""
+    return 3 * num_patches * tower.patch_size**2 * getattr(tower, "temporal_patch_size", 1)
 
 
 def _is_qwen(tower: Any) -> bool:

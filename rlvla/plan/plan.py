@@ -1,7 +1,7 @@
 """The plan that `--dry-run` prints: parameters, memory, tokens and time of a config, before anything is downloaded.
 
 Everything but weights is built: config, reward (by the recipe), tools, env, model on torch's meta device with its
-adapter. Sizes are counted or computed; the learner's seconds are an estimate, see `rlvla.plan.turn`.
+adapter. Sizes are counted or computed; seconds are estimates, see `rlvla.plan.turn` and `rlvla.plan.estimate`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, LearnerConfig, PlanConfig, SFTConfig
-from rlvla.plan.memory import BYTES, GIB, LearnerMemory, learner_memory, sampler_memory, zero
+from rlvla.plan.estimate import ENV_COSTS, HABITS, better_split, estimate, num_nodes
+from rlvla.plan.host import host_lines, main_memory, memory_line
+from rlvla.plan.memory import BYTES, LearnerMemory, learner_memory, sampler_memory, zero
 from rlvla.plan.model import ModelFigures, figures_of
+from rlvla.plan.simulation import Simulated
+from rlvla.plan.text import GIB, Lines, duration, size
 from rlvla.plan.turn import DEVICES, REACHED, TurnTokens, learner_s, turn_tokens
 from rlvla.plan.world import World, of_dataset, of_env
 from rlvla.policies.family import family_of
@@ -20,12 +24,8 @@ from rlvla.run.preflight import check_policy, require_even
 
 _ANNOTATED = EpisodeConfig(max_tool_calls=1, max_turn_tokens=1 << 20)
 """Rows of the cold start, assumed: one zoom at most, thoughts as long as a policy may write by default."""
-_Lines = tuple[tuple[str, str], ...]
 _NUM_TASKS = 10
 """Of a suite that is not here: LIBERO's have 10, but for libero_90."""
-_ENV_MEMORY_GB = {"rlvla/Libero-v0": 2.0}
-"""Env id -> GiB of main memory of one env with its renderer, less what it has before its first scene, measured (LIBERO:
-median over the 130 tasks of scripts/check_libero.py, which change; 1.3 to 1.8 GiB while a process stays in a task)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Plan:
     """What is planned; `str()` is the table."""
 
     title: str
-    lines: _Lines
+    lines: Lines
     """(subject, text)."""
     problems: tuple[str, ...]
     """What will not work, each with what to do."""
@@ -86,13 +86,19 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
         has_reference=has_reference,
         syncs=True,
     )
-    turn_s = learner_s(figures, turn, cfg.plan.gpu, learner, has_reference + (num_updates > 1))
+    num_scorings = has_reference + (num_updates > 1)
+    turn_s = learner_s(figures, turn, cfg.plan.gpu, learner, num_scorings)
     num_turns = num_trajectories * rollout.turns_per_episode * cfg.num_epochs
+    most_s = turn_s * num_turns / ranks
     needs = {"a learner rank": memory.peak, "a sampler": rollout.memory.peak}
-    if 0 < cfg.cluster.sampler_gpus + cfg.cluster.learner_gpus <= 1 or cfg.plan.gpu == "cpu":
+    if 0 < cfg.cluster.sampler_gpus + cfg.cluster.learner_gpus <= 1 and cfg.plan.gpu != "cpu":
         needs = {"a learner rank with a sampler": memory.peak + rollout.memory.peak}
     amount = f"{cfg.groups_per_step} groups of {cfg.group_size} a wave, {cfg.max_waves} wave(s) at most"
-    there = "main memory" if cfg.plan.gpu == "cpu" else "on one GPU"
+    on_gpu = "; ".join(f"{name}: {size(need)}" for name, need in needs.items())
+    on_cpu = memory.peak * ranks + rollout.memory.peak * cfg.cluster.num_samplers if cfg.plan.gpu == "cpu" else 0.0
+    staleness = getattr(cfg, "max_staleness", 0)
+    world, turns = rollout.world, rollout.turns_per_episode
+    held = main_memory(cfg, figures, turn, world, turns, max_staleness=staleness, on_cpu=on_cpu)
     return Plan(
         title="plan of recipes/grpo.py",
         lines=(
@@ -101,11 +107,49 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
             ("a step", f"{amount}, {num_updates} update(s); a wave is"),
             *rollout.lines(num_trajectories),
             *_learner_lines(memory, learner, ranks, learner.micro_batch_rows, cfg.plan.gpu),
-            (there, "; ".join(f"{name}: {_size(need)}" for name, need in needs.items())),
-            *_time_lines(turn_s * num_turns / ranks, cfg.num_steps),
+            *([] if cfg.plan.gpu == "cpu" else [("on one GPU", on_gpu)]),
+            ("main memory", memory_line(held, num_nodes(cfg))),
+            *host_lines(cfg, figures, turn, turns, most_s),
+            *_time_lines(most_s, cfg.num_steps),
+            *_step_lines(cfg, rollout, num_scorings, staleness),
         ),
         problems=(*_misfits(cfg.plan, needs), *rollout.problems()),
     )
+
+
+def _step_lines(cfg: GRPOConfig, rollout: _Rollout, num_scorings: int, max_staleness: int) -> Lines:
+    """A simulated step on GPUs, and the split of the same GPUs that is quicker; nothing where costs are unknown."""
+    if cfg.plan.gpu == "cpu" or cfg.env.id not in ENV_COSTS:
+        return ()
+
+    def simulated(cfg: GRPOConfig) -> Simulated:
+        return estimate(
+            cfg,
+            rollout.figures,
+            rollout.turn,
+            rollout.world,
+            num_scorings=num_scorings,
+            max_staleness=max_staleness,
+            num_steps=3 if max_staleness else 1,
+        )
+
+    now = simulated(cfg)
+    step = now.steps[-1]
+    busy = f"samplers compute {now.sampler_busy:.0%} of it, learner ranks {now.learner_busy:.0%}"
+    lines = [
+        (
+            "step (simulated)",
+            f"{duration(now.step_s)}: rollout {duration(step.rollout_s)} (its tail {duration(step.tail_s)}), learner "
+            f"{duration(step.learn_s)}, sync {duration(step.sync_s)}; {busy}",
+        ),
+        ("", f"{HABITS}; costs by data sheets, docs/scale.md"),
+    ]
+    if cfg.cluster.learner_gpus >= 1:
+        other, then = better_split(cfg, now, simulated)
+        split = f"{other.cluster.num_samplers} sampler(s) and {other.cluster.num_learners} learner rank(s)"
+        found = f"{duration(then.step_s)} a step" if other is not cfg else "as given, the quickest of those tried"
+        lines.append(("split of the GPUs", f"{split}: {found}"))
+    return tuple(lines)
 
 
 def of_evaluate(cfg: EvaluateConfig) -> Plan:
@@ -132,18 +176,18 @@ class _Rollout:
         lora = cfg.learner.lora if isinstance(cfg, GRPOConfig) else None
         self.figures = figures_of(str(cfg.model), cfg.plan.architecture, view_shape=self.world.view_shape, lora=lora)
         self.turn = turn_tokens(self.figures, self.world, cfg.episode)
-        gpu_memory = DEVICES[cfg.plan.gpu][0] * GIB
+        gpu_memory = DEVICES[cfg.plan.gpu].memory_gib * GIB
         self.memory = sampler_memory(self.figures, cfg.sampler, gpu_memory, cfg.episode.max_turn_tokens)
         self.turns_per_episode = -(-self.world.max_env_steps // self.world.chunk_length)
 
-    def lines(self, num_trajectories: int) -> _Lines:
+    def lines(self, num_trajectories: int) -> Lines:
         """What is played at most, and what that takes."""
         cluster, sampler, memory = self._cfg.cluster, self._cfg.sampler, self.memory
         turns, env_steps = self.turns_per_episode, num_trajectories * self.world.max_env_steps
         num_envs = cluster.num_rollout_actors * cluster.envs_per_actor
         per_token = self.figures.kv_values_per_token * BYTES[sampler.dtype]
-        per_env = _ENV_MEMORY_GB.get(self._cfg.env.id)
-        gib = f", {num_envs * per_env:.0f} GiB of main memory" if per_env else ""
+        env = ENV_COSTS.get(self._cfg.env.id)
+        gib = f", {size(num_envs * env.memory_gib * GIB)} of main memory" if env else ""
         return (
             ("", f"{num_trajectories} trajectories of up to {turns} turns, {env_steps:,} env steps"),
             ("tokens", f"{num_trajectories * turns * self.turn.limit:,} at most"),
@@ -152,15 +196,15 @@ class _Rollout:
             *_turn_lines(self.turn, self.world, self._cfg.episode, self.figures.tokens_per_image),
             (
                 "sampler",
-                f"{_size(memory.peak)} on {self._cfg.plan.gpu}: {cluster.num_samplers} of {sampler.backend}, "
+                f"{size(memory.peak)} on {self._cfg.plan.gpu}: {cluster.num_samplers} of {sampler.backend}, "
                 f"{sampler.dtype}",
             ),
             (
                 "",
-                f"weights {_size(memory.weights)}, KV cache {_size(memory.kv_cache)} = "
+                f"weights {size(memory.weights)}, KV cache {size(memory.kv_cache)} = "
                 f"{memory.num_kv_tokens:,} tokens of {per_token:,} bytes, "
                 f"{memory.num_kv_tokens // self._cfg.episode.max_turn_tokens:,} whole turns; "
-                f"{_size(memory.overhead)} for the rest",
+                f"{size(memory.overhead)} for the rest",
             ),
         )
 
@@ -178,19 +222,7 @@ class _Rollout:
         return (*problems, *(_refusals(check_policy, self._cfg) if is_here else ()))
 
 
-def _size(num_bytes: float) -> str:
-    """`12.3 GiB`, or MiB below a tenth of one."""
-    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / (1 << 20):.1f} MiB"
-
-
-def _time(seconds: float) -> str:
-    """`12 s`, `3.4 min` or `5.6 h`."""
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _model_lines(figures: ModelFigures, learner: LearnerConfig | None) -> _Lines:
+def _model_lines(figures: ModelFigures, learner: LearnerConfig | None) -> Lines:
     """Where the figures come from, and parameters."""
     counts = (figures.num_parameters, figures.num_vision_parameters, figures.num_trained_parameters)
     whole, vision, trained = (f"{count / 1e6:,.1f} M" for count in counts)
@@ -201,7 +233,7 @@ def _model_lines(figures: ModelFigures, learner: LearnerConfig | None) -> _Lines
     return (("model", figures.source), ("parameters", text))
 
 
-def _turn_lines(turn: TurnTokens, world: World, episode: EpisodeConfig, tokens_per_image: int) -> _Lines:
+def _turn_lines(turn: TurnTokens, world: World, episode: EpisodeConfig, tokens_per_image: int) -> Lines:
     """The token budget of a decision."""
     height, width = world.view_shape
     budget = (
@@ -215,34 +247,34 @@ def _turn_lines(turn: TurnTokens, world: World, episode: EpisodeConfig, tokens_p
     return (("tokens of a turn", budget), ("", f"{turn.limit} at most{cut}"))
 
 
-def _learner_lines(memory: LearnerMemory, learner: LearnerConfig, world: int, num_rows: int, gpu: str) -> _Lines:
+def _learner_lines(memory: LearnerMemory, learner: LearnerConfig, world: int, num_rows: int, gpu: str) -> Lines:
     """Memory of a rank by purpose; the largest transient part counts."""
 
     def parts(sizes: Mapping[str, float]) -> str:
-        return ", ".join(f"{name} {_size(value)}" for name, value in sizes.items())
+        return ", ".join(f"{name} {size(value)}" for name, value in sizes.items())
 
     rank = f"ZeRO {zero(learner).stage:d}, {learner.dtype}, {world} rank(s)"
     checkpointing = f"{'with' if learner.gradient_checkpointing else 'without'} gradient checkpointing"
     return (
-        ("learner rank", f"{_size(memory.peak)} on {gpu}: {rank}"),
+        ("learner rank", f"{size(memory.peak)} on {gpu}: {rank}"),
         ("  all the time", parts(memory.resident)),
         ("  in turn", f"{parts(memory.transient)}; {num_rows} row(s) a forward, {checkpointing}"),
     )
 
 
-def _time_lines(seconds: float, num_steps: int, note: str = "") -> _Lines:
+def _time_lines(seconds: float, num_steps: int, note: str = "") -> Lines:
     """The estimate, and what it assumes."""
     return (
-        ("time (estimate)", f"learner {_time(seconds)} a step, {_time(seconds * num_steps)} in all{note}"),
+        ("time (estimate)", f"learner {duration(seconds)} a step, {duration(seconds * num_steps)} in all{note}"),
         ("", f"with turns as long as they get, at {REACHED:.0%} of the data sheet's FLOP/s"),
     )
 
 
 def _misfits(plan: PlanConfig, needs: Mapping[str, float]) -> tuple[str, ...]:
     """What needs more than the GPU has."""
-    there = DEVICES[plan.gpu][0] * GIB
+    there = DEVICES[plan.gpu].memory_gib * GIB
     return tuple(
-        f"{name} needs {_size(need)}, {plan.gpu} has {_size(there)}: raise learner.zero_stage or the number of ranks, "
+        f"{name} needs {size(need)}, {plan.gpu} has {size(there)}: raise learner.zero_stage or the number of ranks, "
         "turn learner.gradient_checkpointing on, lower learner.micro_batch_rows or the KV cache, or use learner.lora"
         for name, need in needs.items()
         if there and need > there

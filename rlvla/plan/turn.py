@@ -1,7 +1,6 @@
-"""Tokens of a turn at most, and the plan's one estimate: seconds to learn from it.
+"""Tokens of a turn at most, what a device does in a second, and how long a learner takes to learn from turns.
 
-How long rollouts take depends on the simulator, on how much a policy comes to think and on how its requests meet in an
-engine: no plan tells it. What is played at most is counted instead.
+How long rollouts take is for `rlvla.plan.estimate`.
 """
 
 from __future__ import annotations
@@ -16,18 +15,36 @@ from rlvla.policies.markup import MAX_CALL_TOKENS
 PROMPT_TEXT_TOKENS = 48
 """Instruction and chat template: LIBERO's longest instruction has 83 characters, Qwen's template 20 tokens."""
 REACHED = 0.4
-"""Share of a device's FLOP/s that a learner rank reaches; assumed."""
+"""Share of a device's FLOP/s that a learner rank or a prefill reaches; assumed. Llama 3 was trained at 0.38 to 0.43
+(arXiv 2407.21783, table 4)."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """By NVIDIA's data sheets."""
+
+    memory_gib: float
+    """0: main memory."""
+    flops: float
+    """Dense bfloat16 FLOP/s."""
+    memory_bandwidth: float
+    """Bytes/s."""
+    link_bandwidth: float
+    """To another device of the node, bytes/s in one direction: NVLink, or PCIe where there is none."""
+
+
 DEVICES = {
-    # Our tiny model on 2 cores: 6,670 tokens/s of 6 FLOP for each of 1.1 M parameters, docs/results/benchmark.json.
-    "cpu": (0, 4.4e10 / REACHED),
-    "rtx-4090": (24, 165e12),
-    "a100-40gb": (40, 312e12),
-    "l40s": (45, 362e12),
-    "a100-80gb": (80, 312e12),
-    "h100-80gb": (80, 989e12),
-    "h200": (140, 989e12),
+    # FLOP/s: our tiny model on 2 cores, 6,670 tokens/s of 6 FLOP for each of 1.1 M parameters,
+    # docs/results/benchmark.json. Memory: assumed.
+    "cpu": Device(0, 4.4e10 / REACHED, 1e10, 1e10),
+    "rtx-4090": Device(24, 165e12, 1.008e12, 32e9),
+    "a100-40gb": Device(40, 312e12, 1.555e12, 300e9),
+    "l40s": Device(45, 362e12, 0.864e12, 32e9),
+    "a100-80gb": Device(80, 312e12, 2.039e12, 300e9),
+    "h100-80gb": Device(80, 989e12, 3.35e12, 450e9),
+    "h200": Device(140, 989e12, 4.8e12, 450e9),
 }
-"""Name in `plan.gpu` -> GiB and dense bfloat16 FLOP/s, by NVIDIA's data sheets; 0 GiB: main memory."""
+"""By name in `plan.gpu`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +62,8 @@ class TurnTokens:
     """Tokens of the one forward that a chunk takes in parallel, `<act>` and the slots; 0: it is decoded like text."""
     num_images: int
     """Of cameras and zooms at most."""
+    call: int = MAX_CALL_TOKENS
+    """A tool call beyond the thought before it, at most."""
 
 
 def turn_tokens(figures: ModelFigures, world: World, episode: EpisodeConfig) -> TurnTokens:
@@ -65,12 +84,22 @@ def turn_tokens(figures: ModelFigures, world: World, episode: EpisodeConfig) -> 
     )
 
 
-def learner_s(figures: ModelFigures, turn: TurnTokens, gpu: str, cfg: LearnerConfig, num_scorings: int) -> float:
-    """Seconds of a learner rank for a turn, by FLOP a parameter and token: 6, with LoRA 4, with checkpointing 2 more.
+def flop(figures: ModelFigures, num_tokens: float, num_images: float) -> float:
+    """Of a forward over so many tokens and pictures: 2 for each parameter that they meet."""
+    pixels = num_images * figures.patches_per_image * figures.num_vision_parameters
+    return 2 * (num_tokens * (figures.num_parameters - figures.num_vision_parameters) + pixels)
 
-    Each scoring, by the reference or by the policy before its first update, is a forward: 2.
+
+def num_forwards(cfg: LearnerConfig, num_scorings: int) -> float:
+    """What learning from a token takes, in forwards.
+
+    Forward and backward are 3, with LoRA 2, with checkpointing 1 more; each scoring, by the reference or by the policy
+    before its first update, is 1.
     """
-    each = (4 if cfg.lora else 6) + 2 * cfg.gradient_checkpointing + 2 * num_scorings
-    pixels = turn.num_images * figures.patches_per_image * figures.num_vision_parameters
-    text = turn.limit * (figures.num_parameters - figures.num_vision_parameters)
-    return each * (text + pixels) / (REACHED * DEVICES[gpu][1])
+    return (2 if cfg.lora else 3) + cfg.gradient_checkpointing + num_scorings
+
+
+def learner_s(figures: ModelFigures, turn: TurnTokens, gpu: str, cfg: LearnerConfig, num_scorings: int) -> float:
+    """Seconds of a learner rank for the longest turn."""
+    each = num_forwards(cfg, num_scorings) * flop(figures, turn.limit, turn.num_images)
+    return each / (REACHED * DEVICES[gpu].flops)

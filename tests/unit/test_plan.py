@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from rlvla.config import (
     load,
 )
 from rlvla.data.dataset import write
-from rlvla.plan.memory import GIB, activations, learner_memory, sampler_memory
+from rlvla.plan.estimate import estimate
+from rlvla.plan.memory import activations, learner_memory, sampler_memory
 from rlvla.plan.model import ModelFigures, Stack, count, describe, figures_of
 from rlvla.plan.plan import Plan
+from rlvla.plan.text import GIB
 from rlvla.plan.turn import TurnTokens, learner_s, turn_tokens
 from rlvla.plan.world import World, of_env
 from rlvla.policies.models.openvla.checkpoint import load_checkpoint
@@ -65,6 +68,7 @@ FIGURES = ModelFigures(
     vocabulary_size=50,
     tokens_per_image=10,
     patches_per_image=16,
+    values_per_image=48,
 )
 TURN = TurnTokens(prompt=7, least=9, most=10, limit=10, block=0, num_images=1)
 HALF = LearnerConfig(dtype="bfloat16")
@@ -80,6 +84,16 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # paths in configs count from there
 
 
+@pytest.fixture(autouse=True)
+def few_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated steps of two groups: a plan's own take seconds each."""
+
+    def shorter(cfg: GRPOConfig, *args: Any, **kwargs: Any) -> Any:
+        return estimate(replace(cfg, groups_per_step=2), *args, **kwargs)
+
+    monkeypatch.setattr("rlvla.plan.plan.estimate", shorter)
+
+
 @pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.stem)
 def test_every_shipped_config_is_planned_without_a_problem(path: Path) -> None:
     planned = plan_file(path.stem)
@@ -93,6 +107,12 @@ def test_every_shipped_config_is_planned_without_a_problem(path: Path) -> None:
         assert [number for number in said.groups() if number] == computed
     else:
         assert "learner rank" not in lines or "tiny" in path.stem
+    if path.stem.startswith("grpo"):
+        held = re.match(r"([\d.]+) GiB: ", lines["main memory"])
+        assert held, lines["main memory"]
+        promised = re.search(r"(\d+) GB of main memory", header)
+        assert promised is None or float(held[1]) * GIB < float(promised[1]) * 1e9 < 1.5 * float(held[1]) * GIB + 8e9
+        assert ("step (simulated)" in lines) == ("tiny" not in path.stem)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("evaluate_[!t]*.yaml")), ids=lambda path: path.stem)
@@ -363,6 +383,7 @@ def test_the_formula_for_pictures_is_that_of_the_processor(size: tuple[int, int]
     assert formula.tokens_per_image == asked.tokens_per_image
     pixels = processor.pixel_inputs([[np.zeros((*size, 3), np.uint8)]])["pixel_values"]
     assert formula.patches_per_image == len(pixels)
+    assert formula.values_per_image == pixels.numel()
 
 
 def tiny_model(architecture: Any = "idefics3", num_layers: int = 2) -> tuple[Any, PolicyProcessor]:
