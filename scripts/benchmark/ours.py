@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,8 @@ class Ours:
     def rollout(self, jobs: Sequence[Job]) -> tuple[list[Trajectory], Run]:
         """Play some episodes, and nothing else."""
         before, started = cpu_seconds(), time.perf_counter()
-        trajectories = self._cluster.play(jobs)
+        played = dict(stream(self._cluster, jobs))
+        trajectories = [played[job] for job in jobs]
         return trajectories, rollout_run(trajectories, time.perf_counter() - started, since(before))
 
     def step(self, tasks: Sequence[TaskSpec]) -> dict[str, Run]:
@@ -81,9 +82,9 @@ class Ours:
         if not learned["num_rows"]:
             raise RuntimeError("no turn to learn from: every trajectory crashed or outgrew episode.max_turn_tokens")
         updated = time.perf_counter()
-        self.groups.append(groups)
-        self._cluster.sync(policy_version=len(self.groups))
+        self._cluster.sync(policy_version=len(self.groups) + 1)
         ended = time.perf_counter()
+        self.groups.append([_held(group) for group in groups])
         tokens = learned["tokens_per_s"] * learned["time/update_s"]
         return {
             "step": Run(seconds=ended - started),
@@ -101,6 +102,15 @@ class Ours:
     def _judge(self, group: Group) -> Group:
         scored, masks = self._reward.score(group), self._cfg.mask_context_full
         return with_advantages(scored, self._cfg.advantage, self._reward.weights, mask_context_full=masks)
+
+
+def _held(group: Group) -> Group:
+    """With its frames in memory, as they are gone with the cluster."""
+    trajectories = (
+        replace(t, turns=tuple(replace(turn, images=tuple(map(np.array, turn.images))) for turn in t.turns))
+        for t in group.trajectories
+    )
+    return replace(group, trajectories=tuple(trajectories))
 
 
 def rollout_run(trajectories: Sequence[Trajectory], seconds: float, cpu_s: Mapping[str, float]) -> Run:
