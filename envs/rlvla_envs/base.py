@@ -112,6 +112,11 @@ class TaskEnv(VLAEnv):
 
     def step_chunk(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, bool, bool, dict[str, Any]]:
         """See `VLAEnv`; renders once, at the end."""
+        rewards, *told = self.act(actions)
+        return self.observe(), rewards, *told
+
+    def act(self, actions: np.ndarray) -> tuple[np.ndarray, bool, bool, dict[str, Any]]:
+        """All that `step_chunk` does and returns but the observation: whoever ends an episode has no use for one."""
         assert self.action_space.shape is not None
         rewards = []
         for action in check_actions(actions, *self.action_space.shape):
@@ -122,7 +127,11 @@ class TaskEnv(VLAEnv):
             rewards.append(float(self._outcome == SUCCESS))
             if self._terminated or self._truncated:
                 break
-        return self._observe(), np.array(rewards, np.float32), self._terminated, self._truncated, self._info()
+        return np.array(rewards, np.float32), self._terminated, self._truncated, self._info()
+
+    def observe(self) -> Observation:
+        """What is to be seen now."""
+        return self._observe()
 
     def native_frames(self) -> tuple[np.ndarray, ...]:
         """See `VLAEnv`."""

@@ -61,6 +61,29 @@ def test_expert_solves_the_task(env: TabletopEnv, task: str) -> None:
     assert task != "press" or max(num_steps) <= 5, "one chunk is enough"
 
 
+@pytest.mark.parametrize("task", ["press", "pick"])
+def test_an_expert_looks_once_a_decision(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And acting without looking does what a chunk does."""
+    looks: list[int] = []
+    real = TabletopEnv._observe
+    monkeypatch.setattr(TabletopEnv, "_observe", lambda self: (looks.append(0), real(self))[1])
+    env, twin = (TabletopEnv(tasks=(task,)) for _ in range(2))
+    played = play(env, 0, 0, chunk_length=5, stride=5, rng=np.random.default_rng(0))
+    assert played is not None
+    assert len(looks) == len(played)
+    twin.reset(options={"task_id": 0, "init_state_id": 0})
+    for decision in played[:-1]:
+        twin.step_chunk(decision.actions)
+    seen, *told = twin.step_chunk(played[-1].actions)
+    env.reset(options={"task_id": 0, "init_state_id": 0})
+    for decision in played[:-1]:
+        env.act(decision.actions)
+    rewards, *ended, info = env.act(played[-1].actions)
+    assert (rewards.tolist(), *ended, info) == (told[0].tolist(), *told[1:])
+    assert np.array_equal(env.get_state(), twin.get_state())
+    assert np.array_equal(env.observe()["images"], seen["images"])
+
+
 def test_a_decision_means_its_whole_chunk_however_often_decisions_come(env: TabletopEnv) -> None:
     task, rng = env.task_names.index("pick"), np.random.default_rng(0)
     sparse, dense = (play(env, task, 0, chunk_length=5, stride=stride, rng=rng) for stride in (5, 1))

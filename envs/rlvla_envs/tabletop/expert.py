@@ -52,10 +52,11 @@ def play(
         for start in range(len(seen) * stride, len(steps), stride):
             now = steps[start : start + stride]
             seen.append(_decision(env, observation, now))
-            observation, _, terminated, truncated, info = env.step_chunk(actions_of(now))
+            _, terminated, truncated, info = env.act(actions_of(now))
             is_over = terminated or truncated
             if is_over:
                 break
+            observation = env.observe()
     if not info["is_success"]:
         return None
     steps += steps[-1:] * chunk_length

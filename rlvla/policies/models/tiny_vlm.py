@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ _HEAD_SIZE = 32
 _MAX_POSITIONS = 4096
 
 
-def build_tiny(cfg: TinyModelConfig, corpus: Sequence[str], num_bins: int, seed: int) -> tuple[Any, Any]:
+def build_tiny(cfg: TinyModelConfig, corpus: Iterable[str], num_bins: int, seed: int) -> tuple[Any, Any]:
     """A Hugging Face model in float32 with random weights, and its processor.
 
     The tokenizer is trained on the corpus, of which every number becomes one token, and knows `num_bins` action tokens.
@@ -50,7 +50,7 @@ def build_tiny(cfg: TinyModelConfig, corpus: Sequence[str], num_bins: int, seed:
     return model, processor
 
 
-def train_tokenizer(corpus: Sequence[str], special_tokens: Sequence[str]) -> Any:
+def train_tokenizer(corpus: Iterable[str], special_tokens: Sequence[str]) -> Any:
     """Byte-level BPE: encodes any text, numbers of the corpus and the frame of a zoom call as single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -67,16 +67,24 @@ def train_tokenizer(corpus: Sequence[str], special_tokens: Sequence[str]) -> Any
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # Marks are tokens before merging starts: no merge may reach across them, nor start at a stray "<".
-    marks = re.compile("|".join(re.escape(mark) for mark in MARKS))
-    texts = [piece for text in corpus for piece in marks.split(text) if piece]
-    numbers = sorted({number for text in texts for number in re.findall("[0-9]+", text)})
-    # Often enough that no word's merge comes before a number's. A line break is a piece by itself: none merges with it.
-    often = (f"{number}\n" * (len(texts) + 1) for number in numbers)
-    tokenizer.train_from_iterator(itertools.chain(texts, often), trainer)
+    tokenizer.train_from_iterator(_pieces(corpus), trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, additional_special_tokens=specials[2:]
     )
+
+
+def _pieces(corpus: Iterable[str]) -> Iterator[str]:
+    """What merges start from, one at a time: a corpus may be larger than memory."""
+    # Marks are tokens before merging starts: no merge may reach across them, nor start at a stray "<".
+    marks = re.compile("|".join(re.escape(mark) for mark in MARKS))
+    numbers: set[str] = set()
+    num_texts = 0
+    for text in (piece for whole in corpus for piece in marks.split(whole) if piece):
+        num_texts += 1
+        numbers.update(re.findall("[0-9]+", text))
+        yield text
+    for number in numbers:  # often enough that no word's merge comes before a number's
+        yield from itertools.repeat(number, num_texts + 1)
 
 
 def _check(cfg: TinyModelConfig) -> None:
@@ -128,7 +136,7 @@ def _text_config(cfg: TinyModelConfig, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _build_idefics3(cfg: TinyModelConfig, corpus: Sequence[str], num_bins: int) -> tuple[Any, Any]:
+def _build_idefics3(cfg: TinyModelConfig, corpus: Iterable[str], num_bins: int) -> tuple[Any, Any]:
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
@@ -161,7 +169,7 @@ def _build_idefics3(cfg: TinyModelConfig, corpus: Sequence[str], num_bins: int) 
     return Idefics3ForConditionalGeneration(config), processor
 
 
-def _build_qwen2_5_vl(cfg: TinyModelConfig, corpus: Sequence[str], num_bins: int) -> tuple[Any, Any]:
+def _build_qwen2_5_vl(cfg: TinyModelConfig, corpus: Iterable[str], num_bins: int) -> tuple[Any, Any]:
     from transformers import (
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,

@@ -41,7 +41,7 @@ def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any,
     else:
         from rlvla.policies.models.tiny_vlm import build_tiny
 
-        model, processor = build_tiny(cfg.tiny, list(text_corpus(demonstrations)), cfg.num_bins or NUM_BINS, cfg.seed)
+        model, processor = build_tiny(cfg.tiny, text_corpus(demonstrations), cfg.num_bins or NUM_BINS, cfg.seed)
     action_ids = own_action_ids(model.config)
     codec = _codec(cfg, demonstrations, model.config, before)
     if cfg.model:
