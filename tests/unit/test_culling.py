@@ -1,17 +1,20 @@
 """Pictures without what is out of them: the same pixels, mirrors included."""
 
+# MuJoCo's compiled bindings carry no types.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import mujoco  # pyright: ignore[reportMissingTypeStubs]
+import mujoco
 import numpy as np
 import pytest
 
 import rlvla_envs  # noqa: F401, says how MuJoCo renders
 from rlvla_envs.offscreen import Renderer
 
-NONE = int(mujoco.mjtGeom.mjGEOM_NONE)  # pyright: ignore[reportAttributeAccessIssue]
+NONE = int(mujoco.mjtGeom.mjGEOM_NONE)
 SIDE = 48
 
 
@@ -31,7 +34,7 @@ def scene(mirrors: str, *, shadows: bool = False, ball: str = "0 0 1.4") -> mujo
         <camera name="up" pos="0 0 .3" xyaxes="1 0 0 0 -1 0"/>
         {mirrors}{boxes}
         <geom name="ball" type="sphere" size=".15" pos="{ball}" rgba="1 0 0 1"/>
-      </worldbody></mujoco>""")  # pyright: ignore[reportAttributeAccessIssue]
+      </worldbody></mujoco>""")
 
 
 BOX = '<geom type="box" size=".5 .5 .02" pos="0 0 .05" material="mirror"/>'
@@ -41,8 +44,8 @@ PLANE = '<geom type="plane" size="4 4 .1" material="mirror"/>'
 
 def pictures(model: mujoco.MjModel, *, culls: bool) -> Iterator[tuple[np.ndarray, int]]:
     """Each camera's, whole and of a part; and how many geoms were left out."""
-    data = mujoco.MjData(model)  # pyright: ignore[reportAttributeAccessIssue]
-    mujoco.mj_forward(model, data)  # pyright: ignore[reportAttributeAccessIssue]
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
     renderer = Renderer(model, SIDE, max_geoms=100, culls=culls)
     for camera in ("down", "ahead", "up"):
         for window in (None, (0.3, 0.2, 0.5, 0.4), (0.0, 0.7, 0.3, 1.0)):

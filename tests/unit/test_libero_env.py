@@ -1,5 +1,8 @@
 """`rlvla/Libero-v0` against LIBERO's own env: the same bits, whatever happened before."""
 
+# MuJoCo's compiled bindings carry no types.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import importlib
