@@ -8,7 +8,7 @@ Measured, each as the median over `--repeats` runs after one warm-up:
   `transformers.generate` as in SimpleVLA-RL (`lockstep.py` says exactly what it does), and against the same envs with
   random actions and no policy, which is the simulator's limit;
 - learner: tokens/s of our DeepSpeed learner; against a plain torch loop over padded batches and against TRL's GRPO loss
-  on the same tokens (`learners.py`);
+  on the same tokens (`learners.py`), and the share that it reaches of the FLOP/s of plain matrix products (`gemm.py`);
 - weight sync: seconds, and as a share of a whole step (rollout + learn + sync);
 - what bounds the rollout: cores that envs, sampler and the rest kept busy in it (`--tasks press pick` for episodes of
   mixed length).
@@ -98,6 +98,7 @@ def measure_all(cfg: GRPOConfig, repeats: int) -> tuple[dict[str, list[Run]], di
     import torch
     import transformers
 
+    from gemm import PlainGemm
     from learners import PaddedLearner, measure_trl
     from lockstep import LockstepRollout
     from ours import Ours, jobs_of, measure_simulator, num_decisions
@@ -120,15 +121,25 @@ def measure_all(cfg: GRPOConfig, repeats: int) -> tuple[dict[str, list[Run]], di
     runs["padded"] = measure("padded learner", repeats, lambda i: learner.run_padded(groups[i], horizon))
     runs["longest"] = measure("longest-row learner", repeats, lambda i: learner.run_longest(groups[i]))
     runs["trl"], reason = measure_trl(cfg, lambda run: measure("TRL", repeats, lambda i: run(groups[i])))
+    gemm = PlainGemm(cfg)
+    runs["learner"] = [with_flop(run, gemm.flop(groups[i + 1])) for i, run in enumerate(runs["learner"])]
+    tokens = [turn.num_tokens for group in groups[0] for t in group.trajectories for turn in t.turns]
+    num_tokens = round(sum(tokens) / len(tokens) * cfg.learner.micro_batch_rows)
+    runs["gemm"] = measure("plain products", repeats, lambda i: gemm.run(num_tokens))
     return runs, {"trl_reason": reason, "decisions_to_horizon": horizon}
+
+
+def with_flop(run: Run, flop: float) -> Run:
+    """The run, with what it had to compute."""
+    return replace(run, counts={**run.counts, "flop": flop})
 
 
 def summarise(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """Medians, ratios, and verdicts on the targets.
 
     Args:
-        runs: `step`, its parts `rollout`, `learner` and `sync`, and `lockstep`, `simulator`, `padded`, `longest`, and
-            `trl`, which may be empty.
+        runs: `step`, its parts `rollout`, `learner` and `sync`, and `lockstep`, `simulator`, `padded`, `longest`,
+            `gemm`, and `trl`, which may be empty.
     """
     result: dict[str, Any] = {name: medians(of_name) if of_name else None for name, of_name in runs.items()}
     rollout, tokens = result["rollout"], result["learner"]["tokens_per_s"]
@@ -136,6 +147,7 @@ def summarise(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
         "rollout_vs_lockstep": rollout["trajectories_per_s"] / result["lockstep"]["trajectories_per_s"],
         "rollout_vs_simulator": rollout["env_steps_per_s"] / result["simulator"]["env_steps_per_s"],
         "rollout_busy_cores": busy_cores(rollout),
+        "learner_vs_gemm": result["learner"]["flop_per_s"] / result["gemm"]["flop_per_s"],
         "sync_seconds": median(result["sync"]["seconds"]),
         "sync_fraction": median(s.seconds / step.seconds for s, step in zip(runs["sync"], runs["step"], strict=True)),
     }
@@ -154,6 +166,7 @@ def render(result: Mapping[str, Any]) -> str:
     for name in ("learner", "padded", "longest", "trl"):
         speed = f"{result[name]['tokens_per_s']:.0f}" if result[name] else "-"
         rows.append((name, "", "", speed, "", "" if name == "learner" else _verdict(f"learner_vs_{name}", result)))
+    rows.append(("plain products", "", "", "", "", f"{result['learner_vs_gemm']:.1%} of their FLOP/s"))
     rows.append(("weight sync", "", "", "", result["sync_seconds"], _verdict("sync_fraction", result)))
     bound = f"\nrollout, {told(result['rollout_busy_cores'])}"
     return table(rows) + bound + (f"\nTRL was not measured: {result['trl_reason']}" if result["trl_reason"] else "")

@@ -20,7 +20,7 @@ CONFIG = ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"
 
 
 def runs(step: Sequence[float] = (4.0, 5.0, 10.0), sync: float = 0.1, **changes: Any) -> dict[str, list[Run]]:
-    tokens = {"tokens": 3000}
+    tokens = {"tokens": 3000, "flop": 6e9}
     cpu_s = {"cpu_s/envs": 1.0, "cpu_s/sampler": 1.9}
     rollout = Run(seconds=2.0, counts={"trajectories": 8, "env_steps": 40}, facts=cpu_s)
     return {
@@ -33,6 +33,7 @@ def runs(step: Sequence[float] = (4.0, 5.0, 10.0), sync: float = 0.1, **changes:
         "padded": [Run(seconds=2.0, counts=tokens)],
         "longest": [Run(seconds=1.5, counts=tokens)],
         "trl": [Run(seconds=3.0, counts=tokens)],
+        "gemm": [Run(seconds=0.5, counts={"flop": 1e10})],
     } | changes
 
 
@@ -50,6 +51,7 @@ def test_ratios_and_targets_by_hand() -> None:
     busy = measured["rollout_busy_cores"]
     assert list(busy) == ["sampler", "envs"]
     assert busy == pytest.approx({"sampler": 0.95, "envs": 0.5})
+    assert measured["learner_vs_gemm"] == pytest.approx(6e9 / (1e10 / 0.5))
     assert measured["sync_seconds"] == pytest.approx(0.1)
     assert measured["sync_fraction"] == pytest.approx(0.1 / 5)
     assert all(verdict["met"] for verdict in measured["targets"].values())
@@ -76,6 +78,24 @@ def test_nothing_is_learned_while_it_is_measured(tmp_path: Path) -> None:
     assert cfg.learner.lr == 0
     assert (cfg.groups_per_step, cfg.minibatches_per_step) == (2, 1)
     assert cfg.env.tasks == ("press", "pick")
+
+
+def test_flop_are_those_of_the_rows_alone_and_products_those_of_the_linear_layers(checkpoint: Path) -> None:
+    from dataclasses import replace
+
+    import gemm
+    from rlvla.config import GRPOConfig, LossConfig
+    from tests.learning import make_groups
+
+    cfg = GRPOConfig(model=checkpoint, loss=LossConfig(kl_coef=0.1))
+    plain, free = gemm.PlainGemm(cfg), gemm.PlainGemm(replace(cfg, loss=LossConfig(kl_coef=0.0)))
+    groups = make_groups(checkpoint)
+    each = [plain.flop([group]) for group in groups]
+    assert plain.flop(groups) == sum(each) > 0  # whatever the length of the others
+    forward = plain.flop(groups) - free.flop(groups)
+    assert free.flop(groups) == pytest.approx(3 * forward, rel=0.1)  # a backward is two forwards
+    matrices = [m.weight.numel() for m in plain._model.modules() if isinstance(m, torch.nn.Linear)]
+    assert plain.run(8).counts["flop"] % (2 * 8 * sum(matrices)) == 0
 
 
 def test_the_padded_layout_fills_the_horizon_with_turns_that_teach_nothing() -> None:
