@@ -20,6 +20,7 @@ import torch
 import rlvla_reward
 from rlvla.config import EpisodeConfig, GRPOConfig, LearnerConfig, LossConfig, TinyModelConfig
 from rlvla.learner.learner import Learner
+from rlvla.policies.buckets import Weights, unpack
 from rlvla.policies.models.tiny_vlm import build_tiny
 from rlvla.policies.thinker.actions import QuantileCodec
 from rlvla.policies.thinker.policy import save_policy
@@ -110,8 +111,31 @@ def learn(checkpoint: Path, **options: Any) -> tuple[dict[str, float], dict[str,
     for seed in range(2):
         metrics = learner.step(make_groups(checkpoint, seed))
     weights = learner.weights()
+    check_buckets(learner, weights)
     learner.close()
     return metrics, weights
+
+
+def check_buckets(learner: Learner, weights: dict[str, np.ndarray], num_bytes: int = 20_000) -> None:
+    """The same weights in small buckets, of which the ranks together hold no more than one whole at a time."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    engine = learner._engine
+    sent = engine.changes(learner._policy, num_bytes)
+    assert isinstance(sent, Weights)
+    counts, found = [], {}
+    for bucket in sent.buckets:
+        found |= {name: unpack(packed).float().numpy() for name, packed in bucket.items()}
+        whole = [
+            p for p in engine.model.module.parameters() if getattr(p, "ds_status", None) is ZeroParamStatus.AVAILABLE
+        ]
+        assert len(whole) == 1 or sum(p.nbytes for p in whole) <= num_bytes
+        counts.append(len(whole))
+    assert len(counts) > 5
+    assert any(counts) == (engine._stage == 3)
+    assert engine.gather(counts) == [counts] * engine.world
+    assert found.keys() == weights.keys()
+    assert all(np.array_equal(found[name], weight) for name, weight in weights.items())
 
 
 def skip(checkpoint: Path, **options: Any) -> None:

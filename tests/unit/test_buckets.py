@@ -51,7 +51,6 @@ def test_buckets_are_the_learners_weights_themselves_in_its_dtype(checkpoint: Pa
     model, policy = learner._engine.model.module, learner._policy
     expected = dict(named_weights(model))
     largest = max(tensor.nbytes for tensor in expected.values())
-    held = {tensor.untyped_storage().data_ptr() for tensor in expected.values()}
     sent = learner._engine.changes(policy, largest // 2)
     assert isinstance(sent, Weights)
     assert sent.names == expected.keys()
@@ -64,12 +63,11 @@ def test_buckets_are_the_learners_weights_themselves_in_its_dtype(checkpoint: Pa
         found |= tensors
     learner.close()
     assert 2 < len(buckets) < len(expected)
-    assert list(found) == list(expected)
+    assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert tensor.dtype == getattr(torch, dtype)
         assert torch.equal(found[name], tensor), name
         assert found[name].data_ptr() == tensor.data_ptr(), f"{name} was copied"
-    assert len(held) > 1
 
 
 def models() -> Iterator[tuple[str, torch.nn.Module, int, int]]:
