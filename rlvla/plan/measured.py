@@ -73,14 +73,7 @@ def groups_of(
         num_scenes: that the groups go through.
     """
     rng, count = random.Random(0), played.num_trajectories
-    num_full = round(played.share_at_horizon * count) if horizon > 1 else 0
-    lengths = [horizon] * num_full + [1] * (count - num_full)
-    for _ in range(round(played.num_turns * count) - sum(lengths)):
-        open_ = [i for i in range(num_full, count) if lengths[i] < horizon]
-        if not open_:
-            break
-        lengths[rng.choices(open_, [lengths[i] for i in open_])[0]] += 1
-    rng.shuffle(lengths)
+    lengths = _lengths(rng, played, horizon)
     num_turns = sum(lengths)
     zooms = [0] * num_turns
     for _ in range(min(round(played.zooms * num_turns), max_zooms * num_turns)):
@@ -109,6 +102,20 @@ def groups_of(
         for i, length in enumerate(lengths)
     ]
     return [episodes[i : i + group_size] for i in range(0, count, group_size)]
+
+
+def _lengths(rng: random.Random, played: Played, horizon: int) -> list[int]:
+    """Turns of each episode."""
+    count = played.num_trajectories
+    num_full = round(played.share_at_horizon * count) if horizon > 1 else 0
+    lengths = [horizon] * num_full + [1] * (count - num_full)
+    for _ in range(round(played.num_turns * count) - sum(lengths)):
+        open_ = [i for i in range(num_full, count) if lengths[i] < horizon]
+        if not open_:
+            break
+        lengths[rng.choices(open_, [lengths[i] for i in open_])[0]] += 1
+    rng.shuffle(lengths)
+    return lengths
 
 
 def read_costs(step_costs: Path, benchmark: Path | None = None) -> Costs:

@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -108,6 +109,27 @@ def env_costs(cfg: GRPOConfig, repeats: int) -> dict[str, float]:
     return {"reset_s": reset_s, "scene_s": max(0.0, scene_s), "chunk_s": chunk_s, "zoom_s": zoom_s}
 
 
+RNG = np.random.default_rng(0)
+
+
+def new_requests(
+    processor: PolicyProcessor, temperature: float, shape: Sequence[int], num: int, max_tokens: int
+) -> list[SampleRequest]:
+    """With a picture each, [H, W, 3], that the engine has not seen."""
+    prompt = tuple(processor.prompt_ids("press the red pad", 1))
+    return [
+        SampleRequest(
+            prompt_ids=prompt,
+            images=(RNG.integers(0, 255, shape, np.uint8),),
+            stop_ids=(),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=i,
+        )
+        for i in range(num)
+    ]
+
+
 def engine_costs(cfg: GRPOConfig, repeats: int) -> dict[str, Any]:
     """`decode`, `admit_s` of a block of actions, and `picture_s` that a request with a new picture takes more."""
     from rlvla.samplers.vllm.sampler import VLLMSampler
@@ -122,22 +144,7 @@ def engine_costs(cfg: GRPOConfig, repeats: int) -> dict[str, Any]:
     env: Any = make_env(cfg.env)
     shape = env.observation_space["images"].shape[1:]
     env.close()
-    rng = np.random.default_rng(0)
-
-    def requests(num: int, max_tokens: int) -> list[SampleRequest]:
-        """Of pictures that the engine has not seen."""
-        prompt = tuple(processor.prompt_ids("press the red pad", 1))
-        return [
-            SampleRequest(
-                prompt_ids=prompt,
-                images=(rng.integers(0, 255, shape, np.uint8),),
-                stop_ids=(),
-                max_tokens=max_tokens,
-                temperature=cfg.episode.temperature,
-                seed=i,
-            )
-            for i in range(num)
-        ]
+    requests = partial(new_requests, processor, cfg.episode.temperature, shape)
 
     def played(asked: Sequence[SampleRequest]) -> float:
         async def all_of_them() -> list[SampleOutput]:
