@@ -96,7 +96,7 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
     amount = f"{cfg.groups_per_step} groups of {cfg.group_size} a wave, {cfg.max_waves} wave(s) at most"
     on_gpu = "; ".join(f"{name}: {size(need)}" for name, need in needs.items())
     on_cpu = memory.peak * ranks + rollout.memory.peak * cfg.cluster.num_samplers if cfg.plan.gpu == "cpu" else 0.0
-    staleness: int = getattr(cfg, "max_staleness", 0)  # 0 where a run has no asynchronous mode
+    staleness = cfg.max_staleness
     world, turns = rollout.world, rollout.turns_per_episode
     held = main_memory(cfg, figures, turn, world, turns, max_staleness=staleness, on_cpu=on_cpu)
     return Plan(
