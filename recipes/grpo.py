@@ -45,6 +45,7 @@ def main(cfg: GRPOConfig) -> None:
             with run.phase("sync"):
                 cluster.sync(policy_version=step + 1)
             run.log(step, groups, sampled, learned)
+            del groups, sampled  # and their frames
         run.finish()
 
 

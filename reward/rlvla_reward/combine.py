@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import numbers
-import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rlvla.config import RewardTermConfig
+from rlvla.durable.random_state import seed_random
 from rlvla.plugins import PluginError, load, naming, wrap, wrong
 from rlvla.protocols import Stateful
 from rlvla.types import EndReason, Group, Trajectory
@@ -113,12 +113,11 @@ class Reward:
 
         Args:
             trajectory: that has ended.
-            seed: of Python's and NumPy's global random generators.
+            seed: of Python's, NumPy's and torch's global random generators.
         """
         if trajectory.end is EndReason.ENV_ERROR:
             return trajectory
-        random.seed(seed)
-        np.random.seed(seed)
+        seed_random(seed)
         terms = {}
         for term in self.terms:
             if not term.has_state:

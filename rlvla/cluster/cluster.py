@@ -66,6 +66,8 @@ class Cluster:
         self._policy_version = 0
         self._state: Path | None = None
         """That is being written."""
+        self.before_end: Callable[[float], None] = lambda timeout_s: None
+        """Called, with the seconds that it may take, before processes are killed that somebody may still need."""
         self._names: dict[str, str] = {}
         self._watch = Watch(config.actor_deadline_s, self._names)
         model: Path | Carried = cfg.model.resolve()
@@ -131,9 +133,7 @@ class Cluster:
         if error is None:
             self.close()
         else:  # whoever failed or was interrupted may be in the midst of something and would not answer
-            if self._state is not None:  # but a state that is being written is not given up
-                written = [learner.finish_state.remote() for learner in self._learners]
-                ray.wait(written, num_returns=len(written), timeout=CLOSE_S)
+            self.before_end(CLOSE_S)
             self._end()
 
     def _actor(self, cls: type, at: Place, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
@@ -307,6 +307,7 @@ def start_ray(config: ClusterConfig) -> bool:
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that outlives this Ray would start another one
     options: dict[str, Any] = {"logging_level": logging.ERROR, "runtime_env": {"env_vars": ENVIRONMENT}}
     if config.address == "local":
         options["runtime_env"] = {"env_vars": ENVIRONMENT | LOOPBACK}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from rlvla.cluster.frames import with_frames
 from rlvla.plugins import PluginError
@@ -148,6 +148,7 @@ class Dispatcher:
         self._free = [_Slot(actor=actor, env=env) for env in range(num_envs) for actor in actors]
         self._revive_samplers = revive_samplers
         self._watch = watch
+        self._idle: list[_Slot] = []  # their sampler is lost, and comes back when the learner has time for it
         self._queue: list[Job] = []
         self._playing: dict[Any, _Playing] = {}
         self._ended: deque[tuple[Job, Trajectory | None]] = deque()
@@ -161,6 +162,7 @@ class Dispatcher:
     def put(self, jobs: Sequence[Job]) -> None:
         """See `Episodes`."""
         self._queue += jobs
+        self._revive()
         self._hand_out()
 
     def get(self) -> tuple[Job, Trajectory | None]:
@@ -170,6 +172,7 @@ class Dispatcher:
             RayActorError: a rollout actor or sampler has died more often than it is started anew.
             PluginError: a tool failed.
         """
+        self._revive()
         while not self._ended:
             self._wait_a_little((), SILENCE_S)
         return self._ended.popleft()
@@ -193,10 +196,23 @@ class Dispatcher:
         first = ray.wait([*calls, *self._playing], num_returns=1, timeout=timeout)[0]
         if first and first[0] in self._playing:
             self._take(first[0])
-            return []
-        if not first and self._playing:
+        elif not first and self._playing:
             self._look_after()
-        return first
+            if not calls:
+                self._revive_samplers()
+        else:
+            return first
+        if not calls:  # which are the learner's: a sampler that is started anew would wait for its weights
+            self._revive()
+        return []
+
+    def _revive(self) -> None:
+        """Return when no env lacks its sampler."""
+        if self._idle:
+            self._revive_samplers()
+            self._free += self._idle
+            self._idle = []
+            self._hand_out()
 
     def _hand_out(self) -> None:
         """Give episodes to the envs that are free."""
@@ -223,17 +239,17 @@ class Dispatcher:
             played = ray.get(call)
         except PluginError as error:  # as Ray hands it on, its text is the traceback of the other process
             raise PluginError(str(getattr(error, "cause", error))) from error
-        except RayActorError as error:
+        except (RayActorError, ObjectLostError) as error:  # the latter: it had ended on a node that is lost
             if isinstance(error, ActorUnavailableError):  # it may live, and play on in the same envs
                 self._watch.end(playing.slot.actor, f"it cannot be reached: {error}")
             self._replace(playing.slot.actor)
             return
         del self._playing[call]
-        self._free.append(playing.slot)
         if played is None:
             self._again(playing.job)
-            self._revive_samplers()
+            self._idle.append(playing.slot)
         else:
+            self._free.append(playing.slot)
             self._note(playing, *played)
         self._hand_out()
 
@@ -251,7 +267,6 @@ class Dispatcher:
 
     def _look_after(self) -> None:
         """Nothing has ended for long: see that everybody is well."""
-        self._revive_samplers()
         actors = list({_id(playing.slot.actor): playing.slot.actor for playing in self._playing.values()}.values())
         for actor, node in zip(actors, self._watch.look(actors), strict=True):
             if node is None:
@@ -280,7 +295,7 @@ class Dispatcher:
         self._free.append(playing.slot)
         try:
             played = ray.get(call, timeout=GRACE_S)
-        except (RayActorError, GetTimeoutError):
+        except (RayActorError, GetTimeoutError, ObjectLostError):
             played = None
         if played is None:
             self._again(playing.job)

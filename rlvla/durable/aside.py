@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 
 class Aside:
@@ -19,6 +19,15 @@ class Aside:
         next(work)
         self._rest = Future()
         threading.Thread(target=_do, args=(work, self._rest), name="aside", daemon=True).start()
+
+    def wait(self, timeout_s: float) -> None:
+        """Until nothing is left to do, but no longer."""
+        wait([self._rest], timeout_s)
+
+    def check(self) -> None:
+        """Raise what went wrong, where something did; waits for nothing."""
+        if self._rest.done():
+            self.finish()
 
     def finish(self) -> None:
         """Wait until nothing is left to do; raises, once, what went wrong."""

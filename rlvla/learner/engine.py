@@ -26,7 +26,7 @@ from transformers.utils import logging as hf_logging
 
 from rlvla.config import LearnerConfig
 from rlvla.learner.state import State
-from rlvla.policies.buckets import Part, Weights, make_buckets
+from rlvla.policies.buckets import Bucket, Part, Weights, make_buckets
 from rlvla.policies.family import Policy
 from rlvla.policies.models.lora import Adapter, take
 from rlvla.policies.weights import has_adapter, holding
@@ -207,9 +207,10 @@ class Engine:
             lambda parameters: deepspeed.zero.GatheredParameters(parameters, enabled=self._stage == 3),
         )
         is_view = self._stage != 3 and self._deepspeed.device.type == "cpu"
-        return Weights(
-            names=names, buckets=({} if self.rank else bucket for bucket in buckets), num_alive=2 if is_view else 1
-        )
+        return Weights(names=names, buckets=map(self._own, buckets), num_alive=2 if is_view else 1)
+
+    def _own(self, bucket: Bucket) -> Bucket:
+        return {} if self.rank else bucket
 
     def save_policy(self, policy: Policy, path: Path) -> None:
         """Write a checkpoint from rank 0; every rank must call."""

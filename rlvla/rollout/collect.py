@@ -133,6 +133,7 @@ class Collector:
     ) -> None:
         self._episodes, self._tasks, self._judge, self._config = episodes, tasks, judge, config
         self._open: dict[TaskSpec, _Open] = {}
+        self._most = config.max_waves * config.groups_per_step  # groups that a step may look at
 
     def collect(self, step: int) -> tuple[list[Group], list[Group]]:
         """Play what a step takes.
@@ -143,7 +144,8 @@ class Collector:
         config = self._config
         kept, sampled = list(self._tasks.surplus), list[Group]()
         while True:
-            self._begin(step, num_done=len(sampled if config.max_waves == 1 else kept), num_sampled=len(sampled))
+            num_done = len(sampled if config.max_waves == 1 else kept)
+            self._begin(step, min(config.groups_per_step - num_done, self._most - len(sampled)))
             if self._is_enough(len(kept), len(sampled)):
                 break
             group = self._next()
@@ -154,16 +156,14 @@ class Collector:
         chosen = kept[: config.groups_per_step]
         return chosen, sampled
 
-    def _begin(self, step: int, num_done: int, num_sampled: int) -> None:
-        """Begin as many groups as must be, or may be."""
+    def _begin(self, step: int, num_left: int) -> None:
+        """Begin as many groups as must be, or may be; this step can take so many more."""
         config = self._config
-        num_steps = min(1 + config.max_staleness, config.num_steps - step)
-        num_missing = num_steps * config.groups_per_step - num_done - len(self._open)
+        num_steps_ahead = min(config.max_staleness, config.num_steps - step - 1)
+        num_missing = num_left + num_steps_ahead * config.groups_per_step - len(self._open)
         if num_missing <= 0:
             return
         if not config.max_staleness:
-            if num_sampled + len(self._open) == config.max_waves * config.groups_per_step:
-                return
             num_missing = config.groups_per_step
         begun = [_Open(task=t, rounds_left=1 + config.max_refills) for t in self._tasks.take(num_missing)]
         self._open |= {group.task: group for group in begun}
@@ -174,7 +174,7 @@ class Collector:
         if not config.max_staleness:
             return not self._open  # those that are begun would be stale in the next step
         is_full = config.max_waves > 1 and num_kept >= config.groups_per_step
-        return is_full or num_sampled == config.max_waves * config.groups_per_step
+        return is_full or num_sampled == self._most
 
     def _next(self) -> Group:
         """The group that was begun first, played to its end."""

@@ -80,6 +80,7 @@ class GRPORun(Run[GRPOConfig]):
         """
         self._interrupts.defer()
         self._cluster = cluster
+        cluster.before_end = self._states.wait
         newest = newest_whole(self._output / "state")
         if newest is None:
             seed_random(self._cfg.seed)
@@ -138,7 +139,7 @@ class GRPORun(Run[GRPOConfig]):
             with self.phase("rollout"), self._interrupts.immediate():
                 yield
         except KeyboardInterrupt:
-            if self._saved != step:
+            if self._saved != step or not self._is_saved():
                 tasks.num_settled, tasks.surplus = num_settled, surplus
                 drawn = json.loads(before)
                 self._reward.load_state_dict(drawn["reward"])
@@ -193,11 +194,15 @@ class GRPORun(Run[GRPOConfig]):
 
         Raises:
             FloatingPointError: too many steps in a row skipped an update; the message names the file and the key.
+            OSError: the last state could not be written.
         """
+        self._states.check()
         seconds = self._timer.seconds
         metrics = {**rollout_metrics(sampled), **staleness(groups, step), **learned, **seconds}
         metrics["time/save_s"] = self._saving.seconds.pop("time/save_s", 0.0) + learned.get("time/save_s", 0.0)
-        metrics["trajectories_per_s"] = metrics["num_trajectories"] / seconds["time/rollout_s"]
+        # Rollouts that run ahead go on while the learner works.
+        rollout_s = sum(seconds.values()) if self._cfg.max_staleness else seconds["time/rollout_s"]
+        metrics["trajectories_per_s"] = metrics["num_trajectories"] / rollout_s
         # No env steps are known when the simulator crashed in every trajectory.
         metrics["env_steps_per_s"] = metrics["trajectories_per_s"] * metrics.get("num_env_steps", 0.0)
         self._log(step, metrics, SHOWN)
@@ -240,6 +245,15 @@ class GRPORun(Run[GRPOConfig]):
             self._states.begin(self._state(step))
         self._saved = step
 
+    def _is_saved(self) -> bool:
+        """Whether the state that was begun last is there, once all that can be of it is."""
+        try:
+            self._states.finish()
+        except OSError as error:
+            warnings.warn(str(error), stacklevel=2)
+            return False
+        return True
+
     def _state(self, step: int) -> Iterator[None]:
         """Write the state, which appears whole at the end: up to the `yield` what is as it is now, then the rest."""
         with appear_sealed(self._state_folder(step)) as folder:
@@ -259,7 +273,7 @@ class GRPORun(Run[GRPOConfig]):
         super().__exit__(kind, *rest)
         try:
             self._states.finish()
-        except OSError as error:
+        except Exception as error:
             if kind is None:
                 raise
             warnings.warn(str(error), stacklevel=2)  # beside what ended the run

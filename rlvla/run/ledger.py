@@ -98,6 +98,10 @@ def balance(folder: Path) -> tuple[dict[str, int], list[str]]:
         if line["batch"] == 0 or not own:
             own.append([])
             resumed[line["step"]] = line.get("resumed", False)
+            if resumed[line["step"]]:
+                for later in [step for step in attempts if step > line["step"]]:
+                    attempts[later].append([])
+                    resumed[later] = False
         own[-1] += line["ids"]
     steps = read_lines(folder / _IDS)
     numbers = [line["step"] for line in steps]

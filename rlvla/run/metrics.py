@@ -40,7 +40,7 @@ METRICS = {
     "staleness": "learner steps between the weights that sampled a token and the step that learns from it, mean",
     "staleness_max": "the largest of them",
     "tokens_behind/<n>": "sampled tokens that are learned from n steps later, n above 0",
-    "trajectories_per_s": "num_trajectories per second of `time/rollout_s`",
+    "trajectories_per_s": "num_trajectories per second of `time/rollout_s`, with max_staleness of all phases",
     "env_steps_per_s": "num_env_steps of each of them, likewise",
     "time/<phase>_s": "wall time of a phase of the step, seconds",
     "time/save_s": "driver and learner waited for the state before the step to be begun and written, seconds",

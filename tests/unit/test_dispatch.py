@@ -234,6 +234,39 @@ def test_a_lost_sampler_is_revived_before_its_episode_is_played_again(monkeypatc
     assert (scene.revived, scene.dispatcher.resampled) == (1, [jobs(0)[0]])
 
 
+def test_a_result_that_is_lost_with_its_node_is_played_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trajectories that are not small wait on the node where they were played."""
+    answers: list[Any] = [ObjectLostError("ab" * 14, "127.0.0.2", "")]
+    ray = FakeRay(first)
+    ray.end = lambda call: answers.pop() if answers else (without_frames(trajectory(task=TASK))[0], "node")
+    scene = Scene(monkeypatch, ray, num_actors=1)
+    assert len(dict(stream(scene.dispatcher, jobs(0, 0)))) == 2
+    assert jobs(0)[0] in scene.dispatcher.resampled
+
+
+def test_a_sampler_that_is_lost_while_the_learner_works_is_revived_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights come from the learner. The envs of other samplers play on."""
+    lost = [True]
+
+    def end(call: Call) -> Any:
+        if call.actor.name == "0" and lost:
+            return "lost"
+        return without_frames(trajectory(task=call.job.task))[0], "node"
+
+    ray = FakeRay(first, end)
+    scene = Scene(monkeypatch, ray)
+    scene.dispatcher.put(jobs(*[0] * 12))
+    busy = [call for call in scene.calls if call.actor.name == "0"]
+    wait = ray.wait
+    monkeypatch.setattr(ray, "wait", lambda calls, **o: wait([c for c in calls if isinstance(c, Call)] or calls, **o))
+    assert scene.dispatcher.wait(["step"], timeout=60.0) == (["step"], [])
+    assert scene.revived == 0
+    assert [call for call in scene.calls if call.actor.name == "0"] == busy  # nothing more for who has no sampler
+    lost.clear()
+    assert sum(scene.dispatcher.get()[1] is not None for _ in range(12)) == 12
+    assert scene.revived == 1
+
+
 def test_episodes_go_on_while_others_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as there are, until the call has ended."""
     calls_of_learner = ["step"]

@@ -97,6 +97,20 @@ def test_the_balance_of_a_run_whose_rollouts_are_ahead(tmp_path: Path) -> None:
     assert "step 3 started, and did not sample: h" in balance(tmp_path)[1]
 
 
+def test_what_a_resumed_run_did_not_start_again_is_no_part_of_a_later_step(tmp_path: Path) -> None:
+    """A refill before the kill, and no crash behind it: the last step starts nothing then."""
+    begun = [
+        started(0, 0, "a", "b"),
+        started(1, 0, "c"),
+        started(2, 0, "c1"),
+        started(1, 0, "b", "c") | {"resumed": True},
+    ]
+    write(tmp_path, "started.jsonl", begun)
+    done = [ended(0, "a", outstanding=["b"]), ended(1, "b", outstanding=["c"]), ended(2, "c")]
+    write(tmp_path, "ids.jsonl", done)
+    assert balance(tmp_path)[1] == []
+
+
 def test_a_ledger_of_rollouts_ahead_balances_whatever_is_cut_short(tmp_path: Path) -> None:
     def play(ledger: Ledger, step: int, *new: int, ends: int) -> None:
         ledger.start(step, [(group(seed).task, member) for seed in new for member in (0, 1)])

@@ -257,6 +257,22 @@ def test_without_staleness_nothing_is_left_in_play(max_waves: int) -> None:
         assert (play.num_playing, tasks.num_settled) == (0, tasks.position)
 
 
+def test_groups_without_signal_do_not_let_the_others_grow_old() -> None:
+    """A step that has looked at as many groups as it may begins no more for itself, and the last one none at all."""
+    cfg = GRPOConfig(env=ENV, groups_per_step=4, group_size=2, max_waves=2, max_staleness=1, num_steps=4)
+    tasks, play = TaskStream(config=ENV, seed=0), Play(lambda group, member: END[group >= 8 and member % 2], None)
+    collector = Collector(play, tasks, judge, cfg)
+    learned = []
+    for step in range(cfg.num_steps):
+        play.version = step
+        groups, _ = collector.collect(step)
+        learned.append(len(groups))
+        assert len(collector._open) <= 4
+        assert all(step - turn.policy_version <= 1 for g in groups for t in g.trajectories for turn in t.turns)
+    assert learned == [0, 4, 4, 4]
+    assert play.num_playing == len(collector._open) == 0
+
+
 def test_how_old_the_tokens_are_that_a_step_learns_from() -> None:
     tasks, play = TaskStream(config=ENV, seed=0), Play(lambda _, member: END[member % 2])
     collector = Collector(play, tasks, judge, config(max_staleness=1))

@@ -45,6 +45,7 @@ def token_logprobs(
         distribution that token t was drawn from, 0 off the mask, or None.
     """
     input_ids = inputs["input_ids"]
+    mask = None if mask is None else mask.to(input_ids.device)
     places = scored_places(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask)
     logits, targets = next_logits(model, inputs, places, banned_ids=banned_ids), input_ids[places]
     keep_graph = entropy_grad and torch.is_grad_enabled()
