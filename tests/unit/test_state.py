@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig, LoraConfig
 from rlvla.durable.aside import Aside
 from rlvla.durable.checkpoints import damage
@@ -169,6 +170,45 @@ def test_an_interrupt_waits_for_the_state_that_is_being_written_and_makes_no_oth
     with pytest.raises(KeyboardInterrupt):
         play_on()
     assert states(cfg) == ["step-000001", "step-000002"]
+
+
+def test_a_state_that_could_not_be_written_is_told_by_the_next_step_or_written_anew(cfg: GRPOConfig) -> None:
+    """States may be many steps apart; who is interrupted has room again, or is told once more."""
+    full = [True]
+
+    def fail() -> None:
+        if full:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3")
+
+    writer = Writer(fail)
+    writer.free.set()
+    run = make_run(cfg, **writer.deeds)
+    with run:
+        run._keep(0)
+        run._states.wait(60)
+        with run.rollout(1):
+            pass
+        with pytest.raises(OSError, match="step-000001 could not be written"):
+            run.log(1, [], [], {"skipped_updates": 0.0, "num_rows": 1.0})
+    run._keep(0)
+    run._states.wait(60)
+    full.clear()
+
+    def play() -> None:
+        with run.rollout(1):
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="step-000001 could not be written"), pytest.raises(KeyboardInterrupt):
+        play()
+    assert states(cfg) == ["step-000001"]
+
+
+def test_a_cluster_that_ends_in_the_midst_of_something_waits_for_who_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, deeds = Cluster.__new__(Cluster), list[str]()
+    monkeypatch.setattr(cluster, "_end", lambda: deeds.append("end"))
+    cluster.before_end = lambda timeout_s: deeds.append(f"wait {timeout_s:g} s")
+    cluster.__exit__(ValueError)
+    assert deeds == ["wait 60 s", "end"]
 
 
 def test_work_aside_raises_where_it_is_begun_or_where_it_is_waited_for() -> None:
