@@ -54,7 +54,7 @@ def test_nothing_changes_by_it(checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Pixels, "take", lambda self, turns: None)  # each batch by itself, in the learner's thread
     expected, others = learn(checkpoint, **options)
     assert all(np.array_equal(weight, others[name]) for name, weight in weights.items())
-    timed = ("time/update_s", "tokens_per_s")
+    timed = ("time/update_s", "time/save_s", "tokens_per_s")
     assert {n: v for n, v in metrics.items() if n not in timed} == {n: v for n, v in expected.items() if n not in timed}
 
 

@@ -26,13 +26,19 @@ from tests.unit.recorded import edit_row
 FILE = "data/chunk-000/file-000.parquet"
 
 
+TRAINERS: list[SFTTrainer] = []
+
+
 @pytest.fixture
-def demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """14 rows of 5 episodes, of other lengths and numbers of pictures; 3 rows are to validate on."""
     first_of_its_process(monkeypatch)
     made = [demonstration(number, num_looks=number % 3, side=32) for number in range(14)]
     dataset.write(tmp_path / "demos", [made[i : i + 3] for i in range(0, 14, 3)], robot="test", fps=1.0)
-    return tmp_path / "demos"
+    yield tmp_path / "demos"
+    while TRAINERS:  # else the next learner of this process would find their process group half there
+        engine = TRAINERS.pop().engine
+        engine._deepspeed.destroy() if TRAINERS else engine.close()
 
 
 def trainer(folder: Path, data_threads: int = 0, **changes: Any) -> SFTTrainer:
@@ -49,7 +55,8 @@ def trainer(folder: Path, data_threads: int = 0, **changes: Any) -> SFTTrainer:
     )
     cfg = replace(cfg, **changes)
     data = dataset.read(folder)
-    return SFTTrainer(cfg, *start_policy(cfg, data), data)
+    TRAINERS.append(SFTTrainer(cfg, *start_policy(cfg, data), data))
+    return TRAINERS[-1]
 
 
 def losses(of: SFTTrainer, steps: range) -> list[float]:
