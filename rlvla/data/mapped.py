@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import platform
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -108,7 +109,8 @@ def unpacked(path: Path, files: Sequence[Path], num_tasks: int) -> MappedRows:
     """
     own = (*files, path / "meta/tasks.parquet")
     before = _stamps(own)
-    folder = cache_folder("datasets") / _digest(str(path.resolve()))
+    # By machine, as several may share a home, each with a set of its own at the same path.
+    folder = cache_folder("datasets") / _digest([platform.node(), str(path.resolve())])
     file = folder / f"{_digest([__version__, before])}.arrow"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,11 +136,12 @@ def unpacked(path: Path, files: Sequence[Path], num_tasks: int) -> MappedRows:
 
 def _unpacking(path: Path, files: Sequence[Path], target: BinaryIO) -> Iterator[dict[str, Any]]:
     """Write all rows, and hand each of them out to be looked at."""
-    size = sum(file.stat().st_size for file in files)
+    sizes = [size for _, size, _ in _stamps(files)]
+    size = sum(sizes)
     bar = tqdm(total=size, desc=f"unpacking {path}", unit="B", unit_scale=True, disable=size < _LARGE, mininterval=2)
     writer: Any = None
     schema = pa.schema([])
-    for file in files:
+    for file, num_bytes in zip(files, sizes, strict=True):
         for batch in read_batches(file):
             require_columns(batch.schema.names, NEEDED, file, "; annotate with recipes/annotate.py")
             if writer is None:
@@ -148,7 +151,7 @@ def _unpacking(path: Path, files: Sequence[Path], target: BinaryIO) -> Iterator[
                 raise DatasetError(f"{file}: its columns or their types are not those of {files[0]}: annotate again")
             writer.write_batch(batch)
             yield from batch.to_pylist()
-        bar.update(file.stat().st_size)
+        bar.update(num_bytes)
     bar.close()
     if writer is None:
         raise DatasetError(f"{path}: there is no row in it")
@@ -162,8 +165,11 @@ def _require_room(folder: Path, num_bytes: int) -> None:
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """(name, bytes, last change in ns) of each file."""
-    return [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)]
+    """(name, bytes, last change in ns) of each file. Raises DatasetError: one cannot be looked at."""
+    try:
+        return [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)]
+    except OSError as error:
+        raise DatasetError(f"{error.filename}: {error.strerror}; it was there when the data set was opened") from error
 
 
 def _digest(told: Any) -> str:

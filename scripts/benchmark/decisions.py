@@ -66,8 +66,10 @@ def main(
 
 def measure_all(cfg: GRPOConfig, num_requests: int, repeats: int) -> dict[str, list[Run]]:
     """Run both sides, one after the other; the runs by name."""
+    from rlvla.policies.family import load_policy
     from rlvla.rollout.tasks import most_images
     from rlvla.samplers.vllm.engine import engine_arguments
+    from rlvla.samplers.vllm.requests import text_parameters
     from rlvla.samplers.vllm.sampler import VLLMSampler
 
     limits: dict[str, Any] = {
@@ -76,10 +78,10 @@ def measure_all(cfg: GRPOConfig, num_requests: int, repeats: int) -> dict[str, l
         "seed": cfg.seed,
     }
     sampler = VLLMSampler(cfg.model, cfg.sampler, **limits)
-    requests = asyncio.run(make_requests(cfg, sampler, num_requests * (repeats + 1)))
-    parts = [requests[i :: repeats + 1] for i in range(repeats + 1)]
-    parameters = [[sampler._parameters(request, "") for request in part] for part in parts]
+    parts = asyncio.run(make_requests(cfg, sampler, num_requests, repeats + 1))
     sampler.close()
+    never_ids = load_policy(cfg.model).engine_needs(cfg.model).never_ids
+    parameters = [[text_parameters(request, never_ids) for request in part] for part in parts]
     sampler = VLLMSampler(cfg.model, cfg.sampler, **limits)  # whose prefix cache knows none of them
     runs = {"ours": measure("ours", repeats, lambda i: asyncio.run(ask(sampler, parts[i])))}
     sampler.close()
@@ -104,8 +106,18 @@ class _Recording:
         return await self.sampler.sample(request)
 
 
-async def make_requests(cfg: GRPOConfig, sampler: Sampler, number: int) -> list[SampleRequest]:
+async def make_requests(
+    cfg: GRPOConfig, sampler: Sampler, number: int, num_parts: int
+) -> list[list[SampleRequest]]:
     """What decisions at the starts of episodes ask, each of another state as far as there are some.
+
+    A decision's requests, of which each continues the one before, are all in one part.
+
+    Args:
+        cfg: env, limits of a turn.
+        sampler: that answers.
+        number: of the requests in a part.
+        num_parts: as many lists.
 
     Raises:
         SystemExit: this policy asks for blocks of actions only.
@@ -115,24 +127,28 @@ async def make_requests(cfg: GRPOConfig, sampler: Sampler, number: int) -> list[
     from rlvla.rollout.episode import observe
     from rlvla.rollout.tasks import TaskStream
 
-    recording = _Recording(sampler)
-    decider = load_policy(cfg.model).decider(recording, cfg.episode)
+    policy = load_policy(cfg.model)
     env: Any = make_env(cfg.env)
 
     async def in_env(function: Any) -> Any:
         return function()
 
     tasks = TaskStream(config=cfg.env, seed=cfg.seed)
-    while len(recording.requests) < number:
-        (task,) = tasks.take(1)
-        raw, _ = env.reset(seed=task.seed, options={"task_id": task.task_id, "init_state_id": task.init_state_id})
-        await decider.decide(observe(env, raw), in_env, seed=task.seed)
-        if not recording.requests:
-            raise SystemExit(
-                f"{cfg.model} draws its chunks at once and says nothing: choose episode.mode zoom or think"
-            )
+    parts = []
+    for _ in range(num_parts):
+        recording = _Recording(sampler)
+        decider = policy.decider(recording, cfg.episode)
+        while len(recording.requests) < number:
+            (task,) = tasks.take(1)
+            raw, _ = env.reset(seed=task.seed, options={"task_id": task.task_id, "init_state_id": task.init_state_id})
+            await decider.decide(observe(env, raw), in_env, seed=task.seed)
+            if not recording.requests:
+                raise SystemExit(
+                    f"{cfg.model} draws its chunks at once and says nothing: choose episode.mode zoom or think"
+                )
+        parts.append(recording.requests[:number])
     env.close()
-    return recording.requests[:number]
+    return parts
 
 
 async def ask(sampler: Sampler, requests: Sequence[SampleRequest]) -> Run:

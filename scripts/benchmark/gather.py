@@ -1,6 +1,6 @@
 """The parts of the benchmark, each measured alone, in one file with the bars at the top.
 
-python scripts/benchmark/gather.py [outputs/benchmark/*.json] [--output docs/results/benchmark.json]
+python scripts/benchmark/gather.py [outputs/benchmark/*.json] [--demo outputs/demo] [--output docs/results/benchmark.json]
 
 A part is a file that another script wrote: scripts/benchmark/grpo.py, libero_rollout.py, decisions.py and others. Each
 bar is taken from the part that has a key of its name, at the top or in a dict there. What was measured before and is in
@@ -31,17 +31,22 @@ BARS: dict[str, tuple[str, float]] = {
 """What is promised of each."""
 
 
-def main(*parts: Path, output: Path = ROOT / "docs/results/benchmark.json") -> None:
+def main(*parts: Path, demo: Path | None = None, output: Path = ROOT / "docs/results/benchmark.json") -> None:
     """Gather, print the bars, write.
 
     Args:
         parts: files; their names, without the ending, are what the parts are called.
-        output: this file's `parts` are kept where none of that name is given.
+        demo: also take how long this demo took, a folder of scripts/demo.py.
+        output: this file's `parts` are kept where none of that name is given. A file without `parts` is what grpo.py
+            wrote before there were any: it becomes part `tabletop`.
     """
     if not parts:
         parts = tuple(sorted((ROOT / "outputs/benchmark").glob("*.json")))
-    before = json.loads(output.read_text()).get("parts", {}) if output.is_file() else {}
-    named = before | {part.stem: json.loads(part.read_text()) for part in parts}
+    old = json.loads(output.read_text()) if output.is_file() else {"parts": {}}
+    named = old.get("parts", {"tabletop": old}) | {part.stem: json.loads(part.read_text()) for part in parts}
+    if demo is not None:
+        summary = json.loads((demo / "summary.json").read_text())
+        named["demo"] = summary | {"demo_minutes": summary["minutes"]}
     result = gather(named)
     print(render(result))
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ from rlvla.policies.models.backbones import placeholder_ids
 from rlvla.policies.thinker.drawing import to_device
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.scoring import next_logits
+from rlvla.policies.thinker.scoring import next_logits, scored_places
 from rlvla.policies.weights import load_model
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.collect import Job
@@ -154,8 +154,7 @@ class LockstepBatch:
         columns = torch.arange(ids.shape[1])[None]
         is_act = (columns >= first) & (columns < first + num_actions)
         inputs = self._fed(self.processor.forward_inputs(ids, mask, is_act), requests)
-        logits = next_logits(self._model, inputs)[:, :, action_ids]  # of the tokens from column 1 on
-        logits = logits[is_act[:, 1:].to(self._device)]
+        logits = next_logits(self._model, inputs, scored_places(inputs["is_slot"]))[:, action_ids]
         if temperature := requests[0].temperature:
             bins = torch.multinomial(torch.softmax(logits / temperature, -1), 1)
         else:

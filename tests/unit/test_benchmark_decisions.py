@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,13 +21,44 @@ CONFIG = ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"
 def test_requests_are_those_of_decisions_at_different_states(tiny_policy: Path) -> None:
     cfg = replace(load(GRPOConfig, ["--config", str(CONFIG)]), model=tiny_policy)
     sampler = TransformersSampler(tiny_policy)
-    requests = asyncio.run(decisions.make_requests(cfg, sampler, 3))
-    assert len(requests) == 3
-    assert len({(request.prompt_ids, *(image.tobytes() for image in request.images)) for request in requests}) == 3
+    parts = asyncio.run(decisions.make_requests(cfg, sampler, 3, 2))
+    assert [len(part) for part in parts] == [3, 3]
+    requests = [request for part in parts for request in part]
+    assert len({(request.prompt_ids, *(image.tobytes() for image in request.images)) for request in requests}) == 6
     assert all(request.temperature == cfg.episode.temperature for request in requests)
     run = asyncio.run(decisions.ask(sampler, requests))
-    assert run.counts["requests"] == 3
-    assert 3 <= run.counts["tokens"] <= sum(request.max_tokens for request in requests)
+    assert run.counts["requests"] == 6
+    assert 6 <= run.counts["tokens"] <= sum(request.max_tokens for request in requests)
+
+
+def test_no_part_finds_what_another_has_left_in_the_prefix_cache(
+    tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decision asks twice, the second time behind the first's prompt: parts of an odd size end within one."""
+
+    class Decider:
+        def __init__(self, sampler: Any) -> None:
+            self.sampler = sampler
+
+        async def decide(self, observation: Any, in_env: Any, *, seed: int) -> None:
+            for length in (1, 2):
+                prompt = SimpleNamespace(num_actions=0, prompt_ids=(seed, *range(length)))
+                await self.sampler.sample(prompt)
+
+    class Policy:
+        def decider(self, sampler: Any, episode: Any) -> Decider:
+            return Decider(sampler)
+
+    class Sampler:
+        async def sample(self, request: Any) -> None:
+            """Nobody reads it."""
+
+    monkeypatch.setattr("rlvla.policies.family.load_policy", lambda _: Policy())
+    cfg = replace(load(GRPOConfig, ["--config", str(CONFIG)]), model=tiny_policy)
+    parts = asyncio.run(decisions.make_requests(cfg, Sampler(), 3, 4))  # type: ignore[arg-type]
+    seeds = [{request.prompt_ids[0] for request in part} for part in parts]
+    assert [len(part) for part in parts] == [3] * 4
+    assert len(set.union(*seeds)) == sum(map(len, seeds)) == 8
 
 
 def test_the_ratio_by_hand() -> None:

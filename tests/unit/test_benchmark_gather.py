@@ -27,6 +27,21 @@ def test_bars_come_from_whichever_part_has_them_and_parts_are_kept(tmp_path: Pat
     assert (told.count("MISSED"), told.count("not measured")) == (1, len(result["missing"]))
 
 
+def test_what_was_measured_before_there_were_parts_is_the_tabletop_part(tmp_path: Path) -> None:
+    output, demo = tmp_path / "benchmark.json", tmp_path / "demo"
+    old = {"learner_vs_padded": 4.5, "rollout": {"trajectories_per_s": 29.0}}
+    output.write_text(json.dumps(old))
+    demo.mkdir()
+    (demo / "summary.json").write_text(json.dumps({"minutes": 8.5, "seed": 0}))
+    (tmp_path / "sync.json").write_text('{"sync_vs_memcpy": 2.0}')
+    for _ in range(2):  # the second time it has parts
+        gather.main(tmp_path / "sync.json", demo=demo, output=output)
+    result = json.loads(output.read_text())
+    assert result["parts"].keys() == {"tabletop", "sync", "demo"}
+    assert result["parts"]["tabletop"] == old
+    assert (result["learner_vs_padded"], result["demo_minutes"]) == (4.5, 8.5)
+
+
 def test_a_bar_has_one_owner() -> None:
     with pytest.raises(SystemExit, match="driver_mb is in a and in b"):
         gather.gather({"a": {"driver_mb": 1.0}, "b": {"driver_mb": 2.0}})

@@ -118,6 +118,31 @@ def test_a_set_that_has_changed_is_unpacked_anew(tmp_path: Path) -> None:
         dataset.read(folder)
 
 
+def test_machines_that_share_a_home_leave_each_other_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with a copy of the set at the same path, written at another time."""
+    folder = write(tmp_path / "demos", 2)
+    for number, node in enumerate(("a", "b", "a"), start=1):
+        monkeypatch.setattr("platform.node", lambda node=node: node)
+        os.utime(folder / FILE, ns=(ord(node), ord(node)))
+        dataset.read(folder)
+        assert len(kept()) == min(number, 2)
+
+
+def test_a_data_file_that_vanishes_is_named_and_not_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = write(tmp_path / "demos", 2), mapped._unpacking
+
+    def vanishing(*arguments: Any) -> Any:
+        yield from real(*arguments)
+        (folder / FILE).unlink()
+
+    monkeypatch.setattr(mapped, "_unpacking", vanishing)
+    with pytest.raises(DatasetError, match=r"file-000\.parquet: No such file") as caught:
+        dataset.read(folder)
+    assert CACHE not in str(caught.value)
+
+
 def test_one_unpacks_and_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, real, calls = write(tmp_path / "demos", 2), mapped._unpacking, []
 

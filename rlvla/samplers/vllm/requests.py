@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class RequestMaker:
         self._slot_ids: Sequence[int] = needs.slot_ids
         capacity = KEPT_PROMPTS * engine.vllm_config.scheduler_config.max_num_seqs
         self._prompts = PromptRenderer(engine, self._image_token_id, capacity, needs.slot_ids)
-        self._logit_bias = dict.fromkeys(needs.never_ids, BAN_BIAS)
+        self._never_ids = needs.never_ids
         self._ids = itertools.count()
 
     def make(self, request: SampleRequest) -> EngineRequest:
@@ -64,22 +64,32 @@ class RequestMaker:
                 temperature=request.temperature,
                 seed=request.seed,
             ).sampling_params()
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        return text_parameters(request, self._never_ids)
 
-        return SamplingParams(
-            temperature=request.temperature,
-            seed=request.seed,
-            max_tokens=request.max_tokens,
-            stop_token_ids=list(request.stop_ids),
-            logit_bias={**self._logit_bias, **dict.fromkeys(request.banned_ids, BAN_BIAS)},
-            ignore_eos=True,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
-        )
+
+def text_parameters(request: SampleRequest, never_ids: Iterable[int]) -> Any:
+    """vLLM's `SamplingParams` of a request that is not for a block of actions.
+
+    Args:
+        request: what is asked.
+        never_ids: tokens of this policy that no request can draw, see `EngineNeeds`.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=request.temperature,
+        seed=request.seed,
+        max_tokens=request.max_tokens,
+        stop_token_ids=list(request.stop_ids),
+        logit_bias=dict.fromkeys((*never_ids, *request.banned_ids), BAN_BIAS),
+        ignore_eos=True,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
 
 
 def refusal(error: Exception) -> ValueError:
