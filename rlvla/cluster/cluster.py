@@ -298,8 +298,12 @@ class Cluster:
             ray.shutdown()
 
 
-def start_ray(config: ClusterConfig) -> bool:
+def start_ray(config: ClusterConfig, **limits: int) -> bool:
     """Start Ray on loopback, or join the cluster at `config.address`; returns whether it is ours to shut down.
+
+    Args:
+        config: of the run.
+        limits: of a node that is started here, as `ray.init` takes them, e.g. `object_store_memory`.
 
     Raises:
         ConnectionError: nothing answers at `cluster.address`; the message names it.
@@ -311,7 +315,7 @@ def start_ray(config: ClusterConfig) -> bool:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "runtime_env": {"env_vars": ENVIRONMENT}}
     if config.address == "local":
         options["runtime_env"] = {"env_vars": ENVIRONMENT | LOOPBACK}
-        options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False} | limits
         # Else what nobody refers to any more stays in the store for a second: half a dozen buckets of weights.
         options["_system_config"] = {"free_objects_batch_size": 1}
         # Else Ray takes the host's address in the place of loopback, and its processes listen on every interface.

@@ -106,9 +106,7 @@ class _Recording:
         return await self.sampler.sample(request)
 
 
-async def make_requests(
-    cfg: GRPOConfig, sampler: Sampler, number: int, num_parts: int
-) -> list[list[SampleRequest]]:
+async def make_requests(cfg: GRPOConfig, sampler: Sampler, number: int, num_parts: int) -> list[list[SampleRequest]]:
     """What decisions at the starts of episodes ask, each of another state as far as there are some.
 
     A decision's requests, of which each continues the one before, are all in one part.

@@ -3,15 +3,17 @@
 python scripts/benchmark/driver.py [--num-trajectories 512] [--num-turns 40] [--output driver_benchmark.json]
 
 Rollout actors make trajectories up, of so many turns with so many pictures; nothing else does. `Dispatcher` and
-`Collector` take them as in a run, and two ranks look at the pictures of their rows. The driver's memory is what is its
-own, the object store left out, which is counted beside it: no picture may lie there twice.
+`Collector` take them as in a run, and two ranks look at the pictures of their rows.
+
+- `driver_mb`: the most memory that was the driver's own in that time, libraries included, object store left out;
+- `driver_grows_mb`: the same less what it held before the step;
+- `store_mb`: in the object store. `copies_of_a_frame`: by the pictures' bytes; no picture may lie there twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,12 +24,12 @@ import numpy as np
 import psutil
 import ray
 import tyro
-from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from measuring import table, write_result
+from measuring import Peaks, store_stats, table, write_result
+from rlvla.cluster.cluster import start_ray
 from rlvla.cluster.dispatch import Dispatcher, Watch, get_all
 from rlvla.cluster.frames import without_frames
-from rlvla.config import EnvConfig, GRPOConfig
+from rlvla.config import ClusterConfig, EnvConfig, GRPOConfig
 from rlvla.rollout.collect import Collector, Job
 from rlvla.rollout.tasks import TaskStream
 from rlvla.types import EndReason, Group, Segment, SegmentKind, Trajectory, Turn
@@ -36,6 +38,7 @@ GROUP_SIZE = 8
 NUM_RANKS = 2
 NUM_SLOTS = 4
 """Envs of the actor; there is no simulator in them."""
+SAMPLE_S = 0.05
 
 
 def main(
@@ -61,8 +64,7 @@ def main(
         store_gb: Ray's object store.
         output: also write the result here, as JSON.
     """
-    store = int(store_gb * 2**30)
-    ray.init(num_cpus=4, object_store_memory=store, include_dashboard=False, logging_level=logging.ERROR)
+    start_ray(ClusterConfig(), object_store_memory=int(store_gb * 2**30))
     shape = {"num_turns": num_turns, "num_pictures": num_pictures, "side": side, "num_tokens": num_tokens}
     step = measure_step(num_trajectories, shape)
     whole = measure_whole(by_value, shape)
@@ -72,7 +74,7 @@ def main(
         **step,
         "frames_mb": frames_mb,
         "copies_of_a_frame": step["store_mb"] / frames_mb,
-        "driver_mb_per_trajectory": step["driver_mb"] / num_trajectories,
+        "driver_mb_per_trajectory": step["driver_grows_mb"] / num_trajectories,
         "whole_mb_per_trajectory": whole / by_value,
     }
     print(table([[key, float(value)] for key, value in result.items()]))
@@ -136,22 +138,23 @@ class Rank:
 
 
 def measure_step(num_trajectories: int, shape: dict[str, int]) -> dict[str, float]:
-    """Roll out and hand over; the driver's own MB behind it less those before, and what is beside it."""
+    """Roll out and hand over; the driver's own MB meanwhile, and what is beside them."""
     maker: Any = ray.remote(num_cpus=0)(Maker).remote(shape)
     dispatcher = Dispatcher([maker], NUM_SLOTS, lambda: None, Watch(900.0, {}))
     tasks = TaskStream(config=EnvConfig(tasks=("press",)), seed=0)
     config = GRPOConfig(groups_per_step=num_trajectories // GROUP_SIZE, group_size=GROUP_SIZE)
-    before, started = own_mb(), time.perf_counter()
-    groups, _ = Collector(dispatcher, tasks, judge, config).collect(0)
-    collected = time.perf_counter()
-    ranks: Any = [ray.remote(num_cpus=0)(Rank).remote() for _ in range(NUM_RANKS)]
-    handed = ray.put(groups)
-    calls = [actor.look.remote(handed, rank) for rank, actor in enumerate(ranks)]
-    get_all(calls, 3600.0, dispatcher.wait)
-    after = own_mb()
-    looked = time.perf_counter()
+    with Peaks(lambda: {"mb": own_mb()}, SAMPLE_S) as peaks:
+        started = time.perf_counter()
+        groups, _ = Collector(dispatcher, tasks, judge, config).collect(0)
+        collected = time.perf_counter()
+        ranks: Any = [ray.remote(num_cpus=0)(Rank).remote() for _ in range(NUM_RANKS)]
+        handed = ray.put(groups)
+        calls = [actor.look.remote(handed, rank) for rank, actor in enumerate(ranks)]
+        get_all(calls, 3600.0, dispatcher.wait)
+        looked = time.perf_counter()
     return {
-        "driver_mb": after - before,
+        "driver_mb": peaks.most["mb"],
+        "driver_grows_mb": peaks.grown["mb"],
         "store_mb": store_mb(),
         "collect_s": collected - started,
         "hand_over_s": looked - collected,
@@ -186,7 +189,7 @@ def own_mb() -> float:
 
 def store_mb() -> float:
     """What Ray's object store holds, on the disk or not."""
-    store = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
+    store = store_stats()
     return (store.object_store_bytes_used + store.spilled_bytes_total) / 2**20
 
 

@@ -1,6 +1,6 @@
 """The parts of the benchmark, each measured alone, in one file with the bars at the top.
 
-python scripts/benchmark/gather.py [outputs/benchmark/*.json] [--demo outputs/demo] [--output docs/results/benchmark.json]
+python scripts/benchmark/gather.py [outputs/benchmark/*.json] [--demo outputs/demo] [--output FILE]
 
 A part is a file that another script wrote: scripts/benchmark/grpo.py, libero_rollout.py, decisions.py and others. Each
 bar is taken from the part that has a key of its name, at the top or in a dict there. What was measured before and is in

@@ -12,10 +12,13 @@ pictures (256 pixels, with reflections); states are equal to the bit.
 - lockstep: SimpleVLA-RL's rollout with LIBERO's own env (`official.py`, `lockstep.py`): a process and an env made anew
   for each trajectory, two cameras at each env step, `transformers.generate` over the whole batch, all waiting for each
   other. `rollout_libero_vs_lockstep` = `vs_own_env` * `own_env_vs_lockstep`: what scheduling and engine bring, and what
-  the env brings. It is measured once each repeat without a warm-up, as nothing of it stays warm;
+  the env brings;
 - own_env: the same lockstep loop with our env, to tell these two apart;
 - simulator: our env processes without a policy, with as many pictures and zooms as the decisions of ours took, at the
   best of several numbers of processes. `libero_share_of_limit` is ours by that.
+
+Each run, the one that warms up included, has initial states of its own: the engine's caches hold none of its prompts.
+The warm-up, which is alike for all, is one batch of the lockstep.
 
 CPU seconds are told by kind of process. `cpu_per_trajectory` is their sum: its ratio holds on a busy machine too.
 """
@@ -62,7 +65,8 @@ def main(
     Args:
         model: policy checkpoint.
         config: GRPO config: suite and tasks, limits of a turn, cluster.
-        num_trajectories: in one run, each from an initial state of its own; whole batches of the lockstep.
+        num_trajectories: in one run, whole batches of the lockstep; each from an initial state of its own, of which a
+            task has 40 for all runs and the warm-up.
         failures: share of them that do not end before the horizon.
         lockstep_rows: trajectories of a batch of the lockstep, each in a process of 1 to 2 GB.
         envs: of ours, each in a process.
@@ -80,10 +84,9 @@ def main(
         )
     with tempfile.TemporaryDirectory(prefix="benchmark-libero-") as folder:
         cfg = configure(load(GRPOConfig, ["--config", str(config)]), model, Path(folder) / "recording.npz", envs, seed)
-        jobs = draw_jobs(cfg, num_trajectories)
-        fails = [int(failures * (i + 1)) > int(failures * i) for i in range(num_trajectories)]
-        write_recording(cfg, jobs, fails)
-        runs = measure_all(cfg, jobs, lockstep_rows, limit_envs, repeats)
+        jobs = deal(draw_jobs(cfg, num_trajectories * (repeats + 1)), repeats, lockstep_rows)
+        write_recording(cfg, jobs, failures)
+        runs = measure_all(cfg, jobs, lockstep_rows, limit_envs)
     result = summarise(runs) | {"num_trajectories": num_trajectories, "failures": failures, "repeats": repeats}
     result |= {"lockstep_rows": lockstep_rows, "envs": envs, "seed": seed, "model": name, "tasks": list(cfg.env.tasks)}
     result["config"] = os.path.relpath(config.resolve(), ROOT)
@@ -115,7 +118,10 @@ def draw_jobs(cfg: GRPOConfig, number: int) -> list[Job]:
     probe: Any = make_env(replace(cfg.env, id="rlvla/Libero-v0", kwargs=_bare(cfg)))
     ids = task_ids(probe, cfg.env)
     if number > len(ids) * TRAIN_STATES:
-        raise SystemExit(f"--num-trajectories {number}: {len(ids)} tasks have {len(ids) * TRAIN_STATES} train states")
+        raise SystemExit(
+            f"--num-trajectories and --repeats: {number} initial states are needed, one for a trajectory of a run "
+            f"and the warm-up, and {len(ids)} tasks have {len(ids) * TRAIN_STATES} train states"
+        )
     drawn = [(ids[i * len(ids) // number], i) for i in range(number)]
     return [
         Job(
@@ -128,16 +134,28 @@ def draw_jobs(cfg: GRPOConfig, number: int) -> list[Job]:
     ]
 
 
-def write_recording(cfg: GRPOConfig, jobs: Sequence[Job], fails: Sequence[bool]) -> None:
-    """Play the expert."""
-    episodes = [(job.task.task_id, job.task.init_state_id) for job in jobs]
-    replay.write(Path(cfg.env.kwargs["recording"]), replay.record(_bare(cfg), episodes, fails=fails))
+def deal(jobs: Sequence[Job], repeats: int, warm_up: int) -> list[list[Job]]:
+    """Those of the warm-up, as many as that, and those of each run, all of them from every task alike."""
+    first, *others = (list(jobs[i :: repeats + 1]) for i in range(repeats + 1))
+    return [first[:: len(first) // warm_up], *others]
+
+
+def write_recording(cfg: GRPOConfig, runs: Sequence[Sequence[Job]], failures: float) -> None:
+    """Play the expert; in each run this share of its episodes fails."""
+    fails = {
+        (job.task.task_id, job.task.init_state_id): int(failures * (i + 1)) > int(failures * i)
+        for jobs in runs
+        for i, job in enumerate(jobs)
+    }
+    episodes = sorted(fails)
+    recording = replay.record(_bare(cfg), episodes, fails=[fails[episode] for episode in episodes])
+    replay.write(Path(cfg.env.kwargs["recording"]), recording)
 
 
 def measure_all(
-    cfg: GRPOConfig, jobs: Sequence[Job], lockstep_rows: int, limit_envs: Sequence[int], repeats: int
+    cfg: GRPOConfig, jobs: Sequence[Sequence[Job]], lockstep_rows: int, limit_envs: Sequence[int]
 ) -> dict[str, list[Run]]:
-    """Run everything, one after the other; the runs by name."""
+    """Run everything, one after the other, on jobs of `deal`; the runs by name."""
     import torch
 
     from lockstep import LockstepRollout
@@ -145,17 +163,22 @@ def measure_all(
 
     played: list[list[Trajectory]] = []
 
-    def play(ours: Ours) -> Run:
-        trajectories, run = ours.rollout(jobs)
+    repeats = len(jobs) - 1
+
+    def play(ours: Ours, index: int) -> Run:
+        trajectories, run = ours.rollout(jobs[index])
         played.append(trajectories)
         return run
 
     with Ours(cfg) as ours:
-        runs = {"ours": measure("ours", repeats, lambda _: play(ours))}
+        runs = {"ours": measure("ours", repeats, lambda i: play(ours, i))}
     num_cameras = len(cfg.env.kwargs.get("cameras", CAMERAS[:1]))
-    zooms = {i: [len(turn.images) - num_cameras for turn in t.turns] for i, t in enumerate(played[-1])}
+    zooms = [
+        {i: [len(turn.images) - num_cameras for turn in t.turns] for i, t in enumerate(trajectories)}
+        for trajectories in played
+    ]
     tried = [
-        measure(f"simulator, {num} envs", repeats, lambda _, num=num: measure_simulator(cfg, jobs, zooms, num))
+        measure(f"simulator, {num} envs", repeats, lambda i, num=num: measure_simulator(cfg, jobs[i], zooms[i], num))
         for num in limit_envs
     ]
     runs["simulator"] = max(tried, key=lambda of_one: medians(of_one)["trajectories_per_s"])
@@ -163,7 +186,7 @@ def measure_all(
     for name, env_id in {"own_env": replay.OURS, "lockstep": replay.OFFICIAL}.items():
         one = replace(cfg, env=replace(cfg.env, id=env_id))
         with LockstepRollout(one, lockstep_rows, renews_envs=True) as lockstep:
-            runs[name] = [lockstep.run(jobs) for _ in range(repeats)]
+            runs[name] = measure(name, repeats, lambda i, lockstep=lockstep: lockstep.run(jobs[i]))
     return runs
 
 

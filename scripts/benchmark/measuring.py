@@ -1,10 +1,11 @@
-"""What every benchmark does alike: repeats behind a warm-up, medians, columns to read, JSON. Light: no torch."""
+"""What every benchmark does alike: repeats behind a warm-up, medians, peaks, columns to read, JSON. Light: no torch."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,53 @@ def medians(runs: Sequence[Run]) -> dict[str, Any]:
         **{f"{name}_per_s": median(run.counts[name] / run.seconds for run in runs) for name in runs[0].counts},
         **{name: sum(run.facts[name] for run in runs) / len(runs) for name in runs[0].facts},
     }
+
+
+class Peaks:
+    """The most of some quantities in a `with` block, looked at by a thread.
+
+    Args:
+        look: the quantities now, by name.
+        every_s: seconds between two looks.
+    """
+
+    def __init__(self, look: Callable[[], Mapping[str, float]], every_s: float) -> None:
+        self._look, self._every_s = look, every_s
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Peaks:
+        self._before = self._look()
+        self.most = dict(self._before)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._take()
+
+    @property
+    def grown(self) -> dict[str, float]:
+        """The most, less what there was before."""
+        return {name: most - self._before[name] for name, most in self.most.items()}
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(self._every_s):
+            self._take()
+
+    def _take(self) -> None:
+        for name, now in self._look().items():
+            self.most[name] = max(self.most[name], now)
+
+
+def store_stats() -> Any:
+    """Of the object store of this process's Ray node: `object_store_bytes_used`, `spilled_bytes_total` and others."""
+    import ray
+    from ray._private.internal_api import node_stats
+
+    node = ray.nodes()[0]
+    return node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False).store_stats
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:

@@ -13,7 +13,6 @@ of them before each sync. At the end those of a transformers sampler are compare
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, Literal
 
 import tyro
 
-from measuring import Run, measure, medians, set_environment, table, write_result
+from measuring import Peaks, Run, measure, medians, set_environment, store_stats, table, write_result
 
 Backend = Literal["transformers", "vllm"]
 TARGETS = {"sync_vs_memcpy": 3.0, "extra_buckets_store": 2.0}
@@ -84,11 +83,11 @@ def measure_all(
 
         def sync(index: int) -> Run:
             ray.get(learner.change.remote())
-            with Peaks(pids) as peaks:
+            with Peaks(lambda: held(pids), SAMPLE_S) as peaks:
                 started = time.perf_counter()
                 give([learner], [sampler], index + 1, learner_deadline_s=600, sampler_deadline_s=600)
                 seconds = time.perf_counter() - started
-            extra = {f"extra_buckets_{who}": peak / (bucket_mb * 2**20) for who, peak in peaks.extra.items()}
+            extra = {f"extra_buckets_{who}": peak / (bucket_mb * 2**20) for who, peak in peaks.grown.items()}
             return Run(seconds=seconds, counts={"bytes": num_bytes}, facts=extra)
 
         syncs: list[Run] = measure("sync", repeats, sync)
@@ -127,40 +126,12 @@ def make_checkpoint(folder: Path, num_params: float) -> int:
     return sum(p.nbytes for p in model.parameters())
 
 
-class Peaks:
-    """The most that Ray's store and some processes hold in a `with` block more than before it, in bytes."""
+def held(pids: Mapping[str, int]) -> dict[str, float]:
+    """Bytes in Ray's store, and those that are each process's own."""
+    import psutil
 
-    def __init__(self, pids: Mapping[str, int]) -> None:
-        import ray
-
-        node = ray.nodes()[0]
-        self._address = node["NodeManagerAddress"], node["NodeManagerPort"]
-        self._pids = pids
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Peaks:
-        self._before = self._held()
-        self.extra: dict[str, int] = dict.fromkeys(self._before, 0)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._is_over.wait(SAMPLE_S):
-            for who, held in self._held().items():
-                self.extra[who] = max(self.extra[who], held - self._before[who])
-
-    def _held(self) -> dict[str, int]:
-        import psutil
-        from ray._private.internal_api import node_stats
-
-        store = node_stats(*self._address, include_memory_info=False).store_stats.object_store_bytes_used
-        memory = {who: psutil.Process(pid).memory_info() for who, pid in self._pids.items()}
-        return {"store": store, **{who: info.rss - info.shared for who, info in memory.items()}}
+    memory = {who: psutil.Process(pid).memory_info() for who, pid in pids.items()}
+    return {"store": store_stats().object_store_bytes_used, **{who: m.rss - m.shared for who, m in memory.items()}}
 
 
 def copy(num_bytes: int) -> Run:

@@ -53,6 +53,19 @@ COMMANDS: dict[str, Sequence[str]] = {
         *("--model", "{demo}/grpo/checkpoint", "--config", "{configs}/grpo_tiny_tabletop.yaml"),
         *("--num-requests", "4", "--repeats", "1", "--output", "{out}/result.json"),
     ),
+    "benchmark/driver.py": (
+        *("--num-trajectories", "8", "--num-turns", "2", "--by-value", "2", "--store-gb", "0.2"),
+        *("--output", "{out}/result.json"),
+    ),
+    "benchmark/staleness.py": (
+        *("--model", "{demo}/sft/checkpoint", "--wait-s", "0", "--num-steps", "4", "--groups-per-step", "1"),
+        *("--max-staleness", "0", "1", "--output", "{out}/result.json"),
+    ),
+    "benchmark/step_costs.py": (
+        *("--model", "{demo}/sft/checkpoint", "--config", "{configs}/grpo_tiny_tabletop.yaml", "--repeats", "1"),
+        *("--output", "{out}/result.json"),
+    ),
+    "benchmark/sync.py": ("--num-params", "1e6", "--bucket-mb", "1", "--repeats", "1", "--output", "{out}/result.json"),
     "check_annotations.py": ("--num-episodes", "2", "--output", "{out}/result.json"),
     "doctor.py": ("--quiet",),
     "fuzz/fuzz.py": ("markup", "calls", "--runs", "200", "--output", "{out}"),
@@ -78,6 +91,7 @@ ELSEWHERE = {
     "demo.py": "tests/e2e/test_scripts.py",
     "fuzz/one.py": "scripts/fuzz/fuzz.py",
     "merge_adapter.py": "tests/unit/test_lora.py",
+    "simulate_step.py": "tests/unit/test_measured.py",
     "soak/soak.py": "tests/e2e/test_scripts.py",
     "torchvision_cpu_hook.py": "tests/unit/test_packaging.py",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import grpo
-from measuring import ROOT, Run, measure, medians
+from measuring import ROOT, Peaks, Run, measure, medians
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.testing import make_group
 
@@ -41,6 +42,22 @@ def test_rates_are_medians_over_runs_and_facts_are_means() -> None:
     measured = medians([Run(seconds=s, counts={"tokens": 12}, facts={"success": s}) for s in (1.0, 2.0, 6.0)])
     assert measured == {"seconds": [1.0, 2.0, 6.0], "tokens_per_s": 6.0, "success": 3.0}
     assert measure("squares", 3, lambda i: i * i) == [1, 4, 9]
+
+
+def test_peaks_are_those_between_two_looks_of_the_caller_too() -> None:
+    """What is held for a moment only, as it is not where it is looked at before and behind."""
+    now, is_seen = {"mb": 5.0}, threading.Event()
+
+    def look() -> dict[str, float]:
+        if now["mb"] == 9.0:
+            is_seen.set()
+        return dict(now)
+
+    with Peaks(look, 0.001) as peaks:
+        now["mb"] = 9.0
+        assert is_seen.wait(60)
+        now["mb"] = 4.0
+    assert (peaks.most, peaks.grown) == ({"mb": 9.0}, {"mb": 4.0})
 
 
 def test_ratios_and_targets_by_hand() -> None:

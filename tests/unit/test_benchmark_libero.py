@@ -61,8 +61,59 @@ def test_each_trajectory_has_an_initial_state_of_its_own(libero_assets: Path, tm
     tasks = [job.task.task_id for job in jobs]
     assert tasks == sorted(tasks)
     assert len(set(tasks)) == len(cfg.env.tasks)
-    with pytest.raises(SystemExit, match="--num-trajectories 81"):
+    with pytest.raises(SystemExit, match="81 initial states are needed"):
         libero_rollout.draw_jobs(cfg, 81)
+
+
+def test_no_run_meets_an_initial_state_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor one of the warm-up, and each has its share of tasks and of failures."""
+    tasks = [TaskSpec(suite="s", task_id=i // 24, init_state_id=i, seed=0) for i in range(48)]
+    runs = libero_rollout.deal([Job(task=task, member=0) for task in tasks], 2, 8)
+    assert [len(jobs) for jobs in runs] == [8, 16, 16]
+    assert len({job.task.init_state_id for jobs in runs for job in jobs}) == 40
+    assert [sum(job.task.task_id for job in jobs) for jobs in runs] == [4, 8, 8]
+    played: dict[tuple[int, int], bool] = {}
+
+    def record(_: Any, episodes: list[tuple[int, int]], *, fails: list[bool]) -> None:
+        assert episodes == sorted(episodes)  # else each compiles its scene
+        played.update(zip(episodes, fails, strict=True))
+
+    monkeypatch.setattr("replay.record", record)
+    monkeypatch.setattr("replay.write", lambda *_: None)
+    cfg = libero_rollout.configure(load(GRPOConfig, ["--config", str(CONFIG)]), Path(), Path("r.npz"), 3, 0)
+    libero_rollout.write_recording(cfg, runs, 0.25)
+    failed = [sum(played[job.task.task_id, job.task.init_state_id] for job in jobs) for jobs in runs]
+    assert failed == [2, 4, 4]
+
+
+def test_all_warm_up_alike_and_play_the_same_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: dict[str, list[Any]] = {}
+
+    class Loop:
+        def __init__(self, cfg: GRPOConfig, *_: Any, **__: Any) -> None:
+            self.name = cfg.env.id if _ else "ours"
+
+        def __enter__(self) -> Loop:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """Nothing to end."""
+
+        def rollout(self, jobs: Any) -> Any:
+            return [], self.run(jobs)
+
+        def run(self, jobs: Any) -> Run:
+            heard.setdefault(self.name, []).append(jobs)
+            return run(1.0, 1.0)
+
+    monkeypatch.setattr("ours.Ours", Loop)
+    monkeypatch.setattr("lockstep.LockstepRollout", Loop)
+    monkeypatch.setattr("ours.measure_simulator", lambda cfg, jobs, zooms, num: Loop(cfg, num).run(jobs))
+    cfg = load(GRPOConfig, ["--config", str(CONFIG)])
+    measured = libero_rollout.measure_all(cfg, ["warm", "first", "second"], 8, (2,))  # type: ignore[list-item]
+    assert heard.pop(replay.OURS) == heard.pop(replay.OFFICIAL) == heard.pop("ours") == ["warm", "first", "second"]
+    assert [*heard.values()] == [["warm", "first", "second"]]  # of the simulator
+    assert [len(runs) for runs in measured.values()] == [2] * 4
 
 
 class Counting:

@@ -68,7 +68,7 @@ class RequestMaker:
 
 
 def text_parameters(request: SampleRequest, never_ids: Iterable[int]) -> Any:
-    """vLLM's `SamplingParams` of a request that is not for a block of actions.
+    """The `SamplingParams` of a request that is not for a block of actions.
 
     Args:
         request: what is asked.
