@@ -75,13 +75,19 @@ def kill_in_the_midst(pid: int) -> threading.Timer:
     return timer
 
 
-def wait_until_all_wait_for_envs(actors: Sequence[Any]) -> None:
-    """Return when each episode of these rollout actors has asked its env for something: none asks the sampler."""
+def wait_until_all_wait_for_envs(cluster: Cluster) -> None:
+    """Return when each episode that is being played has asked its env for something: none asks the sampler."""
 
-    def has_asked(actor: Any) -> bool:
-        return all(link is not None and link._waiting for link in actor._pool._links)
+    def num_waiting(actor: Any) -> int:
+        return sum(link is not None and bool(link._waiting) for link in actor._pool._links)
 
-    while not all(ray.get([actor.__ray_call__.remote(has_asked) for actor in actors])):
+    def is_so() -> bool:
+        calls = list(cluster._dispatcher._playing)
+        playing = ray.wait(calls, num_returns=len(calls), timeout=0)[1]
+        waiting: list[Any] = [actor.__ray_call__.remote(num_waiting) for actor in cluster._rollout_actors]
+        return sum(ray.get(waiting)) == len(playing) > 0
+
+    while not is_so():
         time.sleep(0.1)
 
 
@@ -249,7 +255,7 @@ def test_a_sampler_killed_while_nobody_asks_it_has_the_weights_when_somebody_doe
     assert len(envs) == 2 * (1 + 2)  # of each actor a server and two envs
     for env in envs:
         env.suspend()
-    wait_until_all_wait_for_envs(cluster._rollout_actors)  # which are stopped, so that they go on doing so
+    wait_until_all_wait_for_envs(cluster)  # which are stopped, so that they go on doing so
     kill(pids("SamplerActor")[0])
 
     def resume_once_it_serves() -> None:
