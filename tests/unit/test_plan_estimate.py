@@ -151,7 +151,7 @@ def test_assumed_episodes() -> None:
 
 def test_a_coarse_simulation_is_near() -> None:
     """Sixteen episodes and a sampler, for 64 and four."""
-    world = World(note="", chunk_length=8, acts_at_once=True, max_env_steps=80)
+    world = World(note="", chunk_length=8, acts_at_once=True, max_env_steps=240)
     figures = replace(FIGURES, num_parameters=10**9, kv_values_per_token=10**5)
     cfg = replace(on_gpus(), groups_per_step=16, group_size=4, episode=EpisodeConfig(max_think_tokens=38))
     cfg = replace(cfg, cluster=replace(cfg.cluster, num_rollout_actors=16, envs_per_actor=2, rollout_cpus=1))
