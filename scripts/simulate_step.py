@@ -24,18 +24,17 @@ import tyro
 
 from rlvla.config import GRPOConfig, load
 from rlvla.plan.costs import Machine, Simulated
-from rlvla.plan.estimate import estimate, num_gpus
+from rlvla.plan.estimate import num_gpus
 from rlvla.plan.measured import deviations, groups_of, of_metrics, read_costs, read_run
-from rlvla.plan.model import figures_of
+from rlvla.plan.plan import Rollout
 from rlvla.plan.simulation import simulate
 from rlvla.plan.text import duration
-from rlvla.plan.turn import turn_tokens
 from rlvla.plan.world import of_env
 
 ROOT = Path(__file__).resolve().parents[1]
 BAND = 0.15
 """Deviation of a step that is taken for agreement."""
-PHASES = ("rollout_s", "tail_s", "learn_s", "sync_s")
+PHASES = ("seconds", "rollout_s", "tail_s", "learn_s", "sync_s")
 COLUMNS = ("GPUs", "placement", "staleness", "step", "rollout", "tail", "learner", "sync", "idle")
 
 
@@ -123,18 +122,19 @@ def scale(
         loss=replace(cfg.loss, kl_coef=cfg.loss.kl_coef if kl else 0.0),
         sampler=replace(cfg.sampler, enforce_eager=cfg.sampler.enforce_eager and not graphs),
     )
-    lines = itertools.chain([COLUMNS, ("---",) * len(COLUMNS)], (row(*p) for num in gpus for p in placements(cfg, num)))
-    for cells in lines:
+    rollout = Rollout(cfg)
+    rows = (row(placed, rollout) for num in gpus for placed in placements(cfg, num))
+    for cells in itertools.chain([COLUMNS, ("---",) * len(COLUMNS)], rows):
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def placements(cfg: GRPOConfig, num: int) -> Iterator[tuple[GRPOConfig, int]]:
-    """Each with a staleness: colocated, and several splits apart; 32 envs a GPU, but no more than episodes are out."""
+def placements(cfg: GRPOConfig, num: int) -> Iterator[GRPOConfig]:
+    """Colocated, and several splits apart with a staleness; 32 envs a GPU, but no more than episodes are out."""
 
-    def placed(staleness: int, **keys: Any) -> tuple[GRPOConfig, int]:
+    def placed(staleness: int, **keys: Any) -> GRPOConfig:
         out = (staleness + 1) * cfg.groups_per_step * cfg.group_size
         envs = {"num_rollout_actors": min(32 * num, out) // 2, "envs_per_actor": 2}
-        return replace(cfg, cluster=replace(cfg.cluster, **envs, **keys)), staleness
+        return replace(cfg, max_staleness=staleness, cluster=replace(cfg.cluster, **envs, **keys))
 
     yield placed(0, sampler_gpus=0.5, learner_gpus=0.5, num_samplers=num, num_learners=num)
     for share in (1 / 4, 3 / 8, 1 / 2):
@@ -143,26 +143,13 @@ def placements(cfg: GRPOConfig, num: int) -> Iterator[tuple[GRPOConfig, int]]:
             yield placed(staleness, num_samplers=num_samplers, num_learners=num - num_samplers)
 
 
-def row(cfg: GRPOConfig, staleness: int) -> tuple[str, ...]:
-    """One line of the table: means over the steps behind the first, where there are more."""
-    world, cluster = of_env(cfg), cfg.cluster
-    figures = figures_of(str(cfg.model), cfg.plan.architecture, view_shape=world.view_shape, lora=cfg.learner.lora)
-    num_scorings = (cfg.loss.kl_coef != 0) + (cfg.minibatches_per_step * cfg.num_epochs > 1)
-    simulated = estimate(
-        cfg,
-        figures,
-        turn_tokens(figures, world, cfg.episode),
-        world,
-        num_scorings=num_scorings,
-        max_staleness=staleness,
-        num_steps=3 if staleness else 1,
-    )
-    steps, total = simulated.steps[1:] or simulated.steps, num_gpus(cfg)
-    phases = [sum(getattr(step, name) for step in steps) / len(steps) for name in PHASES]
+def row(cfg: GRPOConfig, rollout: Rollout) -> tuple[str, ...]:
+    """One line of the table: means over the steps."""
+    cluster, simulated, total = cfg.cluster, rollout.simulated(cfg), num_gpus(cfg)
     where = "colocated" if cluster.learner_gpus < 1 else f"{cluster.num_samplers} + {cluster.num_learners}"
     busy = cluster.num_samplers * simulated.sampler_busy + cluster.num_learners * simulated.learner_busy
-    seconds = (simulated.step_s, *phases)
-    return (str(total), where, str(staleness), *map(duration, seconds), f"{1 - busy / total:.0%}")
+    phases = (duration(simulated.mean(name)) for name in PHASES)
+    return (str(total), where, str(cfg.max_staleness), *phases, f"{1 - busy / total:.0%}")
 
 
 if __name__ == "__main__":

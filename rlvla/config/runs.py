@@ -250,6 +250,12 @@ class GRPOConfig(_TrainingConfig):
                 f"max_staleness is {self.max_staleness} and loss.importance_cap 0: the importance weight corrects for "
                 "older weights: set it, for example to 2, or max_staleness to 0"
             )
+        if self.max_staleness and 0 < self.cluster.learner_gpus < 1:
+            raise ValueError(
+                f"max_staleness is {self.max_staleness} and cluster.learner_gpus {self.cluster.learner_gpus:g}: a "
+                "learner rank that shares its GPU with a sampler gains nothing from rollouts that run ahead: set "
+                "max_staleness to 0, or give each rank a GPU of its own (cluster.learner_gpus 1)"
+            )
         if not any(term.weight for term in self.reward):
             raise ValueError("reward: every weight is 0, so that there is nothing to learn")
 

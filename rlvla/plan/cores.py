@@ -15,16 +15,12 @@ class Cores:
         self._cores, self._done, self._now = cores, 0.0, 0.0
         self._ends: list[tuple[float, int, Any]] = []
         self._count = itertools.count()
-        self.busy_s = 0.0
 
     def _rate(self) -> float:
-        return min(1.0, self._cores / len(self._ends))
+        return min(1.0, self._cores / max(1, len(self._ends)))
 
     def _advance(self, now: float) -> None:
-        if self._ends:
-            worked = (now - self._now) * self._rate()
-            self._done += worked
-            self.busy_s += worked * len(self._ends)
+        self._done += (now - self._now) * self._rate()
         self._now = now
 
     def add(self, now: float, seconds: float, process: Any) -> None:

@@ -22,42 +22,32 @@ class Pass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """A turn: requests, then a chunk in the env."""
-
-    passes: tuple[Pass, ...]
-    chunk_share: float = 1.0
-    """Env steps that were executed, of a whole chunk."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Episode:
     """One trajectory."""
 
     scene: int
     """A slot that has another one pays `Costs.scene_s`."""
-    expected: float
-    """What the queue sorts by."""
-    turns: tuple[Decision, ...]
+    turns: tuple[tuple[Pass, ...], ...]
+    """The requests of each; a chunk in the env follows them."""
     num_tokens: int = 0
     """Of its rows in the learner, contexts included."""
 
     @property
     def num_pictures(self) -> int:
         """Of its rows."""
-        return sum(asked.num_pictures for turn in self.turns for asked in turn.passes)
+        return sum(asked.num_pictures for turn in self.turns for asked in turn)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
     """Seconds of each thing alone. CPU seconds are of one core; engine and learner seconds are of that device."""
 
-    decode: tuple[tuple[int, float], ...]
+    decode: tuple[tuple[float, float], ...]
     """(sequences, seconds) of an engine step, ascending; linear between and beyond."""
     reset_s: float = 0.0
     scene_s: float = 0.0
     chunk_s: float = 0.0
-    """CPU, of a whole chunk with its pictures."""
+    """CPU, of a chunk with its pictures."""
     zoom_s: float = 0.0
     request_s: float = 0.0
     """CPU around a request: the decider, and Ray on both sides."""
@@ -73,8 +63,6 @@ class Costs:
     """Learner, all ranks together, of a token of a row."""
     learn_picture_s: float = 0.0
     """The same of a picture."""
-    learn_s: float = 0.0
-    """Learner, of a step, beside its tokens."""
     sync_s: float = 0.0
     """From drained samplers to new weights in all of them."""
     save_s: float = 0.0
@@ -92,7 +80,7 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What there is to run on."""
+    """What there is to run on; the learner has devices of its own."""
 
     num_slots: int
     """Envs; slot i asks sampler i % num_samplers."""
@@ -102,10 +90,8 @@ class Machine:
     """Shared in equal parts by all that computes on CPUs; none gets more than one."""
     engine_on_cores: bool = False
     """A sampler's steps take a core, instead of a device of its own."""
-    learner_cores: int = 0
-    """Threads of the learner on these cores; 0: it has devices of its own."""
-    is_colocated: bool = False
-    """Samplers and learner share devices: no request is served while the learner works."""
+    steps_at_once: int = 1
+    """Engine steps at most between two looks at what waits; above 1 coarser, and quicker to simulate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,16 +121,10 @@ class Simulated:
     """What happened."""
 
     steps: tuple[Step, ...]
-    num_episodes: int
-    """That ended."""
     sampler_busy: float
     """Share of the time that a sampler computed, over all of them."""
     learner_busy: float
-    core_busy: float
-    """Of `Machine.cores`; 0 where they are without limit."""
 
-    @property
-    def step_s(self) -> float:
-        """Seconds of a step; behind the first one, which nothing overlaps, where there are more."""
-        counted = self.steps[1:] or self.steps
-        return sum(step.seconds for step in counted) / len(counted)
+    def mean(self, name: str) -> float:
+        """Of a field of `Step`, over the steps."""
+        return sum(getattr(step, name) for step in self.steps) / len(self.steps)

@@ -6,13 +6,12 @@ is assumed, or says where it was measured.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rlvla.config import EpisodeConfig, GRPOConfig
-from rlvla.plan.costs import Costs, Decision, Episode, Machine, Pass
+from rlvla.plan.costs import Costs, Episode, Machine, Pass
 from rlvla.plan.memory import BYTES
 from rlvla.plan.model import ModelFigures
 from rlvla.plan.simulation import Simulated, simulate
@@ -21,10 +20,10 @@ from rlvla.plan.world import World
 
 DECODE_REACHED = 0.6
 """Share of a device's memory bandwidth that decoding reaches; assumed."""
-LINK_REACHED = 0.8
-"""Share of a link's bandwidth that NCCL reaches in buckets of 256 MiB; assumed."""
-NETWORK = 50e9
-"""Between nodes, bytes/s for each GPU: InfiniBand NDR, 400 Gbit/s; assumed."""
+PCIE = 25e9
+"""Bytes/s between a GPU and main memory: PCIe 4 x16 at 80 %; assumed."""
+NETWORK = 2e9
+"""Bytes/s from one node's store to another one's, over TCP; assumed."""
 DISK = 2e9
 """Bytes/s that a node writes; assumed, of a local NVMe disk."""
 GPUS_PER_NODE = 8
@@ -32,10 +31,12 @@ EAGER_LAYER_S = 5e-4
 """Launching the kernels of a block without CUDA graphs, which a small batch waits for; assumed."""
 REPLAY_S = 1e-3
 """Of a step of the engine beside the model: scheduling, and with CUDA graphs the replay; assumed."""
-SLEEP_S = 2.0
-"""A colocated sampler gives its memory back and takes it again; assumed."""
 REQUEST_S, TURN_S = 2e-3, 2e-3
 """CPU around a request and a turn; scripts/benchmark/step_costs.py measures them."""
+NUM_TASKS = 10
+"""Of a suite that is not here: LIBERO's have 10, but for libero_90."""
+EPISODES = 32
+"""Of a step in a coarse simulation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ HABITS = Habits()
 
 def assumed_turn(
     figures: ModelFigures, turn: TurnTokens, world: World, episode: EpisodeConfig, habits: Habits, num_zooms: int
-) -> tuple[Decision, int]:
+) -> tuple[tuple[Pass, ...], int]:
     """A turn with so many zooms, and the tokens of its row."""
     image, thought = figures.tokens_per_image, round(habits.thought * episode.max_think_tokens) + 2
     call = round(habits.thought * turn.call)
@@ -104,7 +105,7 @@ def assumed_turn(
         new = turn.block if passes else turn.block + turn.prompt
         passes.append(Pass(num_new_tokens=new, num_pictures=0 if passes else world.num_images, num_steps=1))
     length = sum(contexts) + sum(texts) + (num_actions + 2 if turn.block else 0)
-    return Decision(passes=tuple(passes)), min(turn.limit, length)
+    return tuple(passes), min(turn.limit, length)
 
 
 def assumed_groups(
@@ -125,25 +126,17 @@ def assumed_groups(
         ]
         return Episode(
             scene=scene,
-            expected=horizon,
-            turns=tuple(decision for decision, _ in turns),
+            turns=tuple(passes for passes, _ in turns),
             num_tokens=sum(num_tokens for _, num_tokens in turns),
         )
 
-    num_tasks = world.num_tasks or 10
+    num_tasks = world.num_tasks or NUM_TASKS
     return [[episode(group % num_tasks) for _ in range(cfg.group_size)] for group in range(num_groups)]
 
 
 def sync_bytes(figures: ModelFigures, cfg: GRPOConfig) -> float:
-    """What each sampler is sent: the adapter in float32, or the weights in the samplers' dtype."""
-    return figures.num_adapter_parameters * 4 or figures.num_parameters * BYTES[cfg.sampler.dtype]
-
-
-def transport(cfg: GRPOConfig) -> str:
-    """How the weights get from the learner to the samplers."""
-    if cfg.plan.gpu == "cpu":
-        return "shared memory"
-    return "CUDA IPC" if 0 < cfg.cluster.learner_gpus < 1 else "NCCL"
+    """What each sampler is sent: the adapter in float32, or the weights in the learner's dtype."""
+    return figures.num_adapter_parameters * 4 or figures.num_parameters * BYTES[cfg.learner.dtype]
 
 
 def num_gpus(cfg: GRPOConfig) -> int:
@@ -162,29 +155,34 @@ def num_nodes(cfg: GRPOConfig) -> int:
 
 
 def sync_s(figures: ModelFigures, cfg: GRPOConfig) -> float:
-    """From the learner's ranks into every sampler, bucket by bucket; reading, sending and writing overlap.
+    """From rank 0 through Ray's store into every sampler, see `rlvla.cluster.weight_sync`.
 
-    Shared memory: written, read and loaded. CUDA IPC: gathered from the ranks, then copied on the device. NCCL:
-    gathered, then broadcast; between nodes at the network's speed.
+    A bucket is copied off the GPU and into the store, goes over the network to other nodes, and is copied out of the
+    store and onto the GPU. The next one is made meanwhile where that needs no memory: on the CPU, below ZeRO-3.
     """
-    size, device, how = sync_bytes(figures, cfg), DEVICES[cfg.plan.gpu], transport(cfg)
-    if how == "shared memory":
-        return 3 * size / device.memory_bandwidth
-    link = (device.link_bandwidth if num_nodes(cfg) == 1 else min(device.link_bandwidth, NETWORK)) * LINK_REACHED
-    gather = size / link if cfg.cluster.num_learners > 1 and cfg.learner.zero_stage == 3 else 0.0
-    if how == "CUDA IPC":
-        return SLEEP_S + gather + 2 * size / (DECODE_REACHED * device.memory_bandwidth)
-    return gather + size / link
+    size, copy = sync_bytes(figures, cfg), 1 / DEVICES["cpu"].memory_bandwidth
+    pcie, network = 1 / PCIE if num_gpus(cfg) else 0.0, 1 / NETWORK if num_nodes(cfg) > 1 else 0.0
+    make, take = pcie + copy, network + copy + pcie
+    return size * (make + take if num_gpus(cfg) or cfg.learner.zero_stage == 3 else max(make, take))
 
 
 def state_bytes(figures: ModelFigures, cfg: GRPOConfig) -> float:
-    """Of a state: trained weights, AdamW's moments, and float32 masters where there are any."""
+    """Of a state over all ranks, see `rlvla.learner.state`: float32 weights and AdamW's two moments, 12 bytes a weight.
+
+    Below stage 2 each rank writes them all; at stage 2 its share, and beside it the weights themselves.
+    """
+    trained, ranks = figures.num_trained_parameters, cfg.cluster.num_learners
     size = 4 if figures.num_adapter_parameters else BYTES[cfg.learner.dtype]
-    has_masters = cfg.learner.dtype == "bfloat16" or cfg.learner.zero_stage >= 2
-    return figures.num_trained_parameters * (size + 8 + 4 * has_masters)
+    stage = cfg.learner.zero_stage or 2 * (cfg.learner.dtype == "bfloat16")  # as the engine has it
+    return trained * {0: 12 * ranks, 2: 12 + ranks * size, 3: 12}[stage]
 
 
-def device_costs(figures: ModelFigures, cfg: GRPOConfig, world: World, num_scorings: int) -> Costs:
+def num_scorings(cfg: GRPOConfig) -> int:
+    """Forwards of a row before its update: by the reference, and by the policy before the first of several updates."""
+    return (cfg.loss.kl_coef != 0) + (cfg.minibatches_per_step * cfg.num_epochs > 1)
+
+
+def device_costs(figures: ModelFigures, cfg: GRPOConfig, world: World) -> Costs:
     """Of a GPU run, by data sheets.
 
     A decode step reads all weights of the language model and the KV cache of every sequence, half grown.
@@ -193,6 +191,7 @@ def device_costs(figures: ModelFigures, cfg: GRPOConfig, world: World, num_scori
     ranks, wide = cfg.cluster.num_learners, cfg.sampler.tensor_parallel_size
     flops, bandwidth, size = device.flops * REACHED, device.memory_bandwidth * DECODE_REACHED, BYTES[cfg.sampler.dtype]
     text = figures.num_parameters - figures.num_vision_parameters
+    forwards = num_forwards(cfg.learner, num_scorings(cfg)) * cfg.num_epochs
     launch = figures.text.num_layers * EAGER_LAYER_S if cfg.sampler.enforce_eager else 0.0
     cached = figures.kv_values_per_token * size * cfg.episode.max_turn_tokens / 2
 
@@ -210,84 +209,80 @@ def device_costs(figures: ModelFigures, cfg: GRPOConfig, world: World, num_scori
         turn_s=TURN_S,
         new_token_s=flop(figures, 1, 0) / flops / wide,
         picture_s=flop(figures, 0, 1) / flops / wide,
-        learn_token_s=num_forwards(cfg.learner, num_scorings) * flop(figures, 1, 0) * cfg.num_epochs / flops / ranks,
-        learn_picture_s=num_forwards(cfg.learner, num_scorings) * flop(figures, 0, 1) * cfg.num_epochs / flops / ranks,
+        learn_token_s=forwards * flop(figures, 1, 0) / flops / ranks,
+        learn_picture_s=forwards * flop(figures, 0, 1) / flops / ranks,
         sync_s=sync_s(figures, cfg),
         save_s=state_bytes(figures, cfg) / num_nodes(cfg) / DISK,
     )
 
 
-def machine(cfg: GRPOConfig) -> Machine:
-    """As many cores as the config reserves for rollouts."""
-    cluster = cfg.cluster
-    return Machine(
-        num_slots=cluster.num_rollout_actors * cluster.envs_per_actor,
-        num_samplers=cluster.num_samplers,
-        max_num_seqs=cfg.sampler.max_num_seqs,
-        cores=cluster.num_rollout_actors * cluster.rollout_cpus,
-        is_colocated=transport(cfg) == "CUDA IPC",
-    )
-
-
 def estimate(
-    cfg: GRPOConfig,
-    figures: ModelFigures,
-    turn: TurnTokens,
-    world: World,
-    *,
-    num_scorings: int,
-    max_staleness: int = 0,
-    num_steps: int = 1,
+    cfg: GRPOConfig, figures: ModelFigures, turn: TurnTokens, world: World, *, num_episodes: int | None = None
 ) -> Simulated:
-    """Simulate steps of a run on GPUs.
+    """Simulate steps of a run on GPUs: `4 * (max_staleness + 1) + 2`, without those at both ends.
+
+    A coarse simulation takes half a second or so: each episode stands for several that go in step, one sampler for
+    all, and the steps are as few as show one.
+
+    Args:
+        cfg: of the run; its rollout actors reserve the cores that there are.
+        figures: of the model.
+        turn: with every limit used up.
+        world: that is played in.
+        num_episodes: of a step at most, in a coarse simulation; None: all, one by one.
 
     Raises:
         KeyError: nothing is known of the env's costs.
     """
-    costs = device_costs(figures, cfg, world, num_scorings)
-    groups = assumed_groups(cfg, figures, turn, world, num_steps * cfg.groups_per_step)
-    return simulate(
+    costs, cluster, n = device_costs(figures, cfg, world), cfg.cluster, cfg.max_staleness
+    num_groups, num_samplers, num_steps = cfg.groups_per_step, cluster.num_samplers, 4 * n + 6
+    num_slots, cores = cluster.num_rollout_actors * cluster.envs_per_actor, cluster.num_rollout_actors
+    most = cfg.sampler.max_num_seqs
+    if num_episodes:
+        num_groups, num_samplers = min(num_groups, max(1, num_episodes // cfg.group_size)), 1
+        num_steps = 3 * n + 2
+    many = cfg.groups_per_step / num_groups  # episodes that one stands for
+    dense = many * num_samplers / cluster.num_samplers  # of them in one sampler
+    costs = replace(
         costs,
-        machine(cfg),
-        groups,
-        cfg.groups_per_step,
-        max_staleness=max_staleness,
-        save_every=cfg.save_every,
+        decode=tuple((num / dense, seconds) for num, seconds in costs.decode),
+        new_token_s=costs.new_token_s * dense,
+        picture_s=costs.picture_s * dense,
+        learn_token_s=costs.learn_token_s * many,
+        learn_picture_s=costs.learn_picture_s * many,
     )
+    machine = Machine(
+        num_slots=max(1, round(num_slots / many)),
+        num_samplers=num_samplers,
+        max_num_seqs=max(1, round(most / dense)),
+        cores=cores * cluster.rollout_cpus / many,
+        steps_at_once=4 if num_episodes else 1,
+    )
+    scenes = max(1, round((world.num_tasks or NUM_TASKS) / many))
+    groups = assumed_groups(cfg, figures, turn, replace(world, num_tasks=scenes), num_steps * num_groups)
+    return simulate(costs, machine, groups, num_groups, max_staleness=n, save_every=cfg.save_every, settle=True)
 
 
-def better_split(
-    cfg: GRPOConfig, now: Simulated, of: Callable[[GRPOConfig], Simulated]
-) -> tuple[GRPOConfig, Simulated]:
+def better_split(cfg: GRPOConfig, seconds: Callable[[GRPOConfig], float]) -> tuple[GRPOConfig, float]:
     """The quickest of some splits of the same GPUs between samplers and learner ranks, the given one among them.
 
-    Tried is the split at which rollout and update, if each took so much less the more GPUs it has, would take least
-    together, and then its neighbours, as long as that helps.
+    An eighth of the GPUs at a time goes to the other side, as long as that helps.
 
     Args:
         cfg: placement `apart`, a GPU for each rank.
-        now: what `of` says of it.
-        of: simulates a config.
+        seconds: of a step.
     """
-    cluster, (step, *_) = cfg.cluster, now.steps
-    wide = max(1, round(cluster.sampler_gpus))
-    total = num_gpus(cfg)
-    rollout, learn = (
-        math.sqrt(s * n) for s, n in ((step.rollout_s, cluster.num_samplers), (step.learn_s, cluster.num_learners))
-    )
-    found = {cluster.num_samplers: (cfg, now)}
-
-    def seconds(num: int) -> float:
-        if not 1 <= num < total / wide:
-            return math.inf
-        if num not in found:
-            split = replace(cluster, num_samplers=num, num_learners=total - num * wide)
-            found[num] = (replace(cfg, cluster=split), of(replace(cfg, cluster=split)))
-        return found[num][1].step_s
-
-    best = min(max(1, round(total / wide * rollout / (rollout + learn))), math.ceil(total / wide) - 1)
-    seconds(best)
-    for direction in (-1, 1):
-        while seconds(best + direction) < seconds(best):
-            best += direction
-    return min(found.values(), key=lambda pair: pair[1].step_s)
+    total, wide = num_gpus(cfg), max(1, round(cfg.cluster.sampler_gpus))
+    best, least = cfg, seconds(cfg)
+    for some in (-1, 1):
+        while True:
+            num_samplers = best.cluster.num_samplers + some * max(1, total // wide // 8)
+            num_learners = total - num_samplers * wide
+            if num_samplers < 1 or num_learners < 1:
+                break
+            cluster = replace(cfg.cluster, num_samplers=num_samplers, num_learners=num_learners)
+            other = replace(cfg, cluster=cluster)
+            if (other_s := seconds(other)) >= least:
+                break
+            best, least = other, other_s
+    return best, least

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rlvla.config import GRPOConfig
-from rlvla.plan.estimate import DISK, ENV_COSTS, num_gpus, num_nodes, state_bytes, sync_bytes, sync_s, transport
-from rlvla.plan.memory import BUCKETS, BYTES, GIB
+from rlvla.learner.pixels import AHEAD
+from rlvla.plan.estimate import DISK, ENV_COSTS, num_gpus, num_nodes, state_bytes, sync_bytes, sync_s
+from rlvla.plan.memory import BYTES, GIB
 from rlvla.plan.model import ModelFigures
 from rlvla.plan.text import Lines, duration, size
 from rlvla.plan.turn import TurnTokens
@@ -20,21 +21,31 @@ PREPARE_S = 2e-8
 256 px, on a busy core of an AMD EPYC."""
 
 
-def frame_bytes(cfg: GRPOConfig, turn: TurnTokens, world: World, num_turns: int, max_staleness: int) -> float:
+def bucket_bytes(cfg: GRPOConfig) -> float:
+    """In which weights travel."""
+    return cfg.cluster.bucket_mb * 2**20
+
+
+def frame_bytes(cfg: GRPOConfig, turn: TurnTokens, world: World, num_turns: int) -> float:
     """Frames of the trajectories that are out at once, cameras and zooms, each once in its node's object store.
 
     Dynamic sampling keeps up to a step's surplus beside them.
     """
     height, width = world.view_shape
-    num_steps = max_staleness + 1 + (cfg.max_waves > 1)
+    num_steps = cfg.max_staleness + 1 + (cfg.max_waves > 1)
     pictures = num_steps * cfg.groups_per_step * cfg.group_size * num_turns * turn.num_images
     return float(pictures * height * width * 3)
 
 
 def pixel_bytes(cfg: GRPOConfig, figures: ModelFigures, turn: TurnTokens, num_turns: int) -> float:
-    """A step's prepared pictures, which the learner's ranks keep in the policy's dtype."""
-    pictures = cfg.groups_per_step * cfg.group_size * num_turns * turn.num_images
-    return float(pictures * figures.values_per_image * BYTES[cfg.learner.dtype])
+    """Prepared pictures that the learner's ranks hold, in the policy's dtype, see `rlvla.learner.pixels`.
+
+    Of a step with several updates all, of one with a single update those of some micro-batches.
+    """
+    rows = cfg.groups_per_step * cfg.group_size * num_turns
+    if cfg.minibatches_per_step * cfg.num_epochs == 1:
+        rows = min(rows, (AHEAD + 1) * cfg.learner.micro_batch_rows * cfg.cluster.num_learners)
+    return float(rows * turn.num_images * figures.values_per_image * BYTES[cfg.learner.dtype])
 
 
 def main_memory(
@@ -43,8 +54,6 @@ def main_memory(
     turn: TurnTokens,
     world: World,
     num_turns: int,
-    *,
-    max_staleness: int,
     on_cpu: float,
 ) -> dict[str, float]:
     """Bytes over all nodes, by what they are for.
@@ -55,11 +64,10 @@ def main_memory(
         turn: with every limit used up.
         world: that is played in.
         num_turns: of the longest episode.
-        max_staleness: steps that rollouts may be ahead.
         on_cpu: what learner ranks and samplers take of it where there is no GPU.
     """
     cluster = cfg.cluster
-    frames = frame_bytes(cfg, turn, world, num_turns, max_staleness)
+    frames = frame_bytes(cfg, turn, world, num_turns)
     env = ENV_COSTS.get(cfg.env.id)
     kind = "gpu" if num_gpus(cfg) else "cpu"
     parts = {
@@ -71,7 +79,7 @@ def main_memory(
         "processes": PROCESS[kind] * (1 + cluster.num_samplers + cluster.num_learners)
         + ROLLOUT_ACTOR * cluster.num_rollout_actors,
         "learner and samplers": on_cpu,
-        "two buckets": min(BUCKETS, sync_bytes(figures, cfg)) if transport(cfg) == "shared memory" else 0.0,
+        "two buckets": min(2 * bucket_bytes(cfg), sync_bytes(figures, cfg)) * num_nodes(cfg),
     }
     return {name: amount for name, amount in parts.items() if amount}
 
@@ -79,7 +87,8 @@ def main_memory(
 def host_lines(cfg: GRPOConfig, figures: ModelFigures, turn: TurnTokens, num_turns: int, learner_s: float) -> Lines:
     """Weights, pictures, states: bytes, and seconds at assumed speeds."""
     weights, what = sync_bytes(figures, cfg), "adapter" if figures.num_adapter_parameters else "weights"
-    sync = f"{what} of {size(weights)} by {transport(cfg)}, in buckets of 256 MiB: {duration(sync_s(figures, cfg))}"
+    bucket = size(bucket_bytes(cfg))
+    sync = f"{what} of {size(weights)} through Ray's store, in buckets of {bucket}: {duration(sync_s(figures, cfg))}"
     pictures = cfg.groups_per_step * cfg.group_size * num_turns * turn.num_images
     seconds = pictures * figures.values_per_image * PREPARE_S
     prepare = (

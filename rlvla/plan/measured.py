@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rlvla.plan.costs import Costs, Decision, Episode, Pass, Simulated
+from rlvla.plan.costs import Costs, Episode, Pass, Simulated
 from rlvla.run.metrics import read_metrics
 
 
@@ -81,7 +81,7 @@ def groups_of(
     text = max(1, round(played.response_tokens - num_actions))
     dealt = iter(zooms)
 
-    def turn(num_zooms: int) -> Decision:
+    def turn(num_zooms: int) -> tuple[Pass, ...]:
         share = max(1, round(text / (num_zooms + 1)))
         last = share if at_once else share + num_actions
         passes = [
@@ -90,12 +90,11 @@ def groups_of(
         ]
         if at_once:
             passes.append(Pass(num_new_tokens=num_actions + 1, num_pictures=0, num_steps=1))
-        return Decision(passes=tuple(passes))
+        return tuple(passes)
 
     episodes = [
         Episode(
             scene=i // group_size % num_scenes,
-            expected=horizon,
             turns=tuple(turn(next(dealt)) for _ in range(length)),
             num_tokens=round(played.row_tokens * length),
         )
@@ -129,7 +128,8 @@ def read_costs(step_costs: Path, benchmark: Path | None = None) -> Costs:
         raise KeyError(f"{step_costs}: costs that no simulation knows: {sorted(unknown)}")
     measured["decode"] = tuple((num, seconds) for num, seconds in measured["decode"])
     if benchmark is not None:
-        other = json.loads(benchmark.read_text())
+        gathered = json.loads(benchmark.read_text())
+        other = gathered.get("parts", {}).get("tabletop", gathered)
         measured |= {"learn_token_s": 1 / other["learner"]["tokens_per_s"], "sync_s": other["sync_seconds"]}
     return Costs(**measured)
 
@@ -141,13 +141,8 @@ def read_run(path: Path) -> list[dict[str, Any]]:
 
 def deviations(simulated: Simulated, lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
     """(simulated, measured) seconds by phase and of a step, means over the steps."""
-    steps = simulated.steps
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
     phases = {
-        name: (mean([getattr(step, f"{name}_s") for step in steps]), mean([line[f"time/{key}_s"] for line in lines]))
-        for name, key in (("rollout", "rollout"), ("learn", "learn"), ("sync", "sync"))
+        name: (simulated.mean(f"{name}_s"), sum(line[f"time/{name}_s"] for line in lines) / len(lines))
+        for name in ("rollout", "learn", "sync")
     }
     return phases | {"step": (sum(a for a, _ in phases.values()), sum(b for _, b in phases.values()))}

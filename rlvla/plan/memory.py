@@ -21,8 +21,6 @@ from rlvla.plan.model import ModelFigures, Stack
 from rlvla.plan.text import GIB
 from rlvla.plan.turn import TurnTokens
 
-BUCKETS = 2 * 256 << 20
-"""Bytes in which weights travel from the learner to samplers: one is filled while the other one is sent."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT32 = 4
 LOGIT_COPIES = 4
@@ -81,7 +79,7 @@ def learner_memory(
     *,
     temperature: float = 1.0,
     has_reference: bool = False,
-    syncs: bool = False,
+    bucket: float = 0.0,
 ) -> LearnerMemory:
     """Memory of one learner rank, bytes.
 
@@ -93,7 +91,8 @@ def learner_memory(
         world: ranks.
         temperature: of the text that is scored.
         has_reference: whether a KL term asks for reference logprobs; with LoRA the same weights give them.
-        syncs: whether weights are handed to samplers (GRPO), bucket by bucket, or only saved (SFT), which gathers them.
+        bucket: bytes in which weights are handed to samplers (GRPO); making one takes as much beside it. 0: they are
+            only saved (SFT), for which stage 3 gathers them.
     """
     settings, size = zero(learner), BYTES[learner.dtype]
     weights = (figures.num_parameters + figures.num_adapter_parameters) * size
@@ -115,8 +114,8 @@ def learner_memory(
     if settings.stage == 3:
         compute += min(settings.max_live_parameters * size, weights)  # gathered ahead and kept at most
     transient = {"forward and backward": compute, "optimizer step": states}
-    if syncs:
-        transient["weight sync"] = min(BUCKETS, weights)
+    if bucket:
+        transient["weight sync"] = min(2 * bucket, weights)
     elif settings.stage == 3:
         transient["saving"] = weights
     return LearnerMemory(resident=resident, transient=transient)
@@ -125,12 +124,12 @@ def learner_memory(
 def activations(
     figures: ModelFigures, learner: LearnerConfig, turn: TurnTokens, num_rows: int, num_copies: int = LOGIT_COPIES
 ) -> float:
-    """Bytes that one micro-batch keeps for its backward, with logits from the last token of the prompt on.
+    """Bytes that one micro-batch keeps for its backward, with logits of what the policy said.
 
     With checkpointing each block keeps its input, and one block at a time is computed again.
     """
     size = BYTES[learner.dtype]
-    total = (turn.limit - turn.prompt + 1) * figures.vocabulary_size * (size + num_copies * _FLOAT32)
+    total = turn.sampled * figures.vocabulary_size * (size + num_copies * _FLOAT32)
     is_vision_tracked = learner.gradient_checkpointing or not figures.num_adapter_parameters
     stacks = [(figures.text, turn.limit)]
     stacks += [(tower, turn.num_images * figures.patches_per_image * is_vision_tracked) for tower in figures.vision]
@@ -155,18 +154,18 @@ def _block_activations(stack: Stack, size: int) -> int:
 
 
 def sampler_memory(
-    figures: ModelFigures, sampler: SamplerConfig, gpu_memory: float, max_turn_tokens: int
+    figures: ModelFigures, sampler: SamplerConfig, gpu_memory: float, max_turn_tokens: int, bucket: float = 0.0
 ) -> SamplerMemory:
     """Memory of a sampler on each of its GPUs of `gpu_memory` bytes; 0: on the CPU.
 
     With `kv_cache_mb` 0 vLLM fills `gpu_memory_utilization` of the GPU with KV cache. The transformers sampler holds
-    the cache of one turn, and the old weights beside the new ones while it loads them.
+    the cache of one turn, and a `bucket` of new weights (bytes) while it writes them over the old ones.
     """
     size = BYTES[sampler.dtype]
     weights, per_token = figures.num_parameters * size, figures.kv_values_per_token * size
     overhead = CONTEXT + ENGINE * (sampler.backend == "vllm") if gpu_memory else 0.0
     if sampler.backend == "transformers":
-        weights, cache = 2 * weights, float(max_turn_tokens * per_token)
+        cache, overhead = float(max_turn_tokens * per_token), overhead + min(bucket, weights)
     else:
         weights, per_token = weights / sampler.tensor_parallel_size, per_token / sampler.tensor_parallel_size
         left = max(0.0, sampler.gpu_memory_utilization * gpu_memory - weights - overhead)

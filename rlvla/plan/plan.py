@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, LearnerConfig, PlanConfig, SFTConfig
-from rlvla.plan.estimate import ENV_COSTS, HABITS, better_split, estimate, num_nodes
-from rlvla.plan.host import host_lines, main_memory, memory_line
+from rlvla.plan.estimate import ENV_COSTS, EPISODES, HABITS, NUM_TASKS, better_split, estimate, num_nodes, num_scorings
+from rlvla.plan.host import bucket_bytes, host_lines, main_memory, memory_line
 from rlvla.plan.memory import BYTES, LearnerMemory, learner_memory, sampler_memory, zero
 from rlvla.plan.model import ModelFigures, figures_of
 from rlvla.plan.simulation import Simulated
@@ -24,8 +24,6 @@ from rlvla.run.preflight import check_policy, require_even
 
 _ANNOTATED = EpisodeConfig(max_tool_calls=1, max_turn_tokens=1 << 20)
 """Rows of the cold start, assumed: one zoom at most, thoughts as long as a policy may write by default."""
-_NUM_TASKS = 10
-"""Of a suite that is not here: LIBERO's have 10, but for libero_90."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +71,9 @@ def of_sft(cfg: SFTConfig) -> Plan:
 
 def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
     """Plan a GRPO run; the recipe has built the reward, whose weights by name are shown."""
-    learner, ranks, rollout = cfg.learner, cfg.cluster.num_learners, _Rollout(cfg)
+    learner, ranks, rollout = cfg.learner, cfg.cluster.num_learners, Rollout(cfg)
     figures, turn, num_trajectories = rollout.figures, rollout.turn, cfg.groups_per_step * cfg.group_size
-    has_reference, num_updates = cfg.loss.kl_coef != 0, cfg.minibatches_per_step * cfg.num_epochs
+    num_updates = cfg.minibatches_per_step * cfg.num_epochs
     memory = learner_memory(
         figures,
         learner,
@@ -83,22 +81,18 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
         learner.micro_batch_rows,
         ranks,
         temperature=cfg.episode.temperature,
-        has_reference=has_reference,
-        syncs=True,
+        has_reference=cfg.loss.kl_coef != 0,
+        bucket=bucket_bytes(cfg),
     )
-    num_scorings = has_reference + (num_updates > 1)
-    turn_s = learner_s(figures, turn, cfg.plan.gpu, learner, num_scorings)
-    num_turns = num_trajectories * rollout.turns_per_episode * cfg.num_epochs
-    most_s = turn_s * num_turns / ranks
+    turns, turn_s = rollout.turns_per_episode, learner_s(figures, turn, cfg.plan.gpu, learner, num_scorings(cfg))
+    most_s = turn_s * num_trajectories * turns * cfg.num_epochs / ranks
     needs = {"a learner rank": memory.peak, "a sampler": rollout.memory.peak}
     if 0 < cfg.cluster.sampler_gpus + cfg.cluster.learner_gpus <= 1 and cfg.plan.gpu != "cpu":
         needs = {"a learner rank with a sampler": memory.peak + rollout.memory.peak}
     amount = f"{cfg.groups_per_step} groups of {cfg.group_size} a wave, {cfg.max_waves} wave(s) at most"
     on_gpu = "; ".join(f"{name}: {size(need)}" for name, need in needs.items())
     on_cpu = memory.peak * ranks + rollout.memory.peak * cfg.cluster.num_samplers if cfg.plan.gpu == "cpu" else 0.0
-    staleness = cfg.max_staleness
-    world, turns = rollout.world, rollout.turns_per_episode
-    held = main_memory(cfg, figures, turn, world, turns, max_staleness=staleness, on_cpu=on_cpu)
+    held = main_memory(cfg, figures, turn, rollout.world, turns, on_cpu)
     return Plan(
         title="plan of recipes/grpo.py",
         lines=(
@@ -111,51 +105,37 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
             ("main memory", memory_line(held, num_nodes(cfg))),
             *host_lines(cfg, figures, turn, turns, most_s),
             *_time_lines(most_s, cfg.num_steps),
-            *_step_lines(cfg, rollout, num_scorings, staleness),
+            *_step_lines(cfg, rollout),
         ),
         problems=(*_misfits(cfg.plan, needs), *rollout.problems()),
     )
 
 
-def _step_lines(cfg: GRPOConfig, rollout: _Rollout, num_scorings: int, max_staleness: int) -> Lines:
+def _step_lines(cfg: GRPOConfig, rollout: Rollout) -> Lines:
     """A simulated step on GPUs, and the split of the same GPUs that is quicker; nothing where costs are unknown."""
     if cfg.plan.gpu == "cpu" or cfg.env.id not in ENV_COSTS:
         return ()
-
-    def simulated(cfg: GRPOConfig) -> Simulated:
-        return estimate(
-            cfg,
-            rollout.figures,
-            rollout.turn,
-            rollout.world,
-            num_scorings=num_scorings,
-            max_staleness=max_staleness,
-            num_steps=3 if max_staleness else 1,
-        )
-
-    now = simulated(cfg)
-    step = now.steps[-1]
+    now = rollout.simulated(cfg, num_episodes=EPISODES)
     busy = f"samplers compute {now.sampler_busy:.0%} of it, learner ranks {now.learner_busy:.0%}"
+    step, wait, tail, learn, sync = (
+        duration(now.mean(name)) for name in ("seconds", "rollout_s", "tail_s", "learn_s", "sync_s")
+    )
     lines = [
-        (
-            "step (simulated)",
-            f"{duration(now.step_s)}: rollout {duration(step.rollout_s)} (its tail {duration(step.tail_s)}), learner "
-            f"{duration(step.learn_s)}, sync {duration(step.sync_s)}; {busy}",
-        ),
-        ("", f"{HABITS}; costs by data sheets, docs/scale.md"),
+        ("step (simulated)", f"{step}: rollout {wait} (its tail {tail}), learner {learn}, sync {sync}; {busy}"),
+        ("", f"{HABITS}; costs by data sheets, docs/scale.md; coarse, {EPISODES} episodes stand for all"),
     ]
     if cfg.cluster.learner_gpus >= 1:
-        other, then = better_split(cfg, now, simulated)
+        other, least = better_split(cfg, lambda cfg: rollout.simulated(cfg, num_episodes=EPISODES).mean("seconds"))
         split = f"{other.cluster.num_samplers} sampler(s) and {other.cluster.num_learners} learner rank(s)"
-        found = f"{duration(then.step_s)} a step" if other is not cfg else "as given, the quickest of those tried"
+        found = f"{duration(least)} a step" if other is not cfg else "as given, the quickest of those tried"
         lines.append(("split of the GPUs", f"{split}: {found}"))
     return tuple(lines)
 
 
 def of_evaluate(cfg: EvaluateConfig) -> Plan:
     """Plan an evaluation."""
-    rollout = _Rollout(cfg)
-    num_tasks = rollout.world.num_tasks or len(cfg.env.tasks) or _NUM_TASKS
+    rollout = Rollout(cfg)
+    num_tasks = rollout.world.num_tasks or len(cfg.env.tasks) or NUM_TASKS
     return Plan(
         title="plan of recipes/evaluate.py",
         lines=(
@@ -167,7 +147,7 @@ def of_evaluate(cfg: EvaluateConfig) -> Plan:
     )
 
 
-class _Rollout:
+class Rollout:
     """Simulators and samplers of a run."""
 
     def __init__(self, cfg: GRPOConfig | EvaluateConfig) -> None:
@@ -177,8 +157,13 @@ class _Rollout:
         self.figures = figures_of(str(cfg.model), cfg.plan.architecture, view_shape=self.world.view_shape, lora=lora)
         self.turn = turn_tokens(self.figures, self.world, cfg.episode)
         gpu_memory = DEVICES[cfg.plan.gpu].memory_gib * GIB
-        self.memory = sampler_memory(self.figures, cfg.sampler, gpu_memory, cfg.episode.max_turn_tokens)
+        bucket = bucket_bytes(cfg) if isinstance(cfg, GRPOConfig) else 0.0
+        self.memory = sampler_memory(self.figures, cfg.sampler, gpu_memory, cfg.episode.max_turn_tokens, bucket)
         self.turns_per_episode = -(-self.world.max_env_steps // self.world.chunk_length)
+
+    def simulated(self, cfg: GRPOConfig, num_episodes: int | None = None) -> Simulated:
+        """Steps of the run, or of one with other numbers of actors or another staleness; see `estimate`."""
+        return estimate(cfg, self.figures, self.turn, self.world, num_episodes=num_episodes)
 
     def lines(self, num_trajectories: int) -> Lines:
         """What is played at most, and what that takes."""

@@ -28,21 +28,19 @@ class Device:
     flops: float
     """Dense bfloat16 FLOP/s."""
     memory_bandwidth: float
-    """Bytes/s."""
-    link_bandwidth: float
-    """To another device of the node, bytes/s in one direction: NVLink, or PCIe where there is none."""
+    """Bytes/s; of the CPU, those of a copy."""
 
 
 DEVICES = {
     # FLOP/s: our tiny model on 2 cores, 6,670 tokens/s of 6 FLOP for each of 1.1 M parameters,
     # docs/results/benchmark.json. Memory: assumed.
-    "cpu": Device(0, 4.4e10 / REACHED, 1e10, 1e10),
-    "rtx-4090": Device(24, 165e12, 1.008e12, 32e9),
-    "a100-40gb": Device(40, 312e12, 1.555e12, 300e9),
-    "l40s": Device(45, 362e12, 0.864e12, 32e9),
-    "a100-80gb": Device(80, 312e12, 2.039e12, 300e9),
-    "h100-80gb": Device(80, 989e12, 3.35e12, 450e9),
-    "h200": Device(140, 989e12, 4.8e12, 450e9),
+    "cpu": Device(0, 4.4e10 / REACHED, 1e10),
+    "rtx-4090": Device(24, 165e12, 1.008e12),
+    "a100-40gb": Device(40, 312e12, 1.555e12),
+    "l40s": Device(45, 362e12, 0.864e12),
+    "a100-80gb": Device(80, 312e12, 2.039e12),
+    "h100-80gb": Device(80, 989e12, 3.35e12),
+    "h200": Device(140, 989e12, 4.8e12),
 }
 """By name in `plan.gpu`."""
 
@@ -58,6 +56,8 @@ class TurnTokens:
     """With every limit used up, before `max_turn_tokens` cuts."""
     limit: int
     """The longest row that the learner meets."""
+    sampled: int
+    """Of that row at most, what the policy says itself: the tokens that have logits in the learner."""
     block: int
     """Tokens of the one forward that a chunk takes in parallel, `<act>` and the slots; 0: it is decoded like text."""
     num_images: int
@@ -74,11 +74,13 @@ def turn_tokens(figures: ModelFigures, world: World, episode: EpisodeConfig) -> 
     num_calls = episode.max_tool_calls if episode.mode == "zoom" else 0
     look = thought + MAX_CALL_TOKENS + figures.tokens_per_image + 2
     most = prompt + num_calls * look + thought + num_actions + 2
+    limit = min(most, episode.max_turn_tokens)
     return TurnTokens(
         prompt=prompt,
         least=prompt + min(2, thought) + num_actions + 2,
         most=most,
-        limit=min(most, episode.max_turn_tokens),
+        limit=limit,
+        sampled=min(most - num_calls * (figures.tokens_per_image + 2), limit) - prompt,
         block=num_actions + 1 if world.acts_at_once else 0,
         num_images=world.num_images + num_calls,
     )

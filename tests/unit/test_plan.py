@@ -28,7 +28,7 @@ from rlvla.config import (
     load,
 )
 from rlvla.data.dataset import write
-from rlvla.plan.estimate import estimate
+from rlvla.plan.estimate import EPISODES, estimate
 from rlvla.plan.memory import activations, learner_memory, sampler_memory
 from rlvla.plan.model import ModelFigures, Stack, count, describe, figures_of
 from rlvla.plan.plan import Plan
@@ -70,7 +70,7 @@ FIGURES = ModelFigures(
     patches_per_image=16,
     values_per_image=48,
 )
-TURN = TurnTokens(prompt=7, least=9, most=10, limit=10, block=0, num_images=1)
+TURN = TurnTokens(prompt=7, least=9, most=10, limit=10, sampled=3, block=0, num_images=1)
 HALF = LearnerConfig(dtype="bfloat16")
 
 
@@ -86,10 +86,11 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def few_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated steps of two groups: a plan's own take seconds each."""
+    """Simulated steps of a group: a plan's own take a second together."""
 
-    def shorter(cfg: GRPOConfig, *args: Any, **kwargs: Any) -> Any:
-        return estimate(replace(cfg, groups_per_step=2), *args, **kwargs)
+    def shorter(*args: Any, num_episodes: int) -> Any:
+        assert num_episodes == EPISODES
+        return estimate(*args, num_episodes=1)
 
     monkeypatch.setattr("rlvla.plan.plan.estimate", shorter)
 
@@ -218,7 +219,7 @@ def test_activations_of_a_block_are_what_autograd_keeps(
     architecture: str, tolerance: float, dtype: Any, is_checkpointed: bool
 ) -> None:
     learner = LearnerConfig(dtype=dtype, gradient_checkpointing=is_checkpointed)
-    turn = TurnTokens(prompt=41, least=0, most=160, limit=160, block=0, num_images=1)
+    turn = TurnTokens(prompt=41, least=0, most=160, limit=160, sampled=119, block=0, num_images=1)
     kept, computed = [], []
     for num_layers in (1, 3):
         model, processor = tiny_model(architecture, num_layers)
@@ -232,10 +233,10 @@ def test_activations_of_a_block_are_what_autograd_keeps(
 
 def test_zero_shares_by_hand() -> None:
     """With DeepSpeed's buckets of 500 M elements, and at most a billion gathered."""
-    two = learner_memory(FIGURES, HALF, TURN, 2, 4, has_reference=True, syncs=True)
+    two = learner_memory(FIGURES, HALF, TURN, 2, 4, has_reference=True, bucket=1 << 28)
     states = {"float32 gradients": 1000, "AdamW moments": 2000, "float32 masters": 1000}
     assert two.resident == {"weights": 2000, **states, "reference copy": 2000}
-    three = learner_memory(FIGURES, LearnerConfig(dtype="bfloat16", zero_stage=3), TURN, 2, 4, syncs=True)
+    three = learner_memory(FIGURES, LearnerConfig(dtype="bfloat16", zero_stage=3), TURN, 2, 4, bucket=1 << 28)
     assert three.resident == {"weights": 500, **states}
     assert three.transient["weight sync"] == 2000
     computed = activations(FIGURES, HALF, TURN, 2)
@@ -243,15 +244,15 @@ def test_zero_shares_by_hand() -> None:
     assert three.transient["forward and backward"] == computed + 2 * 500_000_000 + 2000
     assert three.peak == 4500 + three.transient["forward and backward"]
     # Actions that are scored apart, at another temperature than 1, take one more copy of the logits.
-    turn = TurnTokens(prompt=7, least=9, most=10, limit=10, block=3, num_images=1)
+    turn = replace(TURN, block=3)
     same, other = (learner_memory(FIGURES, HALF, turn, 2, 4, temperature=t) for t in (1.0, 1.6))
-    assert other.peak - same.peak == 2 * 4 * 50 * 4
+    assert other.peak - same.peak == 2 * 3 * 50 * 4
 
 
 def test_activations_by_hand() -> None:
     # 26 h + 8 f bytes for a gated block with float32 norms, 18 h + 4 f for a plain one, as counted in the docstring.
     text, vision = 26 * 8 + 8 * 16, 18 * 4 + 4 * 12
-    logits = 2 * 4 * 50 * (2 + 4 * 4)
+    logits = 2 * 3 * 50 * (2 + 4 * 4)
     assert activations(FIGURES, HALF, TURN, 2) == 20 * 2 * text + 32 * 3 * vision + logits
     saving = activations(FIGURES, LearnerConfig(dtype="bfloat16", gradient_checkpointing=True), TURN, 2)
     assert saving == 20 * (2 * 2 * 8 + text) + 32 * (3 * 2 * 4 + vision) + logits
@@ -263,8 +264,8 @@ def test_samplers_by_hand() -> None:
     filling = SamplerConfig(dtype="bfloat16", kv_cache_mb=0, gpu_memory_utilization=0.5)
     assert sampler_memory(FIGURES, filling, 24 * GIB, 640).peak == 12 * GIB
     assert sampler_memory(FIGURES, filling, GIB, 640).num_kv_tokens == 0
-    slow = sampler_memory(FIGURES, SamplerConfig(dtype="bfloat16", backend="transformers"), 24 * GIB, 640)
-    assert (slow.weights, slow.kv_cache, slow.overhead, slow.num_kv_tokens) == (4000, 640 * 32, GIB, 640)
+    slow = sampler_memory(FIGURES, SamplerConfig(dtype="bfloat16", backend="transformers"), 24 * GIB, 640, 500)
+    assert (slow.weights, slow.kv_cache, slow.overhead, slow.num_kv_tokens) == (2000, 640 * 32, GIB + 500, 640)
 
 
 def test_a_gpu_that_is_too_small_is_told() -> None:
@@ -284,8 +285,11 @@ def test_the_tokens_of_a_turn_by_hand() -> None:
     limits: dict[str, Any] = {"max_think_tokens": 38, "max_tool_calls": 2}
     turn = turn_tokens(FIGURES, world, EpisodeConfig(**limits, max_turn_tokens=1000))
     most = 68 + 2 * (40 + 64 + 12) + 40 + 58
-    assert turn == TurnTokens(prompt=48 + 20, least=68 + 2 + 58, most=most, limit=most, block=0, num_images=4)
-    assert turn_tokens(FIGURES, world, EpisodeConfig(**limits, max_turn_tokens=300)).limit == 300
+    said = 2 * (40 + 64) + 40 + 58
+    sizes = {"prompt": 48 + 20, "least": 68 + 2 + 58, "most": most, "limit": most, "sampled": said}
+    assert turn == TurnTokens(**sizes, block=0, num_images=4)
+    cut = turn_tokens(FIGURES, world, EpisodeConfig(**limits, max_turn_tokens=300))
+    assert (cut.limit, cut.sampled) == (300, 300 - 68)
     plain = turn_tokens(FIGURES, world, EpisodeConfig(**limits, mode="think"))
     assert (plain.most, plain.num_images) == (68 + 40 + 58, 2)
     blind = turn_tokens(FIGURES, world, EpisodeConfig(mode="act"))

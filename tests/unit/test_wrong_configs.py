@@ -83,6 +83,7 @@ VALUES = [
     ("negative seed", "evaluate", "seed: -1", "", r"seed: .*greater than or equal to 0, got -1"),
     ("negative steps of sft", "sft", "num_steps: -1", "", r"num_steps: .*greater than or equal to 0, got -1"),
     ("negative temperature", "evaluate", "episode: {temperature: -0.1}", "", r"episode\.temperature: .*got -0\.1"),
+    ("nothing to run ahead on", "grpo", "max_staleness: 1\ncluster: {sampler_gpus: 0.5, learner_gpus: 0.5}", "", r"max_staleness is 1 and cluster\.learner_gpus 0\.5"),
     ("greedy training", "grpo", "episode: {temperature: 0}", "", r"episode\.temperature must be above 0"),
     ("clip of 1", "grpo", "loss: {clip_low: 1.0}", "", r"loss\.clip_low: .*less than 1, got 1\.0"),
     ("negative KL", "grpo", "loss: {kl_coef: -0.1}", "", r"loss\.kl_coef: .*greater than or equal to 0, got -0\.1"),
