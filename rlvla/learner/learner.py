@@ -17,7 +17,7 @@ from rlvla.config import GRPOConfig, LearnerConfig
 from rlvla.learner import collate, loss
 from rlvla.learner.collate import Batch, Row
 from rlvla.learner.engine import DTYPES, Engine, join, poisoned
-from rlvla.learner.pixels import Pixels
+from rlvla.learner.pixels import THREADS, Pixels
 from rlvla.policies.buckets import Weights
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter
@@ -134,7 +134,8 @@ class Learner:
         is_single = len(minibatches) == 1
         uses = [batch.turns for batches in minibatches for batch in batches] * (1 if is_single else 2)
         dtype = DTYPES[self._cfg.dtype]
-        with Pixels(lambda turn: self._policy.pixels(turn, dtype), uses) as pixels:
+        num_threads = 0 if self._device.type == "cpu" else THREADS
+        with Pixels(lambda turn: self._policy.pixels(turn, dtype), uses, num_threads) as pixels:
 
             def inputs(batch: Batch) -> Mapping[str, torch.Tensor]:
                 return self._policy.inputs(batch.turns, self._device, dtype, pixels.take(batch.turns))

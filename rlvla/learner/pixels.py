@@ -14,7 +14,7 @@ from rlvla.types import Turn
 AHEAD = 2
 """Batches whose pictures are prepared while another one is learned from."""
 THREADS = 2
-"""That prepare them."""
+"""That prepare them beside a GPU."""
 
 
 class Pixels:
@@ -28,21 +28,29 @@ class Pixels:
     Args:
         prepare: of one turn; called in other threads, once for each turn.
         uses: the turns of each batch in the order in which `take` will be called, a batch that is used twice twice.
+        num_threads: 0 prepares a batch when it is taken. Threads that share the CPUs with a forward's cost a third
+            of its speed (2 cores): each operation waits for the slowest.
     """
 
-    def __init__(self, prepare: Callable[[Turn], Mapping[str, torch.Tensor]], uses: Sequence[Sequence[Turn]]) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[Turn], Mapping[str, torch.Tensor]],
+        uses: Sequence[Sequence[Turn]],
+        num_threads: int = THREADS,
+    ) -> None:
         self._prepare = prepare
         self._left = Counter(id(turn) for turns in uses for turn in turns)
         self._ahead = iter(uses)
         self._ready: dict[int, Future[Mapping[str, torch.Tensor]]] = {}
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="pixels")
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pixels") if num_threads else None
 
     def __enter__(self) -> Pixels:
-        self._begin(AHEAD)
+        self._begin(AHEAD if self._pool else 0)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
         self._ready.clear()
 
     def take(self, turns: Sequence[Turn]) -> list[Mapping[str, torch.Tensor]]:
@@ -57,5 +65,10 @@ class Pixels:
 
     def _begin(self, num_batches: int) -> None:
         for turn in itertools.chain.from_iterable(itertools.islice(self._ahead, num_batches)):
-            if id(turn) not in self._ready:
+            if id(turn) in self._ready:
+                continue
+            if self._pool:
                 self._ready[id(turn)] = self._pool.submit(self._prepare, turn)
+            else:
+                self._ready[id(turn)] = Future()
+                self._ready[id(turn)].set_result(self._prepare(turn))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlvla.learner import learner as learner_module
 from rlvla.learner.pixels import AHEAD, Pixels
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.types import Turn
@@ -25,10 +26,13 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("num_threads", [0, 2])
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
 def test_a_step_prepares_each_turn_once_and_elsewhere(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], num_threads: int
 ) -> None:
+    """Elsewhere than in the learner's thread, where it has a GPU."""
+    monkeypatch.setattr(learner_module, "Pixels", lambda prepare, uses, _: Pixels(prepare, uses, num_threads))
     prepared: Counter[int] = Counter()
     threads: set[str] = set()
     pixels = Thinker.pixels
@@ -45,7 +49,7 @@ def test_a_step_prepares_each_turn_once_and_elsewhere(
     learner.close()
     turns = [turn for group in groups for t in group.trajectories[:3] for turn in t.turns]
     assert prepared == {id(turn): 1 for turn in turns}
-    assert all(name.startswith("pixels") for name in threads)
+    assert all(name.startswith("pixels") == (num_threads > 0) for name in threads)
 
 
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
@@ -79,6 +83,7 @@ def test_they_are_freed_at_their_last_use_and_prepared_no_further_than_said() ->
         most = 0
         for turn in each:
             pixels.take([turn])
+            assert pixels._pool
             pixels._pool.submit(lambda: None).result()
             gc.collect()
             most = max(most, sum(ref() is not None for ref in alive))
