@@ -112,8 +112,8 @@ class TaskEnv(VLAEnv):
 
     def step_chunk(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, bool, bool, dict[str, Any]]:
         """See `VLAEnv`; renders once, at the end."""
-        rewards, *told = self.act(actions)
-        return self.observe(), rewards, *told
+        rewards, terminated, truncated, info = self.act(actions)
+        return self.observe(), rewards, terminated, truncated, info
 
     def act(self, actions: np.ndarray) -> tuple[np.ndarray, bool, bool, dict[str, Any]]:
         """All that `step_chunk` does and returns but the observation: whoever ends an episode has no use for one."""

@@ -123,7 +123,7 @@ def measure_all(cfg: GRPOConfig, repeats: int) -> tuple[dict[str, list[Run]], di
     runs["trl"], reason = measure_trl(cfg, lambda run: measure("TRL", repeats, lambda i: run(groups[i])))
     gemm = PlainGemm(cfg)
     runs["learner"] = [with_flop(run, gemm.flop(groups[i + 1])) for i, run in enumerate(runs["learner"])]
-    tokens = [turn.num_tokens for group in groups[0] for t in group.trajectories for turn in t.turns]
+    tokens = [len(turn.token_ids) for group in groups[0] for t in group.trajectories for turn in t.turns]
     num_tokens = round(sum(tokens) / len(tokens) * cfg.learner.micro_batch_rows)
     runs["gemm"] = measure("plain products", repeats, lambda i: gemm.run(num_tokens))
     return runs, {"trl_reason": reason, "decisions_to_horizon": horizon}
