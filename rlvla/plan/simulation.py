@@ -126,8 +126,8 @@ class _Simulation:
 
     def _go_on(self, process: _Process) -> None:
         """Let a process run to where it waits next."""
-        step: tuple[str, Any] = next(process, ("wake", None))
-        kind, what = step
+        what: Any  # the kind says
+        kind, what = next(process, ("wake", None))
         if kind == "cpu":
             self._cores.add(self._now, what, process)
         elif kind == "wait":
