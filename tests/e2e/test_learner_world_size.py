@@ -10,7 +10,7 @@ from tests.learning import ONE_BY_ONE, learn
 
 pytestmark = pytest.mark.long
 
-TIMING = {"tokens_per_s", "time/update_s"}
+TIMING = {"tokens_per_s", "time/update_s", "time/save_s"}
 
 
 @pytest.fixture(scope="module")
