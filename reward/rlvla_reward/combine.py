@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from rlvla.config import RewardTermConfig
-from rlvla.durable.random_state import seed_random
 from rlvla.plugins import PluginError, load, naming, wrap, wrong
 from rlvla.protocols import Stateful
 from rlvla.types import EndReason, Group, Trajectory
@@ -106,18 +105,13 @@ class Reward:
         weighted = [term for term in self.terms if term.config.weight]
         return tuple(term.name for term in [t for t in weighted if t.makes_signal] or weighted)
 
-    def begin(self, trajectory: Trajectory, seed: int) -> Trajectory:
+    def begin(self, trajectory: Trajectory) -> Trajectory:
         """Fill `reward_terms` with the terms without a state: in any process and any order, hence beside the frames.
 
         A term that fails is left to `score`, where its error stops the run.
-
-        Args:
-            trajectory: that has ended.
-            seed: of Python's, NumPy's and torch's global random generators.
         """
         if trajectory.end is EndReason.ENV_ERROR:
             return trajectory
-        seed_random(seed)
         terms = {}
         for term in self.terms:
             if not term.has_state:
@@ -184,7 +178,7 @@ class Reward:
         return replace(trajectory, reward=sum(weighted.values()), signal=signal, reward_terms=terms)
 
 
-def begin(terms: Sequence[RewardTermConfig]) -> Callable[[Trajectory, int], Trajectory]:
+def begin(terms: Sequence[RewardTermConfig]) -> Callable[[Trajectory], Trajectory]:
     """`Reward.begin` of a config's terms. Errors as of `build`."""
     return build(terms).begin
 

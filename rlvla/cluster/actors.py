@@ -22,6 +22,7 @@ from rlvla.cluster.carried import Carried, located
 from rlvla.cluster.frames import without_frames
 from rlvla.cluster.weight_sync import Incoming
 from rlvla.config import EnvConfig, EpisodeConfig, LoraConfig, SamplerConfig
+from rlvla.durable.random_state import seed_random
 from rlvla.policies.buckets import Bucket, Weights
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter
@@ -30,8 +31,8 @@ from rlvla.rollout.collect import Job, SamplerLostError, play_job
 from rlvla.rollout.env_process import EnvPool
 from rlvla.types import Trajectory, derive_seed
 
-Score = Callable[[Trajectory, int], Trajectory]
-"""Fills in the reward terms of a trajectory that can be told from it alone; the seed is of random generators."""
+Score = Callable[[Trajectory], Trajectory]
+"""Fills in the reward terms of a trajectory that can be told from it alone."""
 
 
 class SamplerClosedError(RuntimeError):
@@ -252,10 +253,18 @@ class RolloutActor:
             return None, []
         if self._score is not None:
             seed = derive_seed(job.task.seed, job.member)
-            trajectory = await asyncio.get_running_loop().run_in_executor(self._scoring, self._score, trajectory, seed)
+            trajectory = await asyncio.get_running_loop().run_in_executor(
+                self._scoring, _scored, self._score, trajectory, seed
+            )
         light, frames = without_frames(trajectory)
         return (light, self._node), frames
 
     async def close(self) -> None:
         """Close every env and end its process."""
         self._pool.close()
+
+
+def _scored(score: Score, trajectory: Trajectory, seed: int) -> Trajectory:
+    """Whoever draws in a reward term draws the same whatever was scored before, here or elsewhere."""
+    seed_random(seed)
+    return score(trajectory)
