@@ -13,10 +13,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tyro
+import yaml
 
 from measuring import ROOT, checkpoint_name, table, write_result
 
@@ -50,21 +52,19 @@ def main(
     name, last = checkpoint_name(model), num_steps - max(max_staleness)
     if last <= WARM_UP:
         raise SystemExit(f"--num-steps: {num_steps} leave no step to measure")
-    runs: list[dict[str, Any]] = []
-    for staleness in max_staleness:
-        flags = {
-            "model": model,
-            "num_steps": num_steps,
-            "groups_per_step": groups_per_step,
-            "minibatch_trajectories": 8 * groups_per_step,
-            "max_staleness": staleness,
-            "env.id": "waiting_env:rlvla/Waiting-v0",
-            "env.kwargs": json.dumps({"zoom_source": "render", "wait_s": wait_s}),
-            "cluster.envs_per_actor": 8 * groups_per_step * (1 + max(max_staleness)),
-            "max_futile_steps": 0,
-            "seed": seed,
-        }
-        runs.append({"max_staleness": staleness, **run(config, flags, last)})
+    settings = yaml.safe_load(config.read_text()) | {
+        "model": str(model.resolve()),
+        "num_steps": num_steps,
+        "groups_per_step": groups_per_step,
+        "max_futile_steps": 0,
+        "seed": seed,
+    }
+    num_trajectories = settings["group_size"] * groups_per_step
+    settings["minibatch_trajectories"] = num_trajectories
+    settings["cluster"]["envs_per_actor"] = num_trajectories * (1 + max(max_staleness))
+    settings["env"] |= {"id": "waiting_env:rlvla/Waiting-v0"}
+    settings["env"]["kwargs"] |= {"wait_s": wait_s}
+    runs = [{"max_staleness": n, **run({**settings, "max_staleness": n}, last)} for n in max_staleness]
     first = runs[0]["trajectories_per_h"]
     for line in runs:
         line["vs_first"] = line["trajectories_per_h"] / first
@@ -73,14 +73,13 @@ def main(
     write_result({"runs": runs, "async_vs_sync_waiting_env": runs[1]["vs_first"], **facts}, output)
 
 
-def run(config: Path, flags: dict[str, Any], last: int) -> dict[str, float]:
+def run(settings: Mapping[str, Any], last: int) -> dict[str, float]:
     """Trajectories per hour of a run of the recipe, and seconds of the parts of a step, means over those that count."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [
-            word for key, value in (flags | {"output": folder + "/run"}).items() for word in (f"--{key}", f"{value}")
-        ]
+        config = Path(folder) / "config.yaml"
+        config.write_text(yaml.safe_dump({**settings, "output": folder + "/run"}))
         search = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, str(ROOT / "recipes/grpo.py"), "--config", str(config), *words]
+        command = [sys.executable, str(ROOT / "recipes/grpo.py"), "--config", str(config)]
         subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": search})
         lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines][WARM_UP:last]

@@ -93,7 +93,7 @@ class Hosts:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self._names[host], "bash", "-c", mounts, "bash", *words],
-                env={**environment(), "HOME": "/tmp", **SOON},
+                env={**environment(), "HOME": "/tmp", "RLVLA_CACHE": "", **SOON},  # a cache of its own
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
