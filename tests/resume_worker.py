@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rlvla.config import LoraConfig
-from tests.learning import make_groups, make_learner
+from tests.learning import make_groups, make_learner, weights_of
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ def run(phase: str, checkpoint: Path, output: Path, variant: str, **where: Any) 
         steps.append({"step": step, "draws": draw(), **timeless})
         if not is_resumed and step + 1 == SAVED_AFTER:
             learner.save_state(state)
-    weights = learner.weights()
+    weights = weights_of(learner)
     learner.close()
     if where["rank"] == 0:
         (output / f"{phase}-{variant}.json").write_text(json.dumps(steps[-2:]))

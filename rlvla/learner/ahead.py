@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def ahead(tasks: Iterable[Callable[[], T]], num_threads: int) -> Iterator[T]:
+def ahead(tasks: Iterable[Callable[[], T]], num_threads: int) -> Generator[T, None, None]:
     """What tasks return, in their order; one for each thread is made before it is asked for.
 
     Threads, not processes: decoding pictures and tensor operations let go of the interpreter, the model needs it

@@ -1,4 +1,4 @@
-"""DeepSpeed behind few verbs: backward, step, total, gather, weights, changes, save_policy. An object is a rank."""
+"""DeepSpeed behind few verbs: backward, step, total, gather, changes, save_policy. An object is a rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 if not torch.cuda.is_available():
@@ -180,13 +179,6 @@ class Engine:
         ):
             yield module
 
-    def weights(self, policy: Policy) -> dict[str, np.ndarray]:
-        """{name in a checkpoint: float32 or integer array} on rank 0, empty on the others; every rank must call."""
-        with self.gathered() as module:
-            if self.rank:
-                return {}
-            return {name: _to_numpy(weight) for name, weight in policy.named_weights(module)}
-
     def changes(self, policy: Policy, num_bytes: int) -> Adapter | Weights | None:
         """What a sampler of the checkpoint lacks: the adapter (None but on rank 0), or all weights in buckets.
 
@@ -253,12 +245,6 @@ def deepspeed_config(cfg: LearnerConfig) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
-
-
-def _to_numpy(weight: torch.Tensor) -> np.ndarray:
-    """A copy on the CPU; NumPy has no bfloat16, and float32 holds it exactly."""
-    weight = weight.detach().cpu()
-    return (weight.float() if weight.is_floating_point() else weight).clone().numpy()
 
 
 @contextlib.contextmanager

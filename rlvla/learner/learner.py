@@ -241,10 +241,6 @@ class Learner:
         metrics |= {name: sums[name] / sums["tokens"] for name in means}
         return metrics | (kl if self._loss_cfg.kl_coef else {})
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """{Hugging Face name: float32 array}, LoRA merged, on rank 0, empty on the others; every rank must call."""
-        return self._engine.weights(self._policy)
-
     def changes(self) -> Adapter | Weights | None:
         """See `Engine.changes`."""
         return self._engine.changes(self._policy, int(self._run.cluster.bucket_mb * 2**20))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlvla.config import GRPOConfig
-from rlvla.learner.pixels import AHEAD
+from rlvla.learner.pixels import THREADS
 from rlvla.plan.estimate import DISK, ENV_COSTS, num_gpus, num_nodes, state_bytes, sync_bytes, sync_s
 from rlvla.plan.memory import BYTES, GIB
 from rlvla.plan.model import ModelFigures
@@ -44,7 +44,7 @@ def pixel_bytes(cfg: GRPOConfig, figures: ModelFigures, turn: TurnTokens, num_tu
     """
     rows = cfg.groups_per_step * cfg.group_size * num_turns
     if cfg.minibatches_per_step * cfg.num_epochs == 1:
-        rows = min(rows, (AHEAD + 1) * cfg.learner.micro_batch_rows * cfg.cluster.num_learners)
+        rows = min(rows, (THREADS + 1) * cfg.learner.micro_batch_rows * cfg.cluster.num_learners)
     return float(rows * turn.num_images * figures.values_per_image * BYTES[cfg.learner.dtype])
 
 

@@ -17,7 +17,7 @@ from rlvla.policies.thinker.scoring import token_logprobs
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import BAN_BIAS
 from rlvla.types import EndReason, Group
-from tests.learning import LOSS, learn, make_groups, make_learner, poison
+from tests.learning import LOSS, learn, make_groups, make_learner, poison, weights_of
 
 LORA = LoraConfig(rank=4)
 
@@ -69,7 +69,7 @@ def test_a_step_is_what_plain_torch_does(checkpoint):
     groups = make_groups(checkpoint)
     objective, norm, expected = plain_step(checkpoint, groups, LOSS, temperature=1.3)
     learner = make_learner(checkpoint, temperature=1.3)
-    metrics, weights = learner.step(groups), learner.weights()
+    metrics, weights = learner.step(groups), weights_of(learner)
     learner.close()
     assert metrics["loss"] == pytest.approx(objective, abs=1e-6)  # the KL to the reference is 0 still
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
@@ -130,11 +130,11 @@ def test_a_resumed_learner_goes_on_bit_for_bit(checkpoint, tmp_path, options):
     first = make_learner(checkpoint, **options)
     first.step(groups)
     first.save_state(tmp_path)
-    metrics, weights = first.step(groups), first.weights()
+    metrics, weights = first.step(groups), weights_of(first)
     first.close()
     second = make_learner(checkpoint, **options)
     second.load_state(tmp_path)
-    again, weights_again = second.step(groups), second.weights()
+    again, weights_again = second.step(groups), weights_of(second)
     second.close()
     kept = [{name: value for name, value in step.items() if not name.endswith("_s")} for step in (again, metrics)]
     assert kept[0] == kept[1]
@@ -166,13 +166,13 @@ def test_a_state_of_other_trained_weights_is_refused(checkpoint, tmp_path):
 
 def test_with_lora_the_reference_is_the_policy_that_it_starts_as(checkpoint):
     groups, start = make_groups(checkpoint), make_learner(checkpoint)
-    initial = start.weights()
+    initial = weights_of(start)
     start.close()
     learner = make_learner(checkpoint, lora=LORA)
-    assert_same_weights(learner.weights(), initial, atol=0)
+    assert_same_weights(weights_of(learner), initial, atol=0)
     assert learner.step(groups)["kl"] == 0
     assert learner.step(groups)["kl"] > 0
-    changed = {n for n, weight in learner.weights().items() if not np.array_equal(weight, initial[n])}
+    changed = {n for n, weight in weights_of(learner).items() if not np.array_equal(weight, initial[n])}
     learner.close()
     assert changed
     assert all(name.endswith(("_proj.weight", "embed_tokens.weight")) and "vision" not in name for name in changed)
@@ -187,16 +187,16 @@ def test_a_saved_policy_has_the_learners_weights(checkpoint, learner, tmp_path):
     learner.step(make_groups(checkpoint))
     learner.save(tmp_path)
     saved = {name: weight.numpy() for name, weight in named_weights(load_model(tmp_path))}
-    assert_same_weights(saved, learner.weights(), atol=0)
+    assert_same_weights(saved, weights_of(learner), atol=0)
     PolicyProcessor.load(tmp_path)
 
 
 def test_without_a_row_to_learn_from_the_weights_stay(checkpoint, learner):
     crashed = [t for t in make_groups(checkpoint)[0].trajectories if t.end is EndReason.ENV_ERROR]
-    before = learner.weights()
+    before = weights_of(learner)
     metrics = learner.step([Group(task=crashed[0].task, trajectories=tuple(crashed))])
     assert metrics == {"num_rows": 0, "num_tokens": 0, "skipped_updates": 0}
-    assert_same_weights(learner.weights(), before, atol=0)
+    assert_same_weights(weights_of(learner), before, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -214,16 +214,16 @@ def test_an_update_that_is_not_finite_is_skipped_bit_for_bit(checkpoint, tmp_pat
     learner, groups = make_learner(checkpoint, **options), make_groups(checkpoint)
     learner.step(groups)
     learner.save_state(tmp_path)
-    before = learner.weights()
+    before = weights_of(learner)
     metrics = learner.step(poison(groups, value))
     assert metrics["skipped_updates"] == 1
     assert "loss" not in metrics
-    assert_same_weights(learner.weights(), before, atol=0)
+    assert_same_weights(weights_of(learner), before, atol=0)
     assert learner.step(groups)["skipped_updates"] == 0
-    after = learner.weights()
+    after = weights_of(learner)
     learner.load_state(tmp_path)
     learner.step(groups)
-    assert_same_weights(learner.weights(), after, atol=1e-6)  # nothing of the skipped gradient was left
+    assert_same_weights(weights_of(learner), after, atol=1e-6)  # nothing of the skipped gradient was left
     learner.close()
 
 
@@ -233,7 +233,7 @@ def test_a_finite_loss_whose_gradient_is_not_is_skipped_bit_for_bit(checkpoint, 
     learner, groups = make_learner(checkpoint, zero_stage=stage), make_groups(checkpoint)
     learner.step(groups)
     learner.save_state(tmp_path)
-    before, engine = learner.weights(), learner._engine
+    before, engine = weights_of(learner), learner._engine
     ids = torch.from_numpy(groups[0].trajectories[0].turns[0].token_ids).long()[None]
     inputs = PolicyProcessor.load(checkpoint).forward_inputs(ids, torch.ones_like(ids))
     inputs |= PolicyProcessor.load(checkpoint).pixel_inputs([groups[0].trajectories[0].turns[0].images])
@@ -243,12 +243,12 @@ def test_a_finite_loss_whose_gradient_is_not_is_skipped_bit_for_bit(checkpoint, 
         assert loss.item() == 0
         engine.backward(loss, is_last=True)
         assert not math.isfinite(engine.step(1e-3))
-        assert_same_weights(learner.weights(), before, atol=0)
+        assert_same_weights(weights_of(learner), before, atol=0)
     learner.step(groups)
-    after = learner.weights()
+    after = weights_of(learner)
     learner.load_state(tmp_path)
     learner.step(groups)
-    learner_again = learner.weights()
+    learner_again = weights_of(learner)
     learner.close()
     assert_same_weights(learner_again, after, atol=0)  # nothing of the skipped gradients was left
     assert any(not np.array_equal(weight, before[name]) for name, weight in after.items())
@@ -256,11 +256,11 @@ def test_a_finite_loss_whose_gradient_is_not_is_skipped_bit_for_bit(checkpoint, 
 
 def test_only_the_update_that_is_not_finite_is_skipped(checkpoint):
     one_by_one = make_learner(checkpoint, minibatch_trajectories=1)
-    before = one_by_one.weights()
+    before = weights_of(one_by_one)
     metrics = one_by_one.step(poison(make_groups(checkpoint), np.nan))
     assert metrics["skipped_updates"] == 1
     assert all(math.isfinite(value) for value in metrics.values())
-    assert any(not np.array_equal(weight, before[name]) for name, weight in one_by_one.weights().items())
+    assert any(not np.array_equal(weight, before[name]) for name, weight in weights_of(one_by_one).items())
     one_by_one.close()
 
 

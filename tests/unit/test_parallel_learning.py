@@ -70,7 +70,7 @@ def test_how_the_step_is_computed_does_not_matter(checkpoint, options):
     for chosen in ({}, options):
         learner = make_learner(checkpoint, minibatch_trajectories=2, num_epochs=2, **chosen)
         metrics = learner.step([group])
-        results.append((metrics, learner.weights()))
+        results.append((metrics, learning.weights_of(learner)))
         learner.close()
     (usual, weights), (metrics, others) = results
     assert usual["kl"] > 0
@@ -84,8 +84,8 @@ def test_slots_are_learned_with_all_weights_and_with_lora(checkpoint, lora):
     processor = PolicyProcessor.load(checkpoint)
     learner = make_learner(checkpoint, lora=lora, mode="think")
     assert learner.step([make_group(processor)])["kl"] == 0  # the reference decodes as the policy does, and bans as it
-    (name,) = (name for name in learner.weights() if name.endswith("embed_tokens.weight"))
-    after = learner.weights()[name][list(processor.vocabulary.slot_ids)]
+    (name,) = (name for name in learning.weights_of(learner) if name.endswith("embed_tokens.weight"))
+    after = learning.weights_of(learner)[name][list(processor.vocabulary.slot_ids)]
     learner.close()
     before = load_model(checkpoint).get_input_embeddings().weight[list(processor.vocabulary.slot_ids)]
     moved = np.abs(after - before.detach().numpy()).max(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from rlvla.learner import learner as learner_module
-from rlvla.learner.pixels import AHEAD, Pixels
+from rlvla.learner.pixels import THREADS, Pixels
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.types import Turn
 from tests.learning import learn, make_groups, make_learner
@@ -49,7 +50,7 @@ def test_a_step_prepares_each_turn_once_and_elsewhere(
     learner.close()
     turns = [turn for group in groups for t in group.trajectories[:3] for turn in t.turns]
     assert prepared == {id(turn): 1 for turn in turns}
-    assert all(name.startswith("pixels") == (num_threads > 0) for name in threads)
+    assert all(name.startswith("ahead") == (num_threads > 0) for name in threads)
 
 
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
@@ -80,15 +81,14 @@ def test_they_are_freed_at_their_last_use_and_prepared_no_further_than_said() ->
 
     each = turns(8)
     with Pixels(prepare, [each[i : i + 1] for i in range(8)]) as pixels:
-        most = 0
-        for turn in each:
+        for i, turn in enumerate(each):
             pixels.take([turn])
-            assert pixels._pool
-            pixels._pool.submit(lambda: None).result()
+            begun, deadline = min(i + 1 + THREADS, 8), time.monotonic() + 30
+            while len(alive) < begun and time.monotonic() < deadline:
+                time.sleep(0.001)
             gc.collect()
-            most = max(most, sum(ref() is not None for ref in alive))
-        assert len(alive) == 8
-        assert most <= AHEAD
+            assert len(alive) == begun
+            assert sum(ref() is not None for ref in alive) <= THREADS
 
 
 def test_a_turn_of_several_batches_is_kept_for_the_last() -> None:

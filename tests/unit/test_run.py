@@ -20,7 +20,7 @@ from rlvla.durable.trajectories import load_trajectories
 from rlvla.learner.advantage import with_advantages
 from rlvla.run.grpo import GRPORun
 from rlvla.types import Group, TaskSpec
-from tests.learning import make_groups, make_learner, make_run, poison
+from tests.learning import make_groups, make_learner, make_run, poison, weights_of
 from tests.unit.test_checkpoint import recorded
 from tests.unit.test_learner import assert_same_weights
 
@@ -74,9 +74,9 @@ def test_a_step_whose_rewards_are_all_not_finite_counts_as_skipped(cfg: GRPOConf
         sampled = [run.judged(judge)(group) for group in make_groups(cfg.model)]
         assert load_trajectories(cfg.output / "bad_reward.jsonl")[0].task == sampled[1].task
         groups = [group for group in sampled if not group.is_dropped]
-        before = learner.weights()
+        before = weights_of(learner)
         learned = learner.step(groups)
-        assert_same_weights(learner.weights(), before, atol=0)
+        assert_same_weights(weights_of(learner), before, atol=0)
         learner.close()
         log(run, 0, groups, learned, sampled)
         assert load_trajectories(cfg.output / "bad_step_0.jsonl")[0].task == sampled[0].task
