@@ -11,8 +11,8 @@ from rlvla.data.types import Demonstration
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import Decided, Sampler
-from rlvla.testing import ScriptedSampler
 from rlvla.types import Observation
+from tests.trajectories import ScriptedSampler
 
 
 async def here(function: Callable[[], Any]) -> Any:

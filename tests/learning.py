@@ -27,8 +27,8 @@ from rlvla.policies.thinker.policy import save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.settings import Settings
 from rlvla.run.grpo import GRPORun
-from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind, Turn
+from tests.trajectories import TASK, make_trajectory, make_turn
 
 NUM_BINS = 8
 ONE_BY_ONE = {"minibatch_trajectories": 1, "num_epochs": 2}

@@ -23,10 +23,10 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.settings import PrefixAttention, Settings
 from rlvla.policies.thinker.vocabulary import add_slots, extend_vocabulary
 from rlvla.protocols import BAN_BIAS, SampleOutput, Sampler, SampleRequest
-from rlvla.testing import make_turn
 from rlvla.types import Segment, SegmentKind, Turn
 from tests import openvla_checkpoints as published
 from tests import tiny_checkpoints
+from tests.trajectories import make_turn
 
 ARCHITECTURES = (*tiny_checkpoints.ARCHITECTURES, "openvla")
 NUM_BINS = 8

@@ -23,9 +23,9 @@ from rlvla.protocols import SampleRequest
 from rlvla.run.preflight import check_evaluate
 from rlvla.samplers.local import TransformersSampler
 from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
-from rlvla.testing import make_turn
 from rlvla.types import SegmentKind, Turn
 from tests import parallel_policies as tiny
+from tests.trajectories import make_turn
 
 KINDS = [(architecture, "parallel", "causal") for architecture in tiny.ARCHITECTURES]
 KINDS += [(architecture, "parallel", "bidirectional") for architecture in tiny.ARCHITECTURES]

@@ -20,9 +20,9 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
-from rlvla.testing import make_turn
 from rlvla.types import SegmentKind
 from tests import parallel_policies as tiny
+from tests.trajectories import make_turn
 
 TOLERANCE = 1e-4  # nats, float32
 MAX_MODEL_LEN = 384

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from rlvla.config import LossConfig
 from rlvla.learner import collate, loss
-from rlvla.testing import make_turn
 from rlvla.types import SegmentKind
+from tests.trajectories import make_turn
 
 LOGPROBS = st.lists(st.floats(-20, 0), min_size=1, max_size=20)
 CONFIGS = st.builds(

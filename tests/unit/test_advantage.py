@@ -9,8 +9,8 @@ import pytest
 import rlvla_reward
 from rlvla.config import AdvantageConfig, GRPOConfig
 from rlvla.learner.advantage import advantages, with_advantages
-from rlvla.testing import TASK, make_group, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind
+from tests.trajectories import TASK, make_group, make_trajectory, make_turn
 
 EXACT = AdvantageConfig(eps=0.0)
 

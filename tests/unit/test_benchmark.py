@@ -15,7 +15,7 @@ import torch
 import grpo
 from measuring import ROOT, Peaks, Run, measure, medians
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.testing import make_group
+from tests.trajectories import make_group
 
 CONFIG = ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"
 

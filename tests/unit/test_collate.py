@@ -6,8 +6,8 @@ import pytest
 from rlvla.config import num_minibatches
 from rlvla.learner import collate
 from rlvla.learner.collate import KINDS, Row
-from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind
+from tests.trajectories import TASK, make_trajectory, make_turn
 
 ZOOMED = (
     (SegmentKind.PROMPT, 3),

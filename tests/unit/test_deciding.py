@@ -16,11 +16,11 @@ from rlvla.policies.thinker.decoding import block_ids
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.turn_context import Recall, executed
 from rlvla.protocols import Decided
-from rlvla.testing import ScriptedSampler
 from rlvla.types import EndReason, SegmentKind
 from rlvla_reward.format import is_well_formed
 from tests import parallel_policies as tiny
 from tests.deciding import decided, scripted
+from tests.trajectories import ScriptedSampler
 
 KIND = SegmentKind
 ZOOM = print_zoom(0, (100, 250, 300, 450))

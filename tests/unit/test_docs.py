@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, RewardTermConfig, SFTConfig, load
-from rlvla.testing import make_trajectory
 from rlvla.types import Annotation, Group, Timeline
 from rlvla_reward import build
 from tests.documents import PAGES, ROOT, blocks, commands
+from tests.trajectories import make_trajectory
 
 CONFIGS: dict[str, Any] = {
     "annotate": AnnotateConfig,

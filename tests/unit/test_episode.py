@@ -18,9 +18,9 @@ from rlvla.protocols import SampleRequest
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import run_episode
 from rlvla.run.metrics import rollout_metrics
-from rlvla.testing import ScriptedSampler
 from rlvla.types import EndReason, Group, SegmentKind, TaskSpec, Trajectory, derive_seed
 from rlvla_reward import format_score
+from tests.trajectories import ScriptedSampler
 
 TASK = TaskSpec(suite="test", task_id=0, init_state_id=3, seed=7)
 MEMBER = 2

@@ -18,8 +18,8 @@ from rlvla.rollout.env_server import make_env
 from rlvla.run import evaluation, identity
 from rlvla.run.evaluation import _missing, _protocol, evaluate, line
 from rlvla.run.trials import TrialLog, to_trial
-from rlvla.testing import make_trajectory
 from rlvla.types import EndReason
+from tests.trajectories import make_trajectory
 
 
 def lab(name: str, **kwargs: Any) -> EnvConfig:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = (
-    *("types", "protocols", "plugins", "pictures", "testing", "durable", "config", "report", "data"),
+    *("types", "protocols", "plugins", "pictures", "durable", "config", "report", "data"),
     *("policies", "samplers", "rollout", "learner", "cluster", "run", "annotation", "plan"),
 )
 """Folders and files of `rlvla`, in the order in which they may import: a later one an earlier one."""

@@ -13,9 +13,9 @@ from rlvla.config import AdvantageConfig, GRPOConfig
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.learner.advantage import with_advantages
 from rlvla.run.no_signal import NoSignalCount
-from rlvla.testing import TASK, make_trajectory, make_turn
 from rlvla.types import EndReason, Group, SegmentKind, Trajectory
 from tests.learning import make_run
+from tests.trajectories import TASK, make_trajectory, make_turn
 
 WORDS = "press the the the"
 REWARD = rlvla_reward.build(GRPOConfig().reward)

@@ -15,10 +15,10 @@ from rlvla.policies.thinker.hybrid_mask import HybridAttentionError
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model
-from rlvla.testing import TASK, make_trajectory
 from rlvla.types import Group
 from tests import learning
 from tests import parallel_policies as tiny
+from tests.trajectories import TASK, make_trajectory
 
 LOSS = LossConfig(kl_coef=0.1, average="token", importance_cap=0.0)
 

@@ -19,8 +19,8 @@ from rlvla.rollout.collect import Collector, Job
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.tasks import TaskStream, trial_states
 from rlvla.run.metrics import rollout_metrics, staleness
-from rlvla.testing import make_trajectory
 from rlvla.types import EndReason, Group, Trajectory
+from tests.trajectories import make_trajectory
 
 ENV = EnvConfig(tasks=("press", "pick"))
 

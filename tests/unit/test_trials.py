@@ -10,9 +10,9 @@ import pytest
 
 from rlvla.run.metrics import wilson_interval
 from rlvla.run.trials import Trial, TrialLog, success_rate, summarise, to_trial
-from rlvla.testing import TASK, make_trajectory
 from rlvla.types import EndReason
 from tests import examples
+from tests.trajectories import TASK, make_trajectory
 
 PROTOCOL = {"split": "evaluate", "seed": 0}
 

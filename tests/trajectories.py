@@ -1,4 +1,4 @@
-"""Small turns, trajectories and groups, and a sampler that says what it is told: for tests of plugins, and ours."""
+"""Small turns, trajectories and groups, and a sampler that says what it is told."""
 
 from __future__ import annotations
 
