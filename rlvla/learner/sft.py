@@ -122,14 +122,6 @@ class SFTTrainer:
         """Write the policy in Hugging Face format, an adapter beside it in float32; every rank must call."""
         self.engine.save_policy(self._policy, path)
 
-    def save_state(self, path: Path) -> None:
-        """Write all that an exact resume needs; every rank must call."""
-        self.engine.state.save(path, counters={})
-
-    def load_state(self, path: Path) -> None:
-        """Go on from `save_state`; raises as `State.load` does."""
-        self.engine.state.load(path)
-
     def _prepared(self, step: int) -> list[MicroBatch]:
         """This rank's share of a step's batch; those of the next steps are begun, as many as `data_threads`."""
         if step != self._next_step:

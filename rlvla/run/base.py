@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from tqdm import tqdm
 
 from rlvla.config import GRPOConfig, SFTConfig
-from rlvla.durable.checkpoints import appear_sealed, forget_old
+from rlvla.durable.checkpoints import forget_old
 from rlvla.durable.files import sync
 from rlvla.durable.interrupts import Interrupts
 from rlvla.durable.provenance import write_resolved
@@ -103,20 +103,8 @@ class Run(Generic[C]):
                 "mend the reward, lower learner.lr, or raise the key, then start again, from the last state"
             )
 
-    def _write(self, path: Path, fill: Callable[[Path], None]) -> None:
-        """Let `fill` fill a folder, which then appears whole under its name."""
-        with appear_sealed(path) as folder:
-            fill(folder)
-
-    def _save_state(self, step: int, fill: Callable[[Path], None]) -> None:
-        """A state to go on from before `step`; interrupted at any moment, it is not there."""
-        if self._is_main:
-            self._sync_lines()
-        self._write(self._state_folder(step), fill)
-        if self._is_main:
-            self._forget_states(step)
-
     def _state_folder(self, step: int) -> Path:
+        """Of a state to go on from before `step`."""
         return self._output / "state" / f"step-{step:06d}"
 
     def _sync_lines(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rlvla.config import SFTConfig
-from rlvla.durable.checkpoints import aside_of, newest_whole, require_seen, seen
+from rlvla.durable.checkpoints import appear_sealed, aside_of, newest_whole, require_seen, seen
 from rlvla.durable.files import write_json
 from rlvla.durable.interrupts import Interrupts
 from rlvla.learner.sft import SFTTrainer
@@ -46,7 +46,7 @@ class SFTRun(Run[SFTConfig]):
         if newest is None:
             return self._progress(0)
         first, folder = newest
-        self._trainer.load_state(folder)
+        self._engine.state.load(folder)
         if self._is_main:
             self._logger.rewind(first)
         return self._progress(first)
@@ -70,10 +70,18 @@ class SFTRun(Run[SFTConfig]):
         """Save a state when it is due, or when a signal asks any rank to end, and then end."""
         is_asked = step + 1 < self._cfg.num_steps and any(self._engine.gather(self._interrupts.is_asked))
         if self._is_due(step) or is_asked:
-            self._save_state(step + 1, self._trainer.save_state)
+            self._save_state(step + 1)
         if is_asked:
             tqdm.write(f"stopped behind step {step}: run the same command again to go on from there", sys.stderr)
             raise KeyboardInterrupt
+
+    def _save_state(self, step: int) -> None:
+        """Write the state of before `step`; interrupted at any moment, it is not there."""
+        if self._is_main:
+            self._sync_lines()
+        self._write(self._state_folder(step), lambda folder: self._engine.state.save(folder, counters={}))
+        if self._is_main:
+            self._forget_states(step)
 
     def _write(self, path: Path, fill: Callable[[Path], None]) -> None:
         """Let all ranks fill one folder, which then appears whole under its name."""
@@ -87,7 +95,8 @@ class SFTRun(Run[SFTConfig]):
             self._engine.gather(None)  # before the first rank renames what the others look at
 
         if self._is_main:
-            super()._write(path, fill_together)
+            with appear_sealed(path) as folder:
+                fill_together(folder)
         else:
             fill_together(aside_of(path))
 

@@ -75,9 +75,9 @@ def test_threads_change_no_bit_and_a_state_goes_on_at_its_row(demos: Path, tmp_p
     for data_threads in (1, 3):
         unbroken = trainer(demos, data_threads)
         assert losses(unbroken, range(4)) == expected[:8]
-        unbroken.save_state(tmp_path / str(data_threads))
+        unbroken.engine.state.save(tmp_path / str(data_threads), counters={})
         resumed = trainer(demos, data_threads)
-        resumed.load_state(tmp_path / str(data_threads))
+        resumed.engine.state.load(tmp_path / str(data_threads))
         for each in (unbroken, resumed):
             assert losses(each, range(4, 6)) == expected[8:]
             assert all(map(torch.equal, weights(each), weights(alone)))
