@@ -104,23 +104,18 @@ def require_seen(folder: Path, written: Mapping[str, Mapping[str, int]]) -> None
 
 def damage(folder: Path) -> str:
     """In words, why a folder is not what `appear_sealed` left; empty where it is. Reads every byte of it."""
+    file = folder / MANIFEST
     try:
-        return _difference(folder)
+        if not file.is_file():
+            return f"it has no {MANIFEST}"
+        expected = json.loads(file.read_bytes())["sha256"]
+        if not isinstance(expected, dict):
+            return f"its {MANIFEST} cannot be read: sha256 is no object"
+        found = digests(folder)
     except OSError as error:  # of the disk, or of who may read it
         return f"it cannot be read: {error}"
-
-
-def _difference(folder: Path) -> str:
-    file = folder / MANIFEST
-    if not file.is_file():
-        return f"it has no {MANIFEST}"
-    try:
-        expected = json.loads(file.read_bytes())["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         return f"its {MANIFEST} cannot be read: {error!r}"
-    if not isinstance(expected, dict):
-        return f"its {MANIFEST} cannot be read: sha256 is no object"
-    found = digests(folder)
     for name, digest in expected.items():
         if name not in found:
             return f"{name} is missing"
