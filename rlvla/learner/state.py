@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,8 @@ class State:
         self._trained, self._optimizer = trained, optimizer
         self._is_plain = isinstance(optimizer, torch.optim.Optimizer)
         self._stage, self._rank, self._world = zero_stage, rank, world
-        self._writing: Future[dict[str, int]] = Future()
-        self._writing.set_result({})
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._writing = self._pool.submit(dict[str, int])
         self.waited_s = 0.0
         """What `wait_until_written` has taken so far, seconds."""
 
@@ -62,9 +61,7 @@ class State:
             state["trained"] = {name: p.detach() for name, p in self._trained.items()}
         optimizer = self._optimizer.state_dict()
         state["optimizer"] = optimizer if self._is_plain else {k: optimizer[k] for k in _ZERO_STATE if k in optimizer}
-        self._writing = Future()
-        arguments = (state, self._file(folder), self._writing)
-        threading.Thread(target=_write, args=arguments, name="state", daemon=True).start()
+        self._writing = self._pool.submit(_write, state, self._file(folder))
 
     def finish(self) -> dict[str, int]:
         """Wait until it is written; {its file: bytes}. Raises what kept it from being written. From any thread."""
@@ -115,11 +112,6 @@ class State:
         return folder / f"rank_{self._rank}.pt"
 
 
-def _write(state: Mapping[str, Any], file: Path, written: Future[dict[str, int]]) -> None:
-    try:
-        torch.save(state, file)
-        size = file.stat().st_size
-    except Exception as error:  # of the disk, mostly: for who waits
-        written.set_exception(error)
-    else:
-        written.set_result({file.name: size})
+def _write(state: Mapping[str, Any], file: Path) -> dict[str, int]:
+    torch.save(state, file)
+    return {file.name: file.stat().st_size}
