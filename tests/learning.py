@@ -94,6 +94,12 @@ def make_learner(checkpoint: Path, loss: LossConfig = LOSS, **options: Any) -> L
     return Learner(GRPOConfig(model=checkpoint, loss=loss, episode=episode, learner=learner, **run), **place)
 
 
+def save_state(learner: Learner, folder: Path) -> None:
+    """Of this rank, whole when it returns."""
+    learner.begin_state(folder)
+    learner.finish_state()
+
+
 def make_run(cfg: GRPOConfig, reward: Any = None, **deeds: Any) -> GRPORun:
     """A run beside a cluster that has no process, of which `deeds` replace some methods."""
     tasks: Any = SimpleNamespace(position=1, num_settled=1, surplus=[], suite="test")

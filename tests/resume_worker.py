@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rlvla.config import LoraConfig
-from tests.learning import make_groups, make_learner, weights_of
+from tests.learning import make_groups, make_learner, save_state, weights_of
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ def run(phase: str, checkpoint: Path, output: Path, variant: str, **where: Any) 
         timeless = {name: value for name, value in metrics.items() if not name.endswith("_s")}
         steps.append({"step": step, "draws": draw(), **timeless})
         if not is_resumed and step + 1 == SAVED_AFTER:
-            learner.save_state(state)
+            save_state(learner, state)
     weights = weights_of(learner)
     learner.close()
     if where["rank"] == 0:

@@ -237,7 +237,7 @@ class Cluster:
         self._require_seen(folder, written)
 
     def load_state(self, path: Path) -> None:
-        """Go on from `save_state`."""
+        """Go on from what `begin_state` wrote."""
         self._all_learners("call", "load_state", path.resolve())
 
     def _require_seen(self, folder: Path, written: Sequence[tuple[str, dict[str, int]]]) -> None:

@@ -249,24 +249,16 @@ class Learner:
         """Write the policy as a checkpoint folder; every rank must call."""
         self._engine.save_policy(self._policy, path)
 
-    def save_state(self, path: Path) -> None:
-        """Write all that an exact resume needs: weights, optimizer, random state, counters. Every rank must call."""
-        self._engine.state.save(path, self._counters)
-
     def begin_state(self, path: Path) -> None:
-        """Begin what `save_state` does, aside; see `State.begin`."""
-        self._engine.state.begin(path, self._counters)
+        """Begin to write all that an exact resume needs, weights, optimizer, counters and such; see `State.begin`."""
+        self._engine.state.begin(path, {"steps": self._num_steps, "updates": self._num_updates})
 
     def finish_state(self) -> dict[str, int]:
         """See `State.finish`."""
         return self._engine.state.finish()
 
-    @property
-    def _counters(self) -> dict[str, int]:
-        return {"steps": self._num_steps, "updates": self._num_updates}
-
     def load_state(self, path: Path) -> None:
-        """Go on from `save_state`; raises FileNotFoundError or ValueError naming the file that does not fit."""
+        """Go on from such a state; raises FileNotFoundError or ValueError naming the file that does not fit."""
         counters = self._engine.state.load(path)
         self._num_steps, self._num_updates = counters["steps"], counters["updates"]
 

@@ -17,7 +17,7 @@ from rlvla.policies.thinker.scoring import token_logprobs
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import BAN_BIAS
 from rlvla.types import EndReason, Group
-from tests.learning import LOSS, learn, make_groups, make_learner, poison, weights_of
+from tests.learning import LOSS, learn, make_groups, make_learner, poison, save_state, weights_of
 
 LORA = LoraConfig(rank=4)
 
@@ -129,7 +129,7 @@ def test_a_resumed_learner_goes_on_bit_for_bit(checkpoint, tmp_path, options):
     options |= {"schedule": "linear", "minibatch_trajectories": 4, "num_epochs": 2}
     first = make_learner(checkpoint, **options)
     first.step(groups)
-    first.save_state(tmp_path)
+    save_state(first, tmp_path)
     metrics, weights = first.step(groups), weights_of(first)
     first.close()
     second = make_learner(checkpoint, **options)
@@ -156,7 +156,7 @@ def test_each_epoch_deals_the_trajectories_anew(checkpoint):
 def test_a_state_of_other_trained_weights_is_refused(checkpoint, tmp_path):
     """Such as one of LoRA from before rows of the markup were trained."""
     learner = make_learner(checkpoint, lora=LORA)
-    learner.save_state(tmp_path)
+    save_state(learner, tmp_path)
     learner.close()
     other = make_learner(checkpoint, lora=LoraConfig(rank=4, target_modules=("q_proj",)))
     with pytest.raises(ValueError, match=r"rank_0\.pt was saved by a run that trains other weights, such as .*lora_"):
@@ -213,7 +213,7 @@ def test_without_a_row_to_learn_from_the_weights_stay(checkpoint, learner):
 def test_an_update_that_is_not_finite_is_skipped_bit_for_bit(checkpoint, tmp_path, options, value):
     learner, groups = make_learner(checkpoint, **options), make_groups(checkpoint)
     learner.step(groups)
-    learner.save_state(tmp_path)
+    save_state(learner, tmp_path)
     before = weights_of(learner)
     metrics = learner.step(poison(groups, value))
     assert metrics["skipped_updates"] == 1
@@ -232,7 +232,7 @@ def test_a_finite_loss_whose_gradient_is_not_is_skipped_bit_for_bit(checkpoint, 
     """As of a square root at 0: the loss says nothing, hence the engine has to look at the gradient itself."""
     learner, groups = make_learner(checkpoint, zero_stage=stage), make_groups(checkpoint)
     learner.step(groups)
-    learner.save_state(tmp_path)
+    save_state(learner, tmp_path)
     before, engine = weights_of(learner), learner._engine
     ids = torch.from_numpy(groups[0].trajectories[0].turns[0].token_ids).long()[None]
     inputs = PolicyProcessor.load(checkpoint).forward_inputs(ids, torch.ones_like(ids))
@@ -267,7 +267,7 @@ def test_only_the_update_that_is_not_finite_is_skipped(checkpoint):
 def test_a_state_that_does_not_fit_is_refused(checkpoint, learner, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"rank_0\.pt is missing"):
         learner.load_state(tmp_path)
-    learner.save_state(tmp_path)
+    save_state(learner, tmp_path)
     torch.save(torch.load(tmp_path / "rank_0.pt", weights_only=True) | {"world": 2}, tmp_path / "rank_0.pt")
     with pytest.raises(ValueError, match="world 2, this run has 1"):
         learner.load_state(tmp_path)

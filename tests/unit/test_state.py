@@ -17,7 +17,7 @@ from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig, LoraConfig
 from rlvla.durable.aside import Aside
 from rlvla.durable.checkpoints import damage
-from tests.learning import make_groups, make_learner, make_run
+from tests.learning import make_groups, make_learner, make_run, save_state
 
 SLOW_S = 0.5
 
@@ -53,7 +53,7 @@ def test_a_state_that_is_written_while_a_step_is_made_is_that_of_before_the_step
         time.sleep(SLOW_S)
         save(state, file)
 
-    learner.save_state(tmp_path / "at once")
+    save_state(learner, tmp_path / "at once")
     monkeypatch.setattr(torch, "save", slowly)
     began = time.monotonic()
     learner.begin_state(tmp_path / "aside")
@@ -63,7 +63,7 @@ def test_a_state_that_is_written_while_a_step_is_made_is_that_of_before_the_step
     assert metrics["time/save_s"] > 0
     written = learner.finish_state()
     monkeypatch.undo()
-    learner.save_state(tmp_path / "behind")
+    save_state(learner, tmp_path / "behind")
     learner.close()
     at_once, aside, behind = (tmp_path / name / "rank_0.pt" for name in ("at once", "aside", "behind"))
     assert written == {"rank_0.pt": aside.stat().st_size}
