@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rlvla.policies.family import EngineNeeds
@@ -14,15 +13,6 @@ from rlvla.samplers.vllm.prompts import PromptRenderer
 
 KEPT_PROMPTS = 2
 """Prompts whose images are kept ready, for each sequence that the engine batches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineRequest:
-    """The first three arguments of `LLMEngine.add_request`."""
-
-    id: str
-    prompt: dict[str, Any]
-    parameters: Any
 
 
 class RequestMaker:
@@ -36,25 +26,24 @@ class RequestMaker:
         self._never_ids = needs.never_ids
         self._ids = itertools.count()
 
-    def make(self, request: SampleRequest) -> EngineRequest:
-        """Prepare its pictures, or find them; raises ValueError saying why it cannot be served."""
-        if problem := self._problem(request):
-            raise ValueError(problem)
+    def make(self, request: SampleRequest) -> tuple[str, dict[str, Any], Any]:
+        """Prepare its pictures, or find them: the first three arguments of `LLMEngine.add_request`.
+
+        Raises:
+            ValueError: it cannot be served; the message says why.
+        """
+        num_placeholders, num_slots = request.prompt_ids.count(self._image_token_id), len(self._slot_ids)
+        if num_placeholders != len(request.images):  # vLLM would take a surplus placeholder for a word
+            raise ValueError(f"the context has {num_placeholders} image placeholders for {len(request.images)} images")
+        if request.num_actions not in (0, num_slots):
+            raise ValueError(
+                f"the request is for {request.num_actions} actions, this policy draws {num_slots} from one forward"
+            )
         id_ = str(next(self._ids))
         try:
-            prompt, parameters = self._prompts.render(request), self._parameters(request, id_)
+            return id_, self._prompts.render(request), self._parameters(request, id_)
         except Exception as error:  # whatever vLLM raises of a request concerns its caller alone
             raise refusal(error) from error
-        return EngineRequest(id=id_, prompt=prompt, parameters=parameters)
-
-    def _problem(self, request: SampleRequest) -> str:
-        """Why a request cannot be served, or nothing; what vLLM refuses itself is left to it."""
-        num_placeholders = request.prompt_ids.count(self._image_token_id)
-        if num_placeholders != len(request.images):  # vLLM would take a surplus placeholder for a word
-            return f"the context has {num_placeholders} image placeholders for {len(request.images)} images"
-        if request.num_actions not in (0, num_slots := len(self._slot_ids)):
-            return f"the request is for {request.num_actions} actions, this policy draws {num_slots} from one forward"
-        return ""
 
     def _parameters(self, request: SampleRequest, request_id: str) -> Any:
         if request.num_actions:
@@ -68,12 +57,7 @@ class RequestMaker:
 
 
 def text_parameters(request: SampleRequest, never_ids: Iterable[int]) -> Any:
-    """The `SamplingParams` of a request that is not for a block of actions.
-
-    Args:
-        request: what is asked.
-        never_ids: tokens of this policy that no request can draw, see `EngineNeeds`.
-    """
+    """The `SamplingParams` of a request that is not for a block of actions; `never_ids` as in `EngineNeeds`."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 

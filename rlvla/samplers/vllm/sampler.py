@@ -37,7 +37,7 @@ from rlvla.samplers.vllm.plugin import register
 from rlvla.samplers.vllm.plugin.adapter import adapter_request
 from rlvla.samplers.vllm.plugin.request import take_actions
 from rlvla.samplers.vllm.plugin.self_test import check_bidirectional
-from rlvla.samplers.vllm.requests import EngineRequest, RequestMaker, refusal
+from rlvla.samplers.vllm.requests import RequestMaker, refusal
 
 
 class SamplerError(RuntimeError):
@@ -54,7 +54,8 @@ class _Load:
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
     request: SampleRequest
-    made: EngineRequest
+    made: tuple[str, dict[str, Any], Any]
+    """Of `RequestMaker.make`."""
     future: Future[SampleOutput]
 
 
@@ -97,10 +98,8 @@ class VLLMSampler:
         require_kv_cache(model, config, max_model_len)
         parallel_actions = self._needs.draws_at_once
         set_environment(config.threads, parallel_actions)
-        self.num_context_tokens = 0
-        """Of all requests so far."""
         self.num_cached_tokens = 0
-        """Those of them that came out of the prefix cache."""
+        """Of all contexts so far, those that came out of the prefix cache."""
         self._policy_version = 0
         self.num_steps = 0
         """Of the engine, so far: forwards of the model."""
@@ -260,14 +259,13 @@ class VLLMSampler:
         if not job.future.set_running_or_notify_cancel():
             return  # its caller was cancelled
         try:
-            made = job.made
-            engine.add_request(made.id, made.prompt, made.parameters, lora_request=self._lora_request)
+            engine.add_request(*job.made, lora_request=self._lora_request)
         except Exception as error:  # a request that vLLM refuses concerns its caller alone
             refused = refusal(error)
             refused.__cause__ = error
             job.future.set_exception(refused)
             return
-        self._running[made.id] = job
+        self._running[job.made[0]] = job
 
     def _step(self, engine: Any) -> None:
         self.num_steps += 1
@@ -278,7 +276,6 @@ class VLLMSampler:
             job = self._running.pop(output.request_id)
             num_actions = job.request.num_actions
             context_ids = np.array(output.prompt_token_ids, np.int32)
-            self.num_context_tokens += len(context_ids)
             self.num_cached_tokens += output.num_cached_tokens or 0
             if num_actions:
                 token_ids, logprobs = next(actions)
