@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlvla.protocols import SampleRequest
-from rlvla.samplers.vllm.prompts import PromptRenderer
+from rlvla.samplers.vllm.requests import PromptRenderer
 
 PLACEHOLDER = 9
 
