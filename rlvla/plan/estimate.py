@@ -60,38 +60,27 @@ ENV_COSTS = {
     "rlvla/Tabletop-v0": EnvCosts(reset_s=2 / 762, scene_s=0.0, step_s=2 / 762, zoom_s=2 / 762, memory_gib=0.02),
 }
 """By env id, measured on cores of an AMD EPYC without a GPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Habits:
-    """What a policy is assumed to do with its limits."""
-
-    thought: float = 0.5
-    """Length of a thought or call, of what it may have."""
-    zoom: float = 0.5
-    """Zooms of a turn, of what it may make."""
-    success: float = 0.5
-    """Episodes that end before their horizon."""
-    earliest: float = 0.3
-    """They do so anywhere from here to the end, of the horizon."""
-
-    def __str__(self) -> str:
-        """To print."""
-        return (
-            f"assumed: thoughts and calls {self.thought:.0%} of their limits, zooms {self.zoom:.0%}; "
-            f"{self.success:.0%} of the episodes succeed, {self.earliest:.0%} to 100% of the horizon in"
-        )
-
-
-HABITS = Habits()
+THOUGHT = 0.5
+"""Length of a thought or call, of what it may have; as the next three, what a policy is assumed to do."""
+ZOOM = 0.5
+"""Zooms of a turn, of what it may make."""
+SUCCESS = 0.5
+"""Episodes that end before their horizon."""
+EARLIEST = 0.3
+"""They do so anywhere from here to the end, of the horizon."""
+HABITS = (
+    f"assumed: thoughts and calls {THOUGHT:.0%} of their limits, zooms {ZOOM:.0%}; "
+    f"{SUCCESS:.0%} of the episodes succeed, {EARLIEST:.0%} to 100% of the horizon in"
+)
+"""The four of them, to print."""
 
 
 def assumed_turn(
-    figures: ModelFigures, turn: TurnTokens, world: World, episode: EpisodeConfig, habits: Habits, num_zooms: int
+    figures: ModelFigures, turn: TurnTokens, world: World, episode: EpisodeConfig, num_zooms: int
 ) -> tuple[tuple[Pass, ...], int]:
     """A turn with so many zooms, and the tokens of its row."""
-    image, thought = figures.tokens_per_image, round(habits.thought * episode.max_think_tokens) + 2
-    call = round(habits.thought * turn.call)
+    image, thought = figures.tokens_per_image, round(THOUGHT * episode.max_think_tokens) + 2
+    call = round(THOUGHT * turn.call)
     think = thought if episode.mode != "act" else 0
     num_actions = world.chunk_length * world.action_size
     contexts = [turn.prompt, *[image + 2] * num_zooms]
@@ -109,19 +98,19 @@ def assumed_turn(
 
 
 def assumed_groups(
-    cfg: GRPOConfig, figures: ModelFigures, turn: TurnTokens, world: World, num_groups: int, habits: Habits = HABITS
+    cfg: GRPOConfig, figures: ModelFigures, turn: TurnTokens, world: World, num_groups: int
 ) -> list[list[Episode]]:
-    """Groups as a policy of these habits plays them; of a seed of their own, the same each time."""
+    """Groups as a policy is assumed to play them; of a seed of their own, the same each time."""
     horizon, rng = -(-world.max_env_steps // world.chunk_length), random.Random(0)
     most = cfg.episode.max_tool_calls if cfg.episode.mode == "zoom" else 0
-    kinds = [assumed_turn(figures, turn, world, cfg.episode, habits, n) for n in range(most + 1)]
-    reused = assumed_turn(figures, turn, world, replace(cfg.episode, mode="act"), habits, 0)
+    kinds = [assumed_turn(figures, turn, world, cfg.episode, n) for n in range(most + 1)]
+    reused = assumed_turn(figures, turn, world, replace(cfg.episode, mode="act"), 0)
 
     def episode(scene: int) -> Episode:
-        is_success = rng.random() < habits.success
-        length = round(horizon * rng.uniform(habits.earliest, 1)) if is_success else horizon
+        is_success = rng.random() < SUCCESS
+        length = round(horizon * rng.uniform(EARLIEST, 1)) if is_success else horizon
         turns = [
-            reused if i % cfg.episode.think_every else kinds[sum(rng.random() < habits.zoom for _ in range(most))]
+            reused if i % cfg.episode.think_every else kinds[sum(rng.random() < ZOOM for _ in range(most))]
             for i in range(max(1, length))
         ]
         return Episode(
@@ -221,15 +210,9 @@ def estimate(
 ) -> Simulated:
     """Simulate steps of a run on GPUs: `4 * (max_staleness + 1) + 2`, without those at both ends.
 
-    A coarse simulation takes half a second or so: each episode stands for several that go in step, one sampler for
-    all, and the steps are as few as show one.
-
-    Args:
-        cfg: of the run; its rollout actors reserve the cores that there are.
-        figures: of the model.
-        turn: with every limit used up.
-        world: that is played in.
-        num_episodes: of a step at most, in a coarse simulation; None: all, one by one.
+    A coarse simulation, of `num_episodes` a step at most, takes half a second or so: each episode stands for several
+    that go in step, one sampler for all, and the steps are as few as show one. None plays all, one by one. The rollout
+    actors reserve the cores that there are; `turn` has every limit used up.
 
     Raises:
         KeyError: nothing is known of the env's costs.

@@ -58,13 +58,8 @@ def main_memory(
 ) -> dict[str, float]:
     """Bytes over all nodes, by what they are for.
 
-    Args:
-        cfg: of the run.
-        figures: of the model.
-        turn: with every limit used up.
-        world: that is played in.
-        num_turns: of the longest episode.
-        on_cpu: what learner ranks and samplers take of it where there is no GPU.
+    `turn` has every limit used up, `num_turns` is of the longest episode, and `on_cpu` what learner ranks and samplers
+    take of it where there is no GPU.
     """
     cluster = cfg.cluster
     frames = frame_bytes(cfg, turn, world, num_turns)

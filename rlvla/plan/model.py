@@ -150,14 +150,10 @@ def count(
     source: str,
     policy: Policy | None = None,
 ) -> ModelFigures:
-    """Count a Hugging Face VLM, on whatever device; an adapter is put on it.
+    """Count a VLM that `AutoModelForImageTextToText` has built, on whatever device; an adapter is put on it.
 
-    Args:
-        model: as `AutoModelForImageTextToText` builds it.
-        lora: adapter to put on, if any.
-        view_shape: (H, W) of a picture, px.
-        source: see ModelFigures.
-        policy: tells the tokens of an image; None: OpenVLA's patches, or the formula of Qwen-VL.
+    `view_shape` is a picture's (H, W), px. `policy` tells the tokens of one; None: OpenVLA's patches, or the formula of
+    Qwen-VL.
     """
     from rlvla.policies.weights import prepare
 

@@ -20,7 +20,6 @@ from rlvla.config import (
 )
 from rlvla.plan.costs import Pass
 from rlvla.plan.estimate import (
-    HABITS,
     assumed_groups,
     assumed_turn,
     better_split,
@@ -136,12 +135,12 @@ def test_assumed_episodes() -> None:
     episode = EpisodeConfig(max_think_tokens=38, max_tool_calls=1, max_turn_tokens=1000)
     cfg = replace(GRPO, episode=episode, groups_per_step=50)
     turn = turn_tokens(FIGURES, world, episode)
-    (look, think, act), length = (found := assumed_turn(FIGURES, turn, world, episode, HABITS, 1))[0], found[1]
+    (look, think, act), length = (found := assumed_turn(FIGURES, turn, world, episode, 1))[0], found[1]
     assert look == Pass(num_new_tokens=68, num_pictures=2, num_steps=21 + 32, zooms=True)
     assert think == Pass(num_new_tokens=12, num_pictures=1, num_steps=21)
     assert act == Pass(num_new_tokens=57, num_pictures=0, num_steps=1)
     assert length == 68 + 53 + 12 + 21 + 58
-    blind, _ = assumed_turn(FIGURES, turn, world, replace(episode, mode="act"), HABITS, 0)
+    blind, _ = assumed_turn(FIGURES, turn, world, replace(episode, mode="act"), 0)
     assert blind == (Pass(num_new_tokens=68 + 57, num_pictures=2, num_steps=1),)
     episodes = [e for group in assumed_groups(cfg, FIGURES, turn, world, 50) for e in group]
     lengths = [len(e.turns) for e in episodes]
