@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlvla.report import curves, episodes, results
+from rlvla.report import curves, episodes
 from rlvla.report.templating import render
 from rlvla.types import Trajectory
+
+RATE_KEYS = {"rate", "low", "high", "num_trials"}
+"""What makes a mapping in a summary a success rate with its Wilson interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,8 @@ def run_page(runs: Sequence[Run], title: str, camera_of: episodes.CameraOf) -> s
         title: of the page.
         camera_of: reads a call of the policy's tools.
     """
-    rates = [(run.name, name, rate) for run in runs for name, rate in results.find_rates(run.summary)]
-    numbers = {run.name: found for run in runs if (found := results.find_numbers(run.summary))}
+    rates = [(run.name, name, rate) for run in runs for name, rate in find_rates(run.summary)]
+    numbers = {run.name: found for run in runs if (found := find_numbers(run.summary))}
     charts = curves.groups([(run.name, run.metrics) for run in runs if run.metrics])
     shown = {
         run.name: [episodes.shown(t, camera_of, is_open=i == 0) for i, t in enumerate(run.trajectories)]
@@ -48,3 +51,25 @@ def run_page(runs: Sequence[Run], title: str, camera_of: episodes.CameraOf) -> s
         curves=charts,
         episodes=shown,
     )
+
+
+def find_rates(summary: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every success rate in a summary, with the keys that lead to it."""
+    if summary.keys() >= RATE_KEYS:
+        yield path or "all tasks", summary
+    for key, value in summary.items():
+        is_repetition = key == "tasks" and len(value) == 1  # the only task is all tasks
+        if isinstance(value, Mapping) and not is_repetition:
+            yield from find_rates(value, path if key == "tasks" else f"{path} {key}".strip())
+
+
+def find_numbers(summary: Mapping[str, Any], path: str = "") -> dict[str, float]:
+    """The numbers of a summary beside its success rates, by their path of keys."""
+    numbers: dict[str, float] = {}
+    for key, value in summary.items():
+        name = f"{path} {key}".strip()
+        if isinstance(value, Mapping) and key not in ("tasks", "packages"):
+            numbers |= find_numbers(value, name)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and key not in RATE_KEYS:
+            numbers[name] = value
+    return numbers

@@ -11,8 +11,7 @@ from rlvla import EndReason, Turn
 from rlvla.config import LogConfig
 from rlvla.durable.trajectories import save_trajectories
 from rlvla.report.curves import groups, smooth
-from rlvla.report.results import find_numbers, find_rates
-from rlvla.report.run_page import Run, run_page
+from rlvla.report.run_page import Run, find_numbers, find_rates, run_page
 from rlvla.run.metrics import MetricsLogger
 from tests.examples import act, good_turn, malformed, reused, think, trajectory, turn, zoom
 from tests.pages import EVIL, Page, assert_inert
