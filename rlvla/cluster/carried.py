@@ -14,8 +14,8 @@ from uuid import uuid4
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlvla.durable.cache import cache_folder
 from rlvla.durable.checkpoints import appear_sealed, digests
+from rlvla.durable.files import cache_folder
 
 PIECE = 64 * 2**20
 """Bytes that travel at once."""

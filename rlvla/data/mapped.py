@@ -2,7 +2,7 @@
 
 Parquet is made to be read by the hundred: one row costs a row group, 10 MB of pictures. So the files are unpacked once
 on each machine, into Arrow's own format, where a row lies ready to be read; Hugging Face's `datasets` does the same. It
-takes the set's bytes a second time, in `rlvla.durable.cache`. What is mapped is the kernel's: all ranks of a machine
+takes the set's bytes a second time, in this machine's cache. What is mapped is the kernel's: all ranks of a machine
 share it, and it gives way where memory is short. The file holds the columns and values of the Parquet files, so that a
 row is what it would be if they were read whole.
 """
@@ -28,8 +28,7 @@ from rlvla import __version__
 from rlvla.data.checks import NEEDED, check_rows
 from rlvla.data.rows import DatasetError
 from rlvla.data.tables import read_batches, require_columns
-from rlvla.durable.cache import CACHE, cache_folder
-from rlvla.durable.files import appear_whole
+from rlvla.durable.files import CACHE, appear_whole, cache_folder
 
 _LARGE = 1 << 30
 """Bytes from which on unpacking them shows a bar."""

@@ -1,4 +1,4 @@
-"""What outlives a kill: files that appear whole or not at all, locks, lines, and whether a run may go on."""
+"""What outlives a kill: files that appear whole or not at all, locks, lines, a cache, and whether a run may go on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from rlvla.plugins import present_name
+
+CACHE = "RLVLA_CACHE"
+"""Environment variable: the folder where a machine keeps what can be made again, copies of policies, the rows of data
+sets; else `~/.cache/rlvla`. May be deleted at any time that no run starts."""
 
 
 @contextmanager
@@ -41,6 +45,11 @@ def appear_whole(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
         raise
     if is_durable:
         sync(path.parent)
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder of this machine for one kind of things, which need not be there yet."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache/rlvla") / kind
 
 
 def claim(folder: Path, *, num_bytes: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rlvla.durable.cache import CACHE
+from rlvla.durable.files import CACHE
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.run.identity import of_policy
 from rlvla.run.metrics import read_metrics

@@ -10,8 +10,8 @@ import pytest
 
 from rlvla.cluster import carried
 from rlvla.cluster.carried import Carried, Shelf, stamps
-from rlvla.durable.cache import CACHE
 from rlvla.durable.checkpoints import digests
+from rlvla.durable.files import CACHE
 
 
 @pytest.fixture

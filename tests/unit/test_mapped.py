@@ -19,7 +19,7 @@ import pytest
 
 from rlvla.data import dataset, mapped
 from rlvla.data.dataset import DatasetError
-from rlvla.durable.cache import CACHE, cache_folder
+from rlvla.durable.files import CACHE, cache_folder
 from tests.examples import demonstration
 from tests.unit.recorded import edit_row
 
