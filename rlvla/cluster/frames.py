@@ -6,8 +6,8 @@ They lie once on the node that played the episode, and once on each other node w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, overload
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import ray
@@ -36,24 +36,16 @@ class Frames(Sequence[np.ndarray]):
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(ray.get(self._kept)[self._start : self._end])
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[np.ndarray, ...]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | tuple[np.ndarray, ...]:
+    def __getitem__(self, index: Any) -> Any:
         return tuple(self)[index]
 
 
-@dataclass(frozen=True, slots=True)
-class _Left:
-    """Stands for the pictures of a turn on the way."""
-
-    num: int
-
-
 def without_frames(trajectory: Trajectory) -> tuple[Trajectory, list[np.ndarray]]:
-    """A trajectory to send, and its pictures, to be kept apart; `with_frames` makes one of both again."""
-    turns: Any = tuple(replace(turn, images=_Left(len(turn.images))) for turn in trajectory.turns)
+    """A trajectory to send, and its pictures, to be kept apart; `with_frames` makes one of both again.
+
+    On the way each turn has the number of its pictures in their place.
+    """
+    turns: Any = tuple(replace(turn, images=len(turn.images)) for turn in trajectory.turns)
     return replace(trajectory, turns=turns), [image for turn in trajectory.turns for image in turn.images]
 
 
@@ -61,7 +53,7 @@ def with_frames(trajectory: Trajectory, kept: Any) -> Trajectory:
     """What `without_frames` made, with a reference to the pictures."""
     turns, end = [], 0
     for turn in trajectory.turns:
-        left: Any = turn.images
-        turns.append(replace(turn, images=Frames(kept, end, end + left.num)))
-        end += left.num
+        num: Any = turn.images
+        turns.append(replace(turn, images=Frames(kept, end, end + num)))
+        end += num
     return replace(trajectory, turns=tuple(turns))
