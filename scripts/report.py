@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlvla.durable.files import read_lines
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.policies.markup import ToolCall, parse_call
 from rlvla.report.run_page import Run, run_page
-from rlvla.run.metrics import read_metrics
 from rlvla.types import Segment
 
 FILES = ("summary.json", "metrics.jsonl", "trajectories.jsonl")
@@ -33,7 +33,7 @@ def read_run(folder: Path, name: str) -> Run:
         return Run(
             name=name,
             summary=json.loads(summary.read_text()) if summary.is_file() else {},
-            metrics=read_metrics(metrics) if metrics.is_file() else [],
+            metrics=read_lines(metrics) if metrics.is_file() else [],
             trajectories=load_trajectories(trajectories) if trajectories.is_file() else (),
         )
     except json.JSONDecodeError as error:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rlvla.durable.files import read_lines
 from rlvla.plan.costs import Costs, Episode, Pass, Simulated
-from rlvla.run.metrics import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def read_costs(step_costs: Path, benchmark: Path | None = None) -> Costs:
 
 def read_run(path: Path) -> list[dict[str, Any]]:
     """The steps of a `metrics.jsonl` from the second one on: in the first, envs and engine start."""
-    return [dict(line) for line in read_metrics(path)][1:]
+    return read_lines(path)[1:]
 
 
 def deviations(simulated: Simulated, lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:

@@ -22,7 +22,7 @@ from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
 from rlvla.durable.aside import Aside
 from rlvla.durable.checkpoints import appear_sealed, newest_whole
-from rlvla.durable.files import claim, differences, hold, write_json
+from rlvla.durable.files import claim, differences, hold, read_lines, write_json
 from rlvla.durable.interrupts import Interrupts
 from rlvla.durable.random_state import random_state, seed_random, set_random_state
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
@@ -33,7 +33,7 @@ from rlvla.rollout.tasks import TaskStream
 from rlvla.run import disk, identity
 from rlvla.run.base import Run
 from rlvla.run.ledger import Ledger
-from rlvla.run.metrics import PhaseTimer, read_metrics, rollout_metrics, staleness
+from rlvla.run.metrics import PhaseTimer, rollout_metrics, staleness
 from rlvla.run.no_signal import NoSignalCount
 from rlvla.types import Group, Trajectory
 
@@ -226,7 +226,7 @@ class GRPORun(Run[GRPOConfig]):
         with appear_sealed(self._output / "checkpoint") as folder:
             self._cluster.save(folder)
             note_trained(folder, self._tasks.suite)
-        success = [value for line in read_metrics(self._logger.path) if (value := line.get("success")) is not None]
+        success = [value for line in read_lines(self._logger.path) if (value := line.get("success")) is not None]
         tenth = max(1, len(success) // 10)
         summary = self._summary(success_first=_mean(success[:tenth]), success_last=_mean(success[-tenth:]))
         write_json(self._output / "summary.json", summary)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvla.config import LogConfig
-from rlvla.durable.files import appear_whole, append_line, read_lines, whole_lines
+from rlvla.durable.files import appear_whole, append_line, whole_lines
 from rlvla.plugins import naming
 from rlvla.types import EndReason, Group, Segment, SegmentKind, Turn
 
@@ -223,11 +223,6 @@ class MetricsLogger:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def read_metrics(path: Path) -> list[dict[str, float | None]]:
-    """The lines of a `metrics.jsonl`, step by step; a last line cut short by an interruption is left out."""
-    return read_lines(path)
 
 
 def require_sinks(log: LogConfig) -> None:

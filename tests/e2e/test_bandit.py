@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlvla.run.metrics import read_metrics
+from rlvla.durable.files import read_lines
 from rlvla_envs.spec import check_env
 from tests.e2e import bandit
 from tests.e2e.run import recipe
@@ -44,7 +44,7 @@ def test_grpo_learns_what_the_cold_start_does_not_know(tmp_path: Path) -> None:
         | {"learner": {"lr": 1e-3, "micro_batch_rows": 32}, "loss": {"kl_coef": 0.0}},
         tmp_path,
     )
-    success = [line["success"] for line in read_metrics(tmp_path / "grpo/metrics.jsonl")]
+    success = [line["success"] for line in read_lines(tmp_path / "grpo/metrics.jsonl")]
     assert sum(success[:3]) / 3 < 0.4
     assert sum(success[-3:]) / 3 > 0.8
     recipe(

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rlvla.durable.files import read_lines
 from rlvla.run.ledger import balance
-from rlvla.run.metrics import read_metrics
 from tests import parallel_policies
 from tests.e2e.run import recipe, running, wait_until
 from tests.unit.faulty_env import let_go, plant
@@ -57,7 +57,7 @@ def test_what_fails_is_counted_and_refilled_and_what_dies_is_begun_again(tmp_pat
     assert balance(output) == ({"started": 3, "failed": 1, "finished": 2, "dropped": 0}, [])
     started = [json.loads(line)["ids"] for line in (output / "started.jsonl").read_text().splitlines()]
     assert started == [line["sampled"][:2], line["sampled"][2:]]
-    (metrics,) = read_metrics(output / "metrics.jsonl")
+    (metrics,) = read_lines(output / "metrics.jsonl")
     counted = {name: metrics[name] for name in ("num_trajectories", "num_finished", "env_errors", "env_crashes")}
     assert counted == {"num_trajectories": 3, "num_finished": 2, "env_errors": 1, "env_crashes": 2}
     assert (metrics["success"], metrics["end/env_error"]) == (1.0, pytest.approx(1 / 3))

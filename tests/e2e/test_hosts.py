@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from rlvla.durable.files import read_lines
 from rlvla.run.ledger import balance
-from rlvla.run.metrics import read_metrics
 from tests.e2e.hosts import Hosts, lack_of_hosts
 from tests.e2e.run import ROOT, wait_until
 from tests.learning import make_checkpoint
@@ -61,7 +61,7 @@ def test_a_run_outlives_a_bad_link_and_a_host_that_vanishes(tmp_path: Path) -> N
         hosts.cut(2)
         hosts.start_ray(3, 2 * CPUS)
         assert process.wait(400) == 0, (tmp_path / "log").read_text()[-3000:]
-        assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == list(range(NUM_STEPS))
+        assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == list(range(NUM_STEPS))
         counts, problems = balance(run)
         assert problems == []
         assert counts == {"started": 4 * NUM_STEPS, "failed": 0, "finished": 4 * NUM_STEPS, "dropped": 0}
@@ -70,4 +70,4 @@ def test_a_run_outlives_a_bad_link_and_a_host_that_vanishes(tmp_path: Path) -> N
 
 def num_steps(run: Path) -> int:
     file = run / "metrics.jsonl"
-    return len(read_metrics(file)) if file.is_file() else 0
+    return len(read_lines(file)) if file.is_file() else 0

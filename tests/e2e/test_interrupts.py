@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from rlvla.durable.checkpoints import damage
+from rlvla.durable.files import read_lines
 from rlvla.durable.interrupts import GRACE_S
-from rlvla.run.metrics import read_metrics
 from tests.e2e.run import TORCHRUN, end, noted, recipe, running, struck, wait_until
 from tests.full_disk import can_mount
 
@@ -53,7 +53,7 @@ def demos(output: Path) -> dict[str, Any]:
 
 def num_steps(output: Path) -> int:
     file = output / "metrics.jsonl"
-    return len(read_metrics(file)) if file.is_file() else 0
+    return len(read_lines(file)) if file.is_file() else 0
 
 
 def strangers_ports(pid: int) -> list[str]:
@@ -108,8 +108,8 @@ def test_sigterm_saves_the_state_that_the_same_command_goes_on_from(
     closing = struck("__exit__", "_close_actors", signal.SIGTERM)
     changed = {"num_steps": steps + 2, "learner": config["learner"] | {"lr": 5e-4}}
     recipe("grpo", config | changed, tmp_path, launcher=closing)
-    assert [line["step"] for line in read_metrics(output / "metrics.jsonl")] == list(range(steps + 2))
-    assert [line["lr"] for line in read_metrics(output / "metrics.jsonl")] == [1e-3] * steps + [5e-4] * 2
+    assert [line["step"] for line in read_lines(output / "metrics.jsonl")] == list(range(steps + 2))
+    assert [line["lr"] for line in read_lines(output / "metrics.jsonl")] == [1e-3] * steps + [5e-4] * 2
     assert (output / "checkpoint/model.safetensors").is_file()
     assert files_with("groups_per_step", tmp_path)  # the search finds what is there
     assert files_with(SECRET, tmp_path, logs) == []
@@ -176,7 +176,7 @@ def test_a_cold_start_that_diverges_stops_with_what_it_was_to_learn_from(dataset
     bad = sorted((tmp_path / "run").glob("bad_step_*.json"))
     assert len(bad) == 3
     assert len(json.loads(bad[0].read_text())["rows"]) == config["batch_size"]
-    assert [line["skipped_updates"] for line in read_metrics(tmp_path / "run/metrics.jsonl")][-3:] == [1, 1, 1]
+    assert [line["skipped_updates"] for line in read_lines(tmp_path / "run/metrics.jsonl")][-3:] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_signal_saves_a_cold_start(launcher: tuple[str, ...], dataset: Path, t
     if not launcher:  # it goes on, for a step, with what has been changed
         steps = num_steps(output)
         recipe("sft", config | {"num_steps": steps + 1, "learner": {"lr": 0.0123}}, tmp_path)
-        assert [line["lr"] for line in read_metrics(output / "metrics.jsonl")] == [2e-5] * steps + [0.0123]
+        assert [line["lr"] for line in read_lines(output / "metrics.jsonl")] == [2e-5] * steps + [0.0123]
 
 
 def test_a_signal_in_the_final_checkpoint_of_a_cold_start_loses_nothing_but_its_evaluation(
@@ -256,7 +256,7 @@ def test_a_cold_start_whose_rank_is_killed_ends_where_an_unbroken_one_ends(datas
     folders = (output, tmp_path / "unbroken")
     weights = [(folder / "checkpoint/model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
-    losses = [[line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in folders]
+    losses = [[line["loss"] for line in read_lines(folder / "metrics.jsonl")] for folder in folders]
     assert losses[0] == losses[1]
     assert len(losses[0]) == config["num_steps"]
 

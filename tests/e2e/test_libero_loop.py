@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from rlvla.durable.files import read_lines
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.run.metrics import read_metrics
 from rlvla.types import SegmentKind
 from tests.e2e.run import recipe, script
 
@@ -82,7 +82,7 @@ def test_sft_grpo_evaluation_and_report(sft: Path, tmp_path: Path) -> None:
         "minibatch_trajectories": 4,
     }
     recipe("grpo", grpo, tmp_path)
-    (line,) = read_metrics(tmp_path / "grpo/metrics.jsonl")
+    (line,) = read_lines(tmp_path / "grpo/metrics.jsonl")
     assert (line["num_trajectories"], line["end/env_error"]) == (4, 0)
     for trajectory in load_trajectories(tmp_path / "grpo/trajectories.jsonl"):
         for turn in trajectory.turns:

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rlvla.durable.files import CACHE
+from rlvla.durable.files import CACHE, read_lines
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.run.identity import of_policy
-from rlvla.run.metrics import read_metrics
 from tests.e2e.run import TORCHRUN, recipe, script
 
 pytestmark = pytest.mark.timeout(900)
@@ -66,7 +65,7 @@ def resumed(run: Path, aside: Path, step: int = 2) -> Path:
 
 
 def test_sft_writes_a_policy_and_what_it_can_do(sft: Path) -> None:
-    lines = read_metrics(sft / "metrics.jsonl")
+    lines = read_lines(sft / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert [("validation_loss" in line) for line in lines] == [False, True, False, True]
@@ -89,7 +88,7 @@ def test_sft_resumed_equals_sft_unbroken(demos: Path, sft: Path, tmp_path: Path)
     )
     for name, weight in weights(sft / "checkpoint").items():
         assert np.array_equal(weight, weights(again / "checkpoint")[name]), name
-    assert [line["step"] for line in read_metrics(again / "metrics.jsonl")] == [2, 3]
+    assert [line["step"] for line in read_lines(again / "metrics.jsonl")] == [2, 3]
 
 
 def test_sft_micro_batches_and_zero_leave_the_update_alone(demos: Path, sft: Path, tmp_path: Path) -> None:
@@ -101,7 +100,7 @@ def test_sft_micro_batches_and_zero_leave_the_update_alone(demos: Path, sft: Pat
 def test_sft_on_two_ranks_gives_the_same_update(demos: Path, sft: Path, tmp_path: Path) -> None:
     recipe("sft", sft_config(demos, tmp_path / "run", zero_stage=3), tmp_path, launcher=TORCHRUN)
     assert len(list((tmp_path / "run/state/step-000004").glob("rank_*.pt"))) == 2
-    alone, together = read_metrics(sft / "metrics.jsonl"), read_metrics(tmp_path / "run/metrics.jsonl")
+    alone, together = read_lines(sft / "metrics.jsonl"), read_lines(tmp_path / "run/metrics.jsonl")
     assert [line["loss"] for line in together] == pytest.approx([line["loss"] for line in alone], abs=1e-5)
     assert together[-1]["validation_loss"] == pytest.approx(alone[-1]["validation_loss"], abs=1e-5)
     for name, weight in weights(sft / "checkpoint").items():
@@ -163,7 +162,7 @@ def grpo(sft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_grpo_logs_every_step_and_leaves_a_policy(grpo: Path, sft: Path) -> None:
-    lines = read_metrics(grpo / "metrics.jsonl")
+    lines = read_lines(grpo / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     for line in lines:
         assert all(value is None or math.isfinite(value) for value in line.values())
@@ -183,8 +182,8 @@ def test_grpo_resumed_equals_grpo_unbroken(grpo: Path, sft: Path, tmp_path: Path
     again = resumed(grpo, tmp_path / "again")
     recipe("grpo", grpo_config(sft, again), tmp_path)
     kept = ("success", "reward", "response_tokens", "num_turns")
-    unbroken = [{k: line.get(k) for k in kept} for line in read_metrics(grpo / "metrics.jsonl")[2:]]
-    assert [{k: line.get(k) for k in kept} for line in read_metrics(again / "metrics.jsonl")] == unbroken
+    unbroken = [{k: line.get(k) for k in kept} for line in read_lines(grpo / "metrics.jsonl")[2:]]
+    assert [{k: line.get(k) for k in kept} for line in read_lines(again / "metrics.jsonl")] == unbroken
     for name, weight in weights(grpo / "checkpoint").items():
         assert np.array_equal(weight, weights(again / "checkpoint")[name]), name
 

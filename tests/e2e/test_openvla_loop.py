@@ -12,13 +12,13 @@ import torch
 
 from rlvla.data import dataset
 from rlvla.data.types import Demonstration
+from rlvla.durable.files import read_lines
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.thinker.actions import BinCodec
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model
-from rlvla.run.metrics import read_metrics
 from rlvla.types import SegmentKind, Trajectory
 from rlvla_envs.tabletop.env import TabletopEnv
 from tests import openvla_checkpoints as published
@@ -73,7 +73,7 @@ def sft(demos: Path, folder: Path, output: Path, decoding: str) -> None:
     config |= {"statistics_key": "demonstrations", "action_decoding": decoding, "num_steps": 100, "batch_size": 8}
     config["learner"] = {"lr": 3e-3, "warmup_steps": 3, "schedule": "cosine", "micro_batch_rows": 8}
     recipe("sft", config, output.parent)
-    lines = read_metrics(output / "metrics.jsonl")
+    lines = read_lines(output / "metrics.jsonl")
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
 
 
@@ -87,7 +87,7 @@ def grpo(model: Path, output: Path) -> None:
 
 def check_learned(output: Path) -> None:
     """Sampler and learner agree about every sampled token, words and actions, also behind a sync of weights."""
-    lines = read_metrics(output / "metrics.jsonl")
+    lines = read_lines(output / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(NUM_STEPS))
     for line in lines:
         assert line["num_rows"] > 0

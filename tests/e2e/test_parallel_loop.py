@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from rlvla.durable.files import read_lines
 from rlvla.durable.trajectories import load_trajectories
-from rlvla.run.metrics import read_metrics
 from rlvla.types import SegmentKind, Turn
 from tests.e2e.run import recipe
 
@@ -33,7 +33,7 @@ def learn(folder: Path, sampler: str, name: str, num_steps: int, **episode: Any)
         | {"sampler": {"backend": sampler}, "num_steps": num_steps},
         folder,
     )
-    lines = read_metrics(folder / name / "metrics.jsonl")
+    lines = read_lines(folder / name / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(num_steps))
     for line in lines:  # also behind weight syncs
         assert line["format_rate"] > 0.5
@@ -71,7 +71,7 @@ def test_a_chunk_is_learned_sampled_and_scored_alike(tmp_path: Path, prefix_atte
         tmp_path,
     )
     learn(tmp_path, sampler, "grpo", 3)
-    assert read_metrics(tmp_path / "grpo/metrics.jsonl")[0]["tool_calls_per_turn"] > 0.1  # a third picture
+    assert read_lines(tmp_path / "grpo/metrics.jsonl")[0]["tool_calls_per_turn"] > 0.1  # a third picture
     if sampler == "vllm":
         for first, second in learn(tmp_path, sampler, "reused", 1, mode="think", think_every=2):
             assert kinds(first) == [KIND.PROMPT, KIND.THINK, KIND.PROMPT, KIND.ACT, KIND.PROMPT]

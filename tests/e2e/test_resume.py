@@ -21,9 +21,9 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from rlvla.durable.files import read_lines
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.run.ledger import balance
-from rlvla.run.metrics import read_metrics
 from tests.e2e.run import Process, recipe, running, struck, wait_until
 from tests.learning import make_checkpoint
 
@@ -87,7 +87,7 @@ def states(output: Path) -> list[Path]:
 
 def metrics(run: Path) -> list[dict[str, float | None]]:
     """Of each step, all but how long things took."""
-    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in read_metrics(run / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in read_lines(run / "metrics.jsonl")]
 
 
 def ids(run: Path) -> list[dict[str, Any]]:

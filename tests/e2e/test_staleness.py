@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rlvla.config import GRPOConfig
+from rlvla.durable.files import read_lines
 from rlvla.run.ledger import balance
-from rlvla.run.metrics import read_metrics
 from tests.e2e.run import recipe, running, struck
 from tests.e2e.test_resume import actors, config, wait_until_killed
 from tests.learning import make_checkpoint
@@ -34,7 +34,7 @@ def drawn(run: Path) -> list[str]:
 def test_rollouts_run_ahead_and_nothing_is_lost(tmp_path: Path, max_waves: int) -> None:
     make_checkpoint(tmp_path / "policy")
     recipe("grpo", ahead(tmp_path, max_waves=max_waves), tmp_path)
-    steps = read_metrics(tmp_path / "run/metrics.jsonl")
+    steps = read_lines(tmp_path / "run/metrics.jsonl")
     assert len(steps) == NUM_STEPS
     assert all(step["staleness"] <= step["staleness_max"] <= 2 for step in steps if "staleness" in step)
     assert any(step.get("staleness_max", 0) > 0 for step in steps)
@@ -52,6 +52,6 @@ def test_a_killed_driver_drops_what_was_played_ahead_and_draws_it_again(tmp_path
     counts, problems = balance(tmp_path / "run")
     assert problems == []
     assert counts["dropped"] > 0
-    assert len(read_metrics(tmp_path / "run/metrics.jsonl")) == NUM_STEPS
+    assert len(read_lines(tmp_path / "run/metrics.jsonl")) == NUM_STEPS
     assert drawn(tmp_path / "run") == drawn(tmp_path / "whole")
     assert GRPOConfig(max_staleness=2).loss.importance_cap  # on by default

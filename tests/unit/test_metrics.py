@@ -11,8 +11,9 @@ import pytest
 
 from rlvla import EndReason, Group
 from rlvla.config import GRPOConfig, LogConfig
+from rlvla.durable.files import read_lines
 from rlvla.learner.learner import METRICS as LEARNER_METRICS
-from rlvla.run.metrics import METRICS, MetricsLogger, PhaseTimer, read_metrics, rollout_metrics, wilson_interval
+from rlvla.run.metrics import METRICS, MetricsLogger, PhaseTimer, rollout_metrics, wilson_interval
 from tests.examples import TASK, act, good_turn, malformed, think, trajectory, turn, zoom
 from tests.learning import make_run
 
@@ -87,7 +88,7 @@ def test_only_documented_names_are_emitted(checkpoint: Path, tmp_path: Path) -> 
         with run.rollout(0):
             time.sleep(0.001)
         run.log(0, [], two_groups(), {"skipped_updates": 0.0, "num_rows": 1.0})
-    (line,) = read_metrics(tmp_path / "run/metrics.jsonl")
+    (line,) = read_lines(tmp_path / "run/metrics.jsonl")
     assert "env_steps_per_s" in line
     patterns = [re.compile(re.sub(r"<\w+>", r"\\w+", name) + "$") for name in METRICS | LEARNER_METRICS]
     for name in line.keys() - {"step"}:
@@ -134,7 +135,7 @@ def test_every_step_is_a_line_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss": 2.5}\n'
     logger.log(1, {"loss": float("nan"), "kl": float("inf")})
     logger.close()
-    assert read_metrics(tmp_path / "metrics.jsonl")[1] == {"step": 1, "loss": None, "kl": None}
+    assert read_lines(tmp_path / "metrics.jsonl")[1] == {"step": 1, "loss": None, "kl": None}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_resuming_drops_the_steps_that_are_run_again(tmp_path: Path, torn: bytes
     first.close()
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + torn)
-    assert [line["step"] for line in read_metrics(path)] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in read_lines(path)] == [0, 1, 2, 3, 4]
     second = MetricsLogger(tmp_path, LogConfig())
     with pytest.warns(UserWarning, match=r"metrics\.jsonl: what stands behind line 5 cannot be read"):
         second.rewind(3)
@@ -165,7 +166,7 @@ def test_a_run_that_starts_over_in_an_old_folder_replaces_its_lines(tmp_path: Pa
         logger.log(0, {"loss": loss})
         logger.log(1, {"loss": loss})
         logger.close()
-    assert [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2.0, 2.0]
+    assert [line["loss"] for line in read_lines(tmp_path / "metrics.jsonl")] == [2.0, 2.0]
 
 
 def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:

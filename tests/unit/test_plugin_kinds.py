@@ -20,6 +20,7 @@ from rlvla.annotation.sources import open_source
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Reply
 from rlvla.config import AnnotateConfig, EnvConfig, LogConfig, RewardTermConfig
+from rlvla.durable.files import read_lines
 from rlvla.plugins import PluginError
 from rlvla.policies.thinker.tools import call_tool, load_tools
 from rlvla.rollout.env_server import make_env
@@ -232,7 +233,7 @@ def test_a_sink_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     logger = metrics.MetricsLogger(tmp_path, LogConfig(wandb_project="p"))
     with pytest.raises(PluginError, match=r"^log\.wandb_project raised ConnectionError: no route"):
         logger.log(0, {"success": 1.0})
-    assert metrics.read_metrics(logger.path) == [{"step": 0, "success": 1.0}]
+    assert read_lines(logger.path) == [{"step": 0, "success": 1.0}]
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fail))
     with pytest.raises(PluginError, match=r"^log\.wandb_project 'p' raised ConnectionError: no route"):
         metrics.MetricsLogger(tmp_path, LogConfig(wandb_project="p"))
