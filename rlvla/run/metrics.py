@@ -126,24 +126,17 @@ def _mean(values: Iterable[Any]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927), sound for few trials and for rates near 0 and 1.
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % score interval (low, high) of a proportion (Wilson 1927), sound for few trials and rates near 0 and 1.
 
         centre = (p + z^2 / 2n) / (1 + z^2 / n)
         half   = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
 
-    Args:
-        successes: 0..trials.
-        trials: n; 0 says nothing, hence (0, 1).
-        z: normal quantile; 1.96 for 95 %.
-
-    Returns:
-        (low, high) in [0, 1].
+    No trials say nothing, hence (0, 1).
     """
-    if not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes of {trials} trials")
     if trials == 0:
         return 0.0, 1.0
+    z = 1.96
     p, scale = successes / trials, 1 + z**2 / trials
     centre = (p + z**2 / (2 * trials)) / scale
     half = z / scale * math.sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2))
