@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -78,19 +79,12 @@ def _group(heading: str, runs: Sequence[tuple[str, Metrics]]) -> Group:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over a tenth of the curve, without lag; null values are skipped.
+    """Centred moving average [T] over a tenth of the curve [T], without lag; null values, which are NaN, are skipped.
 
-    Args:
-        values: [T], NaN where there is none.
-
-    Returns:
-        [T]; at the ends the mean is over what the window still covers, NaN where it covers nothing.
+    At the ends the mean is over what the window still covers, NaN where it covers nothing.
     """
-    window = np.ones(2 * (len(values) // 20) + 1)
-    is_there = np.isfinite(values)
-    counts = np.convolve(is_there.astype(float), window, "same")
-    sums = np.convolve(np.where(is_there, values, 0.0), window, "same")
-    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
+    window = 2 * (len(values) // 20) + 1
+    return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()
 
 
 def _column(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
