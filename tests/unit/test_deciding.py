@@ -13,8 +13,9 @@ from rlvla.config import EpisodeConfig, GRPOConfig
 from rlvla.data.types import Demonstration
 from rlvla.policies.markup import print_zoom
 from rlvla.policies.thinker.decoding import block_ids
+from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.turn_context import Recall, executed
+from rlvla.policies.thinker.turn_context import Recall
 from rlvla.protocols import Decided
 from rlvla.types import EndReason, SegmentKind
 from rlvla_reward.format import is_well_formed
@@ -138,13 +139,14 @@ def test_a_block_is_a_request_of_its_own_at_a_temperature_of_its_own(parallel):
 @pytest.mark.parametrize(("mode", "texts", "expected"), [CASES[0], *CASES[2:3], *CASES[4:]])
 def test_of_a_chunk_the_actions_that_were_executed_are_learned_from(processor, mode, texts, expected):
     """Also where the `<act>` before it is the policy's own, and hence the first token of its segment."""
-    decision, _ = play(processor, *texts, mode=mode)
+    decision, sampler = play(processor, *texts, mode=mode)
+    decider = Thinker(processor).decider(sampler, EpisodeConfig(mode=mode))
     num_dims = decision.actions.shape[1]
-    turn = executed(decision.turn, decision.actions[:1], processor)
+    turn = decider.executed(decision.turn, decision.actions[:1])
     left_out = turn.token_ids[decision.turn.loss_mask & ~turn.loss_mask]
     assert processor.vocabulary.bins(left_out.tolist()) == BINS[num_dims:]
     assert turn.num_sampled_tokens == decision.turn.num_sampled_tokens  # produced all the same
-    assert executed(decision.turn, decision.actions, processor).segments == decision.turn.segments
+    assert decider.executed(decision.turn, decision.actions).segments == decision.turn.segments
 
 
 def test_behind_a_reused_thought_the_action_is_all_that_is_asked_for(processor):

@@ -16,7 +16,7 @@ from rlvla.plugins import Plugin, wrong
 from rlvla.policies.markup import MAX_CALL_TOKENS, MODES, Mode, Span
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.tools import PICTURE, call_tool, is_picture
-from rlvla.policies.thinker.turn_context import Context, Recall, executed
+from rlvla.policies.thinker.turn_context import Context, Recall
 from rlvla.protocols import Decided, EnvCrashError, InEnv, SampleOutput, Sampler, SampleRequest
 from rlvla.types import Box, EndReason, Observation, Segment, SegmentKind, Turn, derive_seed
 
@@ -46,8 +46,14 @@ class Decider:
         )
 
     def executed(self, turn: Turn, actions: np.ndarray) -> Turn:
-        """See `protocols.Decider`."""
-        return executed(turn, actions, self.processor)
+        """See `protocols.Decider`; the turn has one ACT segment."""
+        processor = self.processor
+        (index,) = (i for i, segment in enumerate(turn.segments) if segment.kind is SegmentKind.ACT)
+        act = turn.segments[index]
+        first = act.start + int(turn.token_ids[act.start] == processor.vocabulary.mark_ids["<act>"])
+        span = (first + len(actions) * processor.codec.chunk_shape[1], first + processor.decoding.num_actions)
+        marked = replace(act, unexecuted=span if span[0] < span[1] else None)
+        return replace(turn, actions=actions, segments=(*turn.segments[:index], marked, *turn.segments[index + 1 :]))
 
     @property
     def _mode(self) -> Mode:

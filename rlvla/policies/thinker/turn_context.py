@@ -1,4 +1,4 @@
-"""A turn while it grows: what has been read and said, what is known of the turns before, what was executed."""
+"""A turn while it grows: what has been read and said, and what is known of the turns before."""
 
 from __future__ import annotations
 
@@ -122,13 +122,3 @@ class Context:
             policy_version=self.policy_version,
             latency_s=latency_s,
         )
-
-
-def executed(turn: Turn, actions: np.ndarray, processor: PolicyProcessor) -> Turn:
-    """A turn, with one ACT segment, of whose chunk the env has taken `actions` [k, A]; what it did not is marked."""
-    (index,) = (i for i, segment in enumerate(turn.segments) if segment.kind is SegmentKind.ACT)
-    act = turn.segments[index]
-    first = act.start + int(turn.token_ids[act.start] == processor.vocabulary.mark_ids["<act>"])
-    span = (first + len(actions) * processor.codec.chunk_shape[1], first + processor.decoding.num_actions)
-    marked = replace(act, unexecuted=span if span[0] < span[1] else None)
-    return replace(turn, actions=actions, segments=(*turn.segments[:index], marked, *turn.segments[index + 1 :]))
