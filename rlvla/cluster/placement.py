@@ -89,19 +89,15 @@ def _require_pairs(config: ClusterConfig, num_learners: int) -> None:
         raise ValueError(f"{says} cluster.sampler_gpus is {config.sampler_gpus:g}: {ways_out}")
 
 
-def reserved(config: ClusterConfig, num_learners: int) -> dict[str, float]:
-    """CPUs and GPUs that all actors reserve together, by Ray's names. Raises ValueError as `place` does."""
-    bundles = place(config, num_learners).bundles
-    return {name: round(sum(bundle.get(name, 0.0) for bundle in bundles), 4) for name in ("CPU", "GPU")}
-
-
 def require_room(config: ClusterConfig, num_learners: int, there: Mapping[str, float], where: str) -> None:
     """See that what a machine or a cluster has, by Ray's names, is as much as all actors reserve.
 
     Raises:
         ValueError: it has less, or as `place` does; the message names the keys.
     """
-    for name, wanted in reserved(config, num_learners).items():
+    bundles = place(config, num_learners).bundles
+    for name in ("CPU", "GPU"):
+        wanted = round(sum(bundle.get(name, 0.0) for bundle in bundles), 4)
         if wanted > there.get(name, 0):
             kind = f"{name.lower()}s"
             raise ValueError(

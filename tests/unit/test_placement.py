@@ -17,7 +17,7 @@ import torch
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rlvla.cluster.actors import SamplerActor
-from rlvla.cluster.placement import Placement, place, reserve, reserved
+from rlvla.cluster.placement import Placement, place, require_room, reserve
 from rlvla.config import ClusterConfig, SamplerConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
@@ -40,7 +40,10 @@ def test_a_pair_of_sampler_and_learner_has_a_whole_gpu_and_nobody_else_a_part_of
 def test_whole_gpus_are_apart_and_an_evaluation_has_no_pairs() -> None:
     apart = ClusterConfig(num_samplers=2, sampler_gpus=2, learner_gpus=1, **CPUS)
     assert [bundle.get("GPU") for bundle in place(apart, num_learners=3).bundles] == [2, 2, None, 1, 1, 1]
-    assert reserved(apart, num_learners=3) == {"CPU": 0.6, "GPU": 7}
+    require_room(apart, 3, {"CPU": 0.6, "GPU": 7}, "here")
+    for name, wanted in (("CPU", "0.6 cpus"), ("GPU", "7 gpus")):
+        with pytest.raises(ValueError, match=f"reserve {wanted}, here has 0.5"):
+            require_room(apart, 3, {"CPU": 9, "GPU": 9, name: 0.5}, "here")
     assert [bundle.get("GPU") for bundle in place(ClusterConfig(num_samplers=3, **SHARED), 0).bundles] == [0.5] * 3 + [
         None
     ]
@@ -60,7 +63,7 @@ def test_whole_gpus_are_apart_and_an_evaluation_has_no_pairs() -> None:
 )
 def test_shares_that_make_no_pairs_are_refused_by_name(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        reserved(ClusterConfig(**keys), num_learners=1)
+        place(ClusterConfig(**keys), num_learners=1)
 
 
 def test_learner_ranks_that_would_meet_on_the_first_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
