@@ -1,8 +1,8 @@
-"""What a plugin supplies: a Sampler, Decider, Env, Tool, a state. Structural types, no base classes."""
+"""What a plugin supplies: a Sampler, Decider, Env, a state. Structural types, no base classes."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -145,9 +145,3 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         ...
-
-
-class Tool(Protocol):
-    """A tool the policy may call: an image, or a text that explains a refusal."""
-
-    def __call__(self, observation: Observation, arguments: Mapping[str, Any]) -> np.ndarray | str: ...
