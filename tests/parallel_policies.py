@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from rlvla.config import ActionDecoding, EpisodeConfig
 from rlvla.data.types import Demonstration
+from rlvla.policies.buckets import Weights, pack
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.models import auto
 from rlvla.policies.models.backbones import own_action_ids, placeholder_ids
@@ -75,6 +76,11 @@ def save(architecture: str, path: Path, **options: Any) -> Path:
     model, processor = build(architecture, path / "published", **options)
     save_policy(model, processor, path / "policy")
     return path / "policy"
+
+
+def in_one_bucket(tensors: Mapping[str, torch.Tensor]) -> Weights:
+    """As a sampler is sent them."""
+    return Weights(names=frozenset(tensors), buckets=[{name: pack(tensor) for name, tensor in tensors.items()}])
 
 
 def image(seed: int) -> np.ndarray:

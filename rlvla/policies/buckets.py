@@ -39,11 +39,6 @@ class Weights:
     num_alive: int = 2
     """Buckets that may be there at a time, one being made while one is taken; 1: making one takes as much beside it."""
 
-    @staticmethod
-    def of(tensors: Mapping[str, torch.Tensor]) -> Weights:
-        """In one bucket."""
-        return Weights(names=frozenset(tensors), buckets=[{name: pack(tensor) for name, tensor in tensors.items()}])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Part:

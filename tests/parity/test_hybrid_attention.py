@@ -14,7 +14,6 @@ import torch
 
 from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig
 from rlvla.learner.collate import to_batch, to_row
-from rlvla.policies.buckets import Weights
 from rlvla.policies.thinker.hybrid_mask import HybridAttentionError, check_hybrid, hybrid_mask
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
@@ -163,8 +162,8 @@ async def test_new_weights_act_at_once_and_must_be_all_of_them(checkpoint, proce
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     weights = dict(named_weights(model))
     with pytest.raises(ValueError, match="1 weights are missing or not in the checkpoint"):
-        sampler.load_weights(Weights.of(dict(list(weights.items())[1:])), 3)
-    sampler.load_weights(Weights.of(weights), 3)
+        sampler.load_weights(tiny.in_one_bucket(dict(list(weights.items())[1:])), 3)
+    sampler.load_weights(tiny.in_one_bucket(weights), 3)
     assert tiny.mismatch(model, processor, [await tiny.sampled_turn(sampler, processor, 1.0)]) < 1e-4
 
 

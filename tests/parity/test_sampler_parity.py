@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from rlvla.config import SamplerConfig
-from rlvla.policies.buckets import Weights
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleOutput, SampleRequest
@@ -222,7 +221,7 @@ async def test_new_weights_act_at_once_with_a_new_version(sampler, processor, mo
     weights = dict(named_weights(model))
     running = asyncio.ensure_future(sampler.sample(text(processor, max_tokens=100)))
     await asyncio.sleep(0.05)  # so that it runs already
-    await asyncio.to_thread(sampler.load_weights, Weights.of(weights), 3)
+    await asyncio.to_thread(sampler.load_weights, tiny.in_one_bucket(weights), 3)
     assert (await running).policy_version == 0
     for one, old in zip(cached, olds, strict=True):  # images and prefixes that were cached under the old weights
         assert differs(model, processor, one, old) > 100 * TOLERANCE
@@ -237,7 +236,7 @@ def test_weights_with_a_missing_name_are_refused(sampler, model):
     name = next(iter(weights))
     del weights[name]
     with pytest.raises(ValueError, match=name):
-        sampler.load_weights(Weights.of(weights), 4)
+        sampler.load_weights(tiny.in_one_bucket(weights), 4)
 
 
 async def test_pixels_of_old_prompts_are_let_go(sampler, processor):
@@ -254,7 +253,7 @@ async def test_a_failed_engine_answers_everyone(processor, model, sampler):
     weights[name] = weights[name][:, :3]
     running = [asyncio.ensure_future(sampler.sample(text(processor, seed=i))) for i in range(4)]
     with pytest.raises(SamplerError, match="weights did not load"):
-        await asyncio.to_thread(sampler.load_weights, Weights.of(weights), 5)
+        await asyncio.to_thread(sampler.load_weights, tiny.in_one_bucket(weights), 5)
     results = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), timeout=30)
     assert all(isinstance(r, (SampleOutput, SamplerError)) for r in results)
     with pytest.raises(SamplerError):

@@ -14,7 +14,6 @@ import torch
 
 from rlvla.cluster.actors import SamplerActor, SamplerClosedError
 from rlvla.config import SamplerConfig
-from rlvla.policies.buckets import Weights
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleRequest
@@ -23,7 +22,7 @@ from rlvla.samplers.local import TransformersSampler
 from tests import parallel_policies as tiny
 
 CONFIG = SamplerConfig(backend="transformers")
-NONE = Weights.of({})
+NONE = tiny.in_one_bucket({})
 
 
 class Engine:
@@ -127,7 +126,7 @@ async def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(
     await actor.open()
     before = await actor.sample(request)
     weights = {name: -tensor for name, tensor in named_weights(load_model(checkpoint))}
-    await actor.load_weights(Weights.of(weights), 7)
+    await actor.load_weights(tiny.in_one_bucket(weights), 7)
     after = await actor.sample(request)
     await actor.close()
     assert (before.policy_version, after.policy_version) == (0, 7)
