@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlvla import EndReason, Segment, SegmentKind, TaskSpec, Trajectory, Turn
+from rlvla.data.dataset import Writer
+from rlvla.data.rows import encode
 from rlvla.data.types import Demonstration
 from rlvla.types import Box
 
@@ -96,3 +99,11 @@ def demonstration(number: int = 0, *, num_looks: int = 1, side: int = 8, **field
         "actions": np.full((2, 3), number, np.float32),
     }
     return Demonstration(**(given | fields))
+
+
+def write_dataset(path: Path, episodes: Iterable[Sequence[Demonstration]], **source: Any) -> int:
+    """Write episodes, each a sequence of decisions, with a `Writer` and its arguments; returns their number."""
+    writer = Writer(path, **source)
+    for number, episode in enumerate(episodes):
+        writer.add(encode(episode, f"{path}, episode {number}"))
+    return writer.finish()

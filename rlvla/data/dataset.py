@@ -9,7 +9,7 @@ Layout: `meta/info.json`, `meta/stats.json`, `meta/tasks.parquet`, `meta/episode
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from rlvla.config import ActionKind
 from rlvla.data.mapped import MappedRows, unpacked
-from rlvla.data.rows import PLACE, DatasetError, decode, encode, features, require_same
+from rlvla.data.rows import PLACE, DatasetError, decode, features, require_same
 from rlvla.data.tables import read_rows
 from rlvla.data.types import Demonstration
 from rlvla.durable.files import appear_whole, visible, write_json
@@ -181,14 +181,6 @@ class Writer:
         write_json(meta / "info.json", info)
 
 
-def write(path: Path, episodes: Iterable[Sequence[Demonstration]], **source: Any) -> int:
-    """Write episodes, each a sequence of decisions, with a `Writer` and its arguments; returns their number."""
-    writer = Writer(path, **source)
-    for number, episode in enumerate(episodes):
-        writer.add(encode(episode, f"{path}, episode {number}"))
-    return writer.finish()
-
-
 def read_sizes(path: Path) -> tuple[tuple[tuple[int, int], ...], tuple[int, int]]:
     """What `meta/info.json` says: (H, W) of each camera's picture, and [K, A] of the actions.
 
@@ -221,7 +213,7 @@ def read_tasks(path: Path) -> tuple[str, ...]:
 
 
 def read(path: Path) -> DemonstrationSet:
-    """Open a data set that `write` made; of one that is new here, check all but its pictures, see `unpacked`.
+    """Open a data set that a `Writer` made; of one that is new here, check all but its pictures, see `unpacked`.
 
     Raises:
         DatasetError: it names the file, and the column, the episode and frame, or the damage.

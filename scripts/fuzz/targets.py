@@ -26,7 +26,7 @@ from rlvla.data import dataset
 from rlvla.data.dataset import DatasetError
 from rlvla.data.read_lerobot import open_lerobot
 from rlvla.data.read_video import decode
-from rlvla.data.rows import decode_picture
+from rlvla.data.rows import decode_picture, encode
 from rlvla.data.types import Demonstration
 from rlvla.durable.provenance import to_dict
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
@@ -327,7 +327,9 @@ def _parquet() -> bytes:
         crops=(image,),
         actions=np.zeros((2, 3), np.float32),
     )
-    dataset.write(FOLDER / "parquet", [[decision, decision]], robot="test", fps=2.0)
+    writer = dataset.Writer(FOLDER / "parquet", robot="test", fps=2.0)
+    writer.add(encode([decision, decision], "parquet"))
+    writer.finish()
     return (FOLDER / "parquet/data/chunk-000/file-000.parquet").read_bytes()
 
 

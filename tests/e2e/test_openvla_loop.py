@@ -23,6 +23,7 @@ from rlvla.types import SegmentKind, Trajectory
 from rlvla_envs.tabletop.env import TabletopEnv
 from tests import openvla_checkpoints as published
 from tests.e2e.run import recipe
+from tests.examples import write_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -41,7 +42,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Decisions that are nearly the same, so that a few steps teach them: look once, then one way over the table."""
     path = tmp_path_factory.mktemp("data") / "demos"
     env = TabletopEnv(tasks=("press",), zoom_source="render")
-    dataset.write(path, [[decision(env, state)] for state in range(40)], robot="test", fps=5.0, suites=(env.suite,))
+    write_dataset(path, [[decision(env, state)] for state in range(40)], robot="test", fps=5.0, suites=(env.suite,))
     env.close()
     return path
 

@@ -14,7 +14,7 @@ import numpy as np
 from rlvla.data import dataset
 from rlvla.data.types import Demonstration, Provenance
 from rlvla.types import Annotation
-from tests.examples import demonstration
+from tests.examples import demonstration, write_dataset
 
 GREY = np.full((8, 8, 3), 128, np.uint8)
 MADE_BY: dict[str, Any] = {
@@ -60,5 +60,5 @@ def write_rows(
         for _, episode in groupby(rows, key=lambda one: one.episode)
     )
     with patch.object(dataset, "ROWS_PER_FILE", rows_per_file):
-        dataset.write(folder, episodes, robot="test", fps=1.0)
+        write_dataset(folder, episodes, robot="test", fps=1.0)
     return folder

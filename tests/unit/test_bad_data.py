@@ -25,7 +25,7 @@ from rlvla.data.read_hdf5 import open_hdf5
 from rlvla.data.read_lerobot import open_lerobot
 from rlvla.data.rows import decode_picture
 from rlvla.pictures import MAX_PIXELS
-from tests.examples import demonstration
+from tests.examples import demonstration, write_dataset
 from tests.unit.recorded import edit_row, png, raw, write_hdf5, write_v2, write_v3
 
 NAN = float("nan")
@@ -34,7 +34,7 @@ Damage = Callable[[Path], None]
 
 
 def write_own(folder: Path) -> None:
-    dataset.write(folder, [[demonstration(0), demonstration(1)], [demonstration(2)]], robot="test", fps=2.0)
+    write_dataset(folder, [[demonstration(0), demonstration(1)], [demonstration(2)]], robot="test", fps=2.0)
 
 
 WRITE: dict[str, Callable[[Path], Any]] = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlvla.config import ActionDecoding, LoraConfig, SFTConfig, TinyModelConfig
-from rlvla.data.dataset import DatasetError, DemonstrationSet, read, write
+from rlvla.data.dataset import DatasetError, DemonstrationSet, read
 from rlvla.data.types import Demonstration
 from rlvla.policies.family import note_trained
 from rlvla.policies.markup import print_think, print_zoom
@@ -25,6 +25,7 @@ from rlvla.policies.thinker.vocabulary import add_slots
 from rlvla.policies.weights import load_model, named_weights, prepare
 from tests import parallel_policies as tiny
 from tests.deciding import demonstrated
+from tests.examples import write_dataset
 
 VIEW = np.full((64, 64, 3), 90, np.uint8)
 CROP = np.full((64, 64, 3), 200, np.uint8)
@@ -69,7 +70,7 @@ def data_set(path: Path, chunk_length: int = 2) -> DemonstrationSet:
     rng = np.random.default_rng(0)
     shape = (chunk_length, 4)
     episodes = [[demonstration(actions=rng.uniform(-1, 1, shape).astype(np.float32))] for _ in range(20)]
-    write(path, episodes, robot="test", fps=1.0, suites=("new",))
+    write_dataset(path, episodes, robot="test", fps=1.0, suites=("new",))
     return read(path)
 
 

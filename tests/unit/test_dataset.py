@@ -18,6 +18,7 @@ from rlvla.data import dataset
 from rlvla.data.types import Demonstration, Provenance
 from rlvla.types import Annotation
 from tests import examples
+from tests.examples import write_dataset
 
 
 def demonstration(value: int, **changes: Any) -> Demonstration:
@@ -55,7 +56,7 @@ def annotated(value: int) -> Demonstration:
 @pytest.mark.parametrize("make", [demonstration, annotated])
 def test_a_data_set_comes_back_bit_for_bit(tmp_path: Path, make: Callable[[int], Demonstration]) -> None:
     episodes = [[make(0), make(1)], [replace(make(2), texts=("<act>",), crops=())]]
-    assert dataset.write(tmp_path / "demos", episodes, robot="test", fps=2.0) == 2
+    assert write_dataset(tmp_path / "demos", episodes, robot="test", fps=2.0) == 2
     read = dataset.read(tmp_path / "demos")
     assert read.episode_index.tolist() == [0, 0, 1]
     for expected, got in zip(
@@ -71,7 +72,7 @@ def test_a_data_set_comes_back_bit_for_bit(tmp_path: Path, make: Callable[[int],
 
 
 def test_columns_of_numbers_and_words_are_told_to_lerobot(tmp_path: Path) -> None:
-    dataset.write(tmp_path / "demos", [[annotated(0)]], robot="test", fps=2.0)
+    write_dataset(tmp_path / "demos", [[annotated(0)]], robot="test", fps=2.0)
     told = json.loads((tmp_path / "demos/meta/info.json").read_text())["features"]
     kinds = {name.removeprefix("annotation."): told[name]["dtype"] for name in told if name.startswith("annotation.")}
     words = dict.fromkeys(("subtask", "subject", "gripper", "next_gripper"), "string")
@@ -80,7 +81,7 @@ def test_columns_of_numbers_and_words_are_told_to_lerobot(tmp_path: Path) -> Non
 
 
 def test_sets_of_an_earlier_version_lack_the_next_gripper_event_and_have_a_carried_thought(tmp_path: Path) -> None:
-    dataset.write(tmp_path / "demos", [[annotated(1)]], robot="test", fps=2.0)
+    write_dataset(tmp_path / "demos", [[annotated(1)]], robot="test", fps=2.0)
     file = tmp_path / "demos/data/chunk-000/file-000.parquet"
     before = pq.read_table(file).drop_columns(["annotation.next_gripper"])
     pq.write_table(before.append_column("annotation.carried_thought", pa.array(["it was red"])), file)
@@ -105,14 +106,14 @@ def test_episodes_that_do_not_go_together_are_named(
     tmp_path: Path, episodes: list[list[Demonstration]], message: str
 ) -> None:
     with pytest.raises(dataset.DatasetError, match=message):
-        dataset.write(tmp_path / "demos", episodes, robot="test", fps=1.0)
+        write_dataset(tmp_path / "demos", episodes, robot="test", fps=1.0)
     with pytest.raises(dataset.DatasetError, match="no LeRobot v3 data set"):
         dataset.read(tmp_path / "demos")
 
 
 def test_the_same_episodes_make_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        dataset.write(tmp_path / name, [[annotated(0)], [annotated(1), annotated(2)]], robot="test", fps=2.0)
+        write_dataset(tmp_path / name, [[annotated(0)], [annotated(1), annotated(2)]], robot="test", fps=2.0)
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
     assert len(files) == 5
     for file in files:
@@ -121,7 +122,7 @@ def test_the_same_episodes_make_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_layout_is_lerobots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "ROWS_PER_FILE", 2)
-    dataset.write(tmp_path / "demos", [[demonstration(i)] for i in range(5)], robot="test", fps=2.0)
+    write_dataset(tmp_path / "demos", [[demonstration(i)] for i in range(5)], robot="test", fps=2.0)
     info = json.loads((tmp_path / "demos/meta/info.json").read_text())
     assert info["codebase_version"] == "v3.0"
     assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (5, 5, 2)
@@ -136,7 +137,7 @@ def test_statistics_are_numpys_of_all_numbers(tmp_path: Path) -> None:
     scales = np.array([1, 1e-3, 1e4])
     actions = (np.random.default_rng(0).normal(size=(9, 5, 3)) * scales + 1e3 * scales).astype(np.float32)
     made = [replace(demonstration(i), actions=chunk) for i, chunk in enumerate(actions)]
-    dataset.write(tmp_path / "demos", [made[:1], made[1:7], made[7:]], robot="test", fps=1.0)
+    write_dataset(tmp_path / "demos", [made[:1], made[1:7], made[7:]], robot="test", fps=1.0)
     stats = json.loads((tmp_path / "demos/meta/stats.json").read_text())
     values = actions.reshape(-1, 3).astype(np.float64)
     q01, q99 = np.quantile(values, (0.01, 0.99), axis=0)
@@ -154,7 +155,7 @@ def test_writing_holds_few_episodes_in_memory(tmp_path: Path, monkeypatch: pytes
     def peak(num_episodes: int) -> int:
         episodes = ([demonstration(i, side=side) for _ in range(length)] for i in range(num_episodes))
         tracemalloc.start()
-        dataset.write(tmp_path / str(num_episodes), episodes, robot="test", fps=5.0)
+        write_dataset(tmp_path / str(num_episodes), episodes, robot="test", fps=5.0)
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size
@@ -165,11 +166,11 @@ def test_writing_holds_few_episodes_in_memory(tmp_path: Path, monkeypatch: pytes
 
 def test_nothing_is_overwritten_and_strange_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
-        dataset.write(tmp_path, [[demonstration(0)]], robot="test", fps=1.0)
+        write_dataset(tmp_path, [[demonstration(0)]], robot="test", fps=1.0)
     with pytest.raises(dataset.DatasetError, match="no LeRobot v3 data set"):
         dataset.read(tmp_path)
     with pytest.raises(dataset.DatasetError, match="no episode"):
-        dataset.write(tmp_path / "empty", [], robot="test", fps=1.0)
+        write_dataset(tmp_path / "empty", [], robot="test", fps=1.0)
 
 
 def test_each_text_but_the_last_needs_its_crop() -> None:

@@ -21,6 +21,7 @@ from rlvla.durable.files import CONTENT, differences
 from rlvla.durable.provenance import to_dict
 from rlvla.run import identity
 from tests.e2e.run import environment
+from tests.examples import write_dataset
 from tests.unit.store_worker import answer, demonstration
 
 CONFIGS = (AnnotateConfig, SFTConfig, GRPOConfig, EvaluateConfig)
@@ -80,11 +81,9 @@ def test_a_model_of_the_hub_is_what_was_downloaded(tmp_path: Path, monkeypatch: 
 
 
 def test_rows_make_a_data_set_and_its_card_does_not(tmp_path: Path) -> None:
-    from rlvla.data import dataset
-
     def made(folder: Path, episode: int) -> str:
         rows = [demonstration(episode, 0, answer(episode, 0, 1))]
-        dataset.write(folder, [rows], robot="test", fps=2.0)
+        write_dataset(folder, [rows], robot="test", fps=2.0)
         return identity.of_dataset(folder)
 
     one, same, another = made(tmp_path / "a", 1), made(tmp_path / "b", 1), made(tmp_path / "c", 2)

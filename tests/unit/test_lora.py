@@ -13,7 +13,7 @@ import torch
 
 import merge_adapter
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig, SFTConfig
-from rlvla.data.dataset import read, write
+from rlvla.data.dataset import read
 from rlvla.learner.sft import SFTTrainer
 from rlvla.policies.family import load_policy
 from rlvla.policies.models import auto
@@ -26,6 +26,7 @@ from rlvla.policies.weights import load_model, named_weights, prepare
 from rlvla.run.identity import of_policy
 from rlvla.samplers.local import TransformersSampler
 from tests import examples
+from tests.examples import write_dataset
 from tests.learning import first_of_its_process, make_checkpoint, make_groups, make_learner
 
 LORA = LoraConfig(rank=4, alpha=8.0)
@@ -199,7 +200,7 @@ def test_a_cold_start_goes_on_with_the_adapter_of_its_checkpoint(
     first_of_its_process(monkeypatch)
     actions, state = np.array([[0.5], [-0.5]], np.float32), np.zeros(1, np.float32)
     demonstration = examples.demonstration(num_looks=0, side=32, proprio=state, actions=actions)
-    write(tmp_path / "demos", [[demonstration] * 4] * 2, robot="test", fps=1.0, suites=("new",))
+    write_dataset(tmp_path / "demos", [[demonstration] * 4] * 2, robot="test", fps=1.0, suites=("new",))
     cfg = SFTConfig(
         model=str(trained),
         dataset=tmp_path / "demos",

@@ -20,7 +20,7 @@ import pytest
 from rlvla.data import dataset, mapped
 from rlvla.data.dataset import DatasetError
 from rlvla.durable.files import CACHE, cache_folder
-from tests.examples import demonstration
+from tests.examples import demonstration, write_dataset
 from tests.unit.recorded import edit_row
 
 FILE = "data/chunk-000/file-000.parquet"
@@ -47,13 +47,13 @@ def write(folder: Path, num_episodes: int, per_episode: int = 3) -> Path:
     numbers = range(num_episodes * per_episode)
     made = [demonstration(number, num_looks=number % 3) for number in numbers]
     episodes = [made[start : start + per_episode] for start in numbers[::per_episode]]
-    dataset.write(folder, episodes, robot="test", fps=2.0)
+    write_dataset(folder, episodes, robot="test", fps=2.0)
     return folder
 
 
 def write_many(folder: Path, num_rows: int) -> Path:
     """Episodes of ten times the same row, of 2 kB of pictures."""
-    dataset.write(folder, [[demonstration(0, side=16)]], robot="test", fps=2.0)
+    write_dataset(folder, [[demonstration(0, side=16)]], robot="test", fps=2.0)
     row, numbers = pq.read_table(folder / FILE), np.arange(num_rows)
     table = row.take(pa.array(np.zeros(num_rows, np.int64)))
     for name, values in {"episode_index": numbers // 10, "frame_index": numbers % 10}.items():

@@ -31,6 +31,7 @@ from rlvla.policies.weights import load_model
 from rlvla.types import SegmentKind
 from tests import examples
 from tests import openvla_checkpoints as published
+from tests.examples import write_dataset
 
 KEY = "libero_spatial_no_noops"
 OTHER = {"action": {**published.NORM_STATS[KEY]["action"], "q01": [-2.0, -2.0, 0.0]}}
@@ -52,7 +53,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> DemonstrationSet:
     path, rng = tmp_path_factory.mktemp("data") / "demos", np.random.default_rng(0)
     actions = rng.uniform(-0.3, 0.2, (10, 2, 3))
     actions[..., -1] = rng.choice([-1.0, 1.0], (10, 2))
-    dataset.write(path, [[demonstration(chunk)] for chunk in actions], robot="test", fps=1.0, suites=("new",))
+    write_dataset(path, [[demonstration(chunk)] for chunk in actions], robot="test", fps=1.0, suites=("new",))
     return dataset.read(path)
 
 
@@ -136,7 +137,7 @@ def test_a_gripper_from_0_to_1_has_no_place_among_openvla_s_action_tokens(
 ) -> None:
     rng = np.random.default_rng(0)
     chunks = [np.append(rng.uniform(-0.3, 0.2, (2, 2)), [[0.4], [1.0]], axis=1) for _ in range(4)]
-    dataset.write(tmp_path / "demos", [[demonstration(chunk)] for chunk in chunks], robot="test", fps=1.0)
+    write_dataset(tmp_path / "demos", [[demonstration(chunk)] for chunk in chunks], robot="test", fps=1.0)
     demos = dataset.read(tmp_path / "demos")
     message = (
         r"gripper_dim is -1, which goes from 0\.4 to 1 in .*demos, .*read\.gripper openvla or droid, or set gripper"

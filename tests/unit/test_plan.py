@@ -27,7 +27,6 @@ from rlvla.config import (
     TinyModelConfig,
     load,
 )
-from rlvla.data.dataset import write
 from rlvla.plan.estimate import EPISODES, estimate
 from rlvla.plan.memory import activations, learner_memory, sampler_memory
 from rlvla.plan.model import ModelFigures, Stack, count, describe, figures_of
@@ -45,7 +44,7 @@ from rlvla.policies.thinker.settings import Settings
 from rlvla.policies.weights import prepare
 from tests import openvla_checkpoints as published
 from tests import parallel_policies
-from tests.examples import demonstration
+from tests.examples import demonstration, write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "recipes/configs"
@@ -351,7 +350,7 @@ def test_a_checkpoint_and_a_data_set_that_are_here_are_read(tiny_policy: Path, t
     assert "action 2 x 4 = 8" in lines["tokens of a turn"]
     seen = (np.zeros((32, 48, 3), np.uint8),) * 2
     demo = demonstration(num_looks=0, images=seen, actions=np.zeros((3, 6), np.float32))
-    write(tmp_path / "demos", [[demo, demo]], robot="test", fps=1.0)
+    write_dataset(tmp_path / "demos", [[demo, demo]], robot="test", fps=1.0)
     lines = dict(plan_file("sft_tiny_tabletop", "--dataset", str(tmp_path / "demos")).lines)
     assert lines["data"].endswith("2 decisions of 1 episodes")
     assert "2 image(s) of 19 at 32 x 48" in lines["tokens of a turn"]

@@ -19,7 +19,7 @@ from rlvla.data.dataset import DatasetError
 from rlvla.learner.ahead import ahead
 from rlvla.learner.sft import SFTTrainer, batch_indices, split
 from rlvla.policies.family import start_policy
-from tests.examples import demonstration
+from tests.examples import demonstration, write_dataset
 from tests.learning import first_of_its_process
 from tests.unit.recorded import edit_row
 
@@ -34,7 +34,7 @@ def demos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """14 rows of 5 episodes, of other lengths and numbers of pictures; 3 rows are to validate on."""
     first_of_its_process(monkeypatch)
     made = [demonstration(number, num_looks=number % 3, side=32) for number in range(14)]
-    dataset.write(tmp_path / "demos", [made[i : i + 3] for i in range(0, 14, 3)], robot="test", fps=1.0)
+    write_dataset(tmp_path / "demos", [made[i : i + 3] for i in range(0, 14, 3)], robot="test", fps=1.0)
     yield tmp_path / "demos"
     while TRAINERS:  # else the next learner of this process would find their process group half there
         engine = TRAINERS.pop().engine

@@ -20,10 +20,10 @@ import yaml
 from rlvla.annotation.run import check_annotate
 from rlvla.config import AnnotateConfig, EvaluateConfig, GRPOConfig, LearnerConfig, LoraConfig, SFTConfig, load
 from rlvla.config.file import GONE
-from rlvla.data import dataset
 from rlvla.durable.provenance import to_dict
 from rlvla.run import identity, preflight
 from tests import examples
+from tests.examples import write_dataset
 from tests.unit.test_config import CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,7 +192,7 @@ def demonstrations(tmp_path: Path, side: int, size: int) -> None:
     """`demos/`: one decision, of a picture and a chunk of these sizes."""
     actions = np.zeros((2, size), np.float32)
     made = examples.demonstration(side=side, proprio=np.zeros(4, np.float32), actions=actions)
-    dataset.write(tmp_path / "demos", [[made]], robot="test", fps=1.0)
+    write_dataset(tmp_path / "demos", [[made]], robot="test", fps=1.0)
 
 
 _TWO = {"low": [-1, -1], "high": [1, 1], "num_bins": 16, "chunk_length": 2, "gripper_dim": None}
