@@ -24,23 +24,20 @@ from rlvla.samplers.vllm.engine import refuse_other_adapter, refuse_other_weight
 
 
 class TransformersSampler:
-    """A `protocols.Sampler`; thread-safe. What it draws, and how, is the policy's own matter (`Policy.draw`).
+    """A `protocols.Sampler`, on a GPU if there is one; thread-safe. `Policy.draw` says what it draws, and how.
 
     Args:
         model: checkpoint folder.
         dtype: of weights and activations.
-        device: to run on; None: a GPU if there is one.
 
     Raises:
         FileNotFoundError: the folder holds no policy, or no weights.
         RuntimeError: see `Policy.check`.
     """
 
-    def __init__(
-        self, model: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, model: Path | str, dtype: torch.dtype = torch.float32) -> None:
         self._policy = load_policy(model)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = dtype
         self._model = self._as_scored(self._policy.load_model(model, dtype)).eval()
         self._weight_names = weight_names(Path(model))
