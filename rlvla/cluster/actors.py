@@ -35,10 +35,6 @@ Score = Callable[[Trajectory], Trajectory]
 """Fills in the reward terms of a trajectory that can be told from it alone."""
 
 
-class SamplerClosedError(RuntimeError):
-    """A sampler that has not been told which weights to act with: it was started anew a moment ago."""
-
-
 class SamplerActor:
     """The sampler that `sampler.backend` names as a Ray actor; the limits are vLLM's.
 
@@ -85,9 +81,9 @@ class SamplerActor:
         )
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
-        """See `protocols.Sampler`; raises SamplerClosedError before it is opened, ValueError of a wrong request."""
-        if not self._opened.is_set():
-            raise SamplerClosedError("the sampler waits for its weights")
+        """See `protocols.Sampler`; raises RuntimeError before it is opened, ValueError of a wrong request."""
+        if not self._opened.is_set():  # started anew a moment ago
+            raise RuntimeError("the sampler waits for its weights")
         with self._asked():
             return await self._sampler.sample(request)
 
