@@ -46,13 +46,7 @@ def kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> to
     negative; its gradient `(1 - exp(r)) * grad logprob` makes the policy cover all that the reference does (verl pull
     request 2953). All of this holds for tokens drawn from this very policy; later minibatches are a little off it.
 
-    Args:
-        logprobs: of the policy, any shape.
-        ref_logprobs: of the reference, same shape.
-        estimator: k1, k2 or k3.
-
-    Raises:
-        ValueError: another estimator.
+    Log-probabilities are of any shape, the same for both.
     """
     r = ref_logprobs - logprobs
     half_square = r.square() / 2
@@ -60,9 +54,7 @@ def kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> to
         return half_square + (-r - half_square).detach()
     if estimator == "k2":
         return half_square
-    if estimator == "k3":
-        return torch.expm1(r) - r
-    raise ValueError(f"loss.kl_estimator is {estimator!r}: choose k1, k2 or k3")
+    return torch.expm1(r) - r
 
 
 def grpo_token_loss(
@@ -130,9 +122,6 @@ def token_weights(
     token's trajectory, over all its turns) (GRPO). `constant`: 1 / (trajectories * constant_length) (Dr.GRPO).
 
     [B] float64, from the sampled tokens of each row [B], at least 1, and its trajectory [B], in any numbering.
-
-    Raises:
-        ValueError: another average.
     """
     num_tokens = num_tokens.double()
     names, index = trajectory.unique(return_inverse=True)
@@ -141,6 +130,4 @@ def token_weights(
     if average == "trajectory":
         per_trajectory = torch.zeros(len(names), dtype=torch.float64).index_add_(0, index, num_tokens)
         return 1 / (len(names) * per_trajectory[index])
-    if average == "constant":
-        return torch.full_like(num_tokens, 1 / (len(names) * constant_length))
-    raise ValueError(f"loss.average is {average!r}: choose token, trajectory or constant")
+    return torch.full_like(num_tokens, 1 / (len(names) * constant_length))

@@ -77,8 +77,6 @@ def test_the_three_kl_estimators():
     logprobs, ref = torch.tensor([-1.0]), torch.tensor([-1.0 - LN2])
     values = {name: loss.kl(logprobs, ref, name).item() for name in ("k1", "k2", "k3")}
     assert values == pytest.approx({"k1": LN2, "k2": LN2**2 / 2, "k3": 0.5 + LN2 - 1})
-    with pytest.raises(ValueError, match="'k4'"):
-        loss.kl(logprobs, ref, "k4")
 
 
 def test_each_estimators_gradient_is_that_of_a_divergence():
@@ -135,8 +133,3 @@ def test_the_three_averages(average, expected):
     # Trajectory 7 has turns of 1 and 3 sampled tokens, trajectory 9 one of 6.
     weights = loss.token_weights(torch.tensor([1, 3, 6]), torch.tensor([7, 7, 9]), average, constant_length=100)
     assert weights.tolist() == pytest.approx(expected)
-
-
-def test_an_unknown_average_is_named():
-    with pytest.raises(ValueError, match="'turn'"):
-        loss.token_weights(torch.tensor([1]), torch.tensor([0]), "turn")
