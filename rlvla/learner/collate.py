@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from rlvla.config import num_minibatches
 from rlvla.types import Group, SegmentKind, Turn
@@ -125,14 +126,13 @@ def share(rows: Sequence[Row], rank: int, world: int, max_rows: int) -> list[lis
 
 def to_batch(rows: Sequence[Row]) -> Batch:
     """Pad rows on the right to the longest of them."""
-    length = max(row.num_tokens for row in rows)
-    loss_mask = _pad([row.loss_mask for row in rows], length, np.bool_)
+    loss_mask = _pad([row.loss_mask for row in rows], torch.bool)
     token_weight = torch.tensor([row.token_weight for row in rows], dtype=torch.float32)
     return Batch(
         turns=tuple(row.turn for row in rows),
         loss_mask=loss_mask,
-        segment_kind=_pad([_kinds(row.turn) for row in rows], length, np.int8),
-        sampler_logprobs=_pad([row.turn.sampler_logprobs for row in rows], length, np.float32),
+        segment_kind=_pad([_kinds(row.turn) for row in rows], torch.int8),
+        sampler_logprobs=_pad([row.turn.sampler_logprobs for row in rows], torch.float32),
         weights=token_weight[:, None] * loss_mask,
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
     )
@@ -146,8 +146,5 @@ def _kinds(turn: Turn) -> np.ndarray:
     return kinds
 
 
-def _pad(arrays: Sequence[np.ndarray], length: int, dtype: type) -> torch.Tensor:
-    padded = np.zeros((len(arrays), length), dtype)
-    for i, array in enumerate(arrays):
-        padded[i, : len(array)] = array
-    return torch.from_numpy(padded)
+def _pad(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
+    return pad_sequence([torch.tensor(array, dtype=dtype) for array in arrays], batch_first=True)
