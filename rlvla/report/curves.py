@@ -84,7 +84,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
     At the ends the mean is over what the window still covers, NaN where it covers nothing.
     """
     window = 2 * (len(values) // 20) + 1
-    return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()
+    return np.asarray(pd.Series(values).rolling(window, center=True, min_periods=1).mean())
 
 
 def _column(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
