@@ -50,6 +50,7 @@ def main(
     minutes: float = 60.0,
     calm: float = 30.0,
     every: float = 60.0,
+    max_staleness: int = 0,
     seed: int = 0,
     output: Path = Path("outputs/soak"),
 ) -> int:
@@ -61,13 +62,14 @@ def main(
         minutes: with faults, from the first step on.
         calm: minutes without faults behind those.
         every: seconds between faults, on average.
+        max_staleness: of the run.
         seed: of the faults.
         output: folder to make.
     """
     if output.exists():
         raise SystemExit(f"{output} exists: move it away, or name another folder with --output")
     output.mkdir(parents=True)
-    flags = ("--config", str(config), *STEPS, "--model", str(model))
+    flags = ("--config", str(config), *STEPS, "--max-staleness", str(max_staleness), "--model", str(model))
     soak = Soak(run=SoakRun(flags=flags, output=output), rng=random.Random(seed), every=every)
     try:
         soak.go(60 * minutes, 60 * calm)
@@ -75,7 +77,13 @@ def main(
         soak.run.kill()
         memory = memory_slopes(soak.run.samples)
         result = {
-            **{"minutes": minutes, "calm_minutes": calm, "every_s": every, "seed": seed},
+            **{
+                "minutes": minutes,
+                "calm_minutes": calm,
+                "every_s": every,
+                "max_staleness": max_staleness,
+                "seed": seed,
+            },
             "faults": dict(Counter(event["fault"] for event in soak.events if event["fault"] in FAULTS)),
             **judge(output / "run", soak.events, memory),
             "memory": memory,
