@@ -14,7 +14,10 @@ from typing import Any, Literal, TypeVar
 
 from tqdm import tqdm
 
+from rlvla.config import EvaluateConfig, GRPOConfig
 from rlvla.durable.provenance import provenance
+from rlvla.rollout.tasks import most_images
+from rlvla.types import TaskSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 BARS: dict[str, tuple[Literal[">=", "<="], float]] = {
@@ -35,8 +38,7 @@ T = TypeVar("T")
 
 
 def set_environment() -> None:
-    """As `rlvla.cluster` has it for its actors; to be called before Mesa and transformers are loaded."""
-    os.environ.setdefault("LP_NUM_THREADS", "1")
+    """As `rlvla.cluster` has it for its actors; to be called before transformers is loaded."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
@@ -84,6 +86,16 @@ def verdicts(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def verdict(name: str, measured: float) -> str:
     """The bar and whether it is met, to read; empty where there is none."""
     return f" (target {BARS[name][1]:g}: {'met' if is_met(name, measured) else 'MISSED'})" if name in BARS else ""
+
+
+def engine_limits(cfg: GRPOConfig | EvaluateConfig) -> dict[str, Any]:
+    """What `rlvla.cluster` tells an engine besides its own keys."""
+    return {"max_images": most_images(cfg.env, cfg.episode), "max_model_len": cfg.episode.max_turn_tokens + 1}
+
+
+def reset(env: Any, task: TaskSpec) -> dict[str, Any]:
+    """What an env shows at the start of an episode."""
+    return env.reset(seed=task.seed, options={"task_id": task.task_id, "init_state_id": task.init_state_id})[0]
 
 
 class Peaks:
