@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def measure_all(cfg: GRPOConfig, num_requests: int, repeats: int) -> dict[str, l
     from rlvla.samplers.vllm.requests import text_parameters
     from rlvla.samplers.vllm.sampler import VLLMSampler
 
-    limits = engine_limits(cfg) | {"seed": cfg.seed}
+    limits: dict[str, Any] = {**engine_limits(cfg), "seed": cfg.seed}
     sampler = VLLMSampler(cfg.model, cfg.sampler, **limits)
     parts = asyncio.run(make_requests(cfg, sampler, num_requests, repeats + 1))
     sampler.close()
@@ -175,7 +175,7 @@ def generate(llm: Any, requests: Sequence[SampleRequest], parameters: Sequence[A
     return _run(started, before, [output.outputs[0].token_ids for output in outputs])
 
 
-def _run(started: float, before: Mapping[str, float], sampled: Sequence[Sequence[int]]) -> Run:
+def _run(started: float, before: Mapping[str, float], sampled: Sequence[Sized]) -> Run:
     """That ends now and answered each request with these tokens."""
     seconds, spent = time.perf_counter() - started, since(before)
     return Run(seconds=seconds, counts={"requests": len(sampled), "tokens": sum(map(len, sampled))}, facts=spent)
