@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,9 +29,8 @@ from tqdm import tqdm
 from rlvla_envs.libero.assets import check_assets, find_assets
 from rlvla_envs.libero.camera import CAMERAS
 from rlvla_envs.libero.env import LiberoEnv
-from rlvla_envs.libero.tasks import NUM_INIT_STATES, SUITES
+from rlvla_envs.libero.tasks import NUM_INIT_STATES, SUITES, Suite
 
-Suite: TypeAlias = Literal[*SUITES]  # pyright: ignore[reportInvalidTypeForm]
 CHUNK = np.tile(np.array([0.2, 0.1, -0.2, 0, 0, 0.1, -1]), (8, 1))
 MIN_CONTRAST = 5.0
 """Standard deviation of a picture, grey levels of 255; LIBERO's are at 40 and more."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from json import dumps, loads
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import tyro
@@ -28,12 +28,11 @@ from rlvla_envs.libero.assets import find_assets, import_libero
 from rlvla_envs.libero.env import SETTLE_ACTION
 from rlvla_envs.libero.expert.plan import LiberoExpert
 from rlvla_envs.libero.sim import TaskSim
-from rlvla_envs.libero.tasks import HORIZONS, NUM_INIT_STATES, SUITES, load_init_states, load_splits, load_tasks
+from rlvla_envs.libero.tasks import HORIZONS, NUM_INIT_STATES, SUITES, Suite, load_init_states, load_splits, load_tasks
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETTLE_STEPS = 10
 """`num_steps_wait` of OpenVLA-OFT's run_libero_eval.py."""
-Suite: TypeAlias = Literal[*SUITES]  # pyright: ignore[reportInvalidTypeForm]
 NUM_TUNED_STATES = 5
 """The experts were tuned on states 0 to 4 of each task."""
 PACKAGES = ("hf-libero", "robosuite", "mujoco", "numpy")

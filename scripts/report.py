@@ -8,12 +8,13 @@ anywhere else, so it can be mailed or kept beside the run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import tyro
 
 from rlvla.durable.files import read_lines
 from rlvla.durable.trajectories import load_trajectories
@@ -54,22 +55,25 @@ def camera_of(call: Segment) -> int:
     return camera if isinstance(camera, int) else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page; 1 and one line of explanation when a folder cannot be read."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_DIR")
-    parser.add_argument("--output", type=Path, default=Path("report.html"))
-    parser.add_argument("--title", default="rlvla report")
-    args = parser.parse_args(argv)
+def main(folders: tuple[Path, ...], /, *, output: Path = Path("report.html"), title: str = "rlvla report") -> int:
+    """Write the page; 1 and one line of explanation when a folder cannot be read.
+
+    Args:
+        folders: of runs.
+        output: the page.
+        title: of it.
+    """
+    if not folders:
+        raise SystemExit("name the folders of some runs")
     try:
-        runs = [read_run(folder, name) for folder, name in zip(args.folders, names(args.folders), strict=True)]
+        runs = [read_run(folder, name) for folder, name in zip(folders, names(folders), strict=True)]
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(run_page(runs, args.title, camera_of), encoding="utf-8")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(run_page(runs, title, camera_of), encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main, description=__doc__))

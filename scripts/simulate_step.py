@@ -59,7 +59,8 @@ def check(
     lines = read_run(metrics)
     usual = median(line["time/rollout_s"] + line["time/learn_s"] for line in lines)
     quiet = [line for line in lines if line["time/rollout_s"] + line["time/learn_s"] < 2 * usual]
-    found = deviations(played_again(load_grpo(config), quiet, read_costs(costs, benchmark), cores), quiet)
+    cfg = load(GRPOConfig, ["--config", str(config)])
+    found = deviations(played_again(cfg, quiet, read_costs(costs, benchmark), cores), quiet)
     print(f"{len(quiet)} of {len(lines)} steps")
     for phase, (ours, theirs) in found.items():
         print(f"{phase:8s} simulated {ours:7.3f} s, measured {theirs:7.3f} s: {ours / theirs - 1:+.0%}")
@@ -93,11 +94,6 @@ def played_again(cfg: GRPOConfig, lines: Sequence[dict[str, Any]], costs: Any, c
     return simulate(costs, machine, groups, cfg.groups_per_step)
 
 
-def load_grpo(config: Path) -> GRPOConfig:
-    """A GRPO config by its file."""
-    return load(GRPOConfig, ["--config", str(config)])
-
-
 def scale(
     *,
     config: Path = ROOT / "recipes/configs/grpo_openvla-oft_libero-10.yaml",
@@ -115,7 +111,7 @@ def scale(
         kl: with the KL term, hence with a reference that scores.
         graphs: with CUDA graphs instead of `sampler.enforce_eager`.
     """
-    cfg = load_grpo(config)
+    cfg = load(GRPOConfig, ["--config", str(config)])
     cfg = replace(
         cfg,
         episode=replace(cfg.episode, **({"mode": mode} if mode else {})),

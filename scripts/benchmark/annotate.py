@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from annotation_server import MODEL, serving
-from measuring import ROOT, measure, table, write_result
+from measuring import ROOT, Run, measure, table, write_result
 from rlvla.annotation.run import annotate_all, protocol
 from rlvla.annotation.store import Store
 from rlvla.config import AnnotateConfig, load
@@ -98,18 +98,6 @@ def main(
         chart.write_text(draw(result["curve"]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A run from the first file that is opened to the last that is written, without the data card."""
-
-    num_frames: int
-    cpu_s: float
-    """Of the process, all threads."""
-    wall_s: float
-    asking_wall_s: float
-    """Of the wall time, until all takes were annotated and stored, before the data set is assembled."""
-
-
 def configure(source: Path, output: Path, *, side: int, url: str, concurrency: int = 0) -> AnnotateConfig:
     """The shipped config with another source and server; concurrency 0: that of the config."""
     cfg = load(AnnotateConfig, ["--config", str(CONFIG)])
@@ -117,8 +105,15 @@ def configure(source: Path, output: Path, *, side: int, url: str, concurrency: i
     return replace(cfg, source=source, output=output, read=replace(cfg.read, view_size=side), openai=server)
 
 
-def run(cfg: AnnotateConfig) -> Measured:
-    """Annotate as recipes/annotate.py does; raises RuntimeError where an answer was refused and asked for again."""
+def run(cfg: AnnotateConfig) -> Run:
+    """Annotate as recipes/annotate.py does, without the data card.
+
+    Its facts are `cpu_s` of the process, all threads, and `asking_s` of wall time until all takes were annotated and
+    stored, before the data set is assembled.
+
+    Raises:
+        RuntimeError: an answer was refused and asked for again.
+    """
     wall, cpu = time.perf_counter(), time.process_time()
     with Store(cfg.output, protocol(cfg)) as store, ThreadPoolExecutor(max_workers=1) as thread:
         source = asyncio.run(annotate_all(cfg, store, thread))
@@ -128,12 +123,8 @@ def run(cfg: AnnotateConfig) -> Measured:
     end = time.perf_counter()
     if tally.num_dropped or tally.rejected:
         raise RuntimeError(f"the stand-in's answers were refused: {dict(tally.rejected)}")
-    return Measured(
-        num_frames=tally.num_decisions,
-        cpu_s=time.process_time() - cpu,
-        wall_s=end - wall,
-        asking_wall_s=asked - wall,
-    )
+    facts = {"cpu_s": time.process_time() - cpu, "asking_s": asked - wall}
+    return Run(seconds=end - wall, counts={"frames": tally.num_decisions}, facts=facts)
 
 
 def measure_overhead(side: int, frames: int, repeats: int, folder: Path) -> dict[str, Any]:
@@ -143,12 +134,12 @@ def measure_overhead(side: int, frames: int, repeats: int, folder: Path) -> dict
     with serving() as url:
         configs = [configure(source, folder / f"run-{i}", side=side, url=url) for i in range(repeats + 1)]
         runs = measure(f"overhead, {side} px", repeats, lambda i: run(configs[i]))
-    cpu_ms = [1000 * one.cpu_s / one.num_frames for one in runs]
+    cpu_ms = [1000 * one.facts["cpu_s"] / one.counts["frames"] for one in runs]
     return {
         "cpu_ms": median(cpu_ms),
         "cpu_ms_of_runs": cpu_ms,
-        "wall_ms": median(1000 * one.wall_s / one.num_frames for one in runs),
-        "num_frames": runs[0].num_frames,
+        "wall_ms": median(1000 * one.seconds / one.counts["frames"] for one in runs),
+        "num_frames": runs[0].counts["frames"],
     }
 
 
@@ -164,7 +155,7 @@ def measure_curve(
         for number, ideal in ideals.items():
             cfg = configure(source, folder / f"run-{number}", side=SIDE, url=url, concurrency=number)
             one = run(replace(cfg, num_episodes=episodes[number]))
-            speed = one.num_frames / one.asking_wall_s
+            speed = one.counts["frames"] / one.facts["asking_s"]
             points.append({"concurrency": number, "frames_per_s": speed, "ideal": ideal, "share": speed / ideal})
     return points
 

@@ -1,4 +1,4 @@
-"""CPU seconds of this process and of all that it has started, by what they do. Linux only.
+"""CPU seconds of this process and of all that it has started, by what they do.
 
 They say what bounds a rollout, also on a machine that is busy with something else.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
+
+import psutil
 
 KINDS = {
     "rlvla.rollout.env_server": "envs",
@@ -18,28 +20,23 @@ KINDS = {
     "LearnerActor": "learner",
 }
 """What a process does, by a part of its command line; the rest is this process, or Ray."""
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
-def cpu_seconds(proc: Path = Path("/proc")) -> Counter[str]:
-    """So far, by kind. Of a process that has ended, what its parent has not waited for is lost."""
-    parents, spent, kinds = {}, {}, {}
-    for folder in proc.glob("[0-9]*"):
-        try:
-            stat = (folder / "stat").read_text().rpartition(")")[2].split()
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
-            continue
-        pid = int(folder.name)
-        parents[pid] = int(stat[1])
-        spent[pid] = _TICK_S * (int(stat[11]) + int(stat[12]))
-        kinds[pid] = next((kind for part, kind in KINDS.items() if part in command), "Ray")
-    kinds[os.getpid()] = "this process"
+def cpu_seconds() -> Counter[str]:
+    """So far, by kind. What a process took that is gone is lost."""
+    me = psutil.Process()
     seconds: Counter[str] = Counter()
-    for pid, kind in kinds.items():
-        if _descends(pid, os.getpid(), parents):
-            seconds[kind] += spent[pid]
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found = process.as_dict(["cmdline", "cpu_times"])
+            kind = "this process" if process == me else kind_of(" ".join(found["cmdline"] or ()))
+            seconds[kind] += found["cpu_times"].user + found["cpu_times"].system
     return seconds
+
+
+def kind_of(command: str) -> str:
+    """What a process with this command line does."""
+    return next((kind for part, kind in KINDS.items() if part in command), "Ray")
 
 
 def since(before: Mapping[str, float]) -> dict[str, float]:
@@ -63,9 +60,3 @@ def told(busy: Mapping[str, float]) -> str:
     """`busy_cores` to read."""
     parts = ", ".join(f"{kind} {cores:.2f}" for kind, cores in busy.items() if cores >= 0.01)
     return f"cores kept busy: {parts}; {sum(busy.values()):.2f} of {os.cpu_count()}"
-
-
-def _descends(pid: int, ancestor: int, parents: Mapping[int, int]) -> bool:
-    while pid != ancestor and pid in parents:
-        pid = parents[pid]
-    return pid == ancestor

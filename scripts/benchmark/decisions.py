@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,22 @@ import tyro
 from PIL import Image
 
 from cpu import cpu_seconds, since
-from measuring import ROOT, Run, checkpoint_name, measure, medians, set_environment, table, write_result
+from measuring import (
+    ROOT,
+    Run,
+    checkpoint_name,
+    engine_limits,
+    measure,
+    medians,
+    reset,
+    set_environment,
+    table,
+    verdict,
+    verdicts,
+    write_result,
+)
 from rlvla.config import GRPOConfig, load
 from rlvla.protocols import SampleOutput, Sampler, SampleRequest
-
-TARGET = 0.9
 
 
 def main(
@@ -67,16 +78,11 @@ def main(
 def measure_all(cfg: GRPOConfig, num_requests: int, repeats: int) -> dict[str, list[Run]]:
     """Run both sides, one after the other; the runs by name."""
     from rlvla.policies.family import load_policy
-    from rlvla.rollout.tasks import most_images
     from rlvla.samplers.vllm.engine import engine_arguments
     from rlvla.samplers.vllm.requests import text_parameters
     from rlvla.samplers.vllm.sampler import VLLMSampler
 
-    limits: dict[str, Any] = {
-        "max_images": most_images(cfg.env, cfg.episode),
-        "max_model_len": cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster`
-        "seed": cfg.seed,
-    }
+    limits: dict[str, Any] = {**engine_limits(cfg), "seed": cfg.seed}
     sampler = VLLMSampler(cfg.model, cfg.sampler, **limits)
     parts = asyncio.run(make_requests(cfg, sampler, num_requests, repeats + 1))
     sampler.close()
@@ -138,8 +144,7 @@ async def make_requests(cfg: GRPOConfig, sampler: Sampler, number: int, num_part
         decider = policy.decider(recording, cfg.episode)
         while len(recording.requests) < number:
             (task,) = tasks.take(1)
-            raw, _ = env.reset(seed=task.seed, options={"task_id": task.task_id, "init_state_id": task.init_state_id})
-            await decider.decide(observe(env, raw), in_env, seed=task.seed)
+            await decider.decide(observe(env, reset(env, task)), in_env, seed=task.seed)
             if not recording.requests:
                 raise SystemExit(
                     f"{cfg.model} draws its chunks at once and says nothing: choose episode.mode zoom or think"
@@ -153,9 +158,7 @@ async def ask(sampler: Sampler, requests: Sequence[SampleRequest]) -> Run:
     """All at once."""
     before, started = cpu_seconds(), time.perf_counter()
     outputs = await asyncio.gather(*(sampler.sample(request) for request in requests))
-    seconds, spent = time.perf_counter() - started, since(before)
-    tokens = sum(len(output.token_ids) for output in outputs)
-    return Run(seconds=seconds, counts={"requests": len(requests), "tokens": tokens}, facts=spent)
+    return _run(started, before, [output.token_ids for output in outputs])
 
 
 def generate(llm: Any, requests: Sequence[SampleRequest], parameters: Sequence[Any]) -> Run:
@@ -169,9 +172,13 @@ def generate(llm: Any, requests: Sequence[SampleRequest], parameters: Sequence[A
         for request in requests
     ]
     outputs = llm.generate(prompts, list(parameters), use_tqdm=False)
+    return _run(started, before, [output.outputs[0].token_ids for output in outputs])
+
+
+def _run(started: float, before: Mapping[str, float], sampled: Sequence[Sized]) -> Run:
+    """That ends now and answered each request with these tokens."""
     seconds, spent = time.perf_counter() - started, since(before)
-    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    return Run(seconds=seconds, counts={"requests": len(requests), "tokens": tokens}, facts=spent)
+    return Run(seconds=seconds, counts={"requests": len(sampled), "tokens": sum(map(len, sampled))}, facts=spent)
 
 
 def summarise(runs: dict[str, list[Run]]) -> dict[str, Any]:
@@ -182,15 +189,15 @@ def summarise(runs: dict[str, list[Run]]) -> dict[str, Any]:
     return result | {
         "decisions_vs_offline": ratio,
         "cpu_vs_offline": cpu_s["offline"] / cpu_s["ours"] if cpu_s["ours"] else None,
-        "targets": {"decisions_vs_offline": {"target": TARGET, "met": ratio >= TARGET}},
+        "targets": verdicts({"decisions_vs_offline": ratio}),
     }
 
 
 def render(result: dict[str, Any]) -> str:
     """The result in columns."""
     rows = [(name, result[name]["tokens_per_s"], result[name]["requests_per_s"]) for name in ("ours", "offline")]
-    is_met = "met" if result["targets"]["decisions_vs_offline"]["met"] else "MISSED"
-    told = f"decisions_vs_offline {result['decisions_vs_offline']:.2f} (target {TARGET:g}: {is_met})"
+    ratio = result["decisions_vs_offline"]
+    told = f"decisions_vs_offline {ratio:.2f}{verdict('decisions_vs_offline', ratio)}"
     return "\n".join([table([("", "tokens/s", "requests/s"), *rows]), told])
 
 

@@ -1,4 +1,4 @@
-"""What the driver of a GRPO step holds: trajectories by reference, against trajectories in its memory.
+"""What the driver of a GRPO step holds: trajectories, whose pictures lie in Ray's object store.
 
 python scripts/benchmark/driver.py [--num-trajectories 512] [--num-turns 40] [--output driver_benchmark.json]
 
@@ -48,7 +48,6 @@ def main(
     num_pictures: int = 2,
     side: int = 256,
     num_tokens: int = 400,
-    by_value: int = 32,
     store_gb: float = 10.0,
     output: Path | None = None,
 ) -> None:
@@ -60,14 +59,12 @@ def main(
         num_pictures: of each turn.
         side: of a picture, px.
         num_tokens: of each turn.
-        by_value: trajectories that the driver is given whole, for comparison.
         store_gb: Ray's object store.
         output: also write the result here, as JSON.
     """
     start_ray(ClusterConfig(), object_store_memory=int(store_gb * 2**30))
     shape = {"num_turns": num_turns, "num_pictures": num_pictures, "side": side, "num_tokens": num_tokens}
     step = measure_step(num_trajectories, shape)
-    whole = measure_whole(by_value, shape)
     ray.shutdown()
     frames_mb = num_trajectories * num_turns * num_pictures * side**2 * 3 / 2**20
     result = {
@@ -75,7 +72,6 @@ def main(
         "frames_mb": frames_mb,
         "copies_of_a_frame": step["store_mb"] / frames_mb,
         "driver_mb_per_trajectory": step["driver_grows_mb"] / num_trajectories,
-        "whole_mb_per_trajectory": whole / by_value,
     }
     print(table([[key, float(value)] for key, value in result.items()]))
     write_result({**result, "num_trajectories": num_trajectories, **shape}, output)
@@ -92,10 +88,6 @@ class Maker:
         """See `RolloutActor.play`."""
         light, frames = without_frames(make(job, **self._shape))
         return (light, self._node), frames
-
-    async def whole(self, job: Job) -> Trajectory:
-        """The trajectory with its frames."""
-        return make(job, **self._shape)
 
     async def status(self, deadline_s: float) -> tuple[str, str]:
         """See `RolloutActor.status`."""
@@ -159,20 +151,6 @@ def measure_step(num_trajectories: int, shape: dict[str, int]) -> dict[str, floa
         "collect_s": collected - started,
         "hand_over_s": looked - collected,
     }
-
-
-def measure_whole(num_trajectories: int, shape: dict[str, int]) -> float:
-    """The driver's own MB for as many trajectories in its memory."""
-    maker: Any = ray.remote(num_cpus=0)(Maker).remote(shape)
-    (task,) = TaskStream(config=EnvConfig(tasks=("press",)), seed=1).take(1)
-    before = own_mb()
-    kept = [_copied(ray.get(maker.whole.remote(Job(task=task, member=i)))) for i in range(num_trajectories)]
-    return own_mb() - before if kept else 0.0
-
-
-def _copied(trajectory: Trajectory) -> Trajectory:
-    turns = [replace(turn, images=tuple(np.array(image) for image in turn.images)) for turn in trajectory.turns]
-    return replace(trajectory, turns=tuple(turns))
 
 
 def judge(group: Group) -> Group:

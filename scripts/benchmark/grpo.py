@@ -29,11 +29,19 @@ from typing import Any
 import tyro
 
 from cpu import busy_cores, told
-from measuring import ROOT, Run, checkpoint_name, measure, medians, set_environment, table, write_result
+from measuring import (
+    ROOT,
+    Run,
+    checkpoint_name,
+    measure,
+    medians,
+    set_environment,
+    table,
+    verdict,
+    verdicts,
+    write_result,
+)
 from rlvla.config import GRPOConfig, load
-
-TARGETS = {"rollout_vs_lockstep": 3.0, "learner_vs_padded": 1.3, "sync_fraction": 0.02}
-"""Ratio at least, or for `sync_fraction` share of a step at most."""
 
 
 def main(
@@ -153,8 +161,7 @@ def summarise(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     }
     for other in ("padded", "longest", "trl"):
         result[f"learner_vs_{other}"] = tokens / result[other]["tokens_per_s"] if result[other] else None
-    met = {name: result[name] <= t if name == "sync_fraction" else result[name] >= t for name, t in TARGETS.items()}
-    return result | {"targets": {name: {"target": TARGETS[name], "met": is_met} for name, is_met in met.items()}}
+    return result | {"targets": verdicts(result)}
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -162,23 +169,21 @@ def render(result: Mapping[str, Any]) -> str:
     rows: list[tuple[object, ...]] = [("", "trajectories/s", "env steps/s", "tokens/s", "seconds", "ours is")]
     for name, ratio in (("rollout", ""), ("lockstep", "rollout_vs_lockstep"), ("simulator", "rollout_vs_simulator")):
         found = result[name]
-        rows.append((name, found["trajectories_per_s"], found["env_steps_per_s"], "", "", _verdict(ratio, result)))
+        rows.append((name, found["trajectories_per_s"], found["env_steps_per_s"], "", "", _told(ratio, result)))
     for name in ("learner", "padded", "longest", "trl"):
         speed = f"{result[name]['tokens_per_s']:.0f}" if result[name] else "-"
-        rows.append((name, "", "", speed, "", "" if name == "learner" else _verdict(f"learner_vs_{name}", result)))
+        rows.append((name, "", "", speed, "", "" if name == "learner" else _told(f"learner_vs_{name}", result)))
     rows.append(("plain products", "", "", "", "", f"{result['learner_vs_gemm']:.1%} of their FLOP/s"))
-    rows.append(("weight sync", "", "", "", result["sync_seconds"], _verdict("sync_fraction", result)))
+    rows.append(("weight sync", "", "", "", result["sync_seconds"], _told("sync_fraction", result)))
     bound = f"\nrollout, {told(result['rollout_busy_cores'])}"
     return table(rows) + bound + (f"\nTRL was not measured: {result['trl_reason']}" if result["trl_reason"] else "")
 
 
-def _verdict(name: str, result: Mapping[str, Any]) -> str:
+def _told(name: str, result: Mapping[str, Any]) -> str:
     if not name or result[name] is None:
         return ""
     value = f"{result[name]:.2%} of a step" if name == "sync_fraction" else f"{result[name]:.2f}x"
-    if name not in TARGETS:
-        return value
-    return f"{value} (target {TARGETS[name]:g}: {'met' if result['targets'][name]['met'] else 'MISSED'})"
+    return value + verdict(name, result[name])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import tyro
@@ -29,7 +29,7 @@ from measuring import measure, table, write_result
 from official import Official
 from rlvla_envs.libero.camera import CAMERAS
 from rlvla_envs.libero.env import LiberoEnv
-from rlvla_envs.libero.tasks import SUITES
+from rlvla_envs.libero.tasks import Suite
 
 CHUNK_LENGTH = 8
 """Open-loop steps per decision of OpenVLA-OFT on LIBERO (`num_open_loop_steps`)."""
@@ -41,7 +41,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 HEADLINE = "ours_one_camera"
 """`env_vs_default`: one camera, as in the paper, and the official frame to the bit."""
-Suite: TypeAlias = Literal[*SUITES]  # pyright: ignore[reportInvalidTypeForm]
 
 
 def main(

@@ -10,19 +10,35 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tqdm import tqdm
 
+from rlvla.config import EvaluateConfig, GRPOConfig
 from rlvla.durable.provenance import provenance
+from rlvla.rollout.tasks import most_images
+from rlvla.types import TaskSpec
 
 ROOT = Path(__file__).resolve().parents[2]
+BARS: dict[str, tuple[Literal[">=", "<="], float]] = {
+    "rollout_libero_vs_lockstep": (">=", 10.0),
+    "libero_share_of_limit": (">=", 0.8),
+    "decisions_vs_offline": (">=", 0.9),
+    "rollout_vs_lockstep": (">=", 3.0),
+    "learner_vs_padded": (">=", 1.3),
+    "sync_vs_memcpy": ("<=", 3.0),
+    "sync_fraction": ("<=", 0.02),
+    "extra_buckets_store": ("<=", 2.0),
+    "driver_mb": ("<=", 600.0),
+    "async_vs_sync_waiting_env": (">=", 1.6),
+    "demo_minutes": ("<=", 9.0),
+}
+"""What is promised of a measurement: that it is at least, or at most, this."""
 T = TypeVar("T")
 
 
 def set_environment() -> None:
-    """As `rlvla.cluster` has it for its actors; to be called before Mesa and transformers are loaded."""
-    os.environ.setdefault("LP_NUM_THREADS", "1")
+    """As `rlvla.cluster` has it for its actors; to be called before transformers is loaded."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
@@ -50,6 +66,36 @@ def medians(runs: Sequence[Run]) -> dict[str, Any]:
         **{f"{name}_per_s": median(run.counts[name] / run.seconds for run in runs) for name in runs[0].counts},
         **{name: sum(run.facts[name] for run in runs) / len(runs) for name in runs[0].facts},
     }
+
+
+def is_met(name: str, measured: float) -> bool:
+    """Whether this is within its bar."""
+    sign, bar = BARS[name]
+    return measured >= bar if sign == ">=" else measured <= bar
+
+
+def verdicts(measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`target` and `met` of each measurement that has a bar."""
+    return {
+        name: {"target": bar, "met": is_met(name, measured[name])}
+        for name, (_, bar) in BARS.items()
+        if name in measured
+    }
+
+
+def verdict(name: str, measured: float) -> str:
+    """The bar and whether it is met, to read; empty where there is none."""
+    return f" (target {BARS[name][1]:g}: {'met' if is_met(name, measured) else 'MISSED'})" if name in BARS else ""
+
+
+def engine_limits(cfg: GRPOConfig | EvaluateConfig) -> dict[str, Any]:
+    """What `rlvla.cluster` tells an engine besides its own keys."""
+    return {"max_images": most_images(cfg.env, cfg.episode), "max_model_len": cfg.episode.max_turn_tokens + 1}
+
+
+def reset(env: Any, task: TaskSpec) -> dict[str, Any]:
+    """What an env shows at the start of an episode."""
+    return env.reset(seed=task.seed, options={"task_id": task.task_id, "init_state_id": task.init_state_id})[0]
 
 
 class Peaks:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from measuring import ROOT, checkpoint_name, set_environment, table, write_result
+from measuring import ROOT, checkpoint_name, engine_limits, reset, set_environment, table, write_result
 from rlvla.config import EpisodeConfig, EvaluateConfig, load
 from rlvla.policies.thinker.deciding import Decider
 from rlvla.policies.thinker.policy import Thinker
@@ -31,7 +31,7 @@ from rlvla.protocols import SampleOutput, Sampler, SampleRequest
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import observe
-from rlvla.rollout.tasks import TaskStream, most_images
+from rlvla.rollout.tasks import TaskStream
 from rlvla.types import SegmentKind, TaskSpec, Turn
 
 PAPER_RATIO = 1.19
@@ -75,13 +75,7 @@ def measure(model: Path, cfg: EvaluateConfig, **counts: int) -> dict[str, dict[s
     """`measure_decisions` of a checkpoint in vLLM, with ratios."""
     from rlvla.samplers.vllm.sampler import VLLMSampler
 
-    sampler = VLLMSampler(
-        model,
-        cfg.sampler,
-        max_images=most_images(cfg.env, cfg.episode),
-        max_model_len=cfg.episode.max_turn_tokens + 1,  # as in `rlvla.cluster`
-        seed=counts["seed"],
-    )
+    sampler = VLLMSampler(model, cfg.sampler, **engine_limits(cfg), seed=counts["seed"])
     processor = PolicyProcessor.load(model)
     measured = asyncio.run(measure_decisions(sampler, processor, cfg, modes(cfg.episode), **counts))
     sampler.close()
@@ -177,8 +171,7 @@ async def _decide(decider: Decider, env: EnvThread, tasks: Sequence[TaskSpec]) -
         return await env.call(lambda _: function())
 
     for task in tasks:
-        options = {"task_id": task.task_id, "init_state_id": task.init_state_id}
-        observation = await env.call(lambda e, t=task, o=options: observe(e, e.reset(seed=t.seed, options=o)[0]))
+        observation = await env.call(lambda e, t=task: observe(e, reset(e, t)))
         decision = await decider.decide(observation, in_env, seed=task.seed, memory=memory)
         turns.append(decision.turn)
         memory = decision.memory if decision.end is None else None

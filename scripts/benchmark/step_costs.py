@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 import tyro
 
-from measuring import ROOT, checkpoint_name, set_environment, write_result
+from measuring import ROOT, checkpoint_name, engine_limits, reset, set_environment, write_result
 from rlvla.config import GRPOConfig, load
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.rollout.env_server import make_env
 from rlvla.rollout.episode import observe
-from rlvla.rollout.tasks import TaskStream, most_images
+from rlvla.rollout.tasks import TaskStream
 
 SHORT, LONG = 4, 36
 """Tokens of the requests whose difference is a step's."""
@@ -84,13 +84,9 @@ def env_costs(cfg: GRPOConfig, repeats: int) -> dict[str, float]:
     first = tasks[0]
     others = [task for task in tasks if task.task_id != first.task_id]
 
-    def reset(task: Any = first) -> dict[str, Any]:
-        options = {"task_id": task.task_id, "init_state_id": task.init_state_id}
-        return env.reset(seed=task.seed, options=options)[0]
-
     def chunks() -> float:
         """CPU seconds of whole chunks, until an episode ends."""
-        raw, count, is_over = reset(), 0, False
+        raw, count, is_over = reset(env, first), 0, False
         started = time.process_time()
         while not is_over:
             actions = rng.uniform(env.action_space.low, env.action_space.high, (chunk_length, *env.action_space.shape))
@@ -100,10 +96,10 @@ def env_costs(cfg: GRPOConfig, repeats: int) -> dict[str, float]:
             is_over = terminated or truncated or count >= 8 * chunk_length
         return (time.process_time() - started) * chunk_length / count
 
-    reset_s = cpu_s(reset, repeats)
+    reset_s = cpu_s(lambda: reset(env, first), repeats)
     chunk_s = median(chunks() for _ in range(repeats))
-    scene_s = cpu_s(lambda: (reset(others[0]), reset()), repeats) / 2 - reset_s if others else 0.0
-    observation = observe(env, reset())
+    scene_s = cpu_s(lambda: (reset(env, others[0]), reset(env, first)), repeats) / 2 - reset_s if others else 0.0
+    observation = observe(env, reset(env, first))
     zoom_s = cpu_s(lambda: observation.zoom(0, (300, 300, 700, 700)), repeats)
     env.close()
     return {"reset_s": reset_s, "scene_s": max(0.0, scene_s), "chunk_s": chunk_s, "zoom_s": zoom_s}
@@ -134,12 +130,7 @@ def engine_costs(cfg: GRPOConfig, repeats: int) -> dict[str, Any]:
     """`decode`, `admit_s` of a block of actions, and `picture_s` that a request with a new picture takes more."""
     from rlvla.samplers.vllm.sampler import VLLMSampler
 
-    sampler = VLLMSampler(
-        cfg.model,
-        cfg.sampler,
-        max_images=most_images(cfg.env, cfg.episode),
-        max_model_len=cfg.episode.max_turn_tokens + 1,
-    )
+    sampler = VLLMSampler(cfg.model, cfg.sampler, **engine_limits(cfg))
     processor = PolicyProcessor.load(cfg.model)
     env: Any = make_env(cfg.env)
     shape = env.observation_space["images"].shape[1:]
@@ -209,8 +200,7 @@ def path_costs(cfg: GRPOConfig, repeats: int) -> dict[str, float]:
     processor = PolicyProcessor.load(cfg.model)
     env: Any = make_env(cfg.env)
     first = TaskStream(config=cfg.env, seed=0).take(1)[0]
-    raw = env.reset(seed=0, options={"task_id": first.task_id, "init_state_id": first.init_state_id})[0]
-    observation = observe(env, raw)
+    observation = observe(env, reset(env, first))
     decider: Any = Thinker(processor).decider(Scripted(processor), cfg.episode)
 
     async def at_once(function: Callable[[], Any]) -> Any:

@@ -22,11 +22,9 @@ from typing import Any, Literal
 
 import tyro
 
-from measuring import Peaks, Run, measure, medians, set_environment, store_stats, table, write_result
+from measuring import Peaks, Run, measure, medians, set_environment, store_stats, table, verdict, verdicts, write_result
 
 Backend = Literal["transformers", "vllm"]
-TARGETS = {"sync_vs_memcpy": 3.0, "extra_buckets_store": 2.0}
-"""At most."""
 SAMPLE_S = 0.002
 
 
@@ -101,8 +99,7 @@ def measure_all(
     ratio = median(run.seconds for run in syncs) / median(run.seconds for run in copies)
     result = {"sync": medians(syncs), "memcpy": medians(copies), "sync_vs_memcpy": ratio, "num_bytes": num_bytes}
     result |= {"backend": backend, "bucket_mb": bucket_mb, "repeats": repeats}
-    measured = {"sync_vs_memcpy": ratio, "extra_buckets_store": result["sync"]["extra_buckets_store"]}
-    return result | {"targets": {name: {"target": t, "met": measured[name] <= t} for name, t in TARGETS.items()}}
+    return result | {"targets": verdicts(result | result["sync"])}
 
 
 def make_checkpoint(folder: Path, num_params: float) -> int:
@@ -152,11 +149,8 @@ def render(result: Mapping[str, Any]) -> str:
         rows.append((name, median(found["seconds"]), found["bytes_per_s"] / 1e9))
     said = [f"{result['num_bytes'] / 1e9:.2f} GB, {result['backend']}, buckets of {result['bucket_mb']:g} MiB"]
     for name, value in {**result["sync"], "sync_vs_memcpy": result["sync_vs_memcpy"]}.items():
-        if name in TARGETS:
-            is_met = "met" if result["targets"][name]["met"] else "MISSED"
-            said.append(f"{name}: {value:.2f} (target {TARGETS[name]:g}: {is_met})")
-        elif name.startswith("extra"):
-            said.append(f"{name}: {value:.2f}")
+        if name.startswith(("extra", "sync")):
+            said.append(f"{name}: {value:.2f}{verdict(name, value)}")
     return table(rows) + "\n" + "\n".join(said)
 
 

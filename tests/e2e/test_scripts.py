@@ -54,7 +54,7 @@ COMMANDS: dict[str, Sequence[str]] = {
         *("--num-requests", "4", "--repeats", "1", "--output", "{out}/result.json"),
     ),
     "benchmark/driver.py": (
-        *("--num-trajectories", "8", "--num-turns", "2", "--by-value", "2", "--store-gb", "0.2"),
+        *("--num-trajectories", "8", "--num-turns", "2", "--store-gb", "0.2"),
         *("--output", "{out}/result.json"),
     ),
     "benchmark/staleness.py": (

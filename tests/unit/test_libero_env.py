@@ -24,6 +24,7 @@ from rlvla_envs.check_states import check_other_process
 
 pytest.importorskip("libero")
 
+from official import Official
 from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE
 from rlvla_envs.libero.env import SETTLE_ACTION, LiberoEnv
 from rlvla_envs.libero.tasks import load_init_states
@@ -65,11 +66,6 @@ def draw_actions(num: int, gripper: float = -1.0) -> np.ndarray:
     return actions
 
 
-def make_current(official: Any) -> None:
-    """robosuite draws with, and frees from, whatever GL context is current, be it that of another env."""
-    official.sim._render_context_offscreen.gl_ctx.make_current()
-
-
 def physics(env: LiberoEnv) -> np.ndarray:
     """Time, qpos and qvel."""
     return env.robosuite.sim.get_state().flatten()
@@ -80,31 +76,20 @@ def mean_difference(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def test_states_frames_and_proprio_are_the_official_ones(env: LiberoEnv) -> None:
-    envs = importlib.import_module("libero.libero.envs")
-    transforms = importlib.import_module("robosuite.utils.transform_utils")
-    task = env.tasks[TASK]
-    official = envs.OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=256, camera_widths=256)
-    official.seed(0)
-    official.reset()
-    expected = official.set_init_state(load_init_states(task)[3])
-    for _ in range(SETTLE_STEPS):
-        expected = official.step(list(SETTLE_ACTION))[0]
+    official = Official(env.tasks[TASK])
+    official.reset(3)
+    official.settle(SETTLE_STEPS)
     # First a messy episode on our side, which a soft reset has to forget.
     start(env, 7)
     env.step_chunk(draw_actions(8, gripper=1.0))
     obs = start(env)
     for action in [None, *draw_actions(4, gripper=1.0)]:
         if action is not None:
-            make_current(official)
-            expected = official.step(action.tolist())[0]
+            official.step(action)
             obs = env.step(action)[0]
-        assert np.array_equal(physics(env), official.get_sim_state())
-        for image, camera in zip(obs["images"], CAMERAS, strict=True):
-            assert np.array_equal(image, expected[f"{camera}_image"][::-1, ::-1])
-        rotation = transforms.quat2axisangle(expected["robot0_eef_quat"])
-        proprio = [*expected["robot0_eef_pos"], *rotation, *expected["robot0_gripper_qpos"]]
-        assert np.array_equal(obs["proprio"], np.array(proprio, np.float32))
-    make_current(official)
+        assert np.array_equal(physics(env), official.state())
+        assert np.array_equal(obs["images"], official.frames())
+        assert np.array_equal(obs["proprio"], official.proprio())
     official.close()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import check_libero_expert
 from rlvla.annotation.checks import check_decision
 from rlvla.annotation.key_frames import find_key_frames
 from rlvla.annotation.take import Query, Take
@@ -15,7 +16,7 @@ from rlvla.config import CheckConfig, KeyFrameConfig
 from rlvla.types import Decision
 from rlvla_envs.libero.annotate import annotate
 from rlvla_envs.libero.assets import find_assets, import_libero
-from rlvla_envs.libero.env import SETTLE_ACTION, LiberoEnv
+from rlvla_envs.libero.env import LiberoEnv
 from rlvla_envs.libero.expert.geometry import (
     HAND_HALF_LENGTH,
     HAND_HALF_WIDTH,
@@ -29,7 +30,7 @@ from rlvla_envs.libero.expert.geometry import (
     rotation_error,
     yaw_rotation,
 )
-from rlvla_envs.libero.expert.plan import LiberoExpert, order_goals
+from rlvla_envs.libero.expert.plan import order_goals
 from rlvla_envs.libero.record import play
 from rlvla_envs.libero.sim import TaskSim
 from rlvla_envs.libero.tasks import HORIZONS, load_init_states, load_tasks
@@ -170,11 +171,7 @@ def decisions(object_env: LiberoEnv) -> list[Decision]:
 def succeeds(suite: str, task_id: int) -> bool:
     task = load_tasks(suite)[task_id]
     sim = TaskSim(task, find_assets())
-    sim.reset(load_init_states(task)[0])
-    for _ in range(10):
-        sim.advance(np.array(SETTLE_ACTION))
-    expert = LiberoExpert(sim.robosuite)
-    is_success = any(sim.advance(expert.step().action.astype(np.float64)) for _ in range(HORIZONS[suite]))
+    is_success, _ = check_libero_expert.play(sim, load_init_states(task)[0], HORIZONS[suite])
     sim.close()
     return is_success
 

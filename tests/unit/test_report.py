@@ -45,9 +45,9 @@ def folder(tmp_path: Path) -> Path:
     return run
 
 
-def write(folder: Path, *flags: str) -> Page:
+def write(folder: Path, **flags: str) -> Page:
     output = folder / "report.html"
-    assert report.main([str(folder), "--output", str(output), *flags]) == 0
+    assert report.main((folder,), output=output, **flags) == 0
     return Page(output.read_text())
 
 
@@ -72,7 +72,7 @@ def test_results_curves_and_episodes_are_there_and_the_same_every_time(folder: P
 
 
 def test_nothing_on_the_page_runs_or_loads(folder: Path) -> None:
-    write(folder, "--title", EVIL)
+    write(folder, title=EVIL)
     # Twice the title, the instruction, a thought; refused call and error; malformed words and error; the crash; terms.
     assert_inert((folder / "report.html").read_text(), folder, 11)
 
@@ -175,6 +175,6 @@ def test_a_folder_that_cannot_be_read_is_named(
 ) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    assert report.main([str(tmp_path), "--output", str(tmp_path / "r.html")]) == 1
+    assert report.main((tmp_path,), output=tmp_path / "r.html") == 1
     assert str(tmp_path) in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()

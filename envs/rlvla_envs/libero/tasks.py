@@ -6,6 +6,7 @@ import importlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from rlvla_envs.libero.assets import package_folder
 from rlvla_envs.spec import load_manifest
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+Suite: TypeAlias = Literal[*SUITES]  # pyright: ignore[reportInvalidTypeForm]
 HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 """Env steps after settling: `max_steps` of OpenVLA-OFT's experiments/robot/libero/run_libero_eval.py, chosen there
 above the longest training demonstration of each suite."""

@@ -93,9 +93,7 @@ class TabletopEnv(TaskEnv):
         """Privileged: the physics, for experts. Raises RuntimeError before the first reset."""
         return self._scenes[self.task_id]
 
-    @property
-    def _sim(self) -> Scene:
-        return self.scene
+    _sim = scene
 
     def _place(self, task_id: int, init_state_id: int) -> None:
         self._scenes[task_id].place(sample_layout(self.task_names[task_id], init_state_id))
