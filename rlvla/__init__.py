@@ -14,7 +14,7 @@ from rlvla.types import (
     Turn,
 )
 
-__version__ = "0.2.1"
+__version__ = "0.2.2"
 
 __all__ = [
     "EndReason",
