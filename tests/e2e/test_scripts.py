@@ -57,10 +57,6 @@ COMMANDS: dict[str, Sequence[str]] = {
         *("--num-trajectories", "8", "--num-turns", "2", "--by-value", "2", "--store-gb", "0.2"),
         *("--output", "{out}/result.json"),
     ),
-    "benchmark/staleness.py": (
-        *("--model", "{demo}/sft/checkpoint", "--wait-s", "0", "--num-steps", "4", "--groups-per-step", "1"),
-        *("--max-staleness", "0", "1", "--output", "{out}/result.json"),
-    ),
     "benchmark/step_costs.py": (
         *("--model", "{demo}/sft/checkpoint", "--config", "{configs}/grpo_tiny_tabletop.yaml", "--repeats", "1"),
         *("--output", "{out}/result.json"),
@@ -88,6 +84,7 @@ ELSEWHERE = {
     "benchmark/gather.py": "tests/unit/test_benchmark_gather.py",
     "benchmark/libero_env.py": "tests/unit/test_libero_scripts.py",
     "benchmark/libero_rollout.py": "tests/unit/test_benchmark_libero.py",
+    "benchmark/staleness.py": "tests/unit/test_benchmark_staleness.py",
     "demo.py": "tests/e2e/test_scripts.py",
     "fuzz/one.py": "scripts/fuzz/fuzz.py",
     "merge_adapter.py": "tests/unit/test_lora.py",
