@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 ENV = {"id": "lab/Bandit-v0", "imports": ["bandit"]}
 EPISODE = {"max_turn_tokens": 128, "max_think_tokens": 8}
 CLUSTER = {"envs_per_actor": 2, "threads": 1}
-SAMPLER = {"backend": "transformers"}  # no engine to be started for a handful of turns
+SAMPLER = {"backend": "transformers", "max_num_seqs": 4}  # no engine to be started for a handful of turns
 CONFIGS: dict[str, dict[str, Any]] = {
     "annotate": {
         **{"env": ENV, "num_episodes": 200, "chunk_length": 1, "checks": {"names": ["markup"]}, "num_samples": 0},
