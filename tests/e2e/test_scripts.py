@@ -83,7 +83,7 @@ ELSEWHERE = {
     "benchmark/grpo.py": "tests/e2e/test_scripts.py",
     "benchmark/gather.py": "tests/unit/test_benchmark_gather.py",
     "benchmark/libero_env.py": "tests/unit/test_libero_scripts.py",
-    "benchmark/libero_rollout.py": "tests/unit/test_benchmark_libero.py",
+    "benchmark/libero_rollout.py": "tests/e2e/test_benchmark_libero.py",
     "benchmark/staleness.py": "tests/unit/test_benchmark_staleness.py",
     "demo.py": "tests/e2e/test_scripts.py",
     "fuzz/one.py": "scripts/fuzz/fuzz.py",
