@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from safetensors.numpy import load_file
 from rlvla.durable.files import read_lines
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.run.ledger import balance
-from tests.e2e.run import Process, recipe, running, struck, wait_until
+from tests.e2e.run import Process, actors, recipe, running, struck, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -51,15 +49,12 @@ def config(policy: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def actors(run: Process, folder: Path, num: int = 3) -> list[psutil.Process]:
+def started(run: Process, folder: Path, num: int = 3) -> list[psutil.Process]:
     """What Ray has started of ours, all of it; its own agents end by themselves, though a minute after their raylet."""
     found: list[psutil.Process] = []
 
     def are_there() -> bool:
-        found.clear()
-        for process in psutil.Process(run.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):  # it ended a moment ago
-                found.extend(process for title in process.cmdline()[:1] if re.match(r"ray::\w+Actor", title))
+        found[:] = actors(run.pid)
         return len(found) == num
 
     wait_until(are_there, run, folder)
@@ -76,7 +71,7 @@ def wait_until_killed(run: Process, family: Sequence[psutil.Process]) -> None:
 def run_into(policy: Path, folder: Path, *launcher: str) -> str:
     """A launcher that kills the driver in the midst of something; what the driver said before."""
     with running("grpo", config(policy, folder), folder, launcher) as run:
-        wait_until_killed(run, actors(run, folder))
+        wait_until_killed(run, started(run, folder))
     return (folder / "log").read_text()
 
 
@@ -125,7 +120,7 @@ def kill_in_a_state(policy: Path, folder: Path, _: random.Random) -> None:
 def kill_anywhere(policy: Path, folder: Path, rng: random.Random) -> None:
     """Anywhere in a step, the third or one behind it."""
     with running("grpo", config(policy, folder), folder) as run:
-        family = actors(run, folder)
+        family = started(run, folder)
         wait_until(lambda: len(states(folder / "run")) > 1, run, folder)
         time.sleep(rng.uniform(0, 0.8))
         run.kill()
@@ -206,9 +201,9 @@ def test_one_of_two_learners_is_killed_with_lora_under_zero(checkpoint: Path, tm
     assert all(line["num_rows"] for line in metrics(unbroken))  # every step learned something
     four["output"] = str(broken)
     with running("grpo", four, tmp_path) as run:
-        learner, *_ = (actor for actor in actors(run, tmp_path, num=4) if "LearnerActor" in actor.cmdline()[0])
+        started(run, tmp_path, num=4)
         wait_until((broken / "state/step-000002").is_dir, run, tmp_path)
-        learner.kill()
+        actors(run.pid, "LearnerActor")[0].kill()
         assert run.wait(120) != 0
     said = (tmp_path / "log").read_text()
     assert "died: start the same command again, and the run resumes from its last checkpoint" in said

@@ -13,7 +13,7 @@ from rlvla.config import GRPOConfig
 from rlvla.durable.files import read_lines
 from rlvla.run.ledger import balance
 from tests.e2e.run import recipe, running, struck
-from tests.e2e.test_resume import actors, config, wait_until_killed
+from tests.e2e.test_resume import config, started, wait_until_killed
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -63,7 +63,7 @@ def test_a_killed_driver_drops_what_was_played_ahead_and_draws_it_again(
 ) -> None:
     broken = ahead(checkpoint, tmp_path)
     with running("grpo", broken, tmp_path, struck("add", "append_line", signal.SIGKILL, 4)) as run:
-        wait_until_killed(run, actors(run, tmp_path))
+        wait_until_killed(run, started(run, tmp_path))
     recipe("grpo", broken, tmp_path)
     assert balanced(tmp_path / "run")["dropped"] > 0
     assert drawn(tmp_path / "run") == drawn(whole)
