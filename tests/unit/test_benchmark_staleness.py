@@ -48,7 +48,7 @@ def test_the_runs_differ_in_their_staleness_alone(tmp_path: Path, monkeypatch: p
     assert [line["trajectories_per_h"] for line in result["runs"]] == [7200, 14400]
     assert (result["async_vs_sync_waiting_env"], result["runs"][1]["success"]) == (2.0, 0.5)
     with pytest.raises(SystemExit, match="--num-steps: 3 leave no step to measure"):
-        staleness.main(**flags | {"num_steps": 3})
+        staleness.main(**{**flags, "num_steps": 3})
 
     env: Any = make_env(ran[1].env)
     env.reset(options={"init_state_id": 0})
