@@ -32,8 +32,8 @@ benchmark: libero ## all speeds against what others use: docs/results/benchmark.
 	@$(BENCHMARK)/gather.py --demo outputs/demo
 
 # Two at a time, a file each: most of a recipe's start-up is waiting. Threads of two engines would only trample on each
-# other, hence one each.
-PYTEST := OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -n 2 --dist loadfile --durations=15
+# other, hence one each. In the order of their names: the files with the longest tests, those of tests/e2e, come first.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test: setup ## every test but the long ones; none needs a GPU
 	@$(PYTEST) -m "not long" $(ARGS)

@@ -1,18 +1,24 @@
-"""A run on a disk of 2 MB, in a process that has mounted one: `python -m tests.full_disk CASE FOLDER CHECKPOINT`.
+"""Runs on disks of 2 MB, in a process that mounts them: `python -m tests.full_disk FOLDER CHECKPOINT`.
 
-`command` wraps it in a user and mount namespace of its own, so that it takes no rights and leaves no mount.
+`command` wraps it in a user and mount namespace of its own, so that it takes no rights and leaves no mount. It
+forks, so that everything is imported once and not once a case.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rlvla.config import EnvConfig, GRPOConfig, LearnerConfig, LoraConfig, SamplerConfig
+from tests.killed import fork, is_over
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/grpo.py"
 DISK = 2 << 20
@@ -26,24 +32,29 @@ def can_mount() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-def command(case: str, folder: Path, checkpoint: Path) -> list[str]:
-    """To run `case` with a small disk mounted at `folder`."""
-    script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && exec "$3" -m tests.full_disk "$4" "$2" "$5"'
-    arguments = [str(DISK), str(folder), sys.executable, case, str(checkpoint)]
-    return ["unshare", "-rm", "sh", "-c", script, "sh", *arguments]
+def command(folder: Path, checkpoint: Path) -> list[str]:
+    """To run all cases, each on a small disk at a folder of its name."""
+    return ["unshare", "-rm", sys.executable, "-m", "tests.full_disk", str(folder), str(checkpoint)]
 
 
-def main(case: str, folder: Path, checkpoint: Path) -> None:
-    """Print what is left on the disk after the error, and the error."""
-    cases = {"state": _state, "line": _line, "policy": _policy}
-    cases |= {"full": _full, "read-only": _read_only, "room": _room}
+def main(folder: Path, checkpoint: Path) -> None:
+    """A line of JSON for each case: its name, the error, and what is left on the disk after it."""
+    importlib.import_module("tests.learning")  # once, not in each child
+    for name, case in CASES.items():
+        disk = folder / name
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(disk)], check=True)
+        assert is_over(fork(partial(_report, name, case, disk, checkpoint)))
+
+
+def _report(name: str, case: Callable[[Path, Path], None], disk: Path, checkpoint: Path) -> None:
+    said = "nothing"
     try:
-        cases[case](folder, checkpoint)
+        case(disk, checkpoint)
     except OSError as error:
-        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        print(f"{error} | {files}")
-        return
-    raise AssertionError(f"{case} went through")
+        said = str(error)
+    files = sorted(str(path.relative_to(disk)) for path in disk.rglob("*") if path.is_file())
+    print(json.dumps([name, said, files]), flush=True)
 
 
 def _state(folder: Path, checkpoint: Path) -> None:
@@ -127,5 +138,7 @@ def _grpo(cfg: GRPOConfig) -> None:
         assert psutil.Process().children() == []
 
 
+CASES = {"state": _state, "line": _line, "policy": _policy, "full": _full, "read-only": _read_only, "room": _room}
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -227,7 +227,7 @@ class LockstepRollout:
     def __init__(self, cfg: GRPOConfig, num_rows: int, *, renews_envs: bool = False) -> None:
         self._batch = LockstepBatch(cfg.model, num_rows, getattr(torch, cfg.sampler.dtype))
         self._cfg, self._num_rows, self._renews_envs = cfg, num_rows, renews_envs
-        self._pool = self._new_pool()
+        self._pool: EnvPool | None = None
         policy = Thinker(self._batch.processor)
         self._deciders = [policy.decider(_RowSampler(self._batch, row), cfg.episode) for row in range(num_rows)]
         torch.manual_seed(cfg.seed)
@@ -236,7 +236,12 @@ class LockstepRollout:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.close()
+        self._close_pool()
+
+    def _close_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
 
     def _new_pool(self) -> EnvPool:
         pool = EnvPool(self._cfg.env, self._num_rows, self._cfg.cluster.envs_per_process)
@@ -255,20 +260,20 @@ class LockstepRollout:
         trajectories: list[Trajectory] = []
         seconds, spent = 0.0, Counter[str]()
         for start in range(0, len(jobs), self._num_rows):
+            pool = self._pool = self._pool or self._new_pool()
             before, started = cpu_seconds(), time.perf_counter()
-            trajectories += asyncio.run(self._play(jobs[start : start + self._num_rows]))
+            trajectories += asyncio.run(self._play(pool, jobs[start : start + self._num_rows]))
             seconds += time.perf_counter() - started
             spent.update(since(before))
             if self._renews_envs:
-                self._pool.close()
-                self._pool = self._new_pool()
+                self._close_pool()
         return rollout_run(trajectories, seconds, spent)
 
-    async def _play(self, jobs: Sequence[Job]) -> list[Trajectory]:
+    async def _play(self, pool: EnvPool, jobs: Sequence[Job]) -> list[Trajectory]:
         self._batch.begin()
-        return await asyncio.gather(*(self._row(row, job) for row, job in enumerate(jobs)))
+        return await asyncio.gather(*(self._row(pool, row, job) for row, job in enumerate(jobs)))
 
-    async def _row(self, row: int, job: Job) -> Trajectory:
-        trajectory = await run_episode(self._deciders[row], self._pool.envs[row], job.task, member=job.member)
+    async def _row(self, pool: EnvPool, row: int, job: Job) -> Trajectory:
+        trajectory = await run_episode(self._deciders[row], pool.envs[row], job.task, member=job.member)
         self._batch.end(row)
         return trajectory

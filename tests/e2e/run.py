@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,21 @@ def wait_until(reached: Callable[[], bool], process: Process, folder: Path) -> N
         assert process.poll() is None, (folder / "log").read_text()[-3000:]
         assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
         time.sleep(0.05)
+
+
+def actors(root: int, name: str = r"\w+Actor") -> list[psutil.Process]:
+    """The processes of Ray's actors below a process, of one class or of all, by the titles that Ray gives them."""
+    found = []
+    for process in psutil.Process(root).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended a moment ago
+            found += [process for title in process.cmdline()[:1] if re.match(f"ray::{name}", title)]
+    return found
+
+
+def kill(process: psutil.Process) -> None:
+    """SIGKILL, and wait until the process is gone."""
+    process.kill()
+    process.wait(30)
 
 
 def end(process: Process, send: Callable[[], None]) -> int:

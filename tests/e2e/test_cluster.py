@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster as RayNodes
 from ray.util import placement_group_table
 
 from rlvla.cluster.cluster import Cluster
-from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig
+from rlvla.config import ClusterConfig, EnvConfig, EpisodeConfig, EvaluateConfig, SamplerConfig
 from rlvla.rollout.collect import Job, stream
 from rlvla.rollout.tasks import TaskStream
 
@@ -32,7 +32,9 @@ def test_one_run_on_two_nodes(two_nodes: str, tiny_policy: Path) -> None:
     env = EnvConfig(tasks=("press",))
     tasks = TaskStream(config=env, seed=0)
     episode = EpisodeConfig(max_turn_tokens=96, max_think_tokens=8)
-    with Cluster(EvaluateConfig(model=tiny_policy, cluster=config, env=env, episode=episode)) as cluster:
+    sampler = SamplerConfig(backend="transformers")
+    cfg = EvaluateConfig(model=tiny_policy, cluster=config, env=env, episode=episode, sampler=sampler)
+    with Cluster(cfg) as cluster:
         jobs = [Job(task=task, member=member) for task in tasks.take(2) for member in range(2)]
         played = dict(stream(cluster, jobs))
         assert all(image.shape == (64, 64, 3) for t in played.values() for turn in t.turns for image in turn.images)

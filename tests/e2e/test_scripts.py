@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 ENV = {"id": "lab/Bandit-v0", "imports": ["bandit"]}
 EPISODE = {"max_turn_tokens": 128, "max_think_tokens": 8}
 CLUSTER = {"envs_per_actor": 2, "threads": 1}
-SAMPLER = {"backend": "transformers"}  # no engine to be started for a handful of turns
+SAMPLER = {"backend": "transformers", "max_num_seqs": 4}  # no engine to be started for a handful of turns
 CONFIGS: dict[str, dict[str, Any]] = {
     "annotate": {
         **{"env": ENV, "num_episodes": 200, "chunk_length": 1, "checks": {"names": ["markup"]}, "num_samples": 0},
@@ -57,10 +57,6 @@ COMMANDS: dict[str, Sequence[str]] = {
         *("--num-trajectories", "8", "--num-turns", "2", "--store-gb", "0.2"),
         *("--output", "{out}/result.json"),
     ),
-    "benchmark/staleness.py": (
-        *("--model", "{demo}/sft/checkpoint", "--wait-s", "0", "--num-steps", "4", "--groups-per-step", "1"),
-        *("--max-staleness", "0", "1", "--output", "{out}/result.json"),
-    ),
     "benchmark/step_costs.py": (
         *("--model", "{demo}/sft/checkpoint", "--config", "{configs}/grpo_tiny_tabletop.yaml", "--repeats", "1"),
         *("--output", "{out}/result.json"),
@@ -87,7 +83,8 @@ ELSEWHERE = {
     "benchmark/grpo.py": "tests/e2e/test_scripts.py",
     "benchmark/gather.py": "tests/unit/test_benchmark_gather.py",
     "benchmark/libero_env.py": "tests/unit/test_libero_scripts.py",
-    "benchmark/libero_rollout.py": "tests/unit/test_benchmark_libero.py",
+    "benchmark/libero_rollout.py": "tests/e2e/test_benchmark_libero.py",
+    "benchmark/staleness.py": "tests/unit/test_benchmark_staleness.py",
     "demo.py": "tests/e2e/test_scripts.py",
     "fuzz/one.py": "scripts/fuzz/fuzz.py",
     "merge_adapter.py": "tests/unit/test_lora.py",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from rlvla.config import GRPOConfig, load
 from rlvla.rollout.collect import Job
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.types import TaskSpec
-from tests.e2e.run import script
 
 CONFIG = ROOT / "recipes/configs/grpo_tiny_libero-object.yaml"
 
@@ -210,47 +208,3 @@ def test_the_lockstep_plays_the_same_episode_to_the_horizon(
     seen = assert_alike(tmp_path / "recording.npz", {"task_id": 0, "init_state_id": 3}, settle_steps=2)
     assert [len(seen[4]), len(seen[10])] == [8, 3]
     assert seen[-3:] == [False, True, False]
-
-
-@pytest.mark.long
-@pytest.mark.libero
-def test_the_lockstep_plays_the_same_episode_to_its_success(libero_assets: Path, tmp_path: Path) -> None:
-    recording = replay.record({"suite": "libero_object"}, [(0, 0), (0, 1)], fails=[False, True])
-    assert [len(actions) for actions in recording.values()] == [96, 280]
-    assert recording[0, 1][:, replay.GRIPPER].max() == -1
-    replay.write(tmp_path / "recording.npz", recording)
-    seen = assert_alike(tmp_path / "recording.npz", {"task_id": 0, "init_state_id": 0})
-    assert seen[-3:] == [True, False, True]
-
-
-@pytest.mark.long
-@pytest.mark.libero
-@pytest.mark.timeout(900)
-def test_everything_is_measured(libero_assets: Path, tmp_path: Path) -> None:
-    """With a policy that draws its chunks at once and says nothing, so that a random one makes no mistake."""
-    from rlvla.config import TinyModelConfig
-    from rlvla.policies.models.tiny_vlm import build_tiny
-    from rlvla.policies.thinker.actions import QuantileCodec
-    from rlvla.policies.thinker.decoding import Decoding
-    from rlvla.policies.thinker.policy import save_policy
-    from rlvla.policies.thinker.prompt import PolicyProcessor
-    from rlvla.policies.thinker.settings import Settings
-    from rlvla.policies.thinker.vocabulary import add_slots
-
-    model, processor = build_tiny(
-        TinyModelConfig(hidden_size=64, num_layers=2, vision_layers=1), ["pick it"], 16, seed=0
-    )
-    codec = QuantileCodec.fit(np.random.default_rng(0).uniform(-1, 1, (100, 7)), num_bins=16, chunk_length=8)
-    settings = Settings(codec=codec, action_decoding="parallel")
-    add_slots(model, processor, Decoding.read(settings).num_slots)
-    save_policy(model, PolicyProcessor.create(processor, settings), tmp_path / "policy")
-    text = CONFIG.read_text().replace("{temperature: 0.6, ", "{temperature: 0.6, mode: act, ")
-    (tmp_path / "config.yaml").write_text(text)
-    flags = ("--model", tmp_path / "policy", "--config", tmp_path / "config.yaml", "--output", tmp_path / "result.json")
-    counts = ("--num-trajectories", "2", "--failures", "0", "--lockstep-rows", "2", "--envs", "2", "--limit-envs", "2")
-    printed = script("scripts/benchmark/libero_rollout.py", *flags, *counts)
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert "rollout_libero_vs_lockstep" in printed
-    assert result["ours"]["success"] == result["lockstep"]["success"] == 1
-    assert result["ours"]["decisions_per_trajectory"] == result["lockstep"]["decisions_per_trajectory"]
-    assert result["ours"]["cpu_s/envs"] > 0

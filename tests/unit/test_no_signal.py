@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,3 +129,17 @@ def test_a_simulator_that_never_works_is_told(tmp_path: Path, cfg: GRPOConfig) -
     assert (
         "Mean reward terms: none was scored. The first error of the simulator: RuntimeError: no GL context." in message
     )
+
+
+def test_the_recipe_stops_before_it_learns(cfg: GRPOConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = runpy.run_path(str(Path(__file__).parents[2] / "recipes/grpo.py"))["main"]
+    fakes = {
+        "check_grpo": lambda cfg: None,
+        "Cluster": lambda cfg, begin: nullcontext(SimpleNamespace()),  # it cannot learn
+        "Collector": lambda *_: SimpleNamespace(collect=lambda step: ([], [MUTE])),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setitem(main.__globals__, name, fake)
+    with pytest.raises(RuntimeError, match=r"the last of them step 0 .* 2 trajectories ended as: malformed 2"):
+        main(cfg)
+    assert not (cfg.output / "metrics.jsonl").exists()

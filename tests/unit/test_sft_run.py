@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlvla.config import EpisodeConfig, SamplerConfig, SFTConfig
+from rlvla.config import EpisodeConfig, EvaluateConfig, SamplerConfig, SFTConfig
 from rlvla.durable.checkpoints import damage
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.openvla.config import OpenVLAConfig
@@ -18,6 +19,9 @@ from rlvla.policies.thinker.policy import Thinker
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.run.preflight import check_result
 from rlvla.run.sft import SFTRun
+from rlvla.run.trials import TrialLog, summarise, to_trial
+from rlvla.types import EndReason
+from tests.trajectories import make_trajectory
 
 
 class Trainer:
@@ -40,6 +44,20 @@ def test_a_run_resumed_behind_its_last_step_ends_as_an_unbroken_one(tmp_path: Pa
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["steps"], summary["validation_loss"]) == (3, 0.25)
     assert damage(tmp_path / "checkpoint") == ""
+
+
+def test_trials_of_a_checkpoint_before_do_not_stand_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(cfg: EvaluateConfig, *, starts_over: bool = False) -> dict[str, Any]:
+        log = TrialLog(cfg.output / "trials.jsonl", {"content of model": "new"}, starts_over=starts_over)
+        log.add(to_trial(make_trajectory(end=EndReason.SUCCESS)))
+        return summarise({0: "press"}, log.trials)
+
+    monkeypatch.setattr("rlvla.run.sft.evaluate", evaluate)
+    TrialLog(tmp_path / "evaluate/trials.jsonl", {"content of model": "old"})
+    trainer: Any = Trainer()
+    interrupts: Any = SimpleNamespace(immediate=nullcontext)
+    SFTRun(SFTConfig(output=tmp_path, num_trials=1), trainer, interrupts).finish()
+    assert json.loads((tmp_path / "summary.json").read_text())["evaluation"]["rate"] == 1.0
 
 
 def test_what_cannot_be_evaluated_is_not_trained(tiny_policy: Path) -> None:
