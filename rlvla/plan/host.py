@@ -29,11 +29,11 @@ def bucket_bytes(cfg: GRPOConfig) -> float:
 def frame_bytes(cfg: GRPOConfig, turn: TurnTokens, world: World, num_turns: int) -> float:
     """Frames of the trajectories that are out at once, cameras and zooms, each once in its node's object store.
 
-    Dynamic sampling keeps up to a step's surplus beside them.
+    Dynamic sampling holds those of all of a step's waves until its end, and up to a step's surplus beside them.
     """
     height, width = world.view_shape
-    num_steps = cfg.max_staleness + 1 + (cfg.max_waves > 1)
-    pictures = num_steps * cfg.groups_per_step * cfg.group_size * num_turns * turn.num_images
+    num_waves = cfg.max_staleness + cfg.max_waves + (cfg.max_waves > 1)
+    pictures = num_waves * cfg.groups_per_step * cfg.group_size * num_turns * turn.num_images
     return float(pictures * height * width * 3)
 
 

@@ -65,7 +65,7 @@ def test_main_memory_by_hand() -> None:
         "two buckets": 4000,
     }
     assert frame_bytes(replace(GRPO, max_staleness=2), turn, world, 7) == 3 * parts["frames"]
-    assert frame_bytes(replace(GRPO, max_waves=3), turn, world, 7) == 2 * parts["frames"]
+    assert frame_bytes(replace(GRPO, max_waves=3), turn, world, 7) == 4 * parts["frames"]
     two_nodes = main_memory(on_gpus(num_samplers=12), FIGURES, turn, world, 7, 0.0)
     assert two_nodes["frames of other nodes"] == parts["frames"]
     # A single update: of each of 4 ranks three micro-batches of 2 rows with 2 pictures, where there are as many.
