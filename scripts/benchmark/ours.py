@@ -13,7 +13,7 @@ import numpy as np
 
 import rlvla_reward
 from cpu import cpu_seconds, since
-from measuring import Run
+from measuring import Run, reset
 from rlvla.cluster.cluster import Cluster
 from rlvla.config import GRPOConfig
 from rlvla.learner.advantage import with_advantages
@@ -154,7 +154,7 @@ def measure_simulator(
 async def _random_rollout(cfg: GRPOConfig, jobs: Sequence[Job], random: _Random, num_envs: int) -> Run:
     pool = EnvPool(cfg.env, min(num_envs, len(jobs)), cfg.cluster.envs_per_process)
     firsts = [jobs[i * len(jobs) // len(pool.envs)].task for i in range(len(pool.envs))]
-    await asyncio.gather(*(env.call(partial(_reset, task=task)) for env, task in zip(pool.envs, firsts, strict=True)))
+    await asyncio.gather(*(env.call(partial(reset, task=task)) for env, task in zip(pool.envs, firsts, strict=True)))
     pending = dict(enumerate(jobs))
     steps: list[int] = []
 
@@ -173,10 +173,6 @@ async def _random_rollout(cfg: GRPOConfig, jobs: Sequence[Job], random: _Random,
     return Run(seconds=seconds, counts={"env_steps": sum(steps), "trajectories": len(jobs)}, facts=spent)
 
 
-def _reset(env: Any, task: TaskSpec) -> None:
-    env.reset(seed=task.seed, options={"task_id": task.task_id, "init_state_id": task.init_state_id})
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Random:
     """Plays an episode of uniformly drawn actions."""
@@ -188,7 +184,7 @@ class _Random:
     def play(self, env: Any, job: Job, index: int) -> int:
         """The `index`-th; returns its env steps."""
         rng, zooms = np.random.default_rng(index), self.zooms.get(index, ())
-        _reset(env, job.task)
+        reset(env, job.task)
         count, is_over, decision = 0, False, 0
         while not is_over:
             for _ in range(zooms[decision] if decision < len(zooms) else 0):

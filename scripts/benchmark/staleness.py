@@ -62,8 +62,8 @@ def main(
     num_trajectories = settings["group_size"] * groups_per_step
     settings["minibatch_trajectories"] = num_trajectories
     settings["cluster"]["envs_per_actor"] = num_trajectories * (1 + max(max_staleness))
-    settings["env"] |= {"id": "waiting_env:rlvla/Waiting-v0"}
-    settings["env"]["kwargs"] |= {"wait_s": wait_s}
+    settings["env"]["id"] = "waiting_env:rlvla/Waiting-v0"
+    settings["env"]["kwargs"]["wait_s"] = wait_s
     runs = [{"max_staleness": n, **run({**settings, "max_staleness": n}, last)} for n in max_staleness]
     first = runs[0]["trajectories_per_h"]
     for line in runs:
