@@ -36,7 +36,7 @@ def with_advantages(
         mask_context_full: see `GRPOConfig`.
 
     Raises:
-        ValueError: a trajectory has no reward.
+        ValueError: a trajectory has no reward, or not the reward terms that the others or `weights` have.
     """
     takes_part = [t.takes_part(mask_context_full=mask_context_full) for t in group.trajectories]
     scored = [t for t, takes in zip(group.trajectories, takes_part, strict=True) if takes]
@@ -80,5 +80,14 @@ def _is_constant(values: np.ndarray) -> bool:
 
 def _terms(trajectories: list[Trajectory], weights: Mapping[str, float] | None) -> list[tuple[float, np.ndarray]]:
     """Weight and values [G] of each reward term that has a weight."""
-    weights = dict.fromkeys(trajectories[0].reward_terms, 1.0) if weights is None else weights
-    return [(w, np.array([t.reward_terms[name] for t in trajectories])) for name, w in weights.items() if w]
+    if not trajectories:
+        return []
+    names = list(trajectories[0].reward_terms)
+    weights = dict.fromkeys(names, 1.0) if weights is None else weights
+    for trajectory in trajectories:
+        if set(trajectory.reward_terms) != set(weights):
+            raise ValueError(
+                f"advantage.combine normalize_first: a trajectory has the reward terms "
+                f"{sorted(trajectory.reward_terms)}, but the weights are for {sorted(weights)}"
+            )
+    return [(weights[name], np.array([t.reward_terms[name] for t in trajectories])) for name in names if weights[name]]

@@ -146,3 +146,9 @@ def test_a_group_without_rewards_is_refused():
     group = Group(task=TASK, trajectories=(make_trajectory(), make_trajectory()))
     with pytest.raises(ValueError, match="score the group"):
         with_advantages(group, EXACT)
+
+
+def test_terms_and_weights_that_do_not_match_are_named():
+    group = group_of_terms({"success": 1.0}, {"success": 0.0})
+    with pytest.raises(ValueError, match=r"\['success'\].*\['format', 'success'\]"):
+        with_advantages(group, AdvantageConfig(combine="normalize_first"), {"success": 1.0, "format": 1.0})
