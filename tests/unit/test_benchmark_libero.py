@@ -117,8 +117,9 @@ def test_all_warm_up_alike_and_play_the_same_jobs(monkeypatch: pytest.MonkeyPatc
 class Counting:
     """An episode of three chunks."""
 
-    def reset(self, **_: Any) -> None:
+    def reset(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         self.chunks, self.zooms = 0, []
+        return {}, {}
 
     def zoom(self, image: int, box: Any) -> None:
         assert (image, box) == (0, ZOOM)
@@ -147,9 +148,9 @@ def test_the_bare_simulator_keeps_its_scenes(monkeypatch: pytest.MonkeyPatch) ->
         def __init__(self, number: int) -> None:
             self.number = number
 
-        def reset(self, *, options: dict[str, int], **_: Any) -> None:
-            super().reset()
+        def reset(self, *, options: dict[str, int], **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             resets[self.number].append(options["task_id"])
+            return super().reset()
 
     class Pool:
         def __init__(self, *_: Any) -> None:
