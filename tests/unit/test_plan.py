@@ -341,7 +341,7 @@ def test_limits_that_nothing_keeps_are_told() -> None:
     (problem,) = plan_file("grpo_tiny_libero-object", "--episode.max-turn-tokens", "100").problems
     assert problem == "episode.max_turn_tokens is 100: prompt and action chunk alone take 127"
     (problem,) = plan_file("sft_tiny_tabletop", "--plan.num-processes", "3").problems
-    assert problem == "batch_size 64 does not divide over 3 processes"
+    assert problem == "batch_size 32 does not divide over 3 processes"
 
 
 def test_a_checkpoint_and_a_data_set_that_are_here_are_read(tiny_policy: Path, tmp_path: Path) -> None:
