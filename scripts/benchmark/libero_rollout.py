@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ from measuring import (
 )
 from rlvla.config import GRPOConfig, load
 from rlvla.rollout.collect import Job
-from rlvla.types import TaskSpec, Trajectory, derive_seed
+from rlvla.types import EndReason, TaskSpec, Trajectory, derive_seed
 from rlvla_envs.libero.camera import CAMERAS
 
 TRAIN_STATES = 40
@@ -114,7 +115,9 @@ def configure(cfg: GRPOConfig, model: Path, recording: Path, envs: int, seed: in
         kwargs={**kwargs, "recording": str(recording)},
     )
     cluster = replace(cfg.cluster, num_rollout_actors=1, envs_per_actor=envs, envs_per_process=1)
-    return replace(cfg, model=model, env=env, cluster=cluster, seed=seed)
+    # Nearly greedy: a malformed turn would end one loop's episode and not another's.
+    episode = replace(cfg.episode, temperature=0.1)
+    return replace(cfg, model=model, env=env, episode=episode, cluster=cluster, seed=seed)
 
 
 def draw_jobs(cfg: GRPOConfig, number: int) -> list[Job]:
@@ -177,6 +180,7 @@ def measure_all(
 
     def play(ours: Ours, index: int) -> Run:
         trajectories, run = ours.rollout(jobs[index])
+        require_acted(trajectories)
         played.append(trajectories)
         return run
 
@@ -198,6 +202,20 @@ def measure_all(
         with LockstepRollout(one, lockstep_rows, renews_envs=True) as lockstep:
             runs[name] = measure(name, repeats, lambda i, lockstep=lockstep: lockstep.run(jobs[i]))
     return runs
+
+
+def require_acted(trajectories: Sequence[Trajectory]) -> None:
+    """Ask for another policy before the lockstep plays for half an hour.
+
+    Raises:
+        SystemExit: an episode ended in another way than its recorded actions do.
+    """
+    ends = Counter(t.end for t in trajectories if t.end not in (EndReason.SUCCESS, EndReason.MAX_ENV_STEPS))
+    if ends:
+        others = ", ".join(f"{num} {end.value}" for end, num in ends.items())
+        raise SystemExit(
+            f"--model: of {len(trajectories)} episodes ended {others}; name a policy that writes the markup"
+        )
 
 
 def summarise(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:

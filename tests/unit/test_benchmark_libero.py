@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ours import ZOOM, _Random, _random_rollout
 from rlvla.config import GRPOConfig, load
 from rlvla.rollout.collect import Job
 from rlvla.rollout.env_thread import EnvThread
-from rlvla.types import TaskSpec
+from rlvla.types import EndReason, TaskSpec
 
 CONFIG = ROOT / "recipes/configs/grpo_tiny_libero-object.yaml"
 
@@ -47,6 +48,15 @@ def test_wrong_options(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SystemExit, match="--num-trajectories 3, --lockstep-rows 2"):
         libero_rollout.main(model=tmp_path, num_trajectories=3, lockstep_rows=2)
+
+
+def test_a_policy_that_ends_episodes_itself_is_refused_before_the_lockstep() -> None:
+    def ended(*ends: EndReason) -> list[Any]:
+        return [SimpleNamespace(end=end) for end in ends]
+
+    libero_rollout.require_acted(ended(EndReason.SUCCESS, EndReason.MAX_ENV_STEPS))
+    with pytest.raises(SystemExit, match=r"--model: of 3 episodes ended 2 malformed; name a policy"):
+        libero_rollout.require_acted(ended(EndReason.MALFORMED, EndReason.SUCCESS, EndReason.MALFORMED))
 
 
 @pytest.mark.libero
