@@ -72,4 +72,4 @@ def test_cpu_seconds_grow_with_work() -> None:
     before = cpu.cpu_seconds()
     while cpu.cpu_seconds()["this process"] < before["this process"] + 0.05:
         sum(range(10000))
-    assert cpu.since(before)["cpu_s/this process"] >= 0.05
+    assert cpu.since(before)["cpu_s/this process"] >= 0.049  # the sums are rounded
