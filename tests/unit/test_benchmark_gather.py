@@ -70,6 +70,7 @@ def test_what_is_none_of_our_actors_is_rays() -> None:
 
 def test_cpu_seconds_grow_with_work() -> None:
     before = cpu.cpu_seconds()
-    while cpu.cpu_seconds()["this process"] < before["this process"] + 0.05:
+    # Longer than is asked for, as the sums are rounded.
+    while cpu.cpu_seconds()["this process"] < before["this process"] + 0.06:
         sum(range(10000))
-    assert cpu.since(before)["cpu_s/this process"] >= 0.049  # the sums are rounded
+    assert cpu.since(before)["cpu_s/this process"] >= 0.05

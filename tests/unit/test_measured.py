@@ -83,10 +83,11 @@ def test_the_first_step_of_a_run_is_left_out() -> None:
 def test_the_demo_is_simulated_within_the_band(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A whole step, with the costs in docs/results, none of which was fitted to a step."""
+    """By phase and as a whole, with the costs in docs/results, none of which was fitted to a step."""
     monkeypatch.chdir(ROOT)
     script = runpy.run_path(str(ROOT / "scripts/simulate_step.py"))
     assert script["check"]() == 0
     found = dict(re.findall(r"^(\w+) +simulated .*: ([+-]\d+)%$", capsys.readouterr().out, re.MULTILINE))
-    assert list(found) == ["rollout", "learn", "sync", "step"]
-    assert abs(int(found["step"])) <= 15
+    band = {"rollout": 20, "learn": 15, "sync": 20, "step": 15}
+    assert list(found) == list(band)
+    assert all(abs(int(found[phase])) <= most for phase, most in band.items())
