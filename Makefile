@@ -25,7 +25,8 @@ benchmark: libero ## all speeds against what others use: docs/results/benchmark.
 	@test -d outputs/demos_tiny_libero-object || $(PYTHON_BIN) recipes/annotate.py \
 	    --config recipes/configs/annotate_tiny_libero-object.yaml
 	@test -f $(LIBERO_POLICY)/checkpoint/config.json || $(PYTHON_BIN) recipes/sft.py \
-	    --config recipes/configs/sft_tiny_libero-object.yaml --action_decoding parallel --output $(LIBERO_POLICY)
+	    --config recipes/configs/sft_tiny_libero-object.yaml --action_decoding parallel --num-steps 500 \
+	    --output $(LIBERO_POLICY)  # behind 200 steps one turn in hundreds is malformed, and the benchmark refuses it
 	@$(BENCHMARK)/grpo.py --num-trajectories 96 --output $(PARTS)/tabletop.json
 	@set -e; for part in decisions sync driver staleness libero_rollout; do \
 	    $(BENCHMARK)/$$part.py --output $(PARTS)/$$part.json; done
