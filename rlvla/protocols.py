@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,18 +17,18 @@ vLLM admits -100..100."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """Continue this context until a stop token or the limit."""
+    """Continue this context until a stop token or the limit; of a family without words: act on what is seen."""
 
-    prompt_ids: tuple[int, ...]
-    """Compact context: one image placeholder id per image; the sampler expands them."""
     images: tuple[np.ndarray, ...]
     """N x [H, W, 3] uint8, one per placeholder, in order."""
-    stop_ids: tuple[int, ...]
-    """Ids that end the generation; the one that did is part of the output."""
-    max_tokens: int
     temperature: float
     """0 is greedy."""
     seed: int
+    prompt_ids: tuple[int, ...] = ()
+    """Compact context: one image placeholder id per image; the sampler expands them."""
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end the generation; the one that did is part of the output."""
+    max_tokens: int = 0
     banned_ids: tuple[int, ...] = ()
     """Ids that must not be sampled (a disabled tool)."""
     num_actions: int = 0
@@ -37,19 +37,24 @@ class SampleRequest:
     num_prefix_tokens: int = 0
     """Tokens of the turn's prompt, images expanded: the part of the context whose tokens see each other, where those of
     the policy's prompts do."""
+    latents: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What a family without words acts on beside the pictures, and how it draws; as in `Turn.latents`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOutput:
-    """The continuation, token for token."""
+    """The continuation, token for token; of a family without words: unit for unit."""
 
-    context_ids: np.ndarray
-    """[C] int32, `prompt_ids` with each placeholder expanded to the model's image tokens."""
     token_ids: np.ndarray
-    """[T] int32, sampled, the stop token included."""
+    """[T] int32, sampled, the stop token included; zeros where units are no tokens."""
     logprobs: np.ndarray
     """[T] float32 under the sampling distribution (temperature applied; of a block of actions, over the bins)."""
-    policy_version: int
+    context_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[C] int32, `prompt_ids` with each placeholder expanded to the model's image tokens."""
+    latents: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What was drawn, as in `Turn.latents`."""
+    policy_version: int = 0
+    """The sampler fills it in."""
 
 
 class Sampler(Protocol):

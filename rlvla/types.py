@@ -93,6 +93,9 @@ class Turn:
     """Learner steps behind the weights that sampled this turn."""
     latency_s: float = 0.0
     """Wall time from the observation to the decoded actions."""
+    latents: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By name: what a family without words has to score besides, such as the proprio that it acted on, and what it has
+    drawn, normalised; float32 or int32."""
 
     def __post_init__(self) -> None:
         """Raises ValueError unless the segments tile the tokens and every token has its logprob."""

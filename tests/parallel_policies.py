@@ -169,7 +169,7 @@ def mismatch(
     """
     episode = EpisodeConfig(temperature=temperature or 1.0, **{"action_temperature": temperature / 2 or 1.0, **more})
     with torch.no_grad():
-        logprobs, _ = Thinker(processor).logprobs(model, inputs(processor, *turns), episode)
+        logprobs = Thinker(processor).logprobs(model, inputs(processor, *turns), episode).logprobs
     rows = [row[: len(turn.token_ids)].numpy() for row, turn in zip(logprobs, turns, strict=True)]
     apart = [np.abs(row - turn.sampler_logprobs)[turn.loss_mask] for row, turn in zip(rows, turns, strict=True)]
     return float(np.concatenate(apart).max())

@@ -59,15 +59,16 @@ class SamplerActor:
         self._num_asked, self._asked_since = 0, 0.0
         self._incoming = Incoming()
         self._loading: asyncio.Task[None] | None = None
-        if config.backend == "transformers":
+        if config.backend != "vllm":
             import torch
             from transformers.utils import logging
 
-            from rlvla.samplers.local import TransformersSampler
+            from rlvla.samplers.local import BatchedSampler
 
             logging.disable_progress_bar()  # one for each weight sync
             torch.set_num_threads(config.threads)
-            self._sampler = TransformersSampler(model, getattr(torch, config.dtype))
+            max_num_seqs = config.max_num_seqs if config.backend == "batched" else 1
+            self._sampler = BatchedSampler(model, getattr(torch, config.dtype), max_num_seqs=max_num_seqs)
             return
         from rlvla.samplers.vllm.sampler import VLLMSampler
 

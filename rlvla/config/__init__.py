@@ -1,6 +1,8 @@
 # ruff: noqa: F401
 """Every key of a run, checked: YAML and flags in, frozen dataclasses out."""
 
+from rlvla.config.acot import ACoTConfig
+from rlvla.config.chain_of_action import ChainOfActionConfig
 from rlvla.config.data import (
     ActionKind,
     AnnotateConfig,
@@ -20,6 +22,7 @@ from rlvla.config.learning import (
     RewardTermConfig,
     num_minibatches,
 )
+from rlvla.config.noise import ChainEpisodeConfig, FlowEpisodeConfig
 from rlvla.config.runs import (
     ActionDecoding,
     EvaluateConfig,

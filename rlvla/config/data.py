@@ -72,7 +72,7 @@ class KeyFrameConfig:
     first: bool = False
     """Also the first decision."""
     last: bool = False
-    """Also the last one."""
+    """Also the last one, in the last env step that it executes."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the keys."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlvla.config.marks import Loose, MovesNoScore, strict
+from rlvla.config.noise import ChainEpisodeConfig, FlowEpisodeConfig
 
 
 @strict
@@ -48,9 +49,14 @@ class EpisodeConfig:
     """Decisions: the policy thinks (and looks) at every n-th of an episode. Those between reuse its last thought, which
     stands in the turn as context, followed by an injected `<act>`."""
     temperature: NonNegativeFloat = 1.0
-    """Of sampling; 0 is greedy. SimpleVLA-RL trains at 1.6, the paper's inference is greedy."""
+    """Of sampling; 0 is greedy. SimpleVLA-RL trains at 1.6, the paper's inference is greedy. Of a family without words:
+    what the noise of `chain` or `flow` is multiplied by."""
     action_temperature: NonNegativeFloat | None = None
     """Of action tokens, where the checkpoint decodes them in parallel; None: as `temperature`."""
+    chain: ChainEpisodeConfig = field(default_factory=ChainEpisodeConfig)
+    """How an action chain is drawn and executed; of Chain-of-Action."""
+    flow: FlowEpisodeConfig = field(default_factory=FlowEpisodeConfig)
+    """How flows are integrated, and where noise comes in; of ACoT."""
     tools: dict[str, str] = field(default_factory=lambda: {"zoom_in": "rlvla.policies.thinker.tools:zoom_in"})
     """Tool name in the markup -> `"module:function"`."""
 

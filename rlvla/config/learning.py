@@ -40,9 +40,10 @@ class LossConfig:
     """Ratio clipped from above at 1 + clip_high (DAPO clip-higher; SimpleVLA-RL: 0.28)."""
     kl_coef: NonNegativeFloat = 0.01
     """Weight of KL(policy || reference)."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k3"
     """Schulman's estimators, http://joschu.net/blog/kl-approx.html. As a loss `k1` and `k2` have the gradient of
-    KL(policy || reference), `k3`, GRPO's, that of KL(reference || policy); see `rlvla.learner.loss.kl`."""
+    KL(policy || reference), `k3`, GRPO's, that of KL(reference || policy); see `rlvla.learner.loss.kl`. `exact`: the
+    divergence itself, of families whose units are normal with a deviation that is not learned."""
     average: Literal["token", "trajectory", "constant"] = "token"
     """`token`: every sampled token weighs alike (DAPO); `trajectory`: mean in each trajectory, then over them (GRPO);
     `constant`: sum over tokens / (trajectories * `constant_length`) (Dr.GRPO)."""

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from rlvla.config.acot import ACoTConfig
+from rlvla.config.chain_of_action import ChainOfActionConfig
 from rlvla.config.env import EnvConfig, EpisodeConfig
 from rlvla.config.learning import AdvantageConfig, LearnerConfig, LossConfig, RewardTermConfig, num_minibatches
 from rlvla.config.marks import Loose, MayChange, MovesNoScore, strict
@@ -32,7 +34,8 @@ class PlanConfig:
     """What `--dry-run` plans for, where checkpoint and GPUs are not at hand yet; a run takes them as they are."""
 
     architecture: Path | None = None
-    """JSON of a model and its policy (recipes/configs/models), for a `model` that is not on this machine."""
+    """JSON of a model and its policy (recipes/configs/models), for a `model` that is not on this machine; or the YAML
+    of the cold start that makes it."""
     gpu: Literal["cpu", "rtx-4090", "a100-40gb", "l40s", "a100-80gb", "h100-80gb", "h200"] = "cpu"
     """What learner ranks and samplers run on; memory and speed as in `rlvla.plan.turn.DEVICES`."""
     num_processes: PositiveInt = 1
@@ -93,8 +96,15 @@ class SFTConfig(_TrainingConfig):
     """Hugging Face VLM to start from (path or hub id); empty: build `tiny`."""
     adapter: Path | None = None
     """Folder of somebody's LoRA adapter (peft), which is merged into `model` first, and rounded to `learner.dtype`."""
+    family: Literal["thinker", "acot", "chain_of_action"] = "thinker"
+    """What kind of policy is made: one that thinks in words and zooms, in a reference motion (ACoT-VLA), or backwards
+    from its goal (Chain-of-Action, arXiv 2506.09990)."""
     tiny: TinyModelConfig = field(default_factory=TinyModelConfig)
-    """Used when `model` is empty."""
+    """Used when `model` is empty, of a thinker."""
+    acot: ACoTConfig = field(default_factory=ACoTConfig)
+    """The network of the family `acot`, used when `model` is empty."""
+    chain_of_action: ChainOfActionConfig = field(default_factory=ChainOfActionConfig)
+    """Likewise of `chain_of_action`."""
     num_bins: Annotated[int, Field(ge=2)] | None = None
     """Bins per action dimension; of an OpenVLA checkpoint as many as it has action tokens, 256. None: what `model` has,
     64 where it has none. A policy that gets another number has its action tokens fitted anew to `dataset`."""

@@ -11,15 +11,17 @@ from rlvla.config.marks import Loose, MayChange, MovesNoScore, strict
 
 @strict
 class SamplerConfig:
-    """What each SamplerActor draws with. All but `backend`, `dtype` and `threads` is vLLM's alone."""
+    """What each SamplerActor draws with. All but `backend`, `dtype`, `max_num_seqs` and `threads` is vLLM's alone."""
 
-    backend: Literal["vllm", "transformers"] = "vllm"
+    backend: Literal["vllm", "transformers", "batched"] = "vllm"
     """`transformers`: one request after another, each from its first token on, many times slower; for what vLLM does
-    not serve, such as checkpoints with `prefix_attention: bidirectional`."""
+    not serve, such as checkpoints with `prefix_attention: bidirectional`. `batched`: the policy's own network on all
+    requests that wait, of families without words."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of weights and activations; bfloat16 on GPUs."""
     max_num_seqs: PositiveInt = 64
-    """Sequences that the engine batches at most."""
+    """Sequences that vLLM, or requests that `batched`, runs together at most. What shares a batch moves the last bits
+    of float32: with 1 a `batched` run is reproducible bit for bit."""
     kv_cache_mb: NonNegativeInt = 256
     """KV cache, MiB; 0 leaves it to `gpu_memory_utilization` (GPU)."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.45

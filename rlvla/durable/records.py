@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -24,7 +24,7 @@ def to_json(value: Any) -> Any:
     """A dataclass, and what it may hold, as values that `json.dumps` takes."""
     if is_dataclass(value):
         held = ((f, getattr(value, f.name)) for f in fields(value))
-        return {f.name: to_json(v) for f, v in held if isinstance(v, np.ndarray) or v != f.default}
+        return {f.name: to_json(v) for f, v in held if isinstance(v, np.ndarray) or not _is_default(f, v)}
     if isinstance(value, np.ndarray):
         return _write_array(value)
     if isinstance(value, Mapping):
@@ -32,6 +32,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [to_json(inner) for inner in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_default(told: Field[Any], value: Any) -> bool:
+    """Whether a field holds what it has where nothing is said; of a mapping: whether it is empty."""
+    return not value if told.default_factory is dict else value == told.default
 
 
 def from_json(kind: Any, data: Any) -> Any:

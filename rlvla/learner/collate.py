@@ -61,6 +61,8 @@ class Batch:
     """[B, L] float32, once scored."""
     ref_logprobs: torch.Tensor | None = None
     """[B, L] float32, once scored."""
+    ref_centres: torch.Tensor | None = None
+    """[B, L, D] float32, likewise; see `Scored`."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on a device."""

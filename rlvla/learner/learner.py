@@ -19,7 +19,7 @@ from rlvla.learner.collate import Batch, Row
 from rlvla.learner.engine import DTYPES, Engine, join, poisoned
 from rlvla.learner.pixels import THREADS, Pixels
 from rlvla.policies.buckets import Weights
-from rlvla.policies.family import load_policy
+from rlvla.policies.family import Scored, load_policy
 from rlvla.policies.models.lora import Adapter
 from rlvla.policies.weights import holding
 from rlvla.types import Group, SegmentKind
@@ -149,15 +149,15 @@ class Learner:
     def _scored(self, batch: Batch, inputs: Mapping[str, torch.Tensor], *, with_old: bool) -> Batch:
         """The batch with the reference's logprobs, and with the policy's own of before the first update."""
 
-        def score(model: Any) -> torch.Tensor:
-            return self._policy.logprobs(model, inputs, self._run.episode, mask=batch.loss_mask)[0]
+        def score(model: Any) -> Scored:
+            return self._policy.logprobs(model, inputs, self._run.episode, mask=batch.loss_mask)
 
         if self._reference is not None:
-            batch = replace(batch, ref_logprobs=score(self._reference))
+            batch = _with_reference(batch, score(self._reference))
         elif self._loss_cfg.kl_coef != 0:
             with holding(self._engine.model, self._start):
-                batch = replace(batch, ref_logprobs=score(self._engine.model))
-        return replace(batch, old_logprobs=score(self._engine.model)) if with_old else batch
+                batch = _with_reference(batch, score(self._engine.model))
+        return replace(batch, old_logprobs=score(self._engine.model).logprobs) if with_old else batch
 
     def _update(
         self, batches: Sequence[Batch], inputs_of: Callable[[Batch], Mapping[str, torch.Tensor]], *, scored: bool
@@ -186,7 +186,7 @@ class Learner:
         self, batch: Batch, inputs: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """This micro-batch's summand of the objective, its largest ratio, and sums over its sampled tokens by name."""
-        logprobs, entropy = self._policy.logprobs(
+        logprobs, entropy, centres = self._policy.logprobs(
             self._engine.model,
             inputs,
             self._run.episode,
@@ -201,6 +201,7 @@ class Learner:
             old_logprobs=old_logprobs,
             sampler_logprobs=batch.sampler_logprobs,
             ref_logprobs=batch.ref_logprobs,
+            exact_kl=self._exact_kl(centres, batch),
             entropy=entropy if self._loss_cfg.entropy_coef else None,
             advantages=batch.advantages,
             mask=batch.loss_mask,
@@ -220,6 +221,14 @@ class Learner:
             per_token |= {f"kl/{kind}": stats.kl * of_kind, f"tokens/{kind}": of_kind}
         sums = {name: values.sum(dtype=torch.float64) for name, values in per_token.items()}
         return (token_loss * batch.weights).sum(), stats.ratio.max().double(), sums
+
+    def _exact_kl(self, centres: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
+        """[B, U], where `loss.kl_estimator` asks for it; raises ValueError where the policy has none."""
+        if self._loss_cfg.kl_estimator != "exact" or batch.ref_logprobs is None:
+            return None
+        if centres is None or batch.ref_centres is None:
+            raise ValueError("loss.kl_estimator is exact, which this policy's units do not have: set k3")
+        return (centres - batch.ref_centres).square().sum(-1) / 2
 
     def _measured(self, updates: Sequence[_Update]) -> dict[str, float]:
         """Means over all ranks; without an update there is nothing to average."""
@@ -265,6 +274,10 @@ class Learner:
     def close(self) -> None:
         """Leave the process group."""
         self._engine.close()
+
+
+def _with_reference(batch: Batch, scored: Scored) -> Batch:
+    return replace(batch, ref_logprobs=scored.logprobs, ref_centres=scored.centres)
 
 
 _KINDS = [kind for kind in SegmentKind if kind.is_sampled]

@@ -63,6 +63,7 @@ def grpo_token_loss(
     old_logprobs: torch.Tensor,
     sampler_logprobs: torch.Tensor,
     ref_logprobs: torch.Tensor | None,
+    exact_kl: torch.Tensor | None = None,
     entropy: torch.Tensor | None,
     advantages: torch.Tensor,
     mask: torch.Tensor,
@@ -81,6 +82,7 @@ def grpo_token_loss(
         old_logprobs: [B, L] of the policy before this step's first update.
         sampler_logprobs: [B, L] of the sampler.
         ref_logprobs: [B, L] of the reference; None: no KL term.
+        exact_kl: [B, L] of the policy and the reference, with gradient, in place of an estimate.
         entropy: [B, L]; None: no entropy term.
         advantages: [B].
         mask: [B, L] bool, True where the policy sampled the token.
@@ -99,7 +101,10 @@ def grpo_token_loss(
         loss = loss * mismatch.exp().clamp(max=cfg.importance_cap)
     divergence = torch.zeros_like(logprobs)
     if ref_logprobs is not None:
-        divergence = kl(logprobs, torch.where(mask, ref_logprobs, logprobs.detach()), cfg.kl_estimator)
+        if exact_kl is not None:
+            divergence = torch.where(mask, exact_kl, zero)
+        else:
+            divergence = kl(logprobs, torch.where(mask, ref_logprobs, logprobs.detach()), cfg.kl_estimator)
         loss = loss + cfg.kl_coef * divergence
     if entropy is not None:
         loss = loss - cfg.entropy_coef * entropy

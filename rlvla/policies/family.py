@@ -2,7 +2,8 @@
 
 A new family is a folder with these two, and a row in `FAMILIES`. Importing this loads neither torch nor a family.
 
-G groups, B rows, U units of a row: what is sampled with a probability of its own, a token of the thinker.
+G groups, B rows, U units of a row: what is sampled with a probability of its own, a token of the thinker. D numbers of
+a unit.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rlvla import plugins
-from rlvla.config import EpisodeConfig, LearnerConfig, SFTConfig, TinyModelConfig
+from rlvla.config import EpisodeConfig, LearnerConfig, SFTConfig
 from rlvla.data.types import Demonstration
-from rlvla.protocols import Decider, Sampler, SampleRequest
+from rlvla.protocols import Decider, SampleOutput, Sampler, SampleRequest
 from rlvla.types import Turn
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 
 POLICY_FILE = "rlvla_policy.json"
 """Beside the Hugging Face files of a checkpoint: what they do not say about the policy."""
-FAMILIES = {"thinker": "rlvla.policies.thinker.policy:FAMILY"}
+FAMILIES = {
+    "thinker": "rlvla.policies.thinker.policy:FAMILY",
+    "acot": "rlvla.policies.acot.policy:FAMILY",
+    "chain_of_action": "rlvla.policies.chain_of_action.policy:FAMILY",
+}
 """`family` in that file -> `"module:object"`. A file without the key is a thinker's."""
 
 
@@ -51,9 +56,36 @@ class EngineNeeds:
         return bool(self.slot_ids)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of what a policy acts in, before there is a data set."""
+
+    chunk_shape: tuple[int, int] = (1, 1)
+    """(K, A)."""
+    views: tuple[tuple[int, int], ...] = ((64, 64),)
+    """(H, W) of each camera's picture, px."""
+    proprio_size: int = 1
+    """P."""
+
+
+class Scored(NamedTuple):
+    """What `Policy.logprobs` tells of B rows of U units."""
+
+    logprobs: torch.Tensor
+    """[B, U] float32, 0 off the mask."""
+    entropy: torch.Tensor | None = None
+    """[B, U] float32, in nats, likewise."""
+    centres: torch.Tensor | None = None
+    """[B, U, D] float32, of units that are normal: their means by their deviations, which two models then share. Half
+    the squared distance of two centres is the KL divergence, exactly. None: units are no such, or the deviation is
+    learned."""
+
+
 class Policy(Protocol):
     """A policy but for its weights, which are handed in as `model`, wrapped by DeepSpeed or peft or not."""
 
+    speaks: bool
+    """Whether it thinks in words and calls tools; of one that does not, a config says so, see `run/preflight.py`."""
     chunk_shape: tuple[int, int]
     """(K, A) of an action chunk."""
     views: Sequence[tuple[int, int]]
@@ -144,7 +176,7 @@ class Policy(Protocol):
         mask: torch.Tensor | None = None,
         with_entropy: bool = False,
         entropy_grad: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> Scored:
         """Log-probability of each unit given all before it, as it was sampled.
 
         Args:
@@ -154,9 +186,6 @@ class Policy(Protocol):
             mask: [B, U] bool, units to score; None: all but the first of a row.
             with_entropy: also compute the entropy, in nats.
             entropy_grad: with its gradient.
-
-        Returns:
-            [B, U] float32, 0 off the mask; the entropy [B, U], likewise, or None.
         """
         ...
 
@@ -165,14 +194,17 @@ class Policy(Protocol):
         ...
 
     def draw(
-        self, model: Any, request: SampleRequest, generator: torch.Generator
-    ) -> tuple[Any, Sequence[int], Sequence[float]]:
-        """Answer a request without an engine: context [C] as the model sees it, ids [T] and logprobs [T]."""
+        self, model: Any, requests: Sequence[SampleRequest], generators: Sequence[torch.Generator]
+    ) -> Sequence[SampleOutput]:
+        """Answer requests without an engine, together where that is faster, each out of its own generator."""
         ...
 
 
 class Family(Protocol):
     """How policies of one kind begin."""
+
+    speaks: bool
+    """See `Policy`."""
 
     def load(self, folder: Path | str) -> Policy:
         """The policy of a checkpoint; raises FileNotFoundError or ValueError saying what the folder lacks."""
@@ -186,8 +218,8 @@ class Family(Protocol):
         """Raises PluginError naming a tool of the config that is not there, before any model is loaded."""
         ...
 
-    def sketch(self, tiny: TinyModelConfig, num_bins: int | None) -> tuple[Any, Policy]:
-        """A tiny model without weights and its policy, to be counted; `num_bins` as in `SFTConfig`."""
+    def sketch(self, cfg: SFTConfig, sizes: Sizes) -> tuple[Any, Policy]:
+        """The model that a cold start without `model` would make, without weights, and its policy, to be counted."""
         ...
 
 
@@ -197,10 +229,15 @@ def family_of(folder: Path | str) -> Family:
     Raises:
         ValueError: a family that this version does not know; the message names the file and those that there are.
     """
+    return plugins.resolve(FAMILIES[family_name(folder)])
+
+
+def family_name(folder: Path | str) -> str:
+    """A key of `FAMILIES`; raises as `family_of`."""
     name = _read(folder).get("family", "thinker")
     if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"{Path(folder) / POLICY_FILE}: family is {name!r}; known are {', '.join(FAMILIES)}")
-    return plugins.resolve(FAMILIES[name])
+    return name
 
 
 def load_policy(folder: Path | str) -> Policy:
@@ -228,8 +265,15 @@ def is_policy(folder: Path | str) -> bool:
 
 
 def start_policy(cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, Policy]:
-    """What a cold start begins with; see `Family.start`."""
-    return family_of(cfg.model).start(cfg, demonstrations)
+    """What a cold start begins with; see `Family.start`. Raises ValueError where `family` contradicts `model`."""
+    return starting_family(cfg).start(cfg, demonstrations)
+
+
+def starting_family(cfg: SFTConfig) -> Family:
+    """That of the policy which is trained further; else the one that the config names."""
+    if is_policy(cfg.model) and (name := family_name(cfg.model)) != cfg.family:
+        raise ValueError(f"family is {cfg.family}, and {cfg.model} a policy of the family {name}: set family: {name}")
+    return plugins.resolve(FAMILIES[cfg.family])
 
 
 def read_trained(folder: Path | str) -> tuple[str, ...]:

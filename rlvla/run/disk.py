@@ -35,9 +35,10 @@ def of_grpo(cfg: GRPOConfig) -> int:
 
 
 def of_sft(cfg: SFTConfig, model: Any) -> int:
-    """Bytes that a cold start of a Hugging Face model has yet to write."""
-    policy = model.get_memory_footprint()
-    return _left(cfg.output, policy, _states(cfg, sum(weight.numel() for weight in model.parameters())))
+    """Bytes that a cold start of a model has yet to write."""
+    weights = [*model.parameters()]
+    policy = sum(weight.numel() * weight.element_size() for weight in weights)
+    return _left(cfg.output, policy, _states(cfg, sum(weight.numel() for weight in weights)))
 
 
 def _states(cfg: GRPOConfig | SFTConfig, num_weights: int) -> float:

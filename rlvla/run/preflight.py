@@ -25,7 +25,7 @@ from rlvla.config.marks import MAY_CHANGE, marked
 from rlvla.data.dataset import read_sizes
 from rlvla.durable.files import CONTENT, differences, warn_untold
 from rlvla.durable.provenance import to_dict
-from rlvla.policies.family import Policy, family_of, is_policy, load_policy
+from rlvla.policies.family import Policy, is_policy, load_policy, starting_family
 from rlvla.policies.models.lora import require_lora
 from rlvla.protocols import Env
 from rlvla.rollout.env_server import make_env
@@ -50,7 +50,7 @@ def check_sft(cfg: SFTConfig) -> None:
     if cfg.model:
         require_lora(cfg.model, cfg.learner.lora)
     if cfg.num_trials:
-        family_of(cfg.model).check_tools(cfg.episode)
+        starting_family(cfg).check_tools(cfg.episode)
         _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, num_learners=0)
         check_env(cfg)
 
@@ -80,6 +80,15 @@ def check_grpo(cfg: GRPOConfig) -> None:
     _check_resume(cfg)
     policy = check_policy(cfg)
     require_lora(cfg.model, cfg.learner.lora)
+    if not policy.speaks and any(term.fn == "format" for term in cfg.reward):
+        raise ValueError(
+            f"reward: format judges a policy's markup, and {cfg.model} does not speak: leave the term out, for example "
+            "reward: [{fn: success}]"
+        )
+    if not policy.speaks and cfg.learner.lora is not None:
+        raise ValueError(f"learner.lora: {cfg.model} has no language model that an adapter fits: leave it out")
+    if policy.speaks and cfg.loss.kl_estimator == "exact":
+        raise ValueError("loss.kl_estimator is exact, which only units that are normal have: set k3 for tokens")
     _check_resources(cfg.cluster, cfg.sampler.tensor_parallel_size, cfg.cluster.num_learners)
     check_env(cfg, policy)
 

@@ -1,18 +1,21 @@
-"""The policy behind the Sampler protocol with transformers alone: one request after another, no batching.
+"""The policy's own network behind the Sampler protocol, without an engine.
 
-Simple rather than fast: what parity tests compare with, and the way out where vLLM cannot serve a checkpoint
-(`sampler.backend: transformers`).
+`sampler.backend: batched` runs what waits together, for families without words. `transformers` answers one request
+after another: simple rather than fast, what parity tests compare with, and the way out where vLLM cannot serve a
+checkpoint.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlvla.policies.buckets import Bucket, Weights, unpack
@@ -22,20 +25,25 @@ from rlvla.policies.weights import has_adapter
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.samplers.vllm.engine import refuse_other_adapter, refuse_other_weights, weight_names
 
+_Asked = tuple[SampleRequest, "Future[SampleOutput]"]
 
-class TransformersSampler:
+
+class BatchedSampler:
     """A `protocols.Sampler`, on a GPU if there is one; thread-safe. `Policy.draw` says what it draws, and how.
+
+    One thread draws. Weights change between two batches, so that no batch mixes versions.
 
     Args:
         model: checkpoint folder.
         dtype: of weights and activations.
+        max_num_seqs: requests that are drawn together at most.
 
     Raises:
         FileNotFoundError: the folder holds no policy, or no weights.
         RuntimeError: see `Policy.check`.
     """
 
-    def __init__(self, model: Path | str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: Path | str, dtype: torch.dtype = torch.float32, *, max_num_seqs: int = 1) -> None:
         self._policy = load_policy(model)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = dtype
@@ -44,6 +52,9 @@ class TransformersSampler:
         self._policy_version = 0
         self._lock = threading.Lock()
         self._policy.check(self._model)
+        self._max_num_seqs = max_num_seqs
+        self._waiting: SimpleQueue[_Asked | None] = SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True).start()
 
     async def sample(self, request: SampleRequest) -> SampleOutput:
         """Continue one context; see `protocols.Sampler`.
@@ -51,7 +62,9 @@ class TransformersSampler:
         Raises:
             ValueError: a request that this policy cannot answer; the message says why.
         """
-        return await asyncio.to_thread(self._sample, request)
+        answer: Future[SampleOutput] = Future()
+        self._waiting.put((request, answer))
+        return await asyncio.wrap_future(answer)
 
     def load_weights(self, weights: Adapter | Weights, policy_version: int) -> None:
         """Replace the weights in place between two requests: all of them, or an adapter, kept unmerged.
@@ -91,19 +104,35 @@ class TransformersSampler:
         return self._policy.with_weights(self._model, places | others).to(self._device)
 
     def close(self) -> None:
-        """Nothing runs that would have to end; here for those who hold any sampler."""
+        """Answer what waits, and end."""
+        self._waiting.put(None)
 
-    def _sample(self, request: SampleRequest) -> SampleOutput:
+    def _serve(self) -> None:
+        """Draw for those who wait, until `close`."""
+        is_open = True
+        while is_open:
+            asked = [self._waiting.get()]
+            while len(asked) < self._max_num_seqs and not self._waiting.empty():
+                asked.append(self._waiting.get())
+            is_open = None not in asked
+            # An asker may have gone: an episode that is cut short cancels its request.
+            live = [pair for pair in asked if pair is not None and pair[1].set_running_or_notify_cancel()]
+            if not live:
+                continue
+            try:
+                outputs = self._drawn([request for request, _ in live])
+            except Exception as error:  # whoever asked raises it
+                for _, answer in live:
+                    answer.set_exception(error)
+            else:
+                for (_, answer), output in zip(live, outputs, strict=True):
+                    answer.set_result(output)
+
+    def _drawn(self, requests: Sequence[SampleRequest]) -> list[SampleOutput]:
         with self._lock:
-            generator = torch.Generator(self._device).manual_seed(request.seed)
-            context, ids, logprobs = self._policy.draw(self._model, request, generator)
-            version = self._policy_version
-        return SampleOutput(
-            context_ids=context,
-            token_ids=np.array(ids, np.int32),
-            logprobs=np.array(logprobs, np.float32),
-            policy_version=version,
-        )
+            generators = [torch.Generator(self._device).manual_seed(request.seed) for request in requests]
+            outputs = self._policy.draw(self._model, requests, generators)
+            return [replace(output, policy_version=self._policy_version) for output in outputs]
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ class PlainGemm:
         inputs = self._policy.inputs(batch.turns, self._device, self._dtype)
         mask = batch.loss_mask.to(self._device)
         with FlopCounterMode(display=False) as forward:
-            logprobs, _ = self._policy.logprobs(self._model, inputs, self._cfg.episode, mask=mask)
+            logprobs = self._policy.logprobs(self._model, inputs, self._cfg.episode, mask=mask).logprobs
         with FlopCounterMode(display=False) as backward:
             logprobs.sum().backward()
         num_forwards = 2 if self._cfg.loss.kl_coef else 1

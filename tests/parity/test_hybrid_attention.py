@@ -20,7 +20,7 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleRequest
 from rlvla.run.preflight import check_evaluate
-from rlvla.samplers.local import TransformersSampler
+from rlvla.samplers.local import BatchedSampler
 from rlvla.samplers.vllm.sampler import SamplerError, VLLMSampler
 from rlvla.types import SegmentKind, Turn
 from tests import parallel_policies as tiny
@@ -51,7 +51,7 @@ def model(checkpoint):
 
 @pytest.fixture(scope="module")
 def sampler(checkpoint):
-    return TransformersSampler(checkpoint)
+    return BatchedSampler(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def score(
     inputs = tiny.inputs(processor, *turns)
     with torch.no_grad():
         both: Any = Thinker(processor).logprobs(model, inputs, episode, mask=among, with_entropy=True)
-    both = torch.stack(both)
+    both = torch.stack(both[:2])
     return [both[:, row, : len(turn.token_ids)][:, mask(turn)] for row, turn in enumerate(turns)]
 
 
@@ -156,7 +156,7 @@ def request(processor: PolicyProcessor, num_images: int = 1) -> SampleRequest:
 
 
 async def test_new_weights_act_at_once_and_must_be_all_of_them(checkpoint, processor):
-    sampler, model = TransformersSampler(checkpoint), load_model(checkpoint)
+    sampler, model = BatchedSampler(checkpoint), load_model(checkpoint)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
@@ -201,7 +201,7 @@ def test_flex_attention_agrees(mutual):
 
 
 async def test_a_request_must_say_how_long_its_prompt_is(mutual):
-    sampler, processor = TransformersSampler(mutual), PolicyProcessor.load(mutual)
+    sampler, processor = BatchedSampler(mutual), PolicyProcessor.load(mutual)
     for num_prefix_tokens in (0, 10_000):
         with pytest.raises(ValueError, match=f"num_prefix_tokens is {num_prefix_tokens}, the context has"):
             await sampler.sample(replace(request(processor), num_prefix_tokens=num_prefix_tokens))

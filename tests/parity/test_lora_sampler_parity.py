@@ -12,7 +12,7 @@ import torch
 from rlvla.config import LearnerConfig, LoraConfig, SamplerConfig
 from rlvla.policies.family import load_policy
 from rlvla.policies.models.lora import Adapter, take
-from rlvla.samplers.local import TransformersSampler
+from rlvla.samplers.local import BatchedSampler
 from rlvla.samplers.vllm.sampler import VLLMSampler
 from rlvla.types import Turn
 from tests import parallel_policies as tiny
@@ -44,7 +44,7 @@ async def test_learner_and_samplers_agree_on_every_adapter(tmp_path: Path, archi
         train(model, seed=0)
         policy.save(model, path)
     limits: dict[str, Any] = {"max_images": 3, "max_model_len": 384, "lora": None if has_adapter else LORA}
-    samplers: list[Any] = [TransformersSampler(path), VLLMSampler(path, SamplerConfig(kv_cache_mb=64), **limits)]
+    samplers: list[Any] = [BatchedSampler(path), VLLMSampler(path, SamplerConfig(kv_cache_mb=64), **limits)]
     turns: list[list[Turn]] = []
     for version in range(3):
         if version:

@@ -15,8 +15,8 @@ from torch import nn
 
 from rlvla.config import EpisodeConfig, LearnerConfig
 from rlvla.policies.buckets import Part
-from rlvla.policies.family import POLICY_FILE
-from rlvla.protocols import Decided, InEnv, Sampler, SampleRequest
+from rlvla.policies.family import POLICY_FILE, Scored
+from rlvla.protocols import Decided, InEnv, SampleOutput, Sampler, SampleRequest
 from rlvla.types import Observation, Segment, SegmentKind, Turn
 
 MOVES = np.eye(4, dtype=np.float32)
@@ -61,11 +61,12 @@ class CoinDecider:
 class CoinPolicy:
     """A `family.Policy`, but for what only cold starts, vLLM and plans ask."""
 
+    speaks = False
     chunk_shape = (1, 4)
     views = ()
 
     def refuses(self, backend: str) -> str:
-        return "" if backend == "transformers" else "it has no words: set sampler.backend to transformers"
+        return "" if backend == "batched" else "it has no words: set sampler.backend to batched"
 
     def check_episode(self, episode: EpisodeConfig, views: Sequence[tuple[int, int]] = ()) -> None: ...
 
@@ -108,16 +109,18 @@ class CoinPolicy:
 
     def logprobs(
         self, model: Any, inputs: Mapping[str, torch.Tensor], episode: EpisodeConfig | None = None, **options: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> Scored:
         logprobs = model(inputs["moves"])
         entropy = -(logprobs.exp() * logprobs).sum(-1, keepdim=True).detach()
-        return logprobs.gather(-1, inputs["moves"]), entropy if options.get("with_entropy") else None
+        return Scored(logprobs.gather(-1, inputs["moves"]), entropy if options.get("with_entropy") else None)
 
-    def draw(self, model: Any, request: SampleRequest, generator: torch.Generator) -> tuple[Any, Any, Any]:
-        with torch.no_grad():
-            logprobs = model(torch.zeros(1, 1))[0]
-            move = torch.multinomial(logprobs.exp(), 1, generator=generator)
-        return np.zeros(0, np.int32), move.tolist(), logprobs[move].tolist()
+    @torch.no_grad()
+    def draw(
+        self, model: Any, requests: Sequence[SampleRequest], generators: Sequence[torch.Generator]
+    ) -> list[SampleOutput]:
+        logprobs = model(torch.zeros(1, 1))[0]
+        moves = [torch.multinomial(logprobs.exp(), 1, generator=generator) for generator in generators]
+        return [SampleOutput(token_ids=move.int().numpy(), logprobs=logprobs[move].numpy()) for move in moves]
 
 
 class CoinFamily:

@@ -146,11 +146,11 @@ def test_lockstep_rows_get_what_a_sampler_gives_them_alone(
 ) -> None:
     """Behind contexts of different lengths; of a parallel policy one writes while the others act."""
     from lockstep import LockstepBatch
-    from rlvla.samplers.local import TransformersSampler
+    from rlvla.samplers.local import BatchedSampler
     from tests import parallel_policies as policies
 
     folder = policies.save(architecture, tmp_path) if architecture else tiny_policy
-    batch, sampler = LockstepBatch(folder, 3), TransformersSampler(folder)
+    batch, sampler = LockstepBatch(folder, 3), BatchedSampler(folder)
     vocabulary = batch.processor.vocabulary
     stop = vocabulary.mark_ids["<act>" if architecture else "</act>"]
 

@@ -13,14 +13,14 @@ import pytest
 import decisions
 from measuring import ROOT, Run
 from rlvla.config import GRPOConfig, load
-from rlvla.samplers.local import TransformersSampler
+from rlvla.samplers.local import BatchedSampler
 
 CONFIG = ROOT / "recipes/configs/grpo_tiny_tabletop.yaml"
 
 
 def test_requests_are_those_of_decisions_at_different_states(tiny_policy: Path) -> None:
     cfg = replace(load(GRPOConfig, ["--config", str(CONFIG)]), model=tiny_policy)
-    sampler = TransformersSampler(tiny_policy)
+    sampler = BatchedSampler(tiny_policy)
     parts = asyncio.run(decisions.make_requests(cfg, sampler, 3, 2))
     assert [len(part) for part in parts] == [3, 3]
     requests = [request for part in parts for request in part]

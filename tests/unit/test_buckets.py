@@ -17,7 +17,7 @@ from transformers.core_model_loading import Chunk, WeightConverter
 from rlvla.cluster.weight_sync import Incoming
 from rlvla.policies.buckets import Bucket, Part, Weights, make_buckets, pack, runs, unpack
 from rlvla.policies.weights import load_model, named_weights, weight_parts
-from rlvla.samplers.local import TransformersSampler
+from rlvla.samplers.local import BatchedSampler
 from tests.learning import make_learner
 from tests.tiny_checkpoints import ARCHITECTURES, build
 
@@ -108,7 +108,7 @@ def test_parts_make_the_weights_of_the_whole(name: str, model: torch.nn.Module, 
 def test_a_sampler_takes_them_in_place_or_where_it_has_no_place_anew(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampler, model = TransformersSampler(checkpoint), load_model(checkpoint)
+    sampler, model = BatchedSampler(checkpoint), load_model(checkpoint)
     places = {name: tensor.data_ptr() for name, tensor in sampler._model.state_dict().items()}
     for sign, is_view in ((-1, True), (-2, False)):
         expected = {name: sign * tensor for name, tensor in named_weights(model)}
@@ -129,7 +129,7 @@ def test_other_names_are_refused_before_a_bucket_is_asked_for(checkpoint: Path) 
         raise AssertionError("a bucket was asked for")
         yield
 
-    sampler = TransformersSampler(checkpoint)
+    sampler = BatchedSampler(checkpoint)
     with pytest.raises(ValueError, match="1 weights are missing or not in the checkpoint, among them other"):
         sampler.load_weights(Weights(names=sampler._weight_names | {"other"}, buckets=buckets()), 1)
 

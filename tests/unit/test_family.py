@@ -18,7 +18,7 @@ from rlvla.policies.family import POLICY_FILE, load_policy, note_trained, read_t
 from rlvla.policies.thinker.policy import Thinker
 from rlvla.rollout.env_thread import EnvThread
 from rlvla.rollout.episode import run_episode
-from rlvla.samplers.local import TransformersSampler
+from rlvla.samplers.local import BatchedSampler
 from rlvla.types import EndReason, Group, TaskSpec
 from tests.learning import make_learner
 from tests.unit.coin_family import Coin, CoinPolicy
@@ -36,7 +36,7 @@ def test_another_family_plays_and_learns(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(family.FAMILIES, "coin", "tests.unit.coin_family:FAMILY")
     start = tmp_path / "start"
     CoinPolicy().save(Coin(), start)
-    policy, sampler, env = load_policy(start), TransformersSampler(start), EnvThread(lambda: CountingEnv(length=3))
+    policy, sampler, env = load_policy(start), BatchedSampler(start), EnvThread(lambda: CountingEnv(length=3))
     assert isinstance(policy, CoinPolicy)
 
     async def play() -> list:
@@ -60,7 +60,7 @@ def test_another_family_plays_and_learns(tmp_path: Path, monkeypatch: pytest.Mon
     learner.close()
     ended = load_policy(tmp_path / "end").load_model(tmp_path / "end", torch.float32)
     assert ended.logits[0] > 0
-    assert "transformers" in policy.refuses("vllm")
+    assert "batched" in policy.refuses("vllm")
 
 
 def test_a_checkpoint_from_before_is_a_thinkers(tiny_policy: Path, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_checkpoint_from_before_is_a_thinkers(tiny_policy: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "acrobat"}, r"family is 'acrobat'; known are thinker"),
+        ({"family": "acrobat"}, r"family is 'acrobat'; known are thinker, acot, chain_of_action"),
         ({"carry_thought": True}, r"carry_thought is true: .*rlvla 0\.1\.0 serves this checkpoint, or train anew"),
         ({"codec": {"kind": "new"}}, "the action codec is of kind 'new'"),
     ],

@@ -24,7 +24,7 @@ from rlvla.policies.thinker.policy import Thinker, save_policy
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model, named_weights, prepare
 from rlvla.run.identity import of_policy
-from rlvla.samplers.local import TransformersSampler
+from rlvla.samplers.local import BatchedSampler
 from tests import examples
 from tests.examples import write_dataset
 from tests.learning import first_of_its_process, make_checkpoint, make_groups, make_learner
@@ -112,7 +112,7 @@ def test_another_adapter_than_the_checkpoints_is_refused(trained: Path, lora: Lo
 
 async def test_the_transformers_sampler_serves_what_it_is_sent_unmerged(start: Path, trained: Path) -> None:
     """In bfloat16: an update that a merge would lose whole moves what the sampler says as it moves the learner."""
-    sampler, base = TransformersSampler(start, torch.bfloat16), load_model(start, torch.bfloat16)
+    sampler, base = BatchedSampler(start, torch.bfloat16), load_model(start, torch.bfloat16)
     small = take(to_train(start, dtype="bfloat16"))
     for name, weight in small.weights.items():
         if "lora_B" in name:

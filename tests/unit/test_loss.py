@@ -104,6 +104,29 @@ def test_kl_and_entropy_are_added_with_their_coefficients():
     assert stats.kl.item() == pytest.approx(2)
 
 
+def test_an_exact_divergence_takes_the_estimates_place() -> None:
+    """KL of two normals of equal deviation, 0.3 apart by 0.1 deviations each in two dimensions."""
+    centres, other = torch.tensor([[[0.3, 0.1]]], requires_grad=True), torch.tensor([[[0.0, -0.3]]])
+    zeros = torch.zeros(1, 1)
+    values, stats = loss.grpo_token_loss(
+        zeros,
+        old_logprobs=zeros,
+        sampler_logprobs=zeros,
+        ref_logprobs=zeros,
+        exact_kl=(centres - other).square().sum(-1) / 2,
+        entropy=None,
+        advantages=torch.zeros(1),
+        mask=torch.ones(1, 1, dtype=torch.bool),
+        cfg=LossConfig(kl_coef=2.0, kl_estimator="exact"),
+    )
+    normals = [torch.distributions.Normal(mean[0, 0], 1.0) for mean in (centres, other)]
+    expected = torch.distributions.kl_divergence(*normals).sum()
+    assert stats.kl.item() == pytest.approx(expected.item())
+    assert values.item() == pytest.approx(2 * expected.item())
+    gradient = torch.autograd.grad(values.sum(), centres)[0]
+    torch.testing.assert_close(gradient, 2 * (centres - other).detach())
+
+
 def test_nothing_off_the_mask_counts_whatever_stands_there():
     logprobs = torch.tensor([[-1.0, -500.0]], requires_grad=True)
     nonsense = torch.tensor([[-1.0, math.inf]])

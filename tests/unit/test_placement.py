@@ -22,7 +22,7 @@ from rlvla.config import ClusterConfig, SamplerConfig
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.protocols import SampleRequest
 from rlvla.run import preflight
-from rlvla.samplers.local import TransformersSampler
+from rlvla.samplers.local import BatchedSampler
 from rlvla.samplers.vllm.engine import engine_arguments
 
 CPUS: dict[str, Any] = {"sampler_cpus": 0.1, "rollout_cpus": 0.1, "learner_cpus": 0.1}
@@ -152,6 +152,6 @@ def test_an_engine_of_two_workers_serves_inside_a_placement_group(eight_gpus: No
         drawn: Any = ray.get(sampler.sample.remote(request))
         ray.get(sampler.close.remote())
         ray.kill(sampler)
-    expected = asyncio.run(TransformersSampler(checkpoint).sample(request))
+    expected = asyncio.run(BatchedSampler(checkpoint).sample(request))
     assert drawn.token_ids.tolist() == expected.token_ids.tolist()
     assert drawn.logprobs == pytest.approx(expected.logprobs, abs=1e-4)

@@ -18,7 +18,7 @@ from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import SampleRequest
 from rlvla.rollout.env_thread import EnvThread
-from rlvla.samplers.local import TransformersSampler
+from rlvla.samplers.local import BatchedSampler
 from tests import parallel_policies as tiny
 
 CONFIG = SamplerConfig(backend="transformers")
@@ -132,5 +132,5 @@ async def test_a_sampler_actor_draws_with_the_backend_that_the_config_names(
     assert (before.policy_version, after.policy_version) == (0, 7)
     assert (before.logprobs != after.logprobs).all()
     # float32 would give other digits: the logits of bfloat16 weights have 8 bits
-    exact = await TransformersSampler(checkpoint).sample(request)
+    exact = await BatchedSampler(checkpoint).sample(request)
     assert 0 < np.abs(before.logprobs - exact.logprobs).max() < 0.1

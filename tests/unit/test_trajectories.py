@@ -22,6 +22,10 @@ def assert_same_turn(a: Turn, b: Turn) -> None:
         left, right = getattr(a, name), getattr(b, name)
         assert (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
     assert a.segments == b.segments
+    assert a.latents.keys() == b.latents.keys()
+    for name, left in a.latents.items():
+        right = b.latents[name]
+        assert (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
     assert (a.policy_version, a.latency_s) == (b.policy_version, b.latency_s)
     assert len(a.images) == len(b.images)
     for left, right in zip(a.images, b.images, strict=True):
@@ -50,10 +54,16 @@ def odd_turn() -> Turn:
     return replace(good_turn(), sampler_logprobs=bits.view(np.float32))
 
 
+def chain_turn() -> Turn:
+    """Of a family without words: what it drew stands beside it."""
+    latents = {"chain": np.arange(6, dtype=np.float32).reshape(3, 2), "instruction": np.array([104, 105], np.int32)}
+    return replace(good_turn(), latents=latents)
+
+
 def examples() -> list[Trajectory]:
     refused = turn(think('a "quoted"\nthought, é \ud800'), *zoom(error="error: no"), malformed(), num_cameras=2)
     return [
-        trajectory([good_turn(seed=1), good_turn(seed=2), turn(reused(), act()), cut_turn(), odd_turn()]),
+        trajectory([good_turn(seed=1), good_turn(seed=2), turn(reused(), act()), cut_turn(), odd_turn(), chain_turn()]),
         trajectory([refused], EndReason.MALFORMED),
         replace(
             trajectory([], EndReason.ENV_ERROR), error="RuntimeError: lost the simulator", num_crashes=3, num_replays=4

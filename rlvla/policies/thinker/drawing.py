@@ -16,7 +16,7 @@ from rlvla.policies.thinker.hybrid_mask import model_inputs
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.scoring import next_logits, scored_places
 from rlvla.policies.weights import base_model, to_device
-from rlvla.protocols import BAN_BIAS, SampleRequest
+from rlvla.protocols import BAN_BIAS, SampleOutput, SampleRequest
 
 Drawn = tuple[list[int], list[float]]
 """Token ids and their log-probabilities."""
@@ -25,8 +25,8 @@ Drawn = tuple[list[int], list[float]]
 @torch.no_grad()
 def continued(
     processor: PolicyProcessor, model: Any, request: SampleRequest, generator: torch.Generator
-) -> tuple[np.ndarray, list[int], list[float]]:
-    """See `Policy.draw`.
+) -> SampleOutput:
+    """See `Policy.draw`; of one request.
 
     Raises:
         ValueError: placeholders and images differ in number; actions are asked for behind another token than `<act>`,
@@ -40,7 +40,8 @@ def continued(
             "whose prompts see themselves must be told how long they are"
         )
     draw = _actions if request.num_actions else _text
-    return context, *draw(processor, model, request, context, generator)
+    ids, logprobs = draw(processor, model, request, context, generator)
+    return SampleOutput(context_ids=context, token_ids=np.array(ids, np.int32), logprobs=np.array(logprobs, np.float32))
 
 
 def _inputs(

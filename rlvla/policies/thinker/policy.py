@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rlvla.config import EpisodeConfig, LearnerConfig, SFTConfig, TinyModelConfig
+from rlvla.config import EpisodeConfig, LearnerConfig, SFTConfig
 from rlvla.data.types import Demonstration
 from rlvla.policies import weights as vlm
 from rlvla.policies.buckets import Part
-from rlvla.policies.family import EngineNeeds
+from rlvla.policies.family import EngineNeeds, Scored, Sizes
 from rlvla.policies.markup import print_think, print_zoom
 from rlvla.policies.models import auto
 from rlvla.policies.models.backbones import placeholder_ids
 from rlvla.policies.thinker.actions import NUM_BINS, QuantileCodec
 from rlvla.policies.thinker.deciding import Decider
 from rlvla.policies.thinker.prompt import PolicyProcessor
-from rlvla.policies.thinker.settings import Settings
+from rlvla.policies.thinker.settings import NAME, Settings
 from rlvla.policies.thinker.tools import load_tools
-from rlvla.protocols import Sampler, SampleRequest
+from rlvla.policies.wordless import refuse_other_noise
+from rlvla.protocols import SampleOutput, Sampler, SampleRequest
 from rlvla.types import SegmentKind, Turn
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Thinker:
     """A `family.Policy`. What needs a model is imported where it is used: a rollout process has none."""
 
     processor: PolicyProcessor
+    speaks = True
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
@@ -52,6 +54,8 @@ class Thinker:
 
     def refuses(self, backend: str) -> str:
         """See `family.Policy`."""
+        if backend == "batched":
+            return "it answers one request after another: set sampler.backend to transformers, or to vllm"
         if backend != "vllm" or not self.processor.decoding.is_prompt_mutual:
             return ""
         return (
@@ -63,6 +67,7 @@ class Thinker:
         """See `family.Policy`; the shortest turn has neither a thought nor an instruction."""
         load_tools(episode.tools)
         require_action_temperature(episode, self.processor)
+        refuse_other_noise(episode, NAME)
         if not views:
             return
         pictures = [np.zeros((*view, 3), np.uint8) for view in views]
@@ -181,7 +186,7 @@ class Thinker:
         mask: torch.Tensor | None = None,
         with_entropy: bool = False,
         entropy_grad: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> Scored:
         """See `family.Policy`."""
         from rlvla.policies.thinker.scoring import token_logprobs
 
@@ -190,20 +195,20 @@ class Thinker:
             sampling = {"temperature": episode.temperature, "action_temperature": episode.action_temperature}
             sampling["banned_ids"] = self.processor.vocabulary.banned_ids(episode.mode)
         options: dict[str, Any] = {"mask": mask, "with_entropy": with_entropy, "entropy_grad": entropy_grad}
-        return token_logprobs(model, inputs, **sampling, **options)
+        return Scored(*token_logprobs(model, inputs, **sampling, **options))
 
     def sft_losses(self, model: Any, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         """See `family.Policy`: the negative log-likelihood."""
-        logprobs, _ = self.logprobs(model, inputs, mask=mask)
-        return -logprobs
+        return -self.logprobs(model, inputs, mask=mask).logprobs
 
     def draw(
-        self, model: Any, request: SampleRequest, generator: torch.Generator
-    ) -> tuple[np.ndarray, list[int], list[float]]:
-        """See `family.Policy`."""
+        self, model: Any, requests: Sequence[SampleRequest], generators: Sequence[torch.Generator]
+    ) -> list[SampleOutput]:
+        """See `family.Policy`; one after another."""
         from rlvla.policies.thinker.drawing import continued
 
-        return continued(self.processor, model, request, generator)
+        pairs = zip(requests, generators, strict=True)
+        return [continued(self.processor, model, request, generator) for request, generator in pairs]
 
 
 def require_action_temperature(config: EpisodeConfig, processor: PolicyProcessor) -> None:
@@ -224,6 +229,8 @@ def save_policy(model: Any, processor: PolicyProcessor, path: Path | str) -> Non
 class ThinkerFamily:
     """A `family.Family`."""
 
+    speaks = True
+
     def load(self, folder: Path | str) -> Thinker:
         """See `PolicyProcessor.load`."""
         return Thinker(PolicyProcessor.load(folder))
@@ -239,13 +246,13 @@ class ThinkerFamily:
         """See `family.Family`."""
         load_tools(episode.tools)
 
-    def sketch(self, tiny: TinyModelConfig, num_bins: int | None) -> tuple[Any, Thinker]:
-        """See `family.Family`."""
+    def sketch(self, cfg: SFTConfig, sizes: Sizes) -> tuple[Any, Thinker]:
+        """See `family.Family`; its sizes do not depend on the world's."""
         from rlvla.policies.models.tiny_vlm import build_tiny
 
-        num_bins = num_bins or NUM_BINS
+        num_bins = cfg.num_bins or NUM_BINS
         with torch.device("meta"):
-            model, hf_processor = build_tiny(tiny, _CORPUS, num_bins, seed=0)
+            model, hf_processor = build_tiny(cfg.tiny, _CORPUS, num_bins, seed=0)
         codec = QuantileCodec(low=(0.0,), high=(1.0,), num_bins=num_bins, chunk_length=1)
         return model, Thinker(PolicyProcessor.create(hf_processor, Settings(codec=codec)))
 

@@ -1,0 +1,122 @@
+"""Families without words: their checkpoints, what they refuse by key, and what a plan says of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlvla.config import GRPOConfig, LearnerConfig, LoraConfig, SFTConfig
+from rlvla.policies.family import POLICY_FILE, load_policy, starting_family
+from rlvla.policies.normalising import Normaliser
+from rlvla.run.preflight import check_policy
+from tests.unit.test_wrong_configs import recipes, told  # noqa: F401
+from tests.wordless import CHAIN, WORDLESS, make_checkpoint, make_policy
+
+ACT = "mode: act, tools: {}"
+RUN = "model: chain\nsampler: {backend: batched}\nreward: [{fn: success}]\n"
+
+
+@pytest.mark.parametrize("family", WORDLESS)
+def test_a_checkpoint_is_read_as_it_was_written(family: str, tmp_path: Path) -> None:
+    model, policy = make_policy(family)
+    policy.save(model, tmp_path / "policy")
+    again = load_policy(tmp_path / "policy")
+    assert again == policy
+    loaded = again.load_model(tmp_path / "policy", torch.float32)
+    for (name, weight), (other, value) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(weight, value)
+    assert {name for name, _ in policy.named_weights(model)} == set(load_file(tmp_path / "policy/model.safetensors"))
+    assert {name for part in policy.weight_parts(model) for name in part.names} == model.state_dict().keys()
+    other = policy.with_weights(model, dict(policy.named_weights(model)))
+    assert torch.equal(next(iter(other.parameters())), next(iter(model.parameters())))
+
+
+@pytest.mark.parametrize("family", WORDLESS)
+def test_damage_is_named(family: str, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "policy", family)
+    weights = load_file(folder / "model.safetensors")
+    name = min(weights)
+    save_file({key: weight for key, weight in weights.items() if key != name}, folder / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"model\.safetensors: 1 weights are missing or surplus, among them {re.escape(name)}"
+    ):
+        load_policy(folder).load_model(folder, torch.float32)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"network": {"depth": 3}}))
+    with pytest.raises(ValueError, match=r"config\.json: not the sizes of a network .*depth"):
+        load_policy(folder)
+    settings = json.loads((folder / POLICY_FILE).read_text())
+    (folder / POLICY_FILE).write_text(json.dumps(settings | {"actions": {"kind": "sigma"}}))
+    with pytest.raises(ValueError, match=r"rlvla_policy\.json: not a policy's settings: actions"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RUN, r"episode\.mode is zoom: .*chain_of_action does not speak: set act"),
+        (RUN + "episode: {mode: act}", r"episode\.tools has zoom_in: .* calls none: set tools: \{\}"),
+        (RUN + f"episode: {{{ACT}, action_temperature: 1.0}}", r"episode\.action_temperature is 1\.0: .* leave it out"),
+        (RUN + f"episode: {{{ACT}, flow: {{level: 0.3}}}}", r"episode\.flow is set, which .*does not read"),
+        (RUN + f"episode: {{{ACT}, chain: {{std: 0}}}}", r"episode\.chain\.std is 0, .* set both above 0"),
+        (RUN + f"episode: {{{ACT}, temperature: 0}}", r"episode\.temperature must be above 0"),
+        (RUN + f"episode: {{{ACT}, chain: {{ensemble: true}}}}", r"ensemble: true, which is for evaluation"),
+        (f"model: chain\nepisode: {{{ACT}}}\nreward: [{{fn: success}}]", r"no words to sample: set sampler\.backend"),
+        (f"model: chain\nsampler: {{backend: batched}}\nepisode: {{{ACT}}}", r"reward: format judges"),
+        (RUN + f"episode: {{{ACT}}}\nlearner: {{lora: {{}}}}", r"learner\.lora: chain has no language model"),
+        ("model: policy\nepisode: {chain: {std: 0.5}}", r"episode\.chain is set, which .*thinker does not read"),
+        ("model: policy\nsampler: {backend: batched}", r"one request after another: set sampler\.backend"),
+        ("model: policy\nloss: {kl_estimator: exact}", r"kl_estimator is exact, which only units"),
+    ],
+)  # fmt: skip
+def test_keys_that_a_family_has_no_use_for(told: Callable[..., str], tmp_path: Path, text: str, message: str) -> None:  # noqa: F811
+    make_checkpoint(tmp_path / "chain", CHAIN)
+    assert re.search(message, told("grpo", text))
+
+
+def test_a_policy_of_another_family_is_not_trained_further(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "policy", CHAIN)
+    with pytest.raises(ValueError, match=r"family is acot, and .*policy a policy of the family chain_of_action"):
+        starting_family(SFTConfig(model=str(folder), family="acot"))
+
+
+def test_a_learner_has_no_adapter_for_it() -> None:
+    model, policy = make_policy(CHAIN)
+    with pytest.raises(ValueError, match=r"learner\.lora: the family chain_of_action trains all weights"):
+        policy.prepare(model, LearnerConfig(lora=LoraConfig()))
+    with pytest.raises(ValueError, match=r"learner\.gradient_checkpointing: .* leave it out"):
+        policy.prepare(model, LearnerConfig(gradient_checkpointing=True))
+
+
+def test_what_is_right_passes(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "policy", CHAIN)
+    given: dict[str, Any] = {"episode": {"mode": "act", "tools": {}}, "sampler": {"backend": "batched"}}
+    from pydantic import TypeAdapter
+
+    check_policy(TypeAdapter(GRPOConfig).validate_python({"model": folder, **given}))
+
+
+def test_normalisers_go_there_and_back() -> None:
+    values = np.random.default_rng(0).normal((1.0, -2.0, 0.5), (1.0, 10.0, 0.0), (500, 3))
+    for kind in ("bounds", "quantile", "zscore"):
+        normaliser = Normaliser.fit(values, kind)
+        normalised = normaliser.normalised(values)
+        np.testing.assert_allclose(normaliser.restored(normalised), values, atol=1e-4)
+        assert np.isfinite(normalised).all()
+        np.testing.assert_allclose(normaliser.normalised(values[:, 1:2], [1]), normalised[:, 1:2])
+        if kind == "bounds":
+            assert (normalised[:, :2].min(0) == -1).all()
+            assert (normalised[:, :2].max(0) == 1).all()
+        if kind == "zscore":
+            np.testing.assert_allclose(normalised[:, :2].std(0), 1, rtol=1e-3)
+    far = Normaliser.fit(values, "bounds").restored(np.full((1, 3), 9.0))
+    np.testing.assert_allclose(far[0], values.max(0), rtol=1e-6)
