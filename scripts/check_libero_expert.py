@@ -42,12 +42,12 @@ Trials = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """Suite, task name, initial state id -> `success` and `env_steps`."""
 
 
-def play(sim: TaskSim, init_state: np.ndarray, max_env_steps: int) -> tuple[bool, int]:
-    """One episode: success, and how many env steps it took."""
+def play(sim: TaskSim, init_state: np.ndarray, max_env_steps: int, *, rests: bool = False) -> tuple[bool, int]:
+    """One episode: success, and how many env steps it took; `rests` as `LiberoExpert` has it."""
     sim.reset(init_state)
     for _ in range(SETTLE_STEPS):
         sim.advance(np.array(SETTLE_ACTION))
-    expert = LiberoExpert(sim.robosuite, noise=0.0, rng=np.random.default_rng(0))
+    expert = LiberoExpert(sim.robosuite, noise=0.0, rng=np.random.default_rng(0), rests=rests)
     for number in range(max_env_steps):
         if sim.advance(expert.step().action.astype(np.float64)):
             return True, number + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,12 +83,17 @@ class TaskEnv(VLAEnv):
         """Of the present episode. Raises RuntimeError before the first reset."""
         return self.task_names[self.task_id]
 
-    def init_state_ids(self, task_id: int, split: str) -> range:
-        """See `VLAEnv`; the same ids for each task."""
+    def init_state_ids(self, task_id: int, split: str) -> Sequence[int]:
+        """See `VLAEnv`."""
         self._check_task(task_id)
-        if split not in self._splits:
-            raise ValueError(f"unknown split {split!r}; known: {', '.join(self._splits)}")
-        return self._splits[split]
+        splits = self._splits_of(task_id)
+        if split not in splits:
+            raise ValueError(f"unknown split {split!r}; known: {', '.join(splits)}")
+        return splits[split]
+
+    def _splits_of(self, task_id: int) -> Mapping[str, Sequence[int]]:
+        """Initial state ids of a task by split; by default the same for each."""
+        return self._splits
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -100,7 +105,7 @@ class TaskEnv(VLAEnv):
         train = self.init_state_ids(task_id, "train")
         init_state_id = options.get("init_state_id")
         if init_state_id is None:
-            init_state_id = self.np_random.integers(train.start, train.stop)
+            init_state_id = train[int(self.np_random.integers(len(train)))]
         self._start(task_id, int(init_state_id))
         self._settle()
         return self._observe(), self._info()
@@ -175,8 +180,9 @@ class TaskEnv(VLAEnv):
 
     def _start(self, task_id: int, init_state_id: int) -> None:
         self._check_task(task_id)
-        if not any(init_state_id in ids for ids in self._splits.values()):
-            raise ValueError(f"init_state_id {init_state_id} is in no split: {self._splits}")
+        splits = self._splits_of(task_id)
+        if not any(init_state_id in ids for ids in splits.values()):
+            raise ValueError(f"init_state_id {init_state_id} is in no split: {splits}")
         self._task_id = None  # in case placing fails
         self._place(task_id, init_state_id)
         self._task_id, self._init_state_id = task_id, init_state_id

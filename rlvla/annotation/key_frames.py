@@ -6,6 +6,7 @@ which the arm comes to a stop, as in Chain-of-Action (arXiv 2506.09990) and befo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -35,13 +36,12 @@ def find_key_frames(take: Take, cfg: KeyFrameConfig) -> Timeline:
 
     states, steps = _gripper_states(take, cfg)
     switches: list[Switch] = [""] * num
-    ends = {i * stride for i in _stops(take, cfg)} if cfg.still_speed else set[int]()
-    for at in np.flatnonzero(states[1:] != states[:-1]).tolist():
-        ends.add(at * steps)
-        for i in meeting(at * steps):
-            switches[i] = "close" if states[at + 1] else "open"
-    marked = ends | ({0} if cfg.first else set()) | ({(num - 1) * stride} if cfg.last else set())
-    keys = {i for step in marked for i in meeting(step)}
+    changes, stops = _changes(states, steps), _stops(take, cfg)
+    for step, switch in changes.items():
+        for i in meeting(step):
+            switches[i] = switch
+    keys = {i for step in _marked(take, cfg, changes, stops) for i in meeting(step)}
+    ends = changes.keys() | stops
     bounds = sorted({0, num, *(min(num, step // stride + 1) for step in ends)})
     return Timeline(
         is_key=tuple(i in keys for i in range(num)),
@@ -49,6 +49,32 @@ def find_key_frames(take: Take, cfg: KeyFrameConfig) -> Timeline:
         switches=tuple(switches),
         segments=tuple(range(start, stop) for start, stop in pairwise(bounds)),
     )
+
+
+def find_key_steps(take: Take, cfg: KeyFrameConfig) -> tuple[int | None, ...]:
+    """Env steps from each decision of a take to the next key frame: 0 where it happens in the decision's first action.
+
+    None behind the last one. A decision is a key frame where its chunk holds more than so many steps.
+
+    Raises:
+        DatasetError: see `find_key_frames`.
+    """
+    marked = sorted(_marked(take, cfg, _changes(*_gripper_states(take, cfg)), _stops(take, cfg)))
+    starts = range(0, len(take.decisions) * take.stride, take.stride)
+    return tuple(next((step - start for step in marked if step >= start), None) for start in starts)
+
+
+def _marked(take: Take, cfg: KeyFrameConfig, changes: Iterable[int], stops: Iterable[int]) -> set[int]:
+    """Env steps that are key frames. The last one of a take is the last that its decisions execute."""
+    first, last = {0} if cfg.first else set[int](), {len(take.decisions) * take.stride - 1} if cfg.last else set[int]()
+    return {*changes, *stops, *first, *last}
+
+
+def _changes(states: np.ndarray, steps: int) -> dict[int, Switch]:
+    """Env step -> what the gripper does in it, of `_gripper_states`."""
+    return {
+        at * steps: "close" if states[at + 1] else "open" for at in np.flatnonzero(states[1:] != states[:-1]).tolist()
+    }
 
 
 def _gripper_states(take: Take, cfg: KeyFrameConfig) -> tuple[np.ndarray, int]:
@@ -103,12 +129,14 @@ def debounce(states: np.ndarray, min_gap: int) -> np.ndarray:
     return out
 
 
-def _stops(take: Take, cfg: KeyFrameConfig) -> list[int]:
-    """Decisions towards whose end the arm is slow, behind one in which it was not."""
+def _stops(take: Take, cfg: KeyFrameConfig) -> set[int]:
+    """First env steps of the decisions towards whose end the arm is slow, behind one in which it was not."""
+    if not cfg.still_speed:
+        return set()
     size = len(take.decisions[0].proprio)
     if any(not -size <= dim < size for dim in cfg.still_dims):
         raise DatasetError(f"{take.name}: key_frames.still_dims are {cfg.still_dims}, proprio has {size} dimensions")
     places = np.array([d.proprio for d in take.decisions])[:, list(cfg.still_dims)]
     speeds = np.linalg.norm(np.diff(places, axis=0), axis=1) * take.fps / take.stride
     is_slow = debounce(speeds <= cfg.still_speed, -(-cfg.min_gap // take.stride))
-    return [i for i in range(1, len(is_slow)) if is_slow[i] and not is_slow[i - 1]]
+    return {i * take.stride for i in range(1, len(is_slow)) if is_slow[i] and not is_slow[i - 1]}

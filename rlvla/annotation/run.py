@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import warnings
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
@@ -14,13 +15,14 @@ from tqdm import tqdm
 
 from rlvla.annotation.annotators import SERVER, PluginAnnotator, open_annotators
 from rlvla.annotation.answers import Journal
-from rlvla.annotation.key_frames import find_key_frames
+from rlvla.annotation.key_frames import find_key_frames, find_key_steps
 from rlvla.annotation.prompts import prompt_hash
 from rlvla.annotation.rounds import Annotated, FirstAnswers, annotate_take
 from rlvla.annotation.sources import TakeSource, load_expert, open_source
 from rlvla.annotation.store import Store
 from rlvla.annotation.take import Take, Tally
-from rlvla.config import AnnotateConfig, OpenAIConfig
+from rlvla.config import AnnotateConfig, KeyFrameConfig, OpenAIConfig
+from rlvla.data.rows import DatasetError
 from rlvla.data.types import Demonstration
 from rlvla.durable.files import CONTENT
 from rlvla.policies.markup import print_think, print_zoom
@@ -78,7 +80,7 @@ async def annotate_all(cfg: AnnotateConfig, store: Store, thread: ThreadPoolExec
                 await _annotate(takes, cfg, store, in_thread, bar)
             else:
                 while (take := await in_thread(next, takes, None)) is not None:
-                    await in_thread(store.put, take.index, unannotated(take), Tally())
+                    await in_thread(store.put, take.index, unannotated(take, key_steps(take, cfg)), Tally())
                     bar.update()
     except ExceptionGroup as errors:
         # The tasks of a group end together: the first error is the cause, the others are its echoes.
@@ -107,7 +109,8 @@ async def _annotate(
             nonlocal num_takes
             timeline = find_key_frames(take, cfg.key_frames)
             found = await annotate_take(take, timeline, journal, cfg, first)
-            await in_thread(lambda: store.put(take.index, to_demonstrations(take, timeline, found), found.tally))
+            steps = find_key_steps(take, cfg.key_frames)
+            await in_thread(lambda: store.put(take.index, to_demonstrations(take, timeline, steps, found), found.tally))
             num_takes -= 1
             async with journal.answered:
                 journal.answered.notify_all()
@@ -123,12 +126,33 @@ async def _annotate(
                 await journal.answered.wait_for(has_room)
 
 
-def unannotated(take: Take) -> list[Demonstration]:
+def key_steps(take: Take, cfg: AnnotateConfig) -> Sequence[int | None]:
+    """Of a take without an annotator, see `find_key_steps`.
+
+    Where `key_frames` is as it is by default, and the gripper takes other values, there is none: only policies that act
+    in chains need to know.
+    """
+    try:
+        return find_key_steps(take, cfg.key_frames)
+    except DatasetError:
+        if cfg.key_frames != KeyFrameConfig():
+            raise
+        warnings.warn(
+            "annotation.key_step is left empty: set key_frames.open_below and key_frames.closed_above to the values of "
+            "the gripper where a policy is to act in chains",
+            stacklevel=2,
+        )
+        return [None] * len(take.decisions)
+
+
+def unannotated(take: Take, steps: Sequence[int | None]) -> list[Demonstration]:
     """Decisions that act without a thought."""
-    return [_demonstration(take, i, texts=("",), crops=()) for i in range(len(take.decisions))]
+    return [_demonstration(take, i, texts=("",), crops=(), key_step=step) for i, step in enumerate(steps)]
 
 
-def to_demonstrations(take: Take, timeline: Timeline, annotated: Annotated) -> list[Demonstration]:
+def to_demonstrations(
+    take: Take, timeline: Timeline, steps: Sequence[int | None], annotated: Annotated
+) -> list[Demonstration]:
     """The annotated decisions, with the crops that they look at; the texts are in the markup, one a generation."""
     demonstrations = []
     for i, annotation in annotated.annotations.items():
@@ -141,6 +165,7 @@ def to_demonstrations(take: Take, timeline: Timeline, annotated: Annotated) -> l
             annotation=annotation,
             provenance=annotated.provenance[i],
             is_key_frame=timeline.is_key[i],
+            key_step=steps[i],
         )
         demonstrations.append(one)
     return demonstrations

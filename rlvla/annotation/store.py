@@ -35,8 +35,8 @@ from rlvla.durable.files import CONTENT, appear_whole, differences, lock, sync, 
 
 _SERVED = f"{CONTENT}openai."
 """Begins the keys of what servers have, which they say later."""
-_VERSION = 2
-"""Of the folder, kept with the protocol; 1 had none, and takes without `annotation.next_gripper`."""
+_VERSION = 3
+"""Of the folder, kept with the protocol; 2 had takes without `annotation.key_step`."""
 
 
 class Store(AbstractContextManager["Store"]):
@@ -195,7 +195,7 @@ class Store(AbstractContextManager["Store"]):
             if before.get("version") != _VERSION:
                 raise ValueError(
                     f"{self._folder} holds an unfinished run of an earlier version of rlvla, whose takes lack "
-                    "annotation.next_gripper: finish it with that version, or remove it, or name another output folder"
+                    "annotation.key_step: finish it with that version, or remove it, or name another output folder"
                 )
             self._require_same(before, protocol)
             told = {key: value for key, value in before.items() if not key.startswith(_SERVED)}

@@ -68,6 +68,15 @@ class DemonstrationSet:
         """[len, K, A] float32."""
         return self.rows.array("action", np.float32)
 
+    def proprio(self) -> np.ndarray:
+        """[len, P] float32."""
+        return self.rows.array("observation.state", np.float32)
+
+    def key_steps(self) -> np.ndarray:
+        """[len] int64, see `Demonstration.key_step`; -1 where there is no key frame ahead, or nobody has told."""
+        name = "annotation.key_step"
+        return self.rows.array(name, np.int64, null=-1) if name in self.rows.names else np.full(len(self), -1)
+
 
 class Writer:
     """Writes a data set as its episodes come; memory holds one file's rows, and all states and actions.

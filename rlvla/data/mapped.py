@@ -65,19 +65,31 @@ class MappedRows(Sequence[dict[str, Any]]):
         (row,) = batch.slice(index - (int(self._ends[number]) - batch.num_rows), 1).to_pylist()
         return row
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all columns."""
+        return tuple(self._batches.schema.names)
+
     def columns(self, *names: str) -> Iterator[dict[str, Any]]:
         """Each row, these columns of it; the others are not read."""
         for batch in self._each_batch():
             yield from batch.select(list(names)).to_pylist()
 
-    def array(self, name: str, dtype: type[np.generic]) -> np.ndarray:
-        """[rows, ...]: a column of numbers, or of nested lists of them, as long in each row."""
+    def array(self, name: str, dtype: type[np.generic], null: int | None = None) -> np.ndarray:
+        """[rows, ...]: a column of numbers, or of nested lists of them, as long in each row.
+
+        Args:
+            name: of the column.
+            dtype: of the result.
+            null: what stands where a row of plain numbers holds none; None: each of them holds one.
+        """
         shape = np.shape(self[0][name])
         values = np.empty((len(self), *shape), dtype)
         for end, batch in zip(self._ends, self._each_batch(), strict=True):
             column = batch.column(name)
             for _ in shape:
                 column = column.flatten()
+            column = column if null is None else column.fill_null(null)
             numbers = column.to_numpy()  # not copied, hence without nulls
             values[end - batch.num_rows : end] = numbers.reshape(-1, *shape)
         return values

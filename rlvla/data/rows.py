@@ -41,6 +41,7 @@ COLUMNS = {
     "annotation.boxes": pa.list_(pa.list_(pa.int64())),
     "annotation.box_images": pa.list_(pa.int64()),
     **{f"annotation.{name}": _TYPES[hint] for name, hint in get_type_hints(Annotation).items() if name != "looks"},
+    "annotation.key_step": pa.int64(),
     "annotation.is_key_frame": pa.bool_(),
     "annotation.decision_index": pa.int64(),
     **{f"provenance.{name}": _TYPES[hint] for name, hint in get_type_hints(Provenance).items()},
@@ -100,6 +101,7 @@ def decode(row: Mapping[str, Any], instruction: str, where: str) -> Demonstratio
         annotation=_record(Annotation, row, where, looks=looks) if "annotation.thoughts" in row else None,
         provenance=_record(Provenance, row, where) if "provenance.annotator" in row else None,
         is_key_frame=row.get("annotation.is_key_frame", False),
+        key_step=row.get("annotation.key_step"),
         decision_index=row.get("annotation.decision_index", 0),
     )
 
@@ -128,6 +130,7 @@ def _row(decision: Demonstration) -> dict[str, Any]:
         "action": decision.actions.tolist(),
         "annotation.texts": decision.texts,
         "annotation.crops": [_encode_image(crop) for crop in decision.crops],
+        "annotation.key_step": decision.key_step,  # of sets that nobody has annotated, too: a chain ends there
     }
     if (annotation := decision.annotation) is not None:
         row |= {

@@ -54,6 +54,9 @@ class Demonstration:
     """Of `annotation`."""
     is_key_frame: bool = False
     """Whether the gripper opens or closes in this decision, or whatever else makes a key frame."""
+    key_step: int | None = None
+    """Env steps from this decision to the next key frame: 0 where its first action is the key frame's. It may be more
+    than the chunk holds. None behind the last key frame, and in data sets of earlier versions."""
     decision_index: int = 0
     """Among all decisions of the episode, those counted that were dropped."""
 

@@ -85,6 +85,7 @@ ELSEWHERE = {
     "benchmark/libero_env.py": "tests/unit/test_libero_scripts.py",
     "benchmark/libero_rollout.py": "tests/e2e/test_benchmark_libero.py",
     "benchmark/staleness.py": "tests/unit/test_benchmark_staleness.py",
+    "check_libero_shifted.py": "tests/unit/test_libero_variants.py",
     "demo.py": "tests/e2e/test_scripts.py",
     "fuzz/one.py": "scripts/fuzz/fuzz.py",
     "merge_adapter.py": "tests/unit/test_lora.py",

@@ -9,9 +9,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from rlvla.annotation.key_frames import debounce, find_key_frames, hysteresis
+from rlvla.annotation.key_frames import debounce, find_key_frames, find_key_steps, hysteresis
+from rlvla.annotation.run import key_steps
 from rlvla.annotation.take import Take
-from rlvla.config import KeyFrameConfig
+from rlvla.config import AnnotateConfig, KeyFrameConfig
 from rlvla.data.dataset import DatasetError
 from tests.takes import moving
 
@@ -91,6 +92,41 @@ def test_a_change_that_only_the_last_chunk_comes_to_is_one() -> None:
     assert [segment.stop for segment in timeline.segments] == [46, 128]
 
 
+@pytest.mark.parametrize("stride", [1, 4])
+def test_each_decision_is_told_how_far_the_next_key_frame_is(stride: int) -> None:
+    """Of the gripper's changes at steps 45 and 100, and by option of the first and the last step of the take."""
+    starts = range(0, 128, stride)
+
+    def expected(*marked: int) -> tuple[int | None, ...]:
+        return tuple(next((step - start for step in marked if step >= start), None) for start in starts)
+
+    plain = find_key_steps(dense(stride), KeyFrameConfig())
+    assert plain == expected(45, 100)
+    assert (plain[0], plain[44 // stride], plain[-1]) == (45, 45 - 44, None)
+    assert find_key_steps(dense(stride), KeyFrameConfig(last=True)) == expected(45, 100, 127)
+    assert find_key_steps(dense(stride), KeyFrameConfig(first=True)) == expected(0, 45, 100)
+    assert find_key_steps(dense(stride, switches=()), KeyFrameConfig()) == (None,) * len(starts)
+
+
+def test_a_key_step_is_where_the_gripper_is_told_something_else() -> None:
+    """In the actions from the decision on, one entry each env step where decisions come at every step."""
+    take, cfg = dense(1), KeyFrameConfig()
+    commands = np.array([decision.actions[0, -1] for decision in take.decisions])
+    for start, step in enumerate(find_key_steps(take, cfg)):
+        flips = np.flatnonzero(np.diff(commands[max(0, start - 1) :])) + (1 if start == 0 else 0)
+        assert step == (flips[0] if len(flips) else None)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+@pytest.mark.parametrize("options", [{}, {"first": True}, {"last": True}, {"still_speed": 1.0}])
+def test_a_decision_is_a_key_frame_where_its_chunk_comes_to_the_next(stride: int, options: dict) -> None:
+    places = np.cumsum(np.where(np.isin(np.arange(128), range(30, 40)), 0.0, 1.0))[:, None] * np.array([1, 0, 0])
+    take, cfg = dense(stride, proprio=places), KeyFrameConfig(**options)
+    is_key = tuple(step is not None and step < K for step in find_key_steps(take, cfg))
+    assert is_key == find_key_frames(take, cfg).is_key
+    assert any(is_key)
+
+
 def test_stops_readings_and_the_last_decision_are_met_once_likewise() -> None:
     stops = np.isin(np.arange(128), [*range(30, 40), *range(90, 95)])
     places = np.cumsum(np.where(stops, 0.0, 1.0))[:, None] * np.array([1, 0, 0])
@@ -126,6 +162,16 @@ def test_a_gripper_that_never_comes_to_a_threshold_is_no_gripper_at_rest() -> No
     assert timeline.switches == ("", "", "close", "open")
     assert not any(find_key_frames(moving([[0.2], [0.9], [0.3]]), KeyFrameConfig()).is_key)
     assert not any(find_key_frames(moving([[-0.9], [0.2], [-0.9]]), KeyFrameConfig()).is_key)  # something thick
+
+
+def test_who_asks_no_annotator_needs_no_key_frames_unless_he_names_them() -> None:
+    zero_to_one = moving([[0.0], [0.4], [1.0], [0.0]])
+    with pytest.warns(UserWarning, match=r"annotation\.key_step is left empty: set key_frames\.open_below"):
+        assert key_steps(zero_to_one, AnnotateConfig()) == [None] * 4
+    with pytest.raises(DatasetError, match=r"take 0: the gripper goes from 0 to 1"):
+        key_steps(zero_to_one, AnnotateConfig(key_frames=KeyFrameConfig(last=True)))
+    told = AnnotateConfig(key_frames=KeyFrameConfig(open_below=0.2, closed_above=0.8))
+    assert key_steps(zero_to_one, told) == (2, 1, 0, 0)
 
 
 def test_between_the_thresholds_the_gripper_stays_what_it_was() -> None:

@@ -47,10 +47,8 @@ def annotated(value: int) -> Demonstration:
         prompt_tokens=900,
         completion_tokens=40,
     )
-    plain = demonstration(value)
-    return replace(
-        plain, annotation=annotation, provenance=provenance, is_key_frame=bool(value % 2), decision_index=value
-    )
+    told: dict[str, Any] = {"is_key_frame": bool(value % 2), "key_step": value or None, "decision_index": value}
+    return replace(demonstration(value), annotation=annotation, provenance=provenance, **told)
 
 
 @pytest.mark.parametrize("make", [demonstration, annotated])
@@ -76,8 +74,29 @@ def test_columns_of_numbers_and_words_are_told_to_lerobot(tmp_path: Path) -> Non
     told = json.loads((tmp_path / "demos/meta/info.json").read_text())["features"]
     kinds = {name.removeprefix("annotation."): told[name]["dtype"] for name in told if name.startswith("annotation.")}
     words = dict.fromkeys(("subtask", "subject", "gripper", "next_gripper"), "string")
-    assert kinds == words | {"progress": "float32", "is_key_frame": "bool", "decision_index": "int64"}
+    numbers = {"progress": "float32", "is_key_frame": "bool", "key_step": "int64", "decision_index": "int64"}
+    assert kinds == words | numbers
     assert told["provenance.seed"] == {"dtype": "int64", "shape": [1], "names": None}
+
+
+def test_key_steps_are_kept_where_nobody_has_annotated_and_read_as_one_array(tmp_path: Path) -> None:
+    steps = (4, 0, None, 70)
+    rows = [demonstration(i, key_step=step) for i, step in enumerate(steps)]
+    write_dataset(tmp_path / "demos", [rows[:3], rows[3:]], robot="test", fps=2.0)
+    read = dataset.read(tmp_path / "demos")
+    assert tuple(one.key_step for one in read) == steps
+    assert read[0].annotation is None
+    assert (read.key_steps().tolist(), read.key_steps().dtype) == ([4, 0, -1, 70], np.int64)
+    assert np.array_equal(read.proprio(), np.array([row.proprio for row in rows]))
+    assert [row["annotation.key_step"] for row in read.rows.columns("annotation.key_step")] == list(steps)
+
+
+def test_sets_of_an_earlier_version_tell_no_key_step(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "demos", [[demonstration(0, key_step=1), demonstration(1)]], robot="test", fps=2.0)
+    file = tmp_path / "demos/data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["annotation.key_step"]), file)
+    read = dataset.read(tmp_path / "demos")
+    assert (read[0].key_step, read.key_steps().tolist()) == (None, [-1, -1])
 
 
 def test_sets_of_an_earlier_version_lack_the_next_gripper_event_and_have_a_carried_thought(tmp_path: Path) -> None:

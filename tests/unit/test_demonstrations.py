@@ -283,7 +283,8 @@ def test_a_zoom_is_the_part_of_the_view_at_the_recorded_resolution() -> None:
 def test_a_decision_without_text_is_an_action_and_nothing_else(tiny_policy: Path) -> None:
     processor = PolicyProcessor.load(tiny_policy)
     take = Take(index=0, name="e", decisions=tuple(decisions(episode(5), chunk_length=2, stride=2)), stride=2, fps=5.0)
-    demonstration = unannotated(take)[1]
+    demonstration = unannotated(take, (None, 3, None))[1]
+    assert demonstration.key_step == 3
     turn = to_turn(processor, demonstration)
     assert [segment.kind for segment in turn.segments] == [SegmentKind.PROMPT, SegmentKind.ACT]
     marks = processor.vocabulary.mark_ids
@@ -310,6 +311,8 @@ def test_the_recipe_turns_a_source_into_our_data_set(tmp_path: Path) -> None:
     assert np.array_equal(wrist, episodes[0].wrist[4])
     assert np.array_equal(agentview, episodes[0].agentview[4])
     assert [read[i].instruction[-1] for i in range(7)] == list("0001100")
+    # The gripper closes in the middle, at steps 4, 2 (a no-op before it is dropped) and 3.
+    assert read.key_steps().tolist() == [4, 0, -1, 2, -1, 3, -1]
     info = json.loads((tmp_path / "demos/meta/info.json").read_text())
     assert (info["robot_type"], info["fps"], info["total_episodes"]) == ("panda", 2.5, 3)
     assert info["action_kind"] == "delta"

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -173,6 +173,20 @@ def test_only_a_zoom_tells_the_badges_apart(task: str) -> None:
     camera.close()
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_view_of_128_pixels_tells_the_badges_apart_without_a_zoom(task: str) -> None:
+    scene = Scene(task)
+    camera = TopCamera(scene)
+    layout = sample_layout(task, 0)
+    views = []
+    for badges in permutations(BADGES):
+        scene.place(replace(layout, badges=badges))
+        views.append(policy_view(camera.frame(), 128))
+    assert len({view.tobytes() for view in views}) == 6
+    assert min(np.abs(a.astype(int) - b).max() for a, b in combinations(views, 2)) > 100
+    camera.close()
+
+
 def test_rendering_a_box_equals_cropping_it() -> None:
     crop, render = TabletopEnv(), TabletopEnv(zoom_source="render")
     rng = np.random.default_rng(0)
@@ -229,6 +243,8 @@ def test_view_rounds_half_up() -> None:
         ({"tasks": ()}, "tasks"),
         ({"zoom_source": "lens"}, "lens"),
         ({"view_size": 60}, "60"),
+        ({"max_move": 0.0}, "max_move 0"),
+        ({"max_move": 0.3}, "max_move 0.3"),
         ({"render_mode": "human"}, "human"),
     ],
 )

@@ -8,7 +8,7 @@ at most `HORIZONS` env steps, success by LIBERO's own goal test after each. docs
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -19,6 +19,8 @@ import numpy as np
 from rlvla_envs.base import CHARSET, RUNNING, SUCCESS, TaskEnv
 from rlvla_envs.libero.assets import find_assets, import_libero
 from rlvla_envs.libero.camera import CAMERAS, NATIVE_SIZE, LiberoCameras, project
+from rlvla_envs.libero.control import delta_to
+from rlvla_envs.libero.shifted import base_state, load_shifted, shift_objects
 from rlvla_envs.libero.sim import TaskSim
 from rlvla_envs.libero.tasks import FIXTURES, HORIZONS, OFFICIAL, check_suite, load_init_states, load_splits, load_tasks
 from rlvla_envs.spec import Observation
@@ -26,6 +28,8 @@ from rlvla_envs.spec import Observation
 ACTION_SIZE = 7
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 """Stand still, open: `get_libero_dummy_action` of OpenVLA's experiments/robot/libero/libero_utils.py."""
+CONTROLS = {"delta": np.ones(7, np.float32), "absolute": np.array([2] * 3 + [2 * np.pi] * 3 + [1], np.float32)}
+"""What actions say -> the bounds of their space. Whatever lies beyond where an env step leads is cut off."""
 _PROPRIO_SIZE = 8
 _MAX_INSTRUCTION = 100
 """Characters; LIBERO's longest instruction has 83."""
@@ -34,14 +38,18 @@ _MAX_INSTRUCTION = 100
 class LiberoEnv(TaskEnv):
     """One suite of LIBERO: a Franka arm under operational space control, seen by one or two cameras.
 
-    Action [7], each in [-1, 1]: translation of the gripper x, y, z (1 is 5 cm), rotation vector x, y, z (1 is 0.5 rad),
-    both relative to where it is, and the gripper's command, -1 open to +1 closed (robosuite's sign).
+    Action [7] with `control="delta"`, each in [-1, 1]: translation of the gripper x, y, z (1 is 5 cm), rotation vector
+    x, y, z (1 is 0.5 rad), both relative to where it is, and the gripper's command, -1 open to +1 closed (robosuite's
+    sign). With `control="absolute"`: where the gripper is to go, x, y, z (m), turned by which rotation vector (rad, see
+    `rotation_vector`), and its command. Each env step goes on from where the gripper is by then, as far as a delta may.
     Proprio [8]: gripper position (m), its rotation vector (rad), the two fingers (m).
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
     native_size = NATIVE_SIZE
-    official_kwargs = MappingProxyType({"center_crop": True, "settle_steps": 10, "reflections": True})
+    official_kwargs = MappingProxyType(
+        {"center_crop": True, "settle_steps": 10, "reflections": True, "control": "delta", "shift": 0.0, "blind": False}
+    )
 
     def __init__(
         self,
@@ -55,6 +63,9 @@ class LiberoEnv(TaskEnv):
         reflections: bool = True,
         max_scenes: int = 1,
         fixtures: str = "first",
+        control: str = "delta",
+        shift: float = 0.0,
+        blind: bool = False,
         render_mode: str | None = None,
     ) -> None:
         """Imports LIBERO; scenes are compiled on their first reset, a renderer waits for the first picture.
@@ -72,6 +83,10 @@ class LiberoEnv(TaskEnv):
                 but it is not quite the picture that published policies were trained on.
             max_scenes: compiled tasks to keep, 0.3 to 1.3 GB each; the least recently used goes first.
             fixtures: where they stand in an episode: "first" or "episode", see `FIXTURES`.
+            control: what actions say: "delta", how far to go, or "absolute", where to.
+            shift: up to so far, m, target and basket stand from where an official state has them, in x and in y
+                (libero_object). The ids are others then, see `shifted`. 0: official states.
+            blind: all pictures are black: what a policy does that has learned from these, it does without looking.
             render_mode: see `TaskEnv`.
 
         Raises:
@@ -88,6 +103,9 @@ class LiberoEnv(TaskEnv):
             raise ValueError(f"settle_steps {settle_steps} must be 0 or more, max_scenes {max_scenes} 1 or more")
         if fixtures not in FIXTURES:
             raise ValueError(f"fixtures {fixtures!r} is none of {', '.join(FIXTURES)}")
+        if control not in CONTROLS:
+            raise ValueError(f"control {control!r} is none of {', '.join(CONTROLS)}")
+        self.control, self._blind, self._shifted = control, blind, load_shifted(suite, shift) if shift else None
         self._assets = find_assets(assets)
         import_libero(self._assets)
         self.suite, self.cameras = suite, tuple(cameras)
@@ -95,13 +113,16 @@ class LiberoEnv(TaskEnv):
         """Indexed by task id, as `task_names`."""
         self.task_names = tuple(task.name for task in self.tasks)
         self.split_notes = {OFFICIAL: FIXTURES[fixtures]}
+        if self._shifted:
+            note = f"target and basket stand up to {shift} m from where official states have them"
+            self.split_notes = {"train": note, "evaluate": note}
         self._moves_fixtures = fixtures == "episode"
         self._center_crop, self._reflections = center_crop, reflections
         self._settle_steps, self._max_scenes = settle_steps, max_scenes
         self._sims: OrderedDict[int, TaskSim] = OrderedDict()
         self._renderers: dict[int, LiberoCameras] = {}
         self._init_states: dict[int, np.ndarray] = {}
-        self.action_space = gymnasium.spaces.Box(-1, 1, (ACTION_SIZE,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-CONTROLS[control], CONTROLS[control])
         self.observation_space = gymnasium.spaces.Dict(
             images=gymnasium.spaces.Box(0, 255, (len(cameras), view_size, view_size, 3), np.uint8),
             proprio=gymnasium.spaces.Box(-np.inf, np.inf, (_PROPRIO_SIZE,), np.float32),
@@ -147,6 +168,17 @@ class LiberoEnv(TaskEnv):
         """Privileged: the robosuite env of the present task. Raises RuntimeError before the first reset."""
         return self._sim.robosuite
 
+    def hand_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        """Privileged: where the hand is now, see `TaskSim.hand_pose`."""
+        return self._sim.hand_pose()
+
+    def advance(self, action: np.ndarray) -> bool:
+        """Privileged: an env step [7] that no time limit counts; says whether the goal is reached behind it."""
+        action = np.asarray(action, np.float64)
+        if self.control == "absolute":
+            action = delta_to(action, *self.hand_pose())
+        return self._sim.advance(np.clip(action, -1, 1))
+
     def project(self, positions: np.ndarray) -> np.ndarray:
         """Where points [..., 3] (m) appear in the first image: int [..., 2], 0..1000, clipped to it."""
         sim = self._sim
@@ -165,22 +197,36 @@ class LiberoEnv(TaskEnv):
         self._sims.move_to_end(task_id)
         if task_id not in self._init_states:
             self._init_states[task_id] = load_init_states(self.tasks[task_id])
-        episode = init_state_id if self._moves_fixtures else 0
-        self._sims[task_id].reset(self._init_states[task_id][init_state_id], episode)
+        sim, number = self._sims[task_id], base_state(init_state_id) if self._shifted else init_state_id
+        init_state = self._init_states[task_id][number]
+        if self._shifted:
+            name, shift = self.task_names[task_id], self._shifted.shift
+            init_state = shift_objects(sim.robosuite, name, init_state, shift, init_state_id)
+        sim.reset(init_state, number if self._moves_fixtures else 0)
+
+    def _splits_of(self, task_id: int) -> Mapping[str, Sequence[int]]:
+        return self._shifted.of(self.task_names[task_id]) if self._shifted else super()._splits_of(task_id)
 
     def _settle(self) -> None:
         for _ in range(self._settle_steps):
             self._sim.advance(np.array(SETTLE_ACTION))
 
     def _advance(self, action: np.ndarray) -> int:
-        return SUCCESS if self._sim.advance(np.clip(action, -1, 1)) else RUNNING
+        return SUCCESS if self.advance(action) else RUNNING
 
     def _observe(self) -> Observation:
-        sim, view = self._sim, self._sim.look()
-        images = np.stack([self._renderer.view(view, camera, self.view_shape[0]) for camera in self.cameras])
+        sim = self._sim
+        if self._blind:
+            images = np.zeros(self._images_shape, np.uint8)
+        else:
+            view = sim.look()
+            images = np.stack([self._renderer.view(view, camera, self.view_shape[0]) for camera in self.cameras])
         return {"images": images, "proprio": sim.proprio(), "instruction": sim.task.instruction}
 
     def _native(self, image: int, pixels: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        if self._blind:
+            x1, y1, x2, y2 = pixels or (0, 0, NATIVE_SIZE, NATIVE_SIZE)
+            return np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
         return self._renderer.native(self._sim.look(), self.cameras[image], pixels)
 
     @property

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from rlvla.types import Box, Decision, SceneObject
 from rlvla.types import Scene as PrivilegedScene
+from rlvla_envs.libero.control import goal_of
 from rlvla_envs.libero.env import LiberoEnv
 from rlvla_envs.libero.expert.articulated import find_joint
 from rlvla_envs.libero.expert.motions import Step
@@ -51,10 +53,14 @@ def play(
 
     `noise` is the standard deviation, in units of the action, of what `rng` adds to the executed deltas. The decision
     keeps what the expert intended from where that has brought it, as in DART (arXiv 1703.09327).
+
+    Where the env's `control` is "absolute", actions are the poses that the deltas lead to, each from the pose at its
+    own env step; and the hand stands still before the gripper opens or closes, so that a chain of poses may end there.
     """
     options = {"task_id": task_id, "init_state_id": init_state_id}
     env.reset(options=options)
-    steps = _play(env, LiberoExpert(env.robosuite, noise=noise, rng=rng), chunk_length, stride)
+    expert = LiberoExpert(env.robosuite, noise=noise, rng=rng, rests=env.control == "absolute")
+    steps = _play(env, expert, chunk_length, stride)
     if steps is None:
         return None
     observation, _ = env.reset(options=options)
@@ -83,11 +89,22 @@ def _play(env: LiberoEnv, expert: LiberoExpert, chunk_length: int, stride: int) 
     while end is None or len(steps) < end:
         if end is None and len(steps) >= env.max_env_steps(env.task_id):
             return None
-        steps.append(expert.step())
-        _, _, reached, _ = env.robosuite.step(steps[-1].action.astype(np.float64))
+        if env.control == "absolute":
+            steps.append(_with_poses(env, expert.step()))
+            reached = env.advance(steps[-1].action)
+        else:
+            steps.append(expert.step())
+            _, _, reached, _ = env.robosuite.step(steps[-1].action.astype(np.float64))
         if reached and end is None:
             end = -(-len(steps) // stride) * stride + chunk_length - stride
     return steps
+
+
+def _with_poses(env: LiberoEnv, step: Step) -> Step:
+    """A step whose actions are the poses that its deltas lead to from where the hand is."""
+    pose = env.hand_pose()
+    executed, intended = (goal_of(action, *pose).astype(np.float32) for action in (step.action, step.intended))
+    return replace(step, action=executed, intended=intended)
 
 
 def _intention(before: Step | None, steps: Sequence[Step], names: dict[str, str]) -> str:

@@ -134,6 +134,16 @@ class TaskSim:
         mujoco.mj_camlight(self.model, self.view)
         return self.view
 
+    def hand_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        """The grip site's position [3] (m) and rotation [3, 3] now, as the controller finds them in the next env step.
+
+        Later than what `proprio` tells, and than what `data` holds, which is a substep old. Looking changes nothing.
+        """
+        self.view.qpos[:] = self.data.qpos
+        mujoco.mj_kinematics(self.model, self.view)
+        site = self._robot.eef_site_id
+        return self.view.site_xpos[site].copy(), self.view.site_xmat[site].reshape(3, 3).copy()
+
     def proprio(self) -> np.ndarray:
         """float32 [8]: eef position [3] (m), rotation vector [3] (rad), finger positions [2] (m).
 

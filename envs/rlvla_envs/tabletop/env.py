@@ -9,6 +9,7 @@ until the hand moves or half covers a block, by which time the policy has chosen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ ENV_STEP_S = 0.2
 MAX_MOVE = 0.28
 """How far the hand moves towards its target in one env step, m."""
 MAX_ENV_STEPS = {"press": 15, "pick": 40}
+"""Of hands that move so far; where they move less, episodes are longer, so that there is as much way to go."""
 _TICKS = round(ENV_STEP_S / TIMESTEP_S)
 
 
@@ -33,7 +35,7 @@ class TabletopEnv(TaskEnv):
     """A Cartesian gripper over a table, seen by one orthographic top camera.
 
     Action [4]: absolute fingertip target x, y, z (m), clipped to the workspace, and the gripper, -1
-    closed to 1 open. The hand moves at most `MAX_MOVE` per env step of `ENV_STEP_S`. Proprio [4]:
+    closed to 1 open. The hand moves at most `max_move` per env step of `ENV_STEP_S`. Proprio [4]:
     fingertips x, y, z and opening, m. Task "press" ends with the first pad pressed, be it right or
     wrong; "pick" ends when the target block rests in the bowl and the gripper has let go.
     """
@@ -47,6 +49,7 @@ class TabletopEnv(TaskEnv):
         tasks: Sequence[str] = TASKS,
         zoom_source: str = "crop",
         view_size: int = 64,
+        max_move: float = MAX_MOVE,
         render_mode: str | None = None,
     ) -> None:
         """Compiles the scenes; the renderer waits for the first picture.
@@ -56,6 +59,8 @@ class TabletopEnv(TaskEnv):
             zoom_source: see `TaskEnv`; both give the same pixels.
             view_size: side of the policy view, a divisor of 512. Above 64 the badges can be told
                 without zoom.
+            max_move: how far the hand moves in one env step, m. Below the default an episode takes, and may
+                take, as many more env steps: for policies that plan a chain of small moves.
             render_mode: see `TaskEnv`.
 
         Raises:
@@ -64,9 +69,11 @@ class TabletopEnv(TaskEnv):
         super().__init__(load_manifest(SUITE), zoom_source, render_mode)
         if view_size < 1 or NATIVE_SIZE % view_size:
             raise ValueError(f"view_size {view_size} does not divide {NATIVE_SIZE}")
+        if not 0 < max_move <= MAX_MOVE:
+            raise ValueError(f"max_move {max_move} is not above 0 and at most {MAX_MOVE} m")
         if not tasks:
             raise ValueError("tasks is empty")
-        self.task_names = tuple(tasks)
+        self.task_names, self.max_move = tuple(tasks), max_move
         self._scenes = [Scene(task) for task in tasks]
         self._cameras: dict[int, TopCamera] = {}
         self.action_space = gymnasium.spaces.Box(
@@ -81,7 +88,8 @@ class TabletopEnv(TaskEnv):
     def max_env_steps(self, task_id: int) -> int:
         """See `VLAEnv`."""
         self._check_task(task_id)
-        return MAX_ENV_STEPS[self.task_names[task_id]]
+        share = round(MAX_MOVE / self.max_move, 6)  # 7, not 7.000000000000001
+        return math.ceil(MAX_ENV_STEPS[self.task_names[task_id]] * share)
 
     def close(self) -> None:
         """Frees the renderers."""
@@ -105,7 +113,7 @@ class TabletopEnv(TaskEnv):
         way = np.clip(action[:3], WORKSPACE_LOW, WORKSPACE_HIGH) - start
         gripper = float(np.clip(action[3], -1, 1))
         # Constant speed: the shorter the way, the more time the servos have left to settle.
-        speed = MAX_MOVE / max(float(np.linalg.norm(way)), 1e-9)
+        speed = self.max_move / max(float(np.linalg.norm(way)), 1e-9)
         for tick in range(1, _TICKS + 1):
             scene.command(start + way * min(1.0, speed * tick / _TICKS), gripper)
             mujoco.mj_step(scene.model, scene.data)

@@ -21,6 +21,8 @@ GAIN = 1.5
 """Of the proportional control; 2 starts to overshoot."""
 CLEARANCE = 0.025
 """Between what the hand carries and what it passes over, m."""
+AT_REST, MAX_REST = 0.0015, 10
+"""A hand that moves less in an env step, m, stands still; it is given so many steps to get there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +51,17 @@ class Step:
 class Hand:
     """The hand on its way to one goal: each motion names its phase, the goal gives subject and target."""
 
-    def __init__(self, scene: Scene, subject: str, target: str = "") -> None:
+    def __init__(self, scene: Scene, subject: str, target: str = "", *, rests: bool = False) -> None:
         """Nothing moves yet.
 
         Args:
             scene: the present state.
             subject: the object, region or fixture that the goal is about.
             target: where the subject is to go, if anywhere.
+            rests: stand still before the gripper opens or closes.
         """
         self.scene, self.subject, self.target = scene, subject, target
+        self._rests, self._phase = rests, "wait"
         self.tried: list[np.ndarray] = []
         """Where the subject was grasped so far, [3] each, relative to it."""
 
@@ -68,7 +72,7 @@ class Hand:
         # Scaled as a whole, so that the hand goes straight even where the limit binds.
         move, turn = (v / max(1.0, float(np.abs(v).max())) for v in (move, turn))
         action = np.array([*move, *turn, gripper], np.float32)
-        label = Label(phase=phase, subject=self.subject, target=self.target)
+        self._phase, label = phase, Label(phase=phase, subject=self.subject, target=self.target)
         return Step(action=action, intended=action, label=label)
 
     def move(
@@ -94,7 +98,9 @@ class Hand:
             yield self.towards(phase, position, rotation, gripper)
 
     def squeeze(self, phase: str, gripper: float) -> Iterator[Step]:
-        """Open or close where the hand is, until the fingers rest: 4 to 14 steps."""
+        """Open or close where the hand is, until the fingers rest: 4 to 14 steps; with `rests` once it stands still."""
+        if self._rests:
+            yield from self._rest(-gripper)
         position, rotation = self.scene.hand, self.scene.hand_rotation
         previous = np.inf
         for step in range(14):
@@ -102,6 +108,15 @@ class Hand:
                 return
             previous = self.scene.opening
             yield self.towards(phase, position, rotation, gripper)
+
+    def _rest(self, gripper: float) -> Iterator[Step]:
+        """Stay where the hand is until it stands still: as it comes near a goal, it moves by up to 12 mm a step."""
+        position, rotation = self.scene.hand, self.scene.hand_rotation
+        for _ in range(MAX_REST):
+            before = self.scene.hand
+            yield self.towards(self._phase, position, rotation, gripper)
+            if np.linalg.norm(self.scene.hand - before) < AT_REST:
+                return
 
     def transit(self, phase: str, held: np.ndarray, spot: np.ndarray, yaw: float, gripper: float) -> Iterator[Step]:
         """Over what stands around to above a spot: up as far as needed, across, no further down than is safe.

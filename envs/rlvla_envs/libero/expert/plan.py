@@ -36,13 +36,16 @@ ACCESS = 0.10
 class LiberoExpert:
     """Plays one episode from the state that the env is in when it is made."""
 
-    def __init__(self, env: Any, *, noise: float = 0.0, rng: np.random.Generator | None = None) -> None:
+    def __init__(
+        self, env: Any, *, noise: float = 0.0, rng: np.random.Generator | None = None, rests: bool = False
+    ) -> None:
         """Reads the goal.
 
         Args:
             env: robosuite's env of a LIBERO task, as in `LiberoEnv.robosuite`, after the settle steps.
             noise: standard deviation of Gaussian noise on the six deltas, in units of the action.
             rng: draws the noise.
+            rests: let the hand stand still before the gripper opens or closes.
 
         Raises:
             ValueError: noise without rng.
@@ -51,7 +54,7 @@ class LiberoExpert:
             raise ValueError(f"noise {noise} needs an rng")
         self._scene = Scene(env)
         self._noise, self._rng = noise, rng
-        self._plan = plan(self._scene)
+        self._plan = plan(self._scene, rests=rests)
 
     def step(self) -> Step:
         """The next step from the present state; "wait" where the plan has ended."""
@@ -65,17 +68,17 @@ class LiberoExpert:
         return step
 
 
-def plan(scene: Scene) -> Iterator[Step]:
+def plan(scene: Scene, *, rests: bool = False) -> Iterator[Step]:
     """One goal after the other, in an order that can be carried out."""
     for goal in order_goals(scene.env.parsed_problem["goal_state"]):
         if goal[0] == "in" and not scene.holds(goal) and not is_accessible(scene, goal[2]):
-            yield from attempts(scene, ["open", goal[2]])
-        yield from attempts(scene, goal)
+            yield from attempts(scene, ["open", goal[2]], rests=rests)
+        yield from attempts(scene, goal, rests=rests)
 
 
-def attempts(scene: Scene, goal: list[str]) -> Iterator[Step]:
+def attempts(scene: Scene, goal: list[str], *, rests: bool = False) -> Iterator[Step]:
     """One goal, again where that failed: of an object with another grasp."""
-    hand, skill = Hand(scene, *goal[1:]), SKILLS[goal[0]]
+    hand, skill = Hand(scene, *goal[1:], rests=rests), SKILLS[goal[0]]
     if skill is pick_and_place and is_flat(scene.points(hand.subject)):
         skill = drag
     for _ in range(NUM_TRIES):
