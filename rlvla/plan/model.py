@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, PositiveInt, TypeAdapter
 
-from rlvla.config import ActionDecoding, LoraConfig, TinyModelConfig
-from rlvla.policies.family import family_of, is_policy, load_policy
+from rlvla.config import ActionDecoding, LoraConfig, SFTConfig, TinyModelConfig
+from rlvla.policies.family import Sizes, family_of, is_policy, load_policy
 from rlvla.policies.models import auto
 
 if TYPE_CHECKING:
@@ -83,13 +83,21 @@ class ModelFigures:
 
 @cache
 def describe(path: Path | None) -> Described:
-    """Read `plan.architecture`; None: a tiny model, and the defaults. Raises ValueError naming file and key."""
-    if path is None:
+    """Read `plan.architecture`; None, or a cold start's YAML: a tiny model, and the defaults.
+
+    Raises:
+        ValueError: the JSON is none of these; the message names file and key.
+    """
+    if path is None or path.suffix in YAML:
         return Described(name="")
     try:
         return TypeAdapter(Described).validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"plan.architecture: {path}: {error}") from None
+
+
+YAML = (".yaml", ".yml")
+"""Endings of a `plan.architecture` that is a cold start's config, for `rlvla.plan.acting`."""
 
 
 @cache
@@ -125,7 +133,7 @@ def figures_of(
     is_here = bool(model) and (Path(model) / "config.json").is_file()
     is_described = bool(described.config) and not is_here and (tiny is None or described.name == model)
     if not is_here and not is_described and (tiny is None or not model):
-        built, policy = family_of("").sketch(tiny or TinyModelConfig(), num_bins)
+        built, policy = family_of("").sketch(SFTConfig(tiny=tiny or TinyModelConfig(), num_bins=num_bins), Sizes())
         why = "" if tiny else f"{model} is not here: "
         return count(built, lora, view_shape, source=f"{why}a tiny {built.config.model_type}", policy=policy)
     try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, LearnerConfig, PlanConfig, SFTConfig
+from rlvla.plan import acting
 from rlvla.plan.estimate import ENV_COSTS, EPISODES, HABITS, NUM_TASKS, better_split, estimate, num_nodes, num_scorings
 from rlvla.plan.host import bucket_bytes, host_lines, main_memory, memory_line
 from rlvla.plan.memory import BYTES, LearnerMemory, learner_memory, sampler_memory, zero
@@ -44,6 +45,10 @@ class Plan:
 
 def of_sft(cfg: SFTConfig) -> Plan:
     """Plan a cold start."""
+    if not acting.speaks(cfg):
+        lines, needs = acting.lines_of_sft(cfg)
+        problems = (*_refusals(require_even, cfg.batch_size, cfg.plan.num_processes), *acting.misfits(cfg, needs))
+        return Plan(title="plan of recipes/sft.py", lines=lines, problems=problems)
     learner, ranks, world = cfg.learner, cfg.plan.num_processes, of_dataset(cfg)
     options = {"view_shape": world.view_shape, "lora": learner.lora}
     figures = figures_of(cfg.model, cfg.plan.architecture, tiny=cfg.tiny, num_bins=cfg.num_bins, **options)
@@ -71,6 +76,11 @@ def of_sft(cfg: SFTConfig) -> Plan:
 
 def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
     """Plan a GRPO run; the recipe has built the reward, whose weights by name are shown."""
+    if not acting.speaks(cfg):
+        lines, needs = acting.lines_of_grpo(cfg)
+        reward = ("reward", " + ".join(f"{weight:g} {name}" for name, weight in reward_weights.items()))
+        problems = (*acting.misfits(cfg, needs), *_unserved(cfg))
+        return Plan(title="plan of recipes/grpo.py", lines=(reward, *lines), problems=problems)
     learner, ranks, rollout = cfg.learner, cfg.cluster.num_learners, Rollout(cfg)
     figures, turn, num_trajectories = rollout.figures, rollout.turn, cfg.groups_per_step * cfg.group_size
     num_updates = cfg.minibatches_per_step * cfg.num_epochs
@@ -134,6 +144,10 @@ def _step_lines(cfg: GRPOConfig, rollout: Rollout) -> Lines:
 
 def of_evaluate(cfg: EvaluateConfig) -> Plan:
     """Plan an evaluation."""
+    if not acting.speaks(cfg):
+        lines, needs = acting.lines_of_evaluate(cfg)
+        problems = (*acting.misfits(cfg, needs), *_unserved(cfg))
+        return Plan(title="plan of recipes/evaluate.py", lines=lines, problems=problems)
     rollout = Rollout(cfg)
     num_tasks = rollout.world.num_tasks or len(cfg.env.tasks) or NUM_TASKS
     return Plan(
@@ -203,8 +217,7 @@ class Rollout:
                 f"the KV cache holds {num_kv_tokens} tokens, one turn needs {limit}: raise sampler.kv_cache_mb, or "
                 "sampler.gpu_memory_utilization"
             )
-        is_here = (self._cfg.model / "config.json").is_file()
-        return (*problems, *(_refusals(check_policy, self._cfg) if is_here else ()))
+        return (*problems, *_unserved(self._cfg))
 
 
 def _model_lines(figures: ModelFigures, learner: LearnerConfig | None) -> Lines:
@@ -264,6 +277,11 @@ def _misfits(plan: PlanConfig, needs: Mapping[str, float]) -> tuple[str, ...]:
         for name, need in needs.items()
         if there and need > there
     )
+
+
+def _unserved(cfg: GRPOConfig | EvaluateConfig) -> tuple[str, ...]:
+    """Why a checkpoint that is here is refused."""
+    return _refusals(check_policy, cfg) if (cfg.model / "config.json").is_file() else ()
 
 
 def _refusals(check: Callable[..., object], *args: Any) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ class World:
     view_shape: tuple[int, int] = (256, 256)
     """(H, W), px."""
     action_size: int = 7
+    proprio_size: int = 8
     max_env_steps: int = 520
     """Of the longest task (OpenVLA-OFT's horizon of the Long suite)."""
     num_tasks: int | None = None
@@ -64,6 +65,7 @@ def of_env(cfg: EvaluateConfig | GRPOConfig | SFTConfig) -> World:
         num_images=num_images,
         view_shape=(shape[0], shape[1]),
         action_size=env.action_space.shape[0],
+        proprio_size=env.observation_space["proprio"].shape[0],
         max_env_steps=max(env.max_env_steps(task) for task in tasks),
         num_tasks=len(tasks),
     )
