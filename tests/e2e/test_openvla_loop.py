@@ -123,7 +123,7 @@ def check_rescored(checkpoint: Path, trajectories: list[Trajectory]) -> None:
     policy, model = Thinker(PolicyProcessor.load(checkpoint)), load_model(checkpoint)
     turns = [t.turns[0] for t in trajectories if t.turns[0].actions.size]
     with torch.no_grad():
-        logprobs, _ = policy.logprobs(model, policy.inputs(turns, "cpu", torch.float32))
+        logprobs = policy.logprobs(model, policy.inputs(turns, "cpu", torch.float32)).logprobs
     for row, turn in zip(logprobs, turns, strict=True):
         sampled = turn.loss_mask
         np.testing.assert_allclose(row.numpy()[: len(sampled)][sampled], turn.sampler_logprobs[sampled], atol=1e-4)
