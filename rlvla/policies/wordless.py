@@ -23,7 +23,7 @@ from rlvla.policies.buckets import Part
 from rlvla.policies.family import POLICY_FILE, EngineNeeds
 from rlvla.policies.normalising import Normaliser
 from rlvla.policies.weights import unwrap
-from rlvla.types import Turn
+from rlvla.types import Segment, SegmentKind, Turn
 
 if TYPE_CHECKING:
     from rlvla.data.dataset import DemonstrationSet
@@ -199,9 +199,29 @@ def trained_further(policy: _Policy, cfg: SFTConfig, demonstrations: Demonstrati
             f"dataset: {cfg.dataset} has actions {list(shape)} and pictures {list(views)}, {cfg.model} takes "
             f"{list(policy.chunk_shape)} and {list(policy.views)}"
         )
+    return going_on(policy, cfg, demonstrations)
+
+
+def going_on(policy: _Policy, cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[nn.Module, _Policy]:
+    """As `trained_further`, of a data set that is known to fit."""
     suites = tuple(sorted({*policy.settings.trained_suites, *demonstrations.suites}))
     policy = replace(policy, settings=replace(policy.settings, trained_suites=suites))
     return policy.load_model(cfg.model, getattr(torch, cfg.learner.dtype)), policy
+
+
+def undrawn(
+    num_units: int, images: Sequence[np.ndarray], actions: np.ndarray, latents: Mapping[str, np.ndarray]
+) -> Turn:
+    """A turn that no policy has drawn: a demonstration, or what a plan counts."""
+    return Turn(
+        token_ids=np.zeros(num_units, np.int32),
+        sampler_logprobs=np.zeros(num_units, np.float32),
+        segments=(Segment(kind=SegmentKind.ACT, start=0, end=num_units),),
+        images=images,
+        actions=actions,
+        policy_version=0,
+        latents=latents,
+    )
 
 
 def picture_tensor(images: Sequence[np.ndarray], dtype: torch.dtype = torch.float32) -> torch.Tensor:

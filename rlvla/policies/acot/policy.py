@@ -8,7 +8,7 @@ was integrated without noise is context, as a tool's result would be: the learne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from rlvla.policies.weights import unwrap
 from rlvla.policies.wordless import (
     NUM_TEXT_TOKENS,
     WordlessPolicy,
+    going_on,
     padded_ids,
     picture_tensor,
     read_settings,
@@ -36,9 +37,10 @@ from rlvla.policies.wordless import (
     refuse_other_noise,
     refuse_words,
     text_ids,
+    undrawn,
 )
 from rlvla.protocols import SampleOutput, Sampler, SampleRequest
-from rlvla.types import Segment, SegmentKind, Turn
+from rlvla.types import Turn
 
 if TYPE_CHECKING:
     from rlvla.data.dataset import DemonstrationSet
@@ -99,7 +101,7 @@ class ACoTPolicy(WordlessPolicy):
         }
         if self.settings.reference is not None:
             latents["reference"] = self._widened(self.settings.reference.normalised(reference_motion(actions, sizes)))
-        return _turn(1 + sizes.has_explicit, demonstration.images, head, latents)
+        return undrawn(1 + sizes.has_explicit, demonstration.images, head, latents)
 
     def longest_turn(self) -> Turn:
         """Of a plan: one noisy step of the head, black pictures."""
@@ -114,7 +116,7 @@ class ACoTPolicy(WordlessPolicy):
         if self.sizes.has_explicit:
             latents["reference"] = np.zeros((self.sizes.reference_horizon, width), np.float32)
         images = [np.zeros((*view, 3), np.uint8) for view in self.views]
-        return _turn(1, images, np.zeros(self.chunk_shape, np.float32), latents)
+        return undrawn(1, images, np.zeros(self.chunk_shape, np.float32), latents)
 
     @property
     def _width(self) -> int:
@@ -202,19 +204,6 @@ def _pictures(images: Sequence[np.ndarray]) -> torch.Tensor:
     return 2 * picture_tensor(images) - 1
 
 
-def _turn(num_units: int, images: Sequence[np.ndarray], actions: np.ndarray, latents: Mapping[str, np.ndarray]) -> Turn:
-    """One that was drawn by nobody."""
-    return Turn(
-        token_ids=np.zeros(num_units, np.int32),
-        sampler_logprobs=np.zeros(num_units, np.float32),
-        segments=(Segment(kind=SegmentKind.ACT, start=0, end=num_units),),
-        images=images,
-        actions=actions,
-        policy_version=0,
-        latents=latents,
-    )
-
-
 class ACoTFamily:
     """A `family.Family`."""
 
@@ -227,7 +216,7 @@ class ACoTFamily:
     def start(self, cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, ACoTPolicy]:
         """See `family.Family`; actions and reference motions are normalised by statistics of their own."""
         actions, views = demonstrations.actions(), demonstrations.views
-        dtype, is_further = getattr(torch, cfg.learner.dtype), is_policy(cfg.model)
+        is_further = is_policy(cfg.model)
         sizes = self.load(cfg.model).sizes if is_further else cfg.acot
         if problem := too_short(actions.shape[1], sizes):
             raise ValueError(f"dataset: {cfg.dataset} has {problem}")
@@ -240,15 +229,13 @@ class ACoTFamily:
                     f"dataset: {cfg.dataset} has actions of {actions.shape[2]} numbers and pictures {views}, "
                     f"{cfg.model} takes {policy.settings.actions.size} and {policy.views}"
                 )
-            suites = tuple(sorted({*policy.settings.trained_suites, *demonstrations.suites}))
-            policy = replace(policy, settings=replace(policy.settings, trained_suites=suites))
-            return policy.load_model(cfg.model, dtype), policy
+            return going_on(policy, cfg, demonstrations)
         if cfg.model:
             raise ValueError(f"model is {cfg.model}, which is no policy of the family acot: leave it out to start anew")
         settings = first_settings(sizes, actions, demonstrations.proprio(), views, demonstrations.suites)
         policy = ACoTPolicy(settings=settings, sizes=sizes)
         torch.manual_seed(cfg.seed)
-        return policy.network().to(dtype), policy
+        return policy.network().to(getattr(torch, cfg.learner.dtype)), policy
 
     def check_tools(self, episode: EpisodeConfig) -> None:
         """See `family.Family`: there are none."""

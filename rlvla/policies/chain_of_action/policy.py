@@ -34,9 +34,10 @@ from rlvla.policies.wordless import (
     refuse_words,
     text_ids,
     trained_further,
+    undrawn,
 )
 from rlvla.protocols import SampleOutput, Sampler, SampleRequest
-from rlvla.types import Segment, SegmentKind, Turn
+from rlvla.types import Turn
 
 if TYPE_CHECKING:
     from rlvla.data.dataset import DemonstrationSet
@@ -127,16 +128,9 @@ class ChainPolicy(WordlessPolicy):
         self, chain: np.ndarray, images: Sequence[np.ndarray], actions: np.ndarray, given: Mapping[str, np.ndarray]
     ) -> Turn:
         """One that was drawn by nobody."""
-        num, nothing = len(chain), np.zeros(self.settings.chunk_shape[1], np.float32)
-        return Turn(
-            token_ids=np.zeros(num, np.int32),
-            sampler_logprobs=np.zeros(num, np.float32),
-            segments=(Segment(kind=SegmentKind.ACT, start=0, end=num),),
-            images=images,
-            actions=actions,
-            policy_version=0,
-            latents={"chain": chain, "std": nothing, "temperature": nothing[:1], **given},
-        )
+        nothing = np.zeros(self.settings.chunk_shape[1], np.float32)
+        latents = {"chain": chain, "std": nothing, "temperature": nothing[:1], **given}
+        return undrawn(len(chain), images, actions, latents)
 
     def longest_turn(self) -> Turn:
         """Of a plan: a chain as long as a chunk, and black pictures."""
