@@ -12,9 +12,9 @@ from typing import Any
 from rlvla.config import EvaluateConfig, GRPOConfig, SFTConfig, from_yaml
 from rlvla.data.dataset import read_sizes
 from rlvla.plan.host import bucket_bytes
-from rlvla.plan.memory import BYTES
+from rlvla.plan.memory import BYTES, misfits
 from rlvla.plan.model import YAML
-from rlvla.plan.text import GIB, Lines, duration, size
+from rlvla.plan.text import Lines, duration, size
 from rlvla.plan.turn import DEVICES, REACHED, num_forwards
 from rlvla.plan.world import World, of_dataset, of_env
 from rlvla.policies.family import Policy, Sizes, is_policy, load_policy, starting_family
@@ -194,11 +194,6 @@ def _time(seconds: float, num_steps: int) -> tuple[str, str]:
     return "time (estimate)", f"{text}, with episodes as long as they get, at {REACHED:.0%} of the data sheet's FLOP/s"
 
 
-def misfits(cfg: SFTConfig | GRPOConfig | EvaluateConfig, needs: dict[str, float]) -> tuple[str, ...]:
+def misfits_of(cfg: SFTConfig | GRPOConfig | EvaluateConfig, needs: dict[str, float]) -> tuple[str, ...]:
     """What needs more than the GPU has."""
-    there = DEVICES[cfg.plan.gpu].memory_gib * GIB
-    return tuple(
-        f"{name} needs {size(need)}, {cfg.plan.gpu} has {size(there)}: raise learner.zero_stage or the number of ranks"
-        for name, need in needs.items()
-        if there and need > there
-    )
+    return misfits(cfg.plan, needs, "raise learner.zero_stage or the number of ranks")

@@ -13,13 +13,14 @@ counts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlvla.config import LearnerConfig, SamplerConfig
+from rlvla.config import LearnerConfig, PlanConfig, SamplerConfig
 from rlvla.plan.model import ModelFigures, Stack
-from rlvla.plan.text import GIB
-from rlvla.plan.turn import TurnTokens
+from rlvla.plan.text import GIB, size
+from rlvla.plan.turn import DEVICES, TurnTokens
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT32 = 4
@@ -68,6 +69,16 @@ def zero(learner: LearnerConfig) -> Any:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # isort: skip
 
     return DeepSpeedZeroConfig(**deepspeed_config(learner)["zero_optimization"])
+
+
+def misfits(plan: PlanConfig, needs: Mapping[str, float], remedy: str) -> tuple[str, ...]:
+    """What needs more bytes than the GPU has, each with what to do."""
+    there = DEVICES[plan.gpu].memory_gib * GIB
+    return tuple(
+        f"{name} needs {size(need)}, {plan.gpu} has {size(there)}: {remedy}"
+        for name, need in needs.items()
+        if there and need > there
+    )
 
 
 def learner_memory(

@@ -14,7 +14,7 @@ from rlvla.config import EpisodeConfig, EvaluateConfig, GRPOConfig, LearnerConfi
 from rlvla.plan import acting
 from rlvla.plan.estimate import ENV_COSTS, EPISODES, HABITS, NUM_TASKS, better_split, estimate, num_nodes, num_scorings
 from rlvla.plan.host import bucket_bytes, host_lines, main_memory, memory_line
-from rlvla.plan.memory import BYTES, LearnerMemory, learner_memory, sampler_memory, zero
+from rlvla.plan.memory import BYTES, LearnerMemory, learner_memory, misfits, sampler_memory, zero
 from rlvla.plan.model import ModelFigures, figures_of
 from rlvla.plan.simulation import Simulated
 from rlvla.plan.text import GIB, Lines, duration, size
@@ -47,7 +47,7 @@ def of_sft(cfg: SFTConfig) -> Plan:
     """Plan a cold start."""
     if not acting.speaks(cfg):
         lines, needs = acting.lines_of_sft(cfg)
-        problems = (*_refusals(require_even, cfg.batch_size, cfg.plan.num_processes), *acting.misfits(cfg, needs))
+        problems = (*_refusals(require_even, cfg.batch_size, cfg.plan.num_processes), *acting.misfits_of(cfg, needs))
         return Plan(title="plan of recipes/sft.py", lines=lines, problems=problems)
     learner, ranks, world = cfg.learner, cfg.plan.num_processes, of_dataset(cfg)
     options = {"view_shape": world.view_shape, "lora": learner.lora}
@@ -79,7 +79,7 @@ def of_grpo(cfg: GRPOConfig, reward_weights: Mapping[str, float]) -> Plan:
     if not acting.speaks(cfg):
         lines, needs = acting.lines_of_grpo(cfg)
         reward = ("reward", " + ".join(f"{weight:g} {name}" for name, weight in reward_weights.items()))
-        problems = (*acting.misfits(cfg, needs), *_unserved(cfg))
+        problems = (*acting.misfits_of(cfg, needs), *_unserved(cfg))
         return Plan(title="plan of recipes/grpo.py", lines=(reward, *lines), problems=problems)
     learner, ranks, rollout = cfg.learner, cfg.cluster.num_learners, Rollout(cfg)
     figures, turn, num_trajectories = rollout.figures, rollout.turn, cfg.groups_per_step * cfg.group_size
@@ -146,7 +146,7 @@ def of_evaluate(cfg: EvaluateConfig) -> Plan:
     """Plan an evaluation."""
     if not acting.speaks(cfg):
         lines, needs = acting.lines_of_evaluate(cfg)
-        problems = (*acting.misfits(cfg, needs), *_unserved(cfg))
+        problems = (*acting.misfits_of(cfg, needs), *_unserved(cfg))
         return Plan(title="plan of recipes/evaluate.py", lines=lines, problems=problems)
     rollout = Rollout(cfg)
     num_tasks = rollout.world.num_tasks or len(cfg.env.tasks) or NUM_TASKS
@@ -269,14 +269,12 @@ def _time_lines(seconds: float, num_steps: int, note: str = "") -> Lines:
 
 
 def _misfits(plan: PlanConfig, needs: Mapping[str, float]) -> tuple[str, ...]:
-    """What needs more than the GPU has."""
-    there = DEVICES[plan.gpu].memory_gib * GIB
-    return tuple(
-        f"{name} needs {size(need)}, {plan.gpu} has {size(there)}: raise learner.zero_stage or the number of ranks, "
-        "turn learner.gradient_checkpointing on, lower learner.micro_batch_rows or the KV cache, or use learner.lora"
-        for name, need in needs.items()
-        if there and need > there
+    """See `misfits`."""
+    remedy = (
+        "raise learner.zero_stage or the number of ranks, turn learner.gradient_checkpointing on, lower "
+        "learner.micro_batch_rows or the KV cache, or use learner.lora"
     )
+    return misfits(plan, needs, remedy)
 
 
 def _unserved(cfg: GRPOConfig | EvaluateConfig) -> tuple[str, ...]:

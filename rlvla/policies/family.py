@@ -22,6 +22,7 @@ from rlvla.types import Turn
 
 if TYPE_CHECKING:
     import torch
+    from pydantic import ValidationError
 
     from rlvla.data.dataset import DemonstrationSet
     from rlvla.policies.buckets import Part
@@ -288,6 +289,11 @@ def note_trained(folder: Path, suite: str) -> None:
     """Write into a checkpoint that its policy has learned on the train states of a suite, too."""
     settings = {**_read(folder), "trained_suites": sorted({*read_trained(folder), suite})}
     (folder / POLICY_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def wrong_keys(error: ValidationError) -> str:
+    """Which keys of a file are wrong, and what is wrong with each."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
 
 
 def _read(folder: Path | str) -> dict[str, Any]:

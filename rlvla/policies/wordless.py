@@ -20,7 +20,7 @@ from torch import nn
 
 from rlvla.config import ChainEpisodeConfig, EpisodeConfig, FlowEpisodeConfig, LearnerConfig, SFTConfig
 from rlvla.policies.buckets import Part
-from rlvla.policies.family import POLICY_FILE, EngineNeeds
+from rlvla.policies.family import POLICY_FILE, EngineNeeds, wrong_keys
 from rlvla.policies.normalising import Normaliser
 from rlvla.policies.weights import unwrap
 from rlvla.types import Segment, SegmentKind, Turn
@@ -62,7 +62,7 @@ def read_settings(folder: Path | str) -> Settings:
     try:
         return TypeAdapter(Settings).validate_json(file.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{file}: not a policy's settings: {_wrong(error)}") from None
+        raise ValueError(f"{file}: not a policy's settings: {wrong_keys(error)}") from None
 
 
 _Sizes = TypeVar("_Sizes")
@@ -77,14 +77,9 @@ def read_sizes(folder: Path | str, kind: type[_Sizes]) -> _Sizes:
         content = json.loads(file.read_bytes())
         return TypeAdapter(kind).validate_python(content["network"])
     except ValidationError as error:
-        raise ValueError(f"{file}: not the sizes of a network of this family: {_wrong(error)}") from None
+        raise ValueError(f"{file}: not the sizes of a network of this family: {wrong_keys(error)}") from None
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: not the sizes of a network of this family: {error}") from None
-
-
-def _wrong(error: ValidationError) -> str:
-    """Keys, and what is wrong with each."""
-    return "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from rlvla.config import ActionDecoding
-from rlvla.policies.family import POLICY_FILE
+from rlvla.policies.family import POLICY_FILE, wrong_keys
 from rlvla.policies.thinker.actions import QuantileCodec, read_codec
 
 NAME = "thinker"
@@ -51,8 +51,7 @@ def parse_settings(content: bytes, name: str) -> Settings:
     try:
         settings = _SETTINGS.validate_json(content)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
-        raise ValueError(f"{name}: not a policy's settings: {wrong}") from None
+        raise ValueError(f"{name}: not a policy's settings: {wrong_keys(error)}") from None
     if json.loads(content).get("carry_thought"):
         raise ValueError(
             f"{name}: carry_thought is true: prompts that show the last thought are gone; rlvla 0.1.0 serves this "
