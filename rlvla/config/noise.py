@@ -19,8 +19,8 @@ class ChainEpisodeConfig:
     gripper_std: NonNegativeFloat = 0.03
     """Of the gripper, the last dimension."""
     units: Literal["chain", "executed", "key_frame"] = "chain"
-    """Which actions of a chain are learned from: all; the key frame and those that were executed; the key frame
-    alone."""
+    """Which actions of a chain are learned from: all; the key frame and those that were executed; the key frame alone,
+    which then alone is noisy: the others follow it."""
     execute: NonNegativeInt = 0
     """Actions of a chain that are executed before the next decision; 0: all, up to the key frame."""
     stop_distance: NonNegativeFloat = 0.01

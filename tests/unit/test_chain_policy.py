@@ -214,6 +214,19 @@ def test_units_say_what_of_a_chain_is_learned_from(
     np.testing.assert_array_equal(cut.actions, turn.actions[:1])
 
 
+@torch.no_grad()
+def test_only_a_key_frame_that_is_learned_from_alone_is_noisy() -> None:
+    """What follows is what the network says of it."""
+    model, policy = make_policy(CHAIN)
+    turns = decide(model, policy, acting(units="key_frame", std=0.2))
+    inputs = policy.inputs(turns, "cpu", torch.float32)
+    means = model(*(inputs[name] for name in ("images", "proprio", "text", "chain"))).means[:, 0]
+    is_there = torch.arange(means.shape[1]) < inputs["lengths"][:, None]
+    astray = torch.where(is_there, (inputs["chain"] - means).abs().amax(-1), 0.0)
+    assert astray[:, 0].min() > 1e-3
+    assert astray[:, 1:].max() < 1e-5
+
+
 def test_an_ensemble_goes_on_from_decision_to_decision() -> None:
     """The same chain each time, of which one action after the other is executed, until the key frame clears it."""
     _, policy = make_policy(CHAIN)

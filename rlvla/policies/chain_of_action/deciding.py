@@ -39,6 +39,7 @@ class ChainDecider:
         how = {
             "stop_distance": np.array([chain_cfg.stop_distance], np.float32),
             "feeds_latents": np.array([chain_cfg.feedback == "latent"], np.int32),
+            "only_key_frame": np.array([chain_cfg.units == "key_frame"], np.int32),
         }
         # Forward, a chain has no end of its own: what is not executed need not be drawn, and is not to be learned from.
         num_actions = chain_cfg.execute if self.order == "forward" else self.settings.chunk_shape[0]

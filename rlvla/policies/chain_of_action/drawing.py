@@ -23,7 +23,10 @@ def drawn(
     requests: Sequence[SampleRequest],
     generators: Sequence[torch.Generator],
 ) -> list[SampleOutput]:
-    """Answers to requests of one episode config, drawn together; each row's noise is its own generator's."""
+    """Answers to requests of one episode config, drawn together; each row's noise is its own generator's.
+
+    Where only the key frame is learned from, nothing else of a chain is left to chance.
+    """
     given = [request.latents for request in requests]
     device = next(net.parameters()).device
     told = {name: tensor.to(device) for name, tensor in seen(settings, given).items()}
@@ -31,6 +34,7 @@ def drawn(
     fixed, temperature = (stacked(latents[name] for latents in given).to(device) for name in ("std", "temperature"))
     state = net.begin(net.memory(images, told["proprio"], told["text"]))
     feeds_latents, latent = bool(given[0]["feeds_latents"][0]), None
+    only_key_frame = bool(given[0]["only_key_frame"][0])
     scored: list[torch.Tensor] = []
 
     def draw(before: torch.Tensor | None) -> torch.Tensor:
@@ -38,6 +42,8 @@ def drawn(
         fed = {} if before is None else {"latent": latent} if feeds_latents else {"action": before}
         mean, latent, learned = net.next(state, **fed)
         std = deviation(learned, fixed, temperature)
+        if only_key_frame and before is not None:
+            std = torch.zeros_like(std)
         noise = torch.stack([torch.randn(mean.shape[1], generator=g, device=g.device) for g in generators])
         action = mean + std * noise.to(device)
         scored.append(normal_logprobs(action, mean, std))
