@@ -52,6 +52,16 @@ def test_a_demonstration_is_a_chain_from_its_key_frame_to_the_robot() -> None:
     np.testing.assert_allclose(chain, [shown.actions[2], present, *shown.actions[:3]], atol=1e-6)
 
 
+def test_a_chain_ends_with_its_last_action_once() -> None:
+    shown = demonstration()
+    actions = np.concatenate([shown.actions[:2], shown.actions[1:2].repeat(K - 2, axis=0)])
+    _, policy = make_policy(CHAIN)
+    turn = policy.to_turn(replace(shown, actions=actions, key_step=K - 1))
+    np.testing.assert_array_equal(turn.actions, actions[:2])
+    turn = policy.to_turn(replace(shown, actions=actions[1:2].repeat(K, axis=0), key_step=K - 1))
+    np.testing.assert_array_equal(turn.actions, actions[1:2])
+
+
 @pytest.mark.parametrize(("key_step", "message"), [(None, "none follows"), (K, f"it is {K} env steps away")])
 def test_a_demonstration_that_does_not_reach_a_key_frame_is_named(key_step: int | None, message: str) -> None:
     _, policy = make_policy(CHAIN)

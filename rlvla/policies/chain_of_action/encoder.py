@@ -56,7 +56,8 @@ class ImageEncoder(nn.Module):
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
         self.mix = nn.Conv2d(size, size, kernel_size=1)
-        self.places = SpatialSoftmax(num_views, size, size) if config.spatial_softmax else None
+        self.places = SpatialSoftmax(config, num_views) if config.spatial_softmax else None
+        self.token_size = config.token_size
         self.norm = nn.LayerNorm(size)
         self.view_codes = nn.Embedding(num_views, size)
         nn.init.normal_(self.view_codes.weight, std=0.02)
@@ -70,8 +71,9 @@ class ImageEncoder(nn.Module):
         film = self.film(words.mean(1)).repeat_interleave(num_views, 0)[..., None, None]
         scale, shift = film.chunk(2, dim=1)
         maps = self.mix(nn.functional.relu(maps * (1 + scale) + shift))
-        positions = plane_waves(maps.shape[2], maps.shape[3], maps.shape[1], maps.device)
-        tokens = self.norm(maps.flatten(2).transpose(1, 2)) + positions.to(maps.dtype)
+        coarse = nn.functional.avg_pool2d(maps, self.token_size, ceil_mode=True)
+        positions = plane_waves(coarse.shape[2], coarse.shape[3], coarse.shape[1], coarse.device)
+        tokens = self.norm(coarse.flatten(2).transpose(1, 2)) + positions.to(coarse.dtype)
         codes = self.view_codes(torch.arange(num_views, device=images.device))
         tokens = (tokens.unflatten(0, (num_rows, num_views)) + codes[:, None]).flatten(1, 2)
         return tokens, None if self.places is None else self.places(maps.unflatten(0, (num_rows, num_views)))
@@ -80,14 +82,15 @@ class ImageEncoder(nn.Module):
 class SpatialSoftmax(nn.Module):
     """[B, N, C, h, w] -> [B, d], from the expected row and column of each channel (Finn et al., arXiv 1509.06113)."""
 
-    def __init__(self, num_views: int, num_channels: int, size: int) -> None:
+    def __init__(self, config: ChainOfActionConfig, num_views: int) -> None:
         super().__init__()
-        self.read, self.norm = nn.Linear(num_views * num_channels * 2, size), nn.LayerNorm(size)
+        size, self.scale = config.hidden_size, config.softmax_scale
+        self.read, self.norm = nn.Linear(num_views * size * 2, size), nn.LayerNorm(size)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """See the class; the share of a place is computed in float32."""
         height, width = maps.shape[3:]
-        shares = maps.float().flatten(3).softmax(-1).unflatten(3, (height, width))
+        shares = (self.scale * maps.float()).flatten(3).softmax(-1).unflatten(3, (height, width))
         rows = torch.linspace(-1, 1, height, device=maps.device)
         columns = torch.linspace(-1, 1, width, device=maps.device)
         places = torch.stack([shares.sum(4) @ rows, shares.sum(3) @ columns], dim=-1)

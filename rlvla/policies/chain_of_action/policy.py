@@ -117,7 +117,7 @@ class ChainPolicy(WordlessPolicy):
         if key_step is None or key_step >= num_actions:
             there = "none follows" if key_step is None else f"it is {key_step} env steps away"
             raise DatasetError(f"no key frame among the {num_actions} actions of this decision ({there}): {_ANEW}")
-        actions = demonstration.actions[: key_step + 1]
+        actions = _until_it_repeats(demonstration.actions[: key_step + 1])
         present = actions[:1].copy()
         present[0, :NUM_POSITION] = demonstration.proprio[: min(NUM_POSITION, actions.shape[1])]
         way = self.settings.actions.normalised(np.concatenate([present, actions]))
@@ -193,6 +193,12 @@ class ChainPolicy(WordlessPolicy):
     ) -> list[SampleOutput]:
         """See `family.Policy`."""
         return drawn(unwrap(model), self.settings, self.sizes.order, requests, generators)
+
+
+def _until_it_repeats(actions: np.ndarray) -> np.ndarray:
+    """Actions [n, A] without the last one's repeats at the end: a demonstration may go on for as long as its chunk."""
+    others = np.flatnonzero((actions != actions[-1]).any(axis=1))
+    return actions[: others[-1] + 2 if len(others) else 1]
 
 
 class ChainFamily:
