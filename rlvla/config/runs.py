@@ -126,6 +126,9 @@ class SFTConfig(_TrainingConfig):
     """`bidirectional`: the tokens of a turn's prompt, images and instruction, see each other (DeepThinkVLA); all behind
     them stays causal. Goes with both values of `action_decoding`. Kept with the checkpoint, which then takes
     `sampler.backend: transformers`. None: what the policy `model` has, `causal` where it is none yet."""
+    blind: bool = False
+    """Learn from black pictures: a control, which shows what can be had without looking. LIBERO's env has
+    `blind: true` to go with it."""
     num_steps: MayChange[NonNegativeInt] = 500
     """Optimizer steps; 0 writes the policy untrained, for GRPO without a cold start."""
     batch_size: PositiveInt = 64

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 from rlvla.config import SFTConfig
 from rlvla.data.dataset import DatasetError, DemonstrationSet
+from rlvla.data.types import Demonstration
 from rlvla.learner.ahead import ahead
 from rlvla.learner.collate import Row, to_batch, to_row
 from rlvla.learner.engine import DTYPES, Engine, join_launched, poisoned
@@ -148,6 +149,8 @@ class SFTTrainer:
     def _each_row(self, indices: np.ndarray) -> Iterator[Row]:
         for index in indices:
             demonstration = self._demonstrations[index]
+            if self._cfg.blind:
+                demonstration = _blinded(demonstration)
             try:
                 with self._encoding:
                     turn = self._policy.to_turn(demonstration)
@@ -162,6 +165,13 @@ class SFTTrainer:
     def _sum(self, value: float) -> float:
         """Over all ranks."""
         return float(self.engine.total(torch.tensor(float(value), dtype=torch.float64)))
+
+
+def _blinded(demonstration: Demonstration) -> Demonstration:
+    """One whose pictures are black."""
+    kinds = (demonstration.images, demonstration.crops)
+    images, crops = (tuple(np.zeros_like(picture) for picture in kind) for kind in kinds)
+    return replace(demonstration, images=images, crops=crops)
 
 
 def split(episode_index: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

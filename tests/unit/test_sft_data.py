@@ -83,6 +83,15 @@ def test_threads_change_no_bit_and_a_state_goes_on_at_its_row(demos: Path, tmp_p
             assert all(map(torch.equal, weights(each), weights(alone)))
 
 
+def test_a_blind_cold_start_sees_nothing(demos: Path) -> None:
+    """Neither in pictures nor in zooms, of which the first steps' rows have some."""
+    seen = [trainer(demos, blind=blind)._prepared(0) for blind in (False, True)]
+    pixels = [torch.cat([micro.inputs["pixel_values"].flatten() for micro in step]) for step in seen]
+    assert len(pixels[0].unique()) > 10
+    assert len(pixels[1]) == len(pixels[0])
+    assert len(pixels[1].unique()) <= 2  # black, and what pads fewer pictures than another row has
+
+
 def test_losses_of_all_rows_do_not_depend_on_how_they_are_cut(demos: Path) -> None:
     """Of as many rows as there are to validate on, in one part or in many."""
     one, many = trainer(demos), trainer(demos, learner=LearnerConfig(lr=1e-3, micro_batch_rows=1))
