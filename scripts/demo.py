@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes/configs"
 
 
-def recipe(name: str, configs: Path, *flags: str) -> None:
-    """Run one recipe, as a user would; raises SystemExit naming it when it fails."""
-    config = configs.resolve() / f"{name}_tiny_tabletop.yaml"
+def recipe(name: str, configs: Path, *flags: str, of: str = "tiny_tabletop") -> None:
+    """Run one recipe with its config `of` a job, as a user would; raises SystemExit naming it when it fails."""
+    config = configs.resolve() / f"{name}_{of}.yaml"
     command = [sys.executable, str(ROOT / f"recipes/{name}.py"), "--config", str(config), *flags]
     print(f"\n== {name}: {' '.join(command[1:])}", flush=True)
     if code := subprocess.run(command, check=False, cwd=ROOT).returncode:

@@ -89,6 +89,7 @@ ELSEWHERE = {
     "demo.py": "tests/e2e/test_scripts.py",
     "fuzz/one.py": "scripts/fuzz/fuzz.py",
     "merge_adapter.py": "tests/unit/test_lora.py",
+    "seeds.py": "tests/unit/test_seeds.py",
     "simulate_step.py": "tests/unit/test_measured.py",
     "soak/soak.py": "tests/e2e/test_scripts.py",
     "torchvision_cpu_hook.py": "tests/unit/test_packaging.py",
