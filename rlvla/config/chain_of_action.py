@@ -20,8 +20,8 @@ class ChainOfActionConfig:
     """A transformer over what is seen, and one that decodes an action chain."""
 
     encoder: Literal["small", "resnet18"] = "small"
-    """Of the pictures: strided convolutions, or torchvision's ResNet-18 with its batch norm frozen [resnet18, which
-    starts from ImageNet; ours starts from random weights]."""
+    """Of the pictures: strided convolutions, or torchvision's ResNet-18 with its batch norm frozen, which starts from
+    ImageNet where `model` is torchvision's file of it [resnet18, from ImageNet]."""
     conv_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32, 64, 128)
     """Of `encoder: small`: each convolution halves the picture. Ours: 64 px become 8 x 8 tokens."""
     spatial_softmax: bool = True

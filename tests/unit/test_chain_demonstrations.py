@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torchvision.models import resnet18
 
-from rlvla.config import SFTConfig
+from rlvla.config import ChainOfActionConfig, SFTConfig
 from rlvla.data.dataset import DatasetError
 from rlvla.data.types import Demonstration
+from rlvla.policies.chain_of_action.encoder import ImageEncoder
+from rlvla.policies.chain_of_action.imagenet import load_resnet18
 from rlvla.policies.chain_of_action.policy import FAMILY
 from tests.unit.test_chain_policy import Drawn, acting, observation
 from tests.wordless import CHAIN, TABLETOP, make_policy, pictures
@@ -112,8 +116,32 @@ def test_a_cold_start_begins_with_the_bounds_of_the_data(tmp_path: Path) -> None
     ):
         FAMILY.start(cfg, demonstrations)
     demonstrations.key_steps = told["key_steps"]
-    with pytest.raises(ValueError, match=r"model: .* is no policy of the family chain_of_action"):
+    with pytest.raises(ValueError, match=r"model: .* is no policy of the family chain_of_action, nor, with .*resnet18"):
         FAMILY.start(replace(cfg, model=str(tmp_path)), demonstrations)
     demonstrations.proprio = lambda: proprio[:, :2]
     with pytest.raises(ValueError, match=r"proprio of 2 numbers: .*in its first 3"):
         FAMILY.start(cfg, demonstrations)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_an_encoder_starts_from_imagenet(tmp_path: Path, suffix: str) -> None:
+    """As torchvision has the same network, up to its last map."""
+    published = resnet18(weights=None)
+    for name, module in published.named_modules():
+        if name.endswith(("bn1", "bn2")):
+            torch.nn.init.normal_(module.running_mean)
+    file = tmp_path / f"resnet18.{suffix}"
+    (torch.save if suffix == "pth" else save_file)(published.state_dict(), file)
+    trunk = ImageEncoder(ChainOfActionConfig(encoder="resnet18"), num_views=1).trunk
+    load_resnet18(trunk, file)
+    images = torch.rand(2, 3, 64, 64)
+    published.avgpool = published.fc = torch.nn.Identity()
+    torch.testing.assert_close(trunk(images).flatten(1), published.eval()(images), rtol=1e-4, atol=1e-4)
+    weights = published.state_dict()
+    weights["layer1.0.conv9.weight"] = weights.pop("layer1.0.conv1.weight")
+    (torch.save if suffix == "pth" else save_file)(weights, file)
+    with pytest.raises(ValueError, match=rf"resnet18\.{suffix} is not torchvision's ResNet-18: 2 weights .* 4.0.conv"):
+        load_resnet18(trunk, file)
+    file.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=rf"resnet18\.{suffix}: weights cannot be read"):
+        load_resnet18(trunk, file)

@@ -20,6 +20,7 @@ from rlvla.data.dataset import DatasetError
 from rlvla.data.types import Demonstration
 from rlvla.policies.chain_of_action.deciding import ChainDecider
 from rlvla.policies.chain_of_action.drawing import deviation, drawn, normal_entropy, normal_logprobs, seen, stacked
+from rlvla.policies.chain_of_action.imagenet import load_resnet18
 from rlvla.policies.chain_of_action.network import Chained, ChainNet, chain_losses
 from rlvla.policies.chain_of_action.reverse_chain import NUM_POSITION, to_decoding_order
 from rlvla.policies.family import Scored, Sizes, is_policy
@@ -211,7 +212,10 @@ class ChainFamily:
         return ChainPolicy(settings=read_settings(folder), sizes=read_sizes(folder, ChainOfActionConfig))
 
     def start(self, cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, ChainPolicy]:
-        """See `family.Family`; actions and proprio are normalised by the bounds of the data."""
+        """See `family.Family`; actions and proprio are normalised by the bounds of the data.
+
+        `model` may be a file of torchvision's ResNet-18, which the encoder then starts from.
+        """
         shape, views = demonstrations.actions().shape[1:], demonstrations.views
         key_steps = demonstrations.key_steps()
         if num_far := int(((key_steps < 0) | (key_steps >= shape[0])).sum()):
@@ -221,8 +225,12 @@ class ChainFamily:
             )
         if is_policy(cfg.model):
             return trained_further(self.load(cfg.model), cfg, demonstrations)
-        if cfg.model:
-            raise ValueError(f"model: {cfg.model} is no policy of the family {NAME}: leave it out for a new one")
+        starts_on_imagenet = Path(cfg.model).is_file()
+        if cfg.model and not (starts_on_imagenet and cfg.chain_of_action.encoder == "resnet18"):
+            raise ValueError(
+                f"model: {cfg.model} is no policy of the family {NAME}, nor, with chain_of_action.encoder: resnet18, a "
+                "file of torchvision's ResNet-18: leave it out for a new one"
+            )
         actions, proprio = demonstrations.actions().reshape(-1, shape[1]), demonstrations.proprio()
         num_position = min(NUM_POSITION, shape[1])
         if proprio.shape[1] < num_position:
@@ -242,7 +250,10 @@ class ChainFamily:
         )
         policy = ChainPolicy(settings=settings, sizes=cfg.chain_of_action)
         torch.manual_seed(cfg.seed)
-        return policy.network().to(getattr(torch, cfg.learner.dtype)), policy
+        model = policy.network()
+        if starts_on_imagenet:
+            load_resnet18(model.image_encoder.trunk, cfg.model)
+        return model.to(getattr(torch, cfg.learner.dtype)), policy
 
     def check_tools(self, episode: EpisodeConfig) -> None:
         """See `family.Family`: there are none."""
