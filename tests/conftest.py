@@ -64,6 +64,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def policies(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each family for `tests.learning`, to be read alone."""
+    from tests.wordless import WORDLESS, make_checkpoint
+
+    folder = tmp_path_factory.mktemp("policies")
+    return {"thinker": checkpoint, **{family: make_checkpoint(folder / family, family) for family in WORDLESS}}
+
+
+@pytest.fixture(scope="session")
 def openvla(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published OpenVLA folder of three shards, to be read alone."""
     from tests import openvla_checkpoints as published

@@ -35,10 +35,12 @@ from rlvla.config import (
     LearnerConfig,
     SamplerConfig,
 )
+from rlvla.policies.family import FAMILIES
 from rlvla.rollout.collect import Job, stream
 from rlvla.rollout.tasks import TaskStream
 from rlvla.types import Group, Trajectory
 from tests.e2e.run import actors, kill
+from tests.wordless import LOUD, make_checkpoint
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -79,7 +81,7 @@ def wait_until_all_wait_for_envs(cluster: Cluster) -> None:
 
 def tokens(trajectory: Trajectory) -> tuple[object, ...]:
     """What was sampled, and what became of it."""
-    turns = [turn.token_ids.tobytes() for turn in trajectory.turns]
+    turns = [[array.tobytes() for array in (turn.token_ids, *turn.latents.values())] for turn in trajectory.turns]
     return trajectory.task, trajectory.end, trajectory.num_env_steps, turns
 
 
@@ -301,12 +303,19 @@ def test_an_engine_that_fails_in_a_rollout_loses_and_repeats_nothing(
     assert ours("SamplerActor") != [before]
 
 
-def test_a_killed_vllm_sampler_loses_and_repeats_nothing(
-    tiny_policy: Path, jobs: list[Job], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_sampler_loses_and_repeats_nothing(
+    tiny_policy: Path, jobs: list[Job], tmp_path: Path, capfd: pytest.CaptureFixture[str], family: str
 ) -> None:
-    sampler, learner = SamplerConfig(threads=1), LearnerConfig(lr=1e-2)
+    """Of vLLM, and of the families without words, which draw one by one, so that each bit is the same."""
+    policy, episode, sampler = tiny_policy, EPISODE, SamplerConfig(threads=1)
+    if family in LOUD:
+        policy, episode = make_checkpoint(tmp_path / "policy", family), LOUD[family]
+        sampler = SamplerConfig(backend="batched", max_num_seqs=1, threads=1)
+    learner = LearnerConfig(lr=1e-2)
     others = set(ours("SamplerActor"))
-    with Cluster(grpo(tiny_policy, tmp_path, sampler, learner, envs_per_actor=4)) as small:
+    config = replace(grpo(policy, tmp_path / "run", sampler, learner, envs_per_actor=4), episode=episode)
+    with Cluster(config) as small:
         # Ray says so of actors whose arguments a restart might not find.
         assert "constructor arguments in the object store" not in capfd.readouterr().err
         before = play(small, jobs)

@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,23 @@ from safetensors.numpy import load_file
 
 from rlvla.durable.files import read_lines
 from rlvla.durable.trajectories import load_trajectories
+from rlvla.policies.family import load_policy
 from rlvla.run.ledger import balance
 from tests.e2e.run import Process, actors, recipe, running, struck, wait_until
+from tests.wordless import TABLETOP, WORDLESS, make_checkpoint
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 NUM_STEPS = 6
+WITHOUT_WORDS: dict[str, Any] = {
+    "episode": {"mode": "act", "tools": {}},
+    "sampler": {"backend": "batched", "max_num_seqs": 1, "threads": 1},  # what is drawn together moves the last bits
+    "loss": {"kl_estimator": "exact"},
+}
 
 
 def config(policy: Path, folder: Path) -> dict[str, Any]:
-    return {
+    usual: dict[str, Any] = {
         "model": str(policy),
         "output": str(folder / "run"),
         "env": {"id": "lab/Bandit-v0", "imports": ["bandit"]},
@@ -47,6 +55,7 @@ def config(policy: Path, folder: Path) -> dict[str, Any]:
         "save_every": 1,
         "keep_states": NUM_STEPS,  # the test counts them
     }
+    return usual if load_policy(policy).speaks else usual | WITHOUT_WORDS
 
 
 def started(run: Process, folder: Path, num: int = 3) -> list[psutil.Process]:
@@ -188,6 +197,24 @@ def test_the_files_are_those_of_an_unbroken_run(unbroken: Path, broken: Path) ->
     assert tokens[0]
     summaries = [json.loads((run / "summary.json").read_text()) | {"minutes": 0} for run in (unbroken, broken)]
     assert summaries[0] == summaries[1]
+
+
+@pytest.mark.parametrize("family", WORDLESS)
+def test_a_family_without_words_ends_where_an_unbroken_run_ends(family: str, tmp_path: Path) -> None:
+    sizes = replace(TABLETOP, chunk_shape=(4, 1), views=((32, 32),), proprio_size=1)
+    policy = make_checkpoint(tmp_path / "policy", family, sizes)
+    runs = [tmp_path / name for name in ("unbroken", "broken")]
+    for folder in runs:
+        folder.mkdir()
+    kill_in_a_state(policy, runs[1], random.Random())
+    for folder in runs:
+        recipe("grpo", config(policy, folder), folder)
+    unbroken, broken = (folder / "run" for folder in runs)
+    assert len(metrics(unbroken)) == NUM_STEPS
+    assert metrics(broken) == metrics(unbroken)
+    assert ids(broken) == ids(unbroken)
+    assert balance(broken)[1] == []
+    assert_same_learned_weights(unbroken / "checkpoint", broken / "checkpoint", policy)
 
 
 def test_one_of_two_learners_is_killed_with_lora_under_zero(checkpoint: Path, tmp_path: Path) -> None:

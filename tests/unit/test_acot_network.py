@@ -324,6 +324,8 @@ def test_pictures_of_another_shape_are_fitted_and_padded() -> None:
     assert wide[..., 24:, :].eq(BLACK).all()
     same = torch.rand(1, 3, 32, 32)
     assert fit(same, 32) is same
+    few_bits = torch.rand(1, 3, 64, 64).bfloat16()
+    assert fit(few_bits, 32).equal(fit(few_bits.float(), 32).bfloat16())
 
 
 def test_pi05s_sizes_make_networks_of_the_published_sizes() -> None:

@@ -1,5 +1,4 @@
 import asyncio
-import copy
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from rlvla.policies.acot.policy import FAMILY, ACoTPolicy
 from rlvla.policies.family import Sizes
 from rlvla.protocols import SampleOutput, SampleRequest
 from rlvla.types import Observation, Turn
+from tests.wordless import in_env, moved, score
 
 TINY = ACoTConfig(
     image_size=32,
@@ -87,10 +87,6 @@ def drawn(policy: ACoTPolicy, model: Any, requests: list[SampleRequest]) -> Any:
     return policy.draw(model, requests, [torch.Generator().manual_seed(request.seed) for request in requests])
 
 
-async def in_env(function: Any) -> Any:
-    return function()
-
-
 def play(policy: ACoTPolicy, model: Any, cfg: EpisodeConfig, num: int = B) -> tuple[list[Turn], list[SampleRequest]]:
     sampler = Together(policy, model, num)
     decider = policy.decider(sampler, cfg)
@@ -99,20 +95,6 @@ def play(policy: ACoTPolicy, model: Any, cfg: EpisodeConfig, num: int = B) -> tu
         return await asyncio.gather(*(decider.decide(observation(i), in_env, seed=i) for i in range(num)))
 
     return [decided.turn for decided in asyncio.run(decide())], sampler.requests
-
-
-def score(policy: ACoTPolicy, model: Any, turns: list[Turn], **options: Any) -> Any:
-    return policy.logprobs(model, policy.inputs(turns, "cpu", torch.float32), **options)
-
-
-def moved(model: Any, seed: int = 3) -> Any:
-    """As after an update."""
-    other = copy.deepcopy(model)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return other
 
 
 @pytest.mark.parametrize(("method", "where"), WAYS)
@@ -124,9 +106,9 @@ def test_the_learner_finds_the_samplers_log_probabilities(method: str, where: st
     assert told.shape == (B, 2 if where == "both" else 1)
     assert np.abs(told).min() > 0.1
     with torch.no_grad():
-        together = score(policy, model, stored).logprobs
-        alone = torch.cat([score(policy, model, [turn]).logprobs for turn in stored])
-        after = score(policy, moved(model), stored).logprobs
+        together = score(model, policy, stored).logprobs
+        alone = torch.cat([score(model, policy, [turn]).logprobs for turn in stored])
+        after = score(moved(model), policy, stored).logprobs
     np.testing.assert_allclose(together, told, atol=1e-5, rtol=0)
     np.testing.assert_allclose(alone, told, atol=1e-5, rtol=0)
     assert (after - together).abs().min() > 1e-4
@@ -138,7 +120,7 @@ def test_so_it_does_with_other_reasoners(reasoners: Any) -> None:
     turns, _ = play(policy, model, episode(), num=3)
     assert ("reference" in turns[0].latents) == (reasoners == "explicit")
     with torch.no_grad():
-        again = score(policy, model, turns).logprobs
+        again = score(model, policy, turns).logprobs
     np.testing.assert_allclose(again, np.stack([turn.sampler_logprobs for turn in turns]), atol=1e-5, rtol=0)
 
 
@@ -187,7 +169,7 @@ def test_the_noise_is_as_large_as_level_and_temperature_say() -> None:
     cfg = episode(temperature=0.5, level=0.8)
     turns, _ = play(policy, model, cfg, num=40)
     with torch.no_grad():
-        centres = score(policy, model, turns).centres
+        centres = score(model, policy, turns).centres
     steps = torch.tensor([float(turn.latents["steps"][0]) for turn in turns], dtype=torch.float64)
     stds = sde_std(1 - steps / 4, 4, 0.8 * 0.5)[:, None]
     after = torch.from_numpy(np.stack([turn.latents["chain"][1] for turn in turns])).flatten(1)
@@ -216,21 +198,21 @@ def test_half_the_distance_of_centres_is_the_divergence() -> None:
             assert float(expected.min()) > 1e-3
     learned, _ = play(policy, model, episode("noise"))
     with torch.no_grad():
-        assert score(policy, model, learned).centres is None
+        assert score(model, policy, learned).centres is None
 
 
 def test_entropies_are_those_of_the_noise() -> None:
     model, policy = make()
     turns, _ = play(policy, model, episode())
-    told = score(policy, model, turns, with_entropy=True)
+    told = score(model, policy, turns, with_entropy=True)
     steps = torch.tensor([float(turn.latents["steps"][0]) for turn in turns])
     each = 0.5 * np.log(2 * np.pi * np.e) + sde_std(1 - steps / 4, 4, 0.5).log()
     torch.testing.assert_close(told.entropy[:, 0], 6 * A * each, atol=1e-3, rtol=1e-5)
     noisy, _ = play(policy, model, episode("noise"))
-    entropy = score(policy, model, noisy, with_entropy=True, entropy_grad=True).entropy
+    entropy = score(model, policy, noisy, with_entropy=True, entropy_grad=True).entropy
     entropy.sum().backward()
     assert model.head.noise_out.weight.grad.abs().sum() > 0
-    assert not score(policy, model, noisy, with_entropy=True).entropy.requires_grad
+    assert not score(model, policy, noisy, with_entropy=True).entropy.requires_grad
 
 
 @pytest.mark.parametrize("method", ["sde", "noise"])
@@ -243,7 +225,7 @@ def test_actions_that_were_not_executed_are_left_out_where_they_cannot_have_had_
     assert turns[0].actions.shape == (5, A)
     with torch.no_grad():
         for executed in (cut, whole):
-            again = score(policy, model, executed).logprobs
+            again = score(model, policy, executed).logprobs
             told = np.stack([turn.sampler_logprobs for turn in executed])
             np.testing.assert_allclose(again, told, atol=2e-5, rtol=0)
             assert all("last_logprobs" not in turn.latents for turn in executed)
@@ -256,7 +238,7 @@ def test_actions_that_were_not_executed_are_left_out_where_they_cannot_have_had_
         turn.latents["chain"] = turn.latents["chain"].copy()  # type: ignore[index]
         turn.latents["chain"][-1, 2:] += 0.1
     with torch.no_grad():
-        difference = (score(policy, model, changed).logprobs - score(policy, model, cut).logprobs)[:, 1].abs()
+        difference = (score(model, policy, changed).logprobs - score(model, policy, cut).logprobs)[:, 1].abs()
     for row, turn in enumerate(cut):
         assert (difference[row] > 1e-3) == (method == "sde" and turn.latents["steps"][0] < 3)
 
@@ -279,7 +261,7 @@ def test_masked_units_have_neither_value_nor_gradient() -> None:
     model, policy = make()
     turns, _ = play(policy, model, episode("sde", "both"), num=3)
     mask = torch.tensor([[True, False], [False, False], [False, True]])
-    told = score(policy, model, turns, mask=mask, with_entropy=True)
+    told = score(model, policy, turns, mask=mask, with_entropy=True)
     assert told.logprobs[~mask].eq(0).all()
     assert told.entropy[~mask].eq(0).all()
     assert told.logprobs[mask].ne(0).all()
@@ -365,7 +347,7 @@ def test_a_checkpoint_is_loaded_as_it_was_saved_and_trained_further(tmp_path: Pa
     loaded = again.load_model(tmp_path, torch.float32).eval()
     turns, _ = play(policy, model, episode(), num=2)
     with torch.no_grad():
-        assert score(again, loaded, turns).logprobs.equal(score(policy, model, turns).logprobs)
+        assert score(loaded, again, turns).logprobs.equal(score(model, policy, turns).logprobs)
     cfg = SFTConfig(family="acot", model=str(tmp_path))
     further, its = FAMILY.start(cfg, Demonstrations([demonstration(9)]))  # type: ignore[arg-type]
     assert its.sizes == TINY

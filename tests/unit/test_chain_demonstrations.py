@@ -20,8 +20,8 @@ from rlvla.data.types import Demonstration
 from rlvla.policies.chain_of_action.encoder import ImageEncoder
 from rlvla.policies.chain_of_action.imagenet import load_resnet18
 from rlvla.policies.chain_of_action.policy import FAMILY
-from tests.unit.test_chain_policy import Drawn, acting, observation
-from tests.wordless import CHAIN, TABLETOP, make_policy, pictures
+from tests.unit.test_chain_policy import acting
+from tests.wordless import CHAIN, TABLETOP, Drawn, make_policy, observation, pictures
 
 K, A = TABLETOP.chunk_shape
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,51 +13,14 @@ import torch
 from rlvla.config import ChainEpisodeConfig, EpisodeConfig
 from rlvla.durable.records import from_json, to_json
 from rlvla.protocols import SampleOutput, SampleRequest
-from rlvla.types import Observation, SegmentKind, Turn
-from tests.wordless import CHAIN, TABLETOP, make_policy, pictures
+from rlvla.types import SegmentKind, Turn
+from tests.wordless import CHAIN, TABLETOP, Drawn, decide, make_policy, observation, score
 
 K, A = TABLETOP.chunk_shape
 
 
 def acting(temperature: float = 1.0, **chain: Any) -> EpisodeConfig:
     return EpisodeConfig(mode="act", tools={}, temperature=temperature, chain=ChainEpisodeConfig(**chain))
-
-
-def observation(seed: int) -> Observation:
-    rng = np.random.default_rng(seed)
-    proprio = np.float32(rng.uniform(-0.5, 0.5, TABLETOP.proprio_size))
-    instruction = "press the red pad"[: 5 + seed]
-    return Observation(images=pictures(rng), proprio=proprio, instruction=instruction, zoom=lambda *_: np.zeros(0))
-
-
-@dataclass
-class Drawn:
-    """A sampler that answers one request after another, and remembers them."""
-
-    model: Any
-    policy: Any
-    requests: list[SampleRequest] = field(default_factory=list)
-
-    async def sample(self, request: SampleRequest) -> SampleOutput:
-        self.requests.append(request)
-        generator = torch.Generator().manual_seed(request.seed)
-        return self.policy.draw(self.model, [request], [generator])[0]
-
-
-def decide(model: Any, policy: Any, episode: EpisodeConfig, seeds: Sequence[int] = range(8)) -> list[Turn]:
-    decider = policy.decider(Drawn(model, policy), episode)
-
-    async def in_env(function: Any) -> Any:
-        return function()
-
-    async def played() -> list[Turn]:
-        return [(await decider.decide(observation(seed), in_env, seed=seed)).turn for seed in seeds]
-
-    return asyncio.run(played())
-
-
-def score(model: Any, policy: Any, turns: Sequence[Turn], **options: Any) -> Any:
-    return policy.logprobs(model, policy.inputs(turns, "cpu", torch.float32), **options)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 
 import numpy as np
@@ -11,20 +13,31 @@ import torch
 from rlvla.config import LearnerConfig, LoraConfig, LossConfig
 from rlvla.learner import collate
 from rlvla.learner.learner import METRICS, learning_rate
+from rlvla.policies.family import FAMILIES
 from rlvla.policies.models.backbones import placeholder_ids
 from rlvla.policies.thinker.prompt import PolicyProcessor
 from rlvla.policies.thinker.scoring import token_logprobs
 from rlvla.policies.weights import load_model, named_weights
 from rlvla.protocols import BAN_BIAS
 from rlvla.types import EndReason, Group
-from tests.learning import LOSS, learn, make_groups, make_learner, poison, save_state, weights_of
+from tests.learning import (
+    LOSS,
+    assert_same_weights,
+    learn,
+    make_groups,
+    make_learner,
+    poison,
+    save_state,
+    weights_of,
+)
 
 LORA = LoraConfig(rank=4)
 
 
 @pytest.fixture(scope="module")
-def usual(checkpoint):
-    return learn(checkpoint)
+def usual_of(policies):
+    """What a family learns."""
+    return functools.cache(lambda family: learn(policies[family]))
 
 
 @pytest.fixture
@@ -32,12 +45,6 @@ def learner(checkpoint):
     learner = make_learner(checkpoint)
     yield learner
     learner.close()
-
-
-def assert_same_weights(left, right, atol=2e-5):
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_allclose(left[name], right[name], rtol=0, atol=atol, err_msg=name)
 
 
 def plain_step(
@@ -86,47 +93,47 @@ def test_the_first_update_is_on_policy_and_at_the_reference(checkpoint, learner)
     assert {name for name in metrics if not name.startswith("kl/")} <= METRICS.keys()
 
 
-def test_later_steps_leave_the_reference(usual):
-    metrics, _ = usual
+@pytest.mark.parametrize("family", FAMILIES)
+def test_later_steps_leave_the_reference(usual_of, family):
+    metrics, _ = usual_of(family)
     assert 0 < metrics["kl"] < 1
     assert metrics["ratio_max"] > 1  # the second minibatch sees a policy that the first one changed
     assert all(math.isfinite(value) for value in metrics.values())
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("family", "options"),
     [
-        {"micro_batch_rows": 1},
-        {"micro_batch_rows": 64},
-        {"gradient_checkpointing": True},
-        {"zero_stage": 2},
-        {"zero_stage": 3},
+        *itertools.product(FAMILIES, ({"micro_batch_rows": 1}, {"micro_batch_rows": 64}, {"zero_stage": 2})),
+        ("thinker", {"gradient_checkpointing": True}),
+        ("thinker", {"zero_stage": 3}),
     ],
     ids=str,
 )
-def test_how_the_step_is_computed_does_not_matter(checkpoint, usual, options):
-    metrics, weights = learn(checkpoint, **options)
-    assert_same_weights(weights, usual[1])
+def test_how_the_step_is_computed_does_not_matter(policies, usual_of, family, options):
+    metrics, weights = learn(policies[family], **options)
+    usual, expected = usual_of(family)
+    assert_same_weights(weights, expected)
     for name in ("loss", "kl", "grad_norm", "entropy", "mismatch_kl"):
-        assert metrics[name] == pytest.approx(usual[0][name], rel=1e-4, abs=1e-6), name
+        assert metrics[name] == pytest.approx(usual[name], rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("family", "options"),
     [
-        {},
-        {"zero_stage": 3},
-        {"dtype": "bfloat16"},
-        {"dtype": "bfloat16", "zero_stage": 3},
-        {"lora": LORA},
-        {"lora": LORA, "zero_stage": 2},
-        {"lora": LORA, "dtype": "bfloat16"},
+        *itertools.product(FAMILIES, ({}, {"dtype": "bfloat16", "zero_stage": 3})),
+        ("thinker", {"zero_stage": 3}),
+        ("thinker", {"dtype": "bfloat16"}),
+        ("thinker", {"lora": LORA}),
+        ("thinker", {"lora": LORA, "zero_stage": 2}),
+        ("thinker", {"lora": LORA, "dtype": "bfloat16"}),
     ],
     ids=str,
 )
-def test_a_resumed_learner_goes_on_bit_for_bit(checkpoint, tmp_path, options):
+def test_a_resumed_learner_goes_on_bit_for_bit(policies, family, tmp_path, options):
+    checkpoint = policies[family]
     groups = make_groups(checkpoint)
-    options |= {"schedule": "linear", "minibatch_trajectories": 4, "num_epochs": 2}
+    options = {**options, "schedule": "linear", "minibatch_trajectories": 4, "num_epochs": 2}
     first = make_learner(checkpoint, **options)
     first.step(groups)
     save_state(first, tmp_path)

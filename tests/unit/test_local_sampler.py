@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from rlvla.policies import family
 from rlvla.policies.buckets import Weights, make_buckets
 from rlvla.protocols import SampleRequest
 from rlvla.samplers.local import BatchedSampler
+from tests.parallel_policies import in_one_bucket
 from tests.unit.coin_family import Coin, CoinPolicy
+from tests.wordless import LOUD, WORDLESS, asked, make_policy, moved, score
 
 
 @pytest.fixture
@@ -87,3 +90,35 @@ def test_weights_change_between_batches(tmp_path: Path, sizes: list[int]) -> Non
     outputs = ask(sampler, *range(6))
     assert [(int(output.token_ids[0]), output.policy_version) for output in outputs] == [(2, 5)] * 6
     sampler.close()
+
+
+@pytest.mark.parametrize("family", WORDLESS)
+def test_weights_that_come_in_the_midst_of_a_batch_wait_for_its_end(family: str, tmp_path: Path) -> None:
+    """What a policy draws is as probable as it says under the weights that it names, and not under the others."""
+    model, policy = make_policy(family)
+    policy.save(model, tmp_path)
+    models = (model, moved(model))
+    sampler = BatchedSampler(tmp_path, max_num_seqs=4)
+    newer = in_one_bucket(dict(policy.named_weights(models[1])))
+    load = threading.Thread(target=sampler.load_weights, args=(newer, 1))
+
+    def begin_to_load(*_: Any) -> None:
+        if load.ident is None:
+            load.start()
+            load.join(0.5)  # without a lock it would end by now
+
+    hook = torch.nn.modules.module.register_module_forward_hook(begin_to_load)
+    turns = asked(sampler, policy, LOUD[family])
+    hook.remove()
+    load.join()
+    turns += asked(sampler, policy, LOUD[family])
+    sampler.close()
+    versions = [turn.policy_version for turn in turns]
+    assert versions[0] == 0
+    assert versions[8:] == [1] * 8
+    with torch.no_grad():
+        scores = [score(each, policy, turns).logprobs for each in models]
+    for row, turn in enumerate(turns):
+        own, other = (scores[v][row, : len(turn.token_ids)] for v in (versions[row], 1 - versions[row]))
+        np.testing.assert_allclose(own, turn.sampler_logprobs, atol=1e-3)
+        assert np.abs(other - turn.sampler_logprobs).max() > 0.01

@@ -13,6 +13,7 @@ import pytest
 from rlvla import EndReason, Trajectory, Turn
 from rlvla.durable.trajectories import load_trajectories, save_trajectories
 from tests.examples import act, good_turn, malformed, reused, think, trajectory, turn, zoom
+from tests.wordless import LOUD, WORDLESS, decide, make_policy
 
 ARRAYS = ("token_ids", "sampler_logprobs", "actions")
 
@@ -81,6 +82,15 @@ def test_a_round_trip_is_exact_and_can_be_written_to(tmp_path: Path) -> None:
         assert_same(saved, loaded)
         assert all(getattr(turn, name).flags.writeable for turn in loaded.turns for name in ARRAYS)
     assert [file.name for file in path.parent.iterdir()] == ["trajectories.jsonl"]
+
+
+@pytest.mark.parametrize("family", WORDLESS)
+def test_what_a_family_without_words_draws_comes_back_bit_for_bit(family: str, tmp_path: Path) -> None:
+    drawn = trajectory(decide(*make_policy(family), LOUD[family]))
+    save_trajectories(tmp_path / "t.jsonl", [drawn])
+    (loaded,) = load_trajectories(tmp_path / "t.jsonl")
+    assert all(turn.latents for turn in loaded.turns)
+    assert_same(drawn, loaded)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def fit(images: torch.Tensor, size: int) -> torch.Tensor:
         return images
     scale = size / max(height, width)
     inner = (max(1, int(height * scale)), max(1, int(width * scale)))
-    resized = F.interpolate(images, inner, mode="bilinear", align_corners=False, antialias=True)
+    # In float32: a CPU shrinks no pictures in bfloat16.
+    resized = F.interpolate(images.float(), inner, mode="bilinear", align_corners=False, antialias=True)
     above, left = (size - inner[0]) // 2, (size - inner[1]) // 2
     padding = (left, size - inner[1] - left, above, size - inner[0] - above)
-    return F.pad(resized.clamp(-1, 1), padding, value=BLACK)
+    return F.pad(resized.clamp(-1, 1), padding, value=BLACK).to(images.dtype)
