@@ -1,8 +1,7 @@
 """Cold start, GRPO and what each is worth, for several seeds of one job: SFT -> evaluate -> GRPO -> evaluate.
 
 python scripts/seeds.py coa_tabletop
-python scripts/seeds.py coa_tabletop --variant forward --no-grpo --sft="--chain_of_action.order forward" \\
-    --evaluate="--episode.chain.execute 8"
+python scripts/seeds.py coa_tabletop --variant no_latents --no-grpo --sft="--chain_of_action.latent_coef 0"
 
 A job is what its configs are called by: `recipes/configs/{sft,grpo,evaluate}_<job>.yaml`; its demonstrations have to be
 there. What is there already is not run again. Writes `seeds.json` and `seeds.md` into `outputs/seeds/<job>/<variant>`.
