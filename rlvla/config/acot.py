@@ -83,7 +83,16 @@ class ACoTConfig:
     the language model. A network of random weights has to learn them."""
     statistics: Literal["zscore", "quantile"] = "zscore"
     """Actions are normalised by mean and deviation (ACoT), or so that the 1st percentile is -1 and the 99th 1 (openpi's
-    pi0.5). Reference motions have statistics of their own."""
+    pi0.5). Reference motions have statistics of their own. Published weights go with their own kind."""
+    tokenizer: str = ""
+    """Folder or hub id of the tokenizer of instructions, whose files then go with the checkpoint; empty: bytes
+    [google/paligemma-3b-pt-224]."""
+    state_in_prompt: bool = False
+    """The text holds the proprio, too, each number as one of 256 bins from -1 to 1, as openpi's pi0.5 has it unless
+    `discrete_state_input` is off, and LeRobot's always."""
+    num_text_tokens: NonNegativeInt = 0
+    """Rows of the embedding of text; 0: those of the published weights that training starts from, else as many as the
+    tokenizer has tokens, 257 of bytes [257152]."""
     initializer_range: PositiveFloat = 0.06
     """Standard deviation of the random weights of the trunk, as in `TinyModelConfig` [0.02]."""
 
@@ -105,6 +114,11 @@ class ACoTConfig:
         for name in ("head_width", "expert_width"):
             if getattr(self, name) % 2:
                 raise ValueError(f"{name} is {getattr(self, name)}, need an even number")
+        for name in ("state_in_prompt", "num_text_tokens"):
+            if getattr(self, name) and not self.tokenizer:
+                raise ValueError(
+                    f"{name} is set, and tokenizer empty: text is bytes then: name one, or leave {name} out"
+                )
 
     @property
     def chunk_length(self) -> int:

@@ -93,7 +93,8 @@ class SFTConfig(_TrainingConfig):
     output: MayChange[Path] = Path("outputs/sft")
     """Run folder; the policy lies in `checkpoint/`."""
     model: str = ""
-    """Hugging Face VLM to start from (path or hub id); empty: build `tiny`."""
+    """Hugging Face VLM to start from (path or hub id); of the family `acot` a folder of pi0.5's published weights; or a
+    policy that is trained further. Empty: build `tiny`, or what the family's own key says."""
     adapter: Path | None = None
     """Folder of somebody's LoRA adapter (peft), which is merged into `model` first, and rounded to `learner.dtype`."""
     family: Literal["thinker", "acot", "chain_of_action"] = "thinker"
@@ -102,7 +103,7 @@ class SFTConfig(_TrainingConfig):
     tiny: TinyModelConfig = field(default_factory=TinyModelConfig)
     """Used when `model` is empty, of a thinker."""
     acot: ACoTConfig = field(default_factory=ACoTConfig)
-    """The network of the family `acot`, used when `model` is empty."""
+    """The network of the family `acot`, used unless `model` is a policy."""
     chain_of_action: ChainOfActionConfig = field(default_factory=ChainOfActionConfig)
     """Likewise of `chain_of_action`."""
     num_bins: Annotated[int, Field(ge=2)] | None = None

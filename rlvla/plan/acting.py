@@ -88,10 +88,10 @@ def lines_of_evaluate(cfg: EvaluateConfig) -> tuple[Lines, dict[str, float]]:
     """Likewise of an evaluation."""
     world = of_env(cfg)
     network = _network(cfg, world)
-    num_trials = cfg.num_trials * (world.num_tasks or 1)
-    lines = (*_model(network), ("trials", f"{num_trials} of {cfg.split} states"))
+    num_tasks = world.num_tasks or 1
+    lines = (*_model(network), ("trials", f"{num_tasks} task(s) x {cfg.num_trials} {cfg.split} states"))
     needs = {"a sampler": network.num_weights * float(BYTES[cfg.sampler.dtype])}
-    return (*lines, *_rollout(cfg, network, world, num_trials)), needs
+    return (*lines, *_rollout(cfg, network, world, num_tasks * cfg.num_trials)), needs
 
 
 def _network(cfg: SFTConfig | GRPOConfig | EvaluateConfig, world: World) -> Network:
@@ -181,7 +181,7 @@ def _rollout(cfg: GRPOConfig | EvaluateConfig, network: Network, world: World, n
         ("", f"{num_trajectories} trajectories of up to {_turns(cfg, network, world)} decisions"),
         ("env", world.note),
         ("envs", f"{num_envs} in {cfg.cluster.num_rollout_actors} rollout actors"),
-        ("sampler", f"{cfg.cluster.num_samplers} of {cfg.sampler.backend}, weights {size(weights)}"),
+        ("sampler", f"{size(weights)} of weights; {cfg.cluster.num_samplers} of {cfg.sampler.backend}"),
     )
 
 

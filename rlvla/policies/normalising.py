@@ -25,9 +25,9 @@ class Normaliser:
     scale: tuple[float, ...]
     """[D], above 0."""
     low: tuple[float, ...]
-    """[D], the least value in the data."""
+    """[D], the least value in the data; of a published checkpoint, what its 1st percentile is below that."""
     high: tuple[float, ...]
-    """[D], the largest."""
+    """[D], the largest, likewise."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where the four differ in length, or a scale is not above 0."""
@@ -42,10 +42,14 @@ class Normaliser:
         values = np.asarray(values, np.float64)
         low, high = values.min(0), values.max(0)
         if kind == "zscore":
-            centre, scale = values.mean(0), values.std(0)
-        else:
-            first, last = (low, high) if kind == "bounds" else np.quantile(values, (0.01, 0.99), axis=0)
-            centre, scale = (first + last) / 2, (last - first) / 2
+            return cls.of(kind, values.mean(0), values.std(0), low, high)
+        first, last = (low, high) if kind == "bounds" else np.quantile(values, (0.01, 0.99), axis=0)
+        return cls.of(kind, first, last, low, high)
+
+    @classmethod
+    def of(cls, kind: Kind, first: np.ndarray, last: np.ndarray, low: np.ndarray, high: np.ndarray) -> Normaliser:
+        """Of what becomes -1 and 1, or, `zscore`, of mean and deviation, [D] each; `low` and `high` as in the class."""
+        centre, scale = (first, last) if kind == "zscore" else ((first + last) / 2, (last - first) / 2)
         scale = np.where(scale < _LEAST_SPAN, 1.0, scale)
 
         def told(numbers: np.ndarray) -> tuple[float, ...]:

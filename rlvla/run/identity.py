@@ -99,7 +99,7 @@ def of_policy(folder: Path | str) -> str:
     path = Path(folder)
     if not path.is_dir():
         return _of_hub(str(folder))
-    files = [*path.iterdir(), *(path / ADAPTER).glob("*")]
+    files = [*path.iterdir(), *(path / ADAPTER).glob("*"), *(path / "tokenizer").glob("*")]
     return _digest(path, (file for file in files if file.suffix in _POLICY and file.name != MANIFEST))
 
 

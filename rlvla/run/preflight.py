@@ -45,8 +45,11 @@ def check_sft(cfg: SFTConfig) -> None:
     require_even(cfg.batch_size, world)
     # `owner/name` may be a hub id; anything else is a folder.
     is_path = Path(cfg.model).exists() or cfg.model.startswith((".", "/")) or cfg.model.count("/") > 1
-    if cfg.model and is_path and not (Path(cfg.model) / "config.json").is_file():
-        raise FileNotFoundError(f"model: {cfg.model} holds no config.json: name a Hugging Face folder or hub id")
+    # Published weights that a family without words starts from may come without a config, or be a single file.
+    file = "config.json" if not cfg.model or starting_family(cfg).speaks else "model.safetensors"
+    is_whole = (Path(cfg.model) / file).is_file() or (file != "config.json" and Path(cfg.model).is_file())
+    if cfg.model and is_path and not is_whole:
+        raise FileNotFoundError(f"model: {cfg.model} holds no {file}: name a Hugging Face folder or hub id")
     if cfg.model:
         require_lora(cfg.model, cfg.learner.lora)
     if cfg.num_trials:

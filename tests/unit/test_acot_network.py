@@ -150,6 +150,10 @@ def test_padding_and_masked_pictures_change_nothing() -> None:
     torch.testing.assert_close(velocities(net, net.prefix(**inputs)), before, atol=1e-5, rtol=1e-5)
     shorter = inputs | {"text": inputs["text"][:, :5], "text_mask": inputs["text_mask"][:, :5]}
     torch.testing.assert_close(velocities(net, net.prefix(**shorter)), before, atol=1e-5, rtol=1e-5)
+    fewer = network(num_views=1)
+    fewer.load_state_dict(net.state_dict())
+    one = inputs | {"images": inputs["images"][:, :1], "image_mask": inputs["image_mask"][:, :1]}
+    torch.testing.assert_close(velocities(fewer, fewer.prefix(**one)), before, atol=1e-5, rtol=1e-5)
     inputs["text"][:, 0] += 1
     inputs["text"] %= 50
     assert (velocities(net, net.prefix(**inputs)) - before).abs().max() > 1e-3

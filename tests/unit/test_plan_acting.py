@@ -43,7 +43,8 @@ def test_a_checkpoint_is_counted(family: str, tmp_path: Path) -> None:
     assert told["model"] == str(folder)
     assert "PROBLEM" not in told
     assert (
-        "200 of evaluate states" in lines(str(plan.of_evaluate(config(EvaluateConfig, model=folder, **RUN))))["trials"]
+        "1 task(s) x 200 evaluate states"
+        in lines(str(plan.of_evaluate(config(EvaluateConfig, model=folder, **RUN))))["trials"]
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from rlvla.config import EpisodeConfig, FlowEpisodeConfig
-from rlvla.policies.wordless import Settings, text_ids
+from rlvla.policies.acot.prompts import Prompts
+from rlvla.policies.wordless import Settings
 from rlvla.protocols import Decided, InEnv, Sampler, SampleRequest
 from rlvla.types import Observation, Segment, SegmentKind, Turn
 
@@ -26,6 +27,7 @@ class FlowDecider:
 
     sampler: Sampler
     settings: Settings
+    prompts: Prompts
     episode: EpisodeConfig
 
     async def decide(self, observation: Observation, in_env: InEnv, *, seed: int, memory: Any = None) -> Decided:
@@ -35,7 +37,7 @@ class FlowDecider:
         horizon, action_size = self.settings.chunk_shape
         num_actions = flow.execute or horizon
         given = {
-            "instruction": text_ids(observation.instruction),
+            "instruction": self.prompts.ids(observation.instruction, observation.proprio),
             "executed": np.array([num_actions], np.int32),
             **manner(flow, temperature),
         }

@@ -8,7 +8,7 @@ was integrated without noise is context, as a tool's result would be: the learne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,11 @@ from rlvla.data.types import Demonstration
 from rlvla.policies.acot.deciding import LAST, LEVEL, FlowDecider, manner
 from rlvla.policies.acot.integration import Score
 from rlvla.policies.acot.network import ACoTNet
+from rlvla.policies.acot.prompts import Prompts, fetch_tokenizer, read_tokenizer, save_tokenizer
+from rlvla.policies.acot.published import from_published, is_published
 from rlvla.policies.acot.starting import NAME, first_settings, plain_settings, reference_motion, too_short
 from rlvla.policies.acot.units import prefix_of, sampled, unit_scores
+from rlvla.policies.acot.weights import load_published
 from rlvla.policies.family import Scored, Sizes, is_policy
 from rlvla.policies.weights import unwrap
 from rlvla.policies.wordless import (
@@ -36,7 +39,6 @@ from rlvla.policies.wordless import (
     read_sizes,
     refuse_other_noise,
     refuse_words,
-    text_ids,
     undrawn,
 )
 from rlvla.protocols import SampleOutput, Sampler, SampleRequest
@@ -45,12 +47,22 @@ from rlvla.types import Turn
 if TYPE_CHECKING:
     from rlvla.data.dataset import DemonstrationSet
 
+_PLANNED_TEXT = 80
+"""Tokens of an instruction that a plan counts: bytes of a long one of LIBERO's, or its words and a state."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ACoTPolicy(WordlessPolicy):
     """A `family.Policy`."""
 
     sizes: ACoTConfig
+    tokenizer: Any = field(default=None, compare=False, repr=False)
+    """transformers', of `sizes.tokenizer`; None: there is none, or, of a sketch, it has not been read."""
+
+    @property
+    def prompts(self) -> Prompts:
+        """What makes ids of text."""
+        return Prompts(tokenizer=self.tokenizer, state=self.settings.proprio if self.sizes.state_in_prompt else None)
 
     def network(self) -> ACoTNet:
         """See `WordlessPolicy`."""
@@ -59,7 +71,7 @@ class ACoTPolicy(WordlessPolicy):
             action_size=self.settings.actions.size,
             num_views=len(self.views),
             view=self.views[0],
-            num_text_tokens=NUM_TEXT_TOKENS,
+            num_text_tokens=self.sizes.num_text_tokens or NUM_TEXT_TOKENS,
         )
 
     def check_episode(self, episode: EpisodeConfig, views: Sequence[tuple[int, int]] = ()) -> None:
@@ -83,7 +95,7 @@ class ACoTPolicy(WordlessPolicy):
     def decider(self, sampler: Sampler, episode: EpisodeConfig) -> FlowDecider:
         """See `family.Policy`."""
         self.check_episode(episode)
-        return FlowDecider(sampler=sampler, settings=self.settings, episode=episode)
+        return FlowDecider(sampler=sampler, settings=self.settings, prompts=self.prompts, episode=episode)
 
     def to_turn(self, demonstration: Demonstration) -> Turn:
         """See `family.Policy`; a unit each for the reference motion, where there is one, and the actions.
@@ -96,18 +108,24 @@ class ACoTPolicy(WordlessPolicy):
             raise DatasetError(problem)
         head = actions[: sizes.action_horizon]
         latents = {
-            "instruction": text_ids(demonstration.instruction),
+            "instruction": self.prompts.ids(demonstration.instruction, demonstration.proprio),
             "actions": self._widened(self.settings.actions.normalised(head)),
         }
         if self.settings.reference is not None:
             latents["reference"] = self._widened(self.settings.reference.normalised(reference_motion(actions, sizes)))
         return undrawn(1 + sizes.has_explicit, demonstration.images, head, latents)
 
+    def save(self, model: Any, folder: Path | str) -> None:
+        """See `family.Policy`."""
+        super().save(model, folder)
+        if self.tokenizer is not None:
+            save_tokenizer(self.tokenizer, folder)
+
     def longest_turn(self) -> Turn:
         """Of a plan: one noisy step of the head, black pictures."""
         horizon, width = self.sizes.action_horizon, self._width
         latents = {
-            "instruction": text_ids("x" * 80),
+            "instruction": np.ones(_PLANNED_TEXT, np.int32),
             "chain": np.zeros((2, horizon, width), np.float32),
             "steps": np.zeros(1, np.int32),
             "executed": np.array([horizon], np.int32),
@@ -211,10 +229,15 @@ class ACoTFamily:
 
     def load(self, folder: Path | str) -> ACoTPolicy:
         """See `family.Family`."""
-        return ACoTPolicy(settings=read_settings(folder), sizes=read_sizes(folder, ACoTConfig))
+        settings, sizes = read_settings(folder), read_sizes(folder, ACoTConfig)
+        return ACoTPolicy(settings=settings, sizes=sizes, tokenizer=read_tokenizer(folder) if sizes.tokenizer else None)
 
     def start(self, cfg: SFTConfig, demonstrations: DemonstrationSet) -> tuple[Any, ACoTPolicy]:
-        """See `family.Family`; actions and reference motions are normalised by statistics of their own."""
+        """See `family.Family`; actions and reference motions are normalised by statistics of their own.
+
+        Where `model` is a folder of pi0.5's published weights, the network starts from these, and actions have the
+        statistics that lie beside them.
+        """
         actions, views = demonstrations.actions(), demonstrations.views
         is_further = is_policy(cfg.model)
         sizes = self.load(cfg.model).sizes if is_further else cfg.acot
@@ -230,12 +253,23 @@ class ACoTFamily:
                     f"{cfg.model} takes {policy.settings.actions.size} and {policy.views}"
                 )
             return going_on(policy, cfg, demonstrations)
-        if cfg.model:
-            raise ValueError(f"model is {cfg.model}, which is no policy of the family acot: leave it out to start anew")
+        if cfg.model and not is_published(cfg.model):
+            raise ValueError(
+                f"model is {cfg.model}, which is no policy of the family acot, and no folder with pi0.5's "
+                "model.safetensors: leave it out to start anew"
+            )
         settings = first_settings(sizes, actions, demonstrations.proprio(), views, demonstrations.suites)
-        policy = ACoTPolicy(settings=settings, sizes=sizes)
+        if cfg.model:
+            sizes, settings = from_published(cfg.model, sizes, settings)
+        tokenizer = fetch_tokenizer(sizes) if sizes.tokenizer else None
+        if tokenizer is not None and not sizes.num_text_tokens:
+            sizes = replace(sizes, num_text_tokens=len(tokenizer))
+        policy = ACoTPolicy(settings=settings, sizes=sizes, tokenizer=tokenizer)
         torch.manual_seed(cfg.seed)
-        return policy.network().to(getattr(torch, cfg.learner.dtype)), policy
+        model = policy.network()
+        if cfg.model:
+            load_published(model, cfg.model)
+        return model.to(getattr(torch, cfg.learner.dtype)), policy
 
     def check_tools(self, episode: EpisodeConfig) -> None:
         """See `family.Family`: there are none."""

@@ -60,6 +60,9 @@ class Trunk(nn.Module):
     ) -> Prefix:
         """Keys and values, of tokens that all see each other.
 
+        A position counts the tokens before it that are seen. So a picture that is masked, openpi's third camera of
+        LIBERO, may as well be left out: we take the cameras that there are.
+
         Args:
             images: [B, N, 3, H, W], from -1 to 1.
             image_mask: [B, N] bool, pictures that there are.

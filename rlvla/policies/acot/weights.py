@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from rlvla.policies.acot.network import ACoTNet
@@ -63,6 +63,21 @@ def load_published(net: ACoTNet, folder: Path | str) -> None:
                 tensor.copy_(clones[name])
             elif _NOISE not in name:
                 tensor.copy_(torch.randn(tensor.shape) * NEW_STD)
+
+
+def num_text_tokens(folder: Path | str) -> int:
+    """Rows of the embedding of text in published weights, of which nothing else is read; raises as `load_published`."""
+    file, table = Path(folder) / FILE, theirs(_TABLE)
+    try:
+        with safe_open(file, "pt") as weights:
+            held = weights.keys()
+            for name in (table, _TIED):
+                for full in (name, PREFIX + name):
+                    if full in held:
+                        return weights.get_slice(full).get_shape()[0]
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: pi0.5's weights cannot be read: {error}") from None
+    raise ValueError(f"{file} holds other weights than pi0.5: missing: {table}")
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
