@@ -245,6 +245,7 @@ def test_view_rounds_half_up() -> None:
         ({"view_size": 60}, "60"),
         ({"max_move": 0.0}, "max_move 0"),
         ({"max_move": 0.3}, "max_move 0.3"),
+        ({"max_env_steps": 0}, "max_env_steps 0 is below 1"),
         ({"render_mode": "human"}, "human"),
     ],
 )

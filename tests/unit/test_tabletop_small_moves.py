@@ -42,6 +42,7 @@ def test_a_hand_that_moves_less_takes_smaller_steps_and_has_more_of_them(env: Ta
     assert [TabletopEnv().max_env_steps(task) for task in (0, 1)] == [15, 40]
     assert [env.max_env_steps(task) for task in (0, 1)] == [105, 280]
     assert TabletopEnv(max_move=0.3 * MAX_MOVE).max_env_steps(0) == 50
+    assert TabletopEnv(max_move=0.3 * MAX_MOVE, max_env_steps=7).max_env_steps(0) == 7
     start(env, 0)
     first = env.scene.commanded
     for number in range(1, 4):

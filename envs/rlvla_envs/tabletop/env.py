@@ -50,6 +50,7 @@ class TabletopEnv(TaskEnv):
         zoom_source: str = "crop",
         view_size: int = 64,
         max_move: float = MAX_MOVE,
+        max_env_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         """Compiles the scenes; the renderer waits for the first picture.
@@ -61,6 +62,7 @@ class TabletopEnv(TaskEnv):
                 without zoom.
             max_move: how far the hand moves in one env step, m. Below the default an episode takes, and may
                 take, as many more env steps: for policies that plan a chain of small moves.
+            max_env_steps: of an episode; None: those of `MAX_ENV_STEPS`, which leave time for several tries.
             render_mode: see `TaskEnv`.
 
         Raises:
@@ -71,9 +73,11 @@ class TabletopEnv(TaskEnv):
             raise ValueError(f"view_size {view_size} does not divide {NATIVE_SIZE}")
         if not 0 < max_move <= MAX_MOVE:
             raise ValueError(f"max_move {max_move} is not above 0 and at most {MAX_MOVE} m")
+        if max_env_steps is not None and max_env_steps < 1:
+            raise ValueError(f"max_env_steps {max_env_steps} is below 1")
         if not tasks:
             raise ValueError("tasks is empty")
-        self.task_names, self.max_move = tuple(tasks), max_move
+        self.task_names, self.max_move, self._max_env_steps = tuple(tasks), max_move, max_env_steps
         self._scenes = [Scene(task) for task in tasks]
         self._cameras: dict[int, TopCamera] = {}
         self.action_space = gymnasium.spaces.Box(
@@ -88,6 +92,8 @@ class TabletopEnv(TaskEnv):
     def max_env_steps(self, task_id: int) -> int:
         """See `VLAEnv`."""
         self._check_task(task_id)
+        if self._max_env_steps is not None:
+            return self._max_env_steps
         share = round(MAX_MOVE / self.max_move, 6)  # 7, not 7.000000000000001
         return math.ceil(MAX_ENV_STEPS[self.task_names[task_id]] * share)
 
