@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,10 +31,10 @@ def start(env: TabletopEnv, init_state_id: int) -> None:
     env.reset(options={"task_id": 0, "init_state_id": init_state_id})
 
 
-def small_chain(env: TabletopEnv, task: str, state: int = 0, seed: int = 0, noise: float = 0.0) -> list[Decision]:
+def small_chain(env: TabletopEnv, task: str, state: int = 0, seed: int = 0, **options: Any) -> list[Decision]:
     """An episode with a decision an env step, each with a chunk of 60."""
     rng, lengths = np.random.default_rng(seed), {"chunk_length": 60, "stride": 1}
-    played = play(env, env.task_names.index(task), state, **lengths, rng=rng, noise=noise)
+    played = play(env, env.task_names.index(task), state, **lengths, rng=rng, **options)
     assert played is not None
     return played
 
@@ -96,7 +97,13 @@ def test_disturbed_the_expert_says_what_is_right_from_where_it_has_come(env: Tab
             assert off_line(decision.actions[0, :3], hand, above) < 1e-6
 
 
-def test_noise_is_for_small_moves() -> None:
-    env = TabletopEnv()
-    with pytest.raises(ValueError, match=r"noise 0.01 is for small moves: set env\.kwargs\.max_move below 0\.28"):
-        play(env, 0, 0, chunk_length=5, stride=5, rng=np.random.default_rng(0), noise=0.01)
+def test_pads_may_be_pressed_off_their_middle(env: TabletopEnv) -> None:
+    chain = small_chain(env, "press", 3, offset=(0.03, -0.01))[0].actions
+    pad = next(o for o in env.scene.objects() if o.is_target).position
+    np.testing.assert_allclose(chain[-1, :2] - pad[:2], (0.03, -0.01), atol=1e-6)
+
+
+@pytest.mark.parametrize(("option", "value"), [("noise", 0.01), ("offset", (0.0, 0.01))])
+def test_what_disturbs_is_for_small_moves(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{option} .* is for small moves: set env\.kwargs\.max_move below 0\.28"):
+        play(TabletopEnv(), 0, 0, chunk_length=5, stride=5, rng=np.random.default_rng(0), **{option: value})
