@@ -149,8 +149,8 @@ def weights_of(learner: Learner) -> dict[str, np.ndarray]:
     return {n: (w.float() if w.is_floating_point() else w).clone().numpy() for n, w in named.items()}
 
 
-def assert_same_weights(left: dict[str, np.ndarray], right: dict[str, np.ndarray], atol: float = 2e-5) -> None:
-    """Adam divides by the gradient's size, which blows rounding of the smallest gradients up: lr is 1e-3."""
+def assert_same_weights(left: dict[str, np.ndarray], right: dict[str, np.ndarray], atol: float = 5e-5) -> None:
+    """Adam divides by the gradient's size, which blows rounding of the smallest gradients up: a step is of 1e-3."""
     assert left.keys() == right.keys()
     for name in left:
         most = 10 * atol if KEY_BIAS.search(name) else atol

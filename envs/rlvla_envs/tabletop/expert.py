@@ -65,8 +65,8 @@ def play(
         noise: standard deviation, m, of what is added to the targets of small moves while the hand is on its way
             across the table. The decision keeps what the expert intended from where that has brought it, as in DART
             (arXiv 1703.09327).
-        offset: x and y, m, from the middle of a pad to where it is pressed, in small moves. Up to 0.03 it succeeds, but
-            who imitates it misses by little: something that a reward can mend.
+        offset: x and y, m, from the middle of a pad to where it is pressed, in small moves. Up to 0.05 the finger still
+            meets the pad's edge, but who imitates it misses some: something that a reward can mend.
 
     Raises:
         ValueError: `stride` does not divide `chunk_length`; or there is noise or an offset, and the env has the default
