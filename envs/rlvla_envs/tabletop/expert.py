@@ -177,7 +177,7 @@ def _pick_plan(env: TabletopEnv, block: ObjectInfo, bowl: ObjectInfo) -> list[St
     return approach + grasp + deliver
 
 
-def small_moves(env: TabletopEnv, offset: Sequence[float] = (0.0, 0.0)) -> Iterator[Step]:
+def small_moves(env: TabletopEnv, offset: Sequence[float]) -> Iterator[Step]:
     """The expert's step from wherever the hand is, each time one is asked for, by at most `max_move`; without end.
 
     The hand stands still over a pad before it presses it, and where the gripper opens or closes.
